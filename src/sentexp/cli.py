@@ -1,0 +1,148 @@
+"""The command line: `python -m sentexp [verb] [key=value ...]`. The first bare word is the verb; none means train.
+
+Nothing heavy is imported at module level: a wrong key is refused before torch is.
+"""
+
+import math
+import os
+import re
+import shlex
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from sentexp.config import conf_dir, register_schemas
+from sentexp.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+VERBS = ("train",)
+HELP = """\
+sentexp fine-tunes language models to classify sentiment.
+
+  python -m sentexp                                  offline: a real pretrained model, real reviews, minutes on a CPU
+  python -m sentexp peft=qlora data=sst2             any combination of the groups
+  python -m sentexp peft.r=8 optim.lr=1e-4 seed=1    any key of the configuration
+  python -m sentexp --multirun peft.r=4,8,16         a sweep, one run after the other
+  python -m sentexp --cfg job                        print the whole configuration and stop
+
+Options:
+  --multirun, -m        run every combination of comma-separated values
+  --cfg job             print the composed configuration; --package peft prints one group
+  --config-dir FOLDER   also look for group options in FOLDER/<group>/<option>.yaml
+  --hydra-help          the help of hydra, which composes the configuration
+  --version             print the version
+
+Groups and their options:
+"""
+
+
+class Terminated(BaseException):
+    """SIGTERM: the run ends as KILLED, and the same command goes on with it."""
+
+
+def main() -> None:
+    """Run the command line of this process and exit: 0 if all is well, 1 after a failure, 130 when interrupted."""
+    words = sys.argv[1:]
+    if words and words[0] in ("--help", "-h"):
+        print(help_text())  # noqa: T201
+        return
+    if words and words[0] == "--version":
+        from sentexp import __version__
+
+        print(f"sentexp {__version__}")  # noqa: T201
+        return
+    if words and re.fullmatch(r"[\w-]+", words[0]) and not words[0].startswith("-"):
+        if words[0] not in VERBS:
+            _complain(
+                f"{words[0]} is no verb: it must be {' or '.join(VERBS)} (which is what no verb means), and an "
+                "override reads key=value. See python -m sentexp --help."
+            )
+            sys.exit(1)
+        del sys.argv[1]
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    sys.exit(_train())
+
+
+def help_text() -> str:
+    """Return the help: usage, and every option of every group with the first line of its file."""
+    lines = [HELP]
+    for group in sorted(folder for folder in conf_dir().iterdir() if folder.is_dir()):
+        lines.append(f"{group.name}=")
+        for file in sorted(group.glob("*.yaml")):
+            comments = [line[2:] for line in file.read_text().splitlines() if line.startswith("# ")]
+            about = next((line for line in comments if not line.startswith("@package")), "")
+            lines.append(f"  {file.stem:<24}{about}")
+    return "\n".join(lines)
+
+
+def _train() -> int:
+    """Compose the configuration with hydra and run each job of it; return the exit code."""
+    import hydra
+    from omegaconf.errors import OmegaConfBaseException
+
+    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises what it would print, and it is explained here
+    register_schemas()
+    failures: list[str] = []
+
+    def job(config: "DictConfig") -> float:
+        return _job(config, failures, full_error)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+    except (KeyboardInterrupt, Terminated):
+        _complain("Interrupted: the run is marked as KILLED, and the same command goes on from its last checkpoint.")
+        return 130
+    except (hydra.errors.HydraException, OmegaConfBaseException) as error:
+        if full_error:
+            raise
+        from sentexp.diagnosis import explain
+
+        _complain(explain(sys.argv[1:], error))
+        return 1
+    return 1 if failures else 0
+
+
+def _job(config: "DictConfig", failures: list[str], full_error: bool) -> float:
+    """Run one configuration; a failure is told and counted, and the sweep goes on (law 7)."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        job = HydraConfig.get().job
+        print(f"\n# run {job.num}: {shlex.join(HydraConfig.get().overrides.task)}", flush=True)  # noqa: T201
+    try:
+        typed = OmegaConf.to_object(config)
+        from sentexp.experiment import run
+
+        return run(typed).objective  # type: ignore[arg-type]
+    except UserError as error:
+        if full_error:
+            raise
+        _complain(str(error))
+    except Exception as error:
+        from sentexp.tracking.store import is_disk_full
+
+        if is_disk_full(error) and not full_error:
+            where = getattr(error, "filename", None) or config.output_dir
+            _complain(f"No space is left to write {where}: free some and run the same command, which goes on.")
+        else:
+            traceback.print_exc()
+    except SystemExit:  # Lightning turns an interrupt into an exit
+        raise KeyboardInterrupt from None
+    failures.append(str(config.get("seed")))
+    return math.nan
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    del signum, frame
+    raise Terminated
+
+
+def _complain(sentence: str) -> None:
+    print(f"sentexp: {sentence}", file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,1 @@
+"""Data: sources, splits, tokens, batches and the Lightning data module over them."""

@@ -1,0 +1,170 @@
+"""The Lightning data module: batches of like length in an order that is a pure function of seed and epoch."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import lightning as L  # noqa: N812 (the library's own abbreviation)
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sentexp.config import TrainerConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MEGABATCH = 50
+
+
+class Batch(NamedTuple):
+    """Rows padded to the longest of them. Shapes: ids and mask (rows, tokens), the others (rows,) or scalar."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    rows: Tensor
+    step_rows: Tensor
+    """Scalar: the rows of the whole optimizer step, of which these may be a part."""
+
+
+class BatchOrder(Sampler[tuple[list[int], int]]):
+    """Micro-batches of an epoch as (row numbers, rows of their optimizer step).
+
+    Rows are shuffled, then sorted by length within stretches of `MEGABATCH` optimizer steps; the steps are shuffled
+    again, and cut into micro-batches. So the rows of a step depend on the effective batch only, not on how it is cut
+    (law 9). The first step of training is the one with the longest row, so that out of memory shows at once.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows of a micro-batch.
+        accumulate: micro-batches of an optimizer step.
+        seed: of the order.
+        group_by_length: False keeps the plain shuffled order.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, accumulate: int, seed: int, group_by_length: bool) -> None:
+        self.lengths = torch.tensor(lengths)
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.seed = seed
+        self.group_by_length = group_by_length
+        self.epoch = 0
+        self.resume_at = (0, 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Name the epoch whose order comes next (called by Lightning)."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.lengths), self.batch_size * self.accumulate)
+        return full * self.accumulate + -(-rest // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[list[int], int]]:
+        epoch, done = self.resume_at
+        yield from self.batches()[done if epoch == self.epoch else 0 :]
+
+    def batches(self) -> list[tuple[list[int], int]]:
+        """Return every micro-batch of the current epoch."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator)
+        step = self.batch_size * self.accumulate
+        if self.group_by_length:
+            stretches = [part[self.lengths[part].argsort(stable=True)] for part in order.split(MEGABATCH * step)]
+            # Full steps first: an incomplete step in the middle would end an accumulation window early.
+            order = torch.cat(stretches)
+        steps = list(order.split(step))
+        if self.group_by_length:
+            ragged = [steps.pop()] if len(steps[-1]) < step else []
+            steps = [steps[index] for index in torch.randperm(len(steps), generator=generator).tolist()]
+            if self.epoch == 0 and steps:
+                longest = max(range(len(steps)), key=lambda index: int(self.lengths[steps[index]].max()))
+                steps[0], steps[longest] = steps[longest], steps[0]
+            steps += ragged
+        return [(part.tolist(), len(rows)) for rows in steps for part in rows.split(self.batch_size)]
+
+
+class DataModule(L.LightningDataModule):
+    """Batches over tokenised splits.
+
+    Args:
+        splits: by name, rows that hold `input_ids`, `length` and `label` columns and can be indexed by a list.
+        tokenizer: gives the pad id and the side that is padded.
+        trainer: batch sizes, accumulation and length grouping.
+        seed: of the order of the training rows.
+    """
+
+    def __init__(
+        self, splits: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", trainer: TrainerConfig, seed: int
+    ) -> None:
+        super().__init__()
+        self.splits = splits
+        self.tokenizer = tokenizer
+        self.config = trainer
+        self.seed = seed
+        self.resume_at = (0, 0)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the training batches, from the resumed position on."""
+        order = BatchOrder(
+            list(self.splits["train"]["length"]),
+            self.config.batch_size,
+            self.config.accumulate_grad_batches,
+            self.seed,
+            self.config.group_by_length,
+        )
+        order.resume_at = self.resume_at
+        return self._loader("train", order)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return the validation batches, sorted by length."""
+        return self._loader("validation", self._by_length("validation"))
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return the test batches, sorted by length; `Batch.rows` gives the original order."""
+        return self._loader("test", self._by_length("test"))
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position in the training rows for a checkpoint: the epoch and its finished micro-batches."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        return {"epoch": loop.epoch_progress.current.processed, "batches": loop.epoch_loop.batch_progress.current.processed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue at the position of a checkpoint."""
+        self.resume_at = (state_dict["epoch"], state_dict["batches"])
+
+    def _by_length(self, split: str) -> list[tuple[list[int], int]]:
+        lengths = torch.tensor(list(self.splits[split]["length"]))
+        parts = lengths.argsort(stable=True).split(self.config.eval_batch_size)
+        return [(part.tolist(), len(part)) for part in parts]
+
+    def _loader(self, split: str, order: Any) -> DataLoader[Batch]:
+        batches = _Batches(self.splits[split], self.tokenizer.pad_token_id, self.tokenizer.padding_side)
+        return DataLoader(batches, batch_size=None, sampler=order)
+
+
+class _Batches(Dataset[Batch]):
+    """Reads the rows of a batch and pads them."""
+
+    def __init__(self, rows: Any, pad_id: int, padding_side: str) -> None:
+        self.rows = rows
+        self.pad_id = pad_id
+        self.padding_side = padding_side
+
+    def __getitem__(self, item: tuple[list[int], int]) -> Batch:
+        numbers, step_rows = item
+        columns = self.rows[numbers]
+        ids, mask = pad(columns["input_ids"], self.pad_id, self.padding_side)
+        return Batch(ids, mask, torch.tensor(columns["label"]), torch.tensor(numbers), torch.tensor(step_rows))
+
+
+def pad(rows: list[list[int]], pad_id: int, side: str) -> tuple[Tensor, Tensor]:
+    """Return token ids and attention mask of shape (rows, longest row), padded on `side` (left or right)."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), pad_id)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for index, row in enumerate(rows):
+        place = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
+        ids[index, place] = torch.tensor(row)
+        mask[index, place] = 1
+    return ids, mask

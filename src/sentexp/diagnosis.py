@@ -1,0 +1,108 @@
+"""Why a command line does not compose, in one sentence: the key as typed, the value, the legal values."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from sentexp.config import conf_dir
+
+OTHER_NAMES = {
+    "alpha": ("lora_alpha",),
+    "dropout": ("lora_dropout",),
+    "lr": ("learning_rate",),
+    "schedule": ("lr_scheduler_type", "scheduler"),
+    "quantization": ("load_in_4bit", "bits", "bnb_4bit_quant_type", "quantisation", "load_in_8bit"),
+    "double_quant": ("bnb_4bit_use_double_quant", "use_double_quant"),
+    "compute_dtype": ("bnb_4bit_compute_dtype",),
+    "max_epochs": ("num_train_epochs", "epochs", "num_epochs"),
+    "max_steps": ("steps",),
+    "batch_size": ("per_device_train_batch_size", "train_batch_size"),
+    "eval_batch_size": ("per_device_eval_batch_size",),
+    "accumulate_grad_batches": ("gradient_accumulation_steps",),
+    "gradient_clip_val": ("max_grad_norm",),
+    "eval_steps": ("val_check_interval",),
+    "precision": ("dtype", "bf16", "fp16", "torch_dtype"),
+    "accelerator": ("device",),
+    "max_length": ("max_seq_length", "max_len"),
+    "path": ("name_or_path", "model_name_or_path", "data_path"),
+    "name": ("optimizer", "optim"),
+    "seed": ("random_seed",),
+}
+"""Names by which people know a key from other tools."""
+
+
+def explain(words: list[str], error: Exception) -> str:
+    """Return what is wrong with a command line that hydra refused.
+
+    Args:
+        words: the arguments of the process.
+        error: what hydra raised.
+    """
+    folders = [b for a, b in zip(words, words[1:], strict=False) if a in ("--config-dir", "-cd")]
+    search = [f"hydra.searchpath=[{','.join('file://' + folder for folder in folders)}]"] if folders else []
+    texts = [word for word in words if "=" in word and not word.startswith("-")]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        accepted: list[str] = []
+        for text in texts:
+            try:
+                override = OverridesParser.create().parse_override(text)
+            except HydraException as fault:
+                return f"{text} is no override that hydra can read ({_first_line(fault)}): write key=value, and quote "\
+                    "values with spaces, commas or brackets."
+            for single in _singles(override, text):
+                try:
+                    compose("config", [*search, *accepted, single])
+                except (HydraException, OmegaConfBaseException) as fault:
+                    return _sentence(override, single, [*search, *accepted], fault)
+            accepted.append(next(iter(_singles(override, text))))
+    return _first_line(error)
+
+
+def _singles(override: Override, text: str) -> Iterator[str]:
+    """Yield the overrides that a sweep stands for."""
+    if not override.is_sweep_override():
+        yield text
+        return
+    for value in override.sweep_string_iterator():
+        yield f"{override.get_key_element()}={value}"
+
+
+def _sentence(override: Override, text: str, accepted: list[str], fault: Exception) -> str:
+    key, value = override.key_or_group, text.partition("=")[2]
+    loader = GlobalHydra.instance().config_loader()
+    options = [option for option in loader.get_group_options(key) if not option.startswith("_")]
+    if options:
+        return f"{key}={value} is no option of {key}: it must be one of {', '.join(options)}.{_near(value, options)}"
+    node = compose("config", accepted)
+    walked: list[str] = []
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node:
+            legal = [str(name) for name in node] if isinstance(node, DictConfig) else []
+            where = ".".join(walked) or "the configuration"
+            return f"{key}: {where} has no key {part!r}: its keys are {', '.join(legal)}.{_near(part, legal)}"
+        walked.append(part)
+        node = node[part] if not node._is_missing(part) else None
+    return f"{key}={value}: {_first_line(fault)}."
+
+
+def _near(word: str, legal: Iterable[str]) -> str:
+    """Return a question that names the legal word which was probably meant."""
+    legal = list(legal)
+    meant = [name for name in legal if word in OTHER_NAMES.get(name, ())]
+    meant = meant or difflib.get_close_matches(word, legal, n=1, cutoff=0.6)
+    return f" Did you mean {meant[0]}?" if meant else ""
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the innermost reason: OmegaConf's, where hydra wraps it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

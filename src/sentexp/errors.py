@@ -1,0 +1,11 @@
+"""The errors that are the user's to mend: shown as one sentence on the console, without a traceback."""
+
+
+class UserError(Exception):
+    """A mistake in the input: the message names the key or row, the value, the legal values and what to do."""
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise `UserError(sentence)` unless the condition holds."""
+    if not condition:
+        raise UserError(sentence)

@@ -1,0 +1,1 @@
+"""Models: backbone and tokenizer, adapters and their audit, the scoring of classes."""

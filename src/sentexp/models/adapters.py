@@ -1,0 +1,217 @@
+"""Adapters: what is trained, and the audit that proves it (law 6: the adapter is really there)."""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sentexp.config import IA3, Bias, FullFineTuning, HeadOnly, Lora, PeftConfig, Untuned
+from sentexp.errors import UserError, require
+from sentexp.models.backbone import HEAD_NAMES, head_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+KINDS = ("embeddings", "linear layers", "norms and biases", "adapter", "head")
+ADAPTER_PARTS = ("lora_", "ia3_")
+
+
+@dataclass(kw_only=True, slots=True)
+class Audit:
+    """How many parameters train and how many are frozen, by kind; `targets` are the adapted modules."""
+
+    trainable: dict[str, int]
+    frozen: dict[str, int]
+    targets: list[str]
+
+    @property
+    def trainable_total(self) -> int:
+        """Parameters that the optimizer moves."""
+        return sum(self.trainable.values())
+
+    @property
+    def total(self) -> int:
+        """All parameters, those of quantised layers counted before packing."""
+        return self.trainable_total + sum(self.frozen.values())
+
+
+def attach(model: "PreTrainedModel", peft: PeftConfig) -> tuple[nn.Module, Audit]:
+    """Freeze the backbone, attach what is to be trained, and audit it.
+
+    Args:
+        model: a sequence classifier with a fresh head.
+        peft: one of the kinds of the `peft` group.
+
+    Returns:
+        The model to train (a `PeftModel` where the kind has an adapter) and its audit.
+
+    Raises:
+        UserError: target modules that match nothing.
+        RuntimeError: the trainable parameters are not those that the shapes imply.
+    """
+    head = sum(parameter.numel() for parameter in head_of(model).parameters())
+    model.requires_grad_(False)
+    trained: nn.Module = model
+    targets: list[str] = []
+    match peft:
+        case Untuned():
+            expected = 0
+        case HeadOnly():
+            head_of(model).requires_grad_(True)
+            expected = head
+        case FullFineTuning():
+            model.requires_grad_(True)
+            expected = sum(parameter.numel() for parameter in model.parameters())
+        case Lora() | IA3():
+            shapes = {path: _shape(module) for path, module in model.named_modules()}
+            biases = {path: parameter.numel() for path, parameter in model.named_parameters() if "bias" in path}
+            trained, targets = _wrap(model, _peft_config(model, peft))
+            expected = head + _implied(peft, targets, shapes, biases, trained)
+        case _:
+            raise TypeError(f"unknown kind of peft: {type(peft).__name__}")
+    audit = _audit(trained, targets)
+    if audit.trainable_total != expected:
+        raise RuntimeError(
+            f"{audit.trainable_total:,} parameters would be trained, but the shapes of the {len(targets)} target "
+            f"modules imply {expected:,}: the adapter is not what was asked for."
+        )
+    return trained, audit
+
+
+def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters that train, by name, as contiguous tensors on the CPU: what a checkpoint holds."""
+    return {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Put a trainable state back; the names must be exactly those that train."""
+    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if own.keys() != state.keys():
+        raise RuntimeError(f"the checkpoint trains other parameters: {sorted(own.keys() ^ state.keys())[:5]}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
+
+
+def _peft_config(model: "PreTrainedModel", peft: Lora | IA3) -> Any:
+    import peft as library
+
+    shared: dict[str, Any] = {"task_type": library.TaskType.SEQ_CLS, "modules_to_save": [_head_name(model)]}
+    conv1d = any(type(module).__name__ == "Conv1D" for module in model.modules())
+    if isinstance(peft, IA3):
+        if peft.target_modules is not None:
+            feedforward = _names(model, "peft.feedforward_modules", peft.feedforward_modules)
+            shared |= {"target_modules": _names(model, "peft.target_modules", peft.target_modules)}
+            shared |= {"feedforward_modules": feedforward}
+        return library.IA3Config(fan_in_fan_out=conv1d, **shared)
+    return library.LoraConfig(
+        r=peft.r,
+        lora_alpha=peft.alpha,
+        lora_dropout=peft.dropout,
+        bias=peft.bias.name,
+        target_modules=_names(model, "peft.target_modules", peft.target_modules),
+        layers_to_transform=peft.layers_to_transform,
+        use_rslora=peft.use_rslora,
+        use_dora=peft.use_dora,
+        fan_in_fan_out=conv1d,
+        **shared,
+    )
+
+
+def _names(model: nn.Module, key: str, targets: str | list[str]) -> str | list[str]:
+    """Return targets in PEFT's form, once each of them is known to match a linear layer of the backbone."""
+    linear = [path for path, module in model.named_modules() if _shape(module) and path.split(".")[-1] not in HEAD_NAMES]
+    leaves = sorted({path.split(".")[-1] for path in linear})
+    if targets == "all-linear":
+        return leaves
+    listed = f"the linear layers of this model are {', '.join(leaves)}"
+    if isinstance(targets, str):
+        require(any(re.fullmatch(targets, path) for path in linear), f"{key}={targets} matches no module: {listed}.")
+        return targets
+    for name in targets:
+        found = any(path == name or path.endswith(f".{name}") for path in linear)
+        require(found, f"{key}: {name!r} matches no module: {listed}.")
+    return targets
+
+
+def _wrap(model: "PreTrainedModel", config: Any) -> tuple[nn.Module, list[str]]:
+    from peft import get_peft_model
+    from peft.utils.error import NoMatchingPeftModuleError
+
+    last = model.config.get_text_config().num_hidden_layers - 1
+    for layer in getattr(config, "layers_to_transform", None) or []:
+        require(layer <= last, f"peft.layers_to_transform holds {layer}, but the layers are numbered 0 to {last}.")
+    try:
+        wrapped = get_peft_model(model, config)
+    except (NoMatchingPeftModuleError, ValueError) as error:
+        raise UserError(f"peft.target_modules do not fit this model: {error}") from error
+    return wrapped, sorted(wrapped.base_model.targeted_module_names)
+
+
+def _implied(
+    peft: Lora | IA3,
+    targets: list[str],
+    shapes: dict[str, tuple[int, int] | None],
+    biases: dict[str, int],
+    wrapped: nn.Module,
+) -> int:
+    """Return the number of adapter parameters that the shapes of the target modules imply, the head apart."""
+    pairs = {path: shape for path in targets if (shape := shapes[path])}
+    if isinstance(peft, IA3):
+        forward = set(wrapped.peft_config["default"].feedforward_modules)  # type: ignore[index, union-attr]
+        return sum(size[0] if path.split(".")[-1] in forward else size[1] for path, size in pairs.items())
+    implied = sum(peft.r * (inputs + outputs) for inputs, outputs in pairs.values())
+    if peft.use_dora:
+        implied += sum(outputs for _, outputs in pairs.values())
+    if peft.bias is Bias.all:
+        implied += sum(biases.values())
+    if peft.bias is Bias.lora_only:
+        implied += sum(biases.get(f"{path}.bias", 0) for path in targets)
+    return implied
+
+
+def _shape(module: nn.Module) -> tuple[int, int] | None:
+    """Return (inputs, outputs) of a linear layer of torch, bitsandbytes or GPT-2, and None for anything else."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D":
+        return module.nx, module.nf  # type: ignore[return-value]
+    return None
+
+
+def _head_name(model: nn.Module) -> str:
+    return next(name for name in HEAD_NAMES if hasattr(model, name))
+
+
+def _audit(model: nn.Module, targets: list[str]) -> Audit:
+    trainable, frozen = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
+    for path, parameter in model.named_parameters():
+        if "original_module" in path:
+            continue  # PEFT's copy of the head before training: not part of the model's answer
+        counts = trainable if parameter.requires_grad else frozen
+        counts[_kind(path, parameter)] += _numel(parameter)
+    return Audit(trainable=trainable, frozen=frozen, targets=targets)
+
+
+def _kind(path: str, parameter: nn.Parameter) -> str:
+    parts = path.split(".")
+    if any(part.startswith(ADAPTER_PARTS) for part in parts):
+        return "adapter"
+    if any(name in parts for name in HEAD_NAMES):
+        return "head"
+    if any(part in ("embed_tokens", "wte", "wpe") for part in parts):
+        return "embeddings"
+    return "linear layers" if parameter.ndim > 1 else "norms and biases"
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    """Return the number of weights, of a packed 4-bit parameter as before packing."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else int(torch.Size(state.shape).numel())
+

@@ -1,0 +1,54 @@
+"""Saving what was trained: a folder that PEFT or transformers load without sentexp; safetensors only (law 11)."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from sentexp.config import FullFineTuning, HeadOnly, PeftConfig, Untuned
+from sentexp.models.backbone import head_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def save_trained(
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase",
+    peft: PeftConfig,
+    base: str,
+    facts: dict[str, Any],
+    parent: Path,
+) -> Path:
+    """Write what was trained and return its folder; an older one of the same run is replaced.
+
+    `adapter/` is PEFT's own form, with the head in it; `model/` is a whole fine-tuned model; `head/` is the head
+    alone. The tokenizer and `sentexp.json` go with each.
+
+    Args:
+        model: the trained model, wrapped by PEFT where there is an adapter.
+        tokenizer: of the backbone.
+        peft: the way of training.
+        base: hub id or folder of the backbone, for PEFT's configuration.
+        facts: what is needed to score texts as in the run: labels, template, maximum length.
+        parent: the run's folder.
+    """
+    name = {Untuned: "head", HeadOnly: "head", FullFineTuning: "model"}.get(type(peft), "adapter")
+    folder = parent / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if name == "head":
+        head = head_of(model)
+        save_file({f"score.{key}": value.detach().cpu() for key, value in head.state_dict().items()}, folder / "head.safetensors")
+    elif name == "model":
+        model.save_pretrained(folder)  # type: ignore[operator]
+    else:
+        config = model.peft_config["default"]  # type: ignore[index, union-attr]
+        config.base_model_name_or_path = base
+        model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
+    tokenizer.save_pretrained(folder)
+    (folder / "sentexp.json").write_text(json.dumps(facts | {"base_model": base}, indent=2) + "\n")
+    return folder

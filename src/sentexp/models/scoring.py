@@ -1,0 +1,84 @@
+"""Scoring: logits of the classes from the last token's hidden state, pooled by position (law 4)."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sentexp.models.backbone import Backbone, head_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class SequenceClassifier(nn.Module):
+    """A sequence classifier whose pooling never looks for a pad token.
+
+    transformers' own classifier takes the last token that differs from the pad id, so a text that ends in that id is
+    pooled too early. Here the attention mask says where a row ends. On other texts both give the same logits.
+
+    Args:
+        model: transformers' sequence classifier, with or without a PEFT adapter.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return float32 logits of shape (rows, classes).
+
+        Args:
+            input_ids: token ids, shape (rows, tokens), padded on either side.
+            attention_mask: 1 at tokens and 0 at padding, same shape.
+        """
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        hidden = model.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=False,
+        ).last_hidden_state
+        last = attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1)
+        pooled = hidden[torch.arange(len(last), device=last.device), last]
+        with torch.autocast(pooled.device.type, enabled=False):
+            logits: Tensor = head_of(model)(pooled.float())
+        return logits
+
+
+def start_head_at_label_words(
+    model: "PreTrainedModel", backbone: Backbone, tokenizer: "PreTrainedTokenizerBase", template: str, labels: list[str]
+) -> None:
+    """Set the head's rows to the output embeddings of the label words, so that training starts from what the
+    language model already answers to the prompt (the verbaliser of Schick & Schuetze 2021 as an initialisation).
+
+    A word of several tokens has the mean of their embeddings.
+    """  # noqa: D205, D415
+    prompt = template.partition("{text}")[2]
+    rows = [_answer_tokens(tokenizer, prompt, label) for label in labels]
+    matrix = _output_embeddings(model, backbone)
+    head = head_of(model)
+    with torch.no_grad():
+        for index, tokens in enumerate(rows):
+            head.weight[index] = matrix[tokens].float().mean(0).to(head.weight.device)
+        if head.bias is not None:
+            head.bias.zero_()
+
+
+def _answer_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str, word: str) -> list[int]:
+    """Return the tokens that the word adds after the prompt."""
+    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    after = tokenizer(f"{prompt} {word}", add_special_tokens=False)["input_ids"]
+    same = next((i for i, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]), len(before))
+    return list(after[same:])
+
+
+def _output_embeddings(model: "PreTrainedModel", backbone: Backbone) -> Tensor:
+    """Return the language model's output matrix (vocabulary, hidden): from the files, or the tied input embeddings."""
+    from safetensors import safe_open
+
+    for file in sorted(backbone.folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            if "lm_head.weight" in tensors.keys():  # noqa: SIM118 (not a dict)
+                return tensors.get_tensor("lm_head.weight")  # type: ignore[no-any-return]
+    return model.get_input_embeddings().weight.detach()  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Tracking: the MLflow store, the identity and provenance of a run, its pictures."""

@@ -1,0 +1,79 @@
+"""The folder of a run: locked while the run lasts, and what a later process needs to go on with it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from sentexp.errors import UserError
+
+STATE, METRICS, LOCK = "state.json", "metrics.jsonl", ".lock"
+
+
+class RunFolder:
+    """`outputs/<identity>`: entered, it is this process's alone.
+
+    Args:
+        path: of the folder.
+
+    Raises:
+        UserError: on entering, when another process is at the same run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state: dict[str, Any] = {}
+        self._lock = FileLock(path / LOCK, timeout=0)
+
+    def __enter__(self) -> "RunFolder":
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"The same run is in progress in another process (its folder is {self.path}): wait for it, or change "
+                "the configuration, the seed for instance."
+            ) from None
+        file = self.path / STATE
+        self.state = json.loads(file.read_text()) if file.is_file() else {}
+        if not self.state:
+            (self.path / METRICS).unlink(missing_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def remember(self, **facts: Any) -> None:
+        """Add facts to the state, so that they outlive this process."""
+        self.state |= facts
+        unfinished = self.path / f"{STATE}.partial"
+        unfinished.write_text(json.dumps(self.state))
+        unfinished.replace(self.path / STATE)
+
+    def forget(self) -> None:
+        """Drop the state: the run is over, and the same command starts anew."""
+        (self.path / STATE).unlink(missing_ok=True)
+        self.state = {}
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append metrics at an optimizer step."""
+        with (self.path / METRICS).open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def history(self, name: str) -> list[tuple[int, float]]:
+        """Return a metric as (step, value) pairs in order; a step that a resumed run repeated counts once."""
+        file = self.path / METRICS
+        points: dict[int, float] = {}
+        for line in file.read_text().splitlines() if file.is_file() else []:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # a kill cut the line; the resumed run wrote it again
+            if name in row:
+                points[row["step"]] = row[name]
+        return sorted(points.items())

@@ -1,0 +1,27 @@
+"""The identity of a run: what it computes, not where it is written down."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from sentexp.config import BOOKKEEPING, Config, flatten
+
+
+def code_version() -> str:
+    """Return a digest of sentexp's own sources: other code may compute other numbers."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def fingerprint(config: Config, data_digest: str, backbone_revision: str) -> str:
+    """Return 16 hexadecimal digits over resolved configuration, data, backbone and code.
+
+    Paths are left out: the digests of what they hold stand for them, so a moved folder is the same run.
+    """
+    left_out = (*BOOKKEEPING, "data.path", "model.path")
+    leaves = {key: value for key, value in flatten(config).items() if not key.startswith(left_out)}
+    kind = type(config.peft).__name__
+    parts = [kind, json.dumps(leaves, sort_keys=True), data_digest, backbone_revision, code_version()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

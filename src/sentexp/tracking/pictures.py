@@ -1,0 +1,58 @@
+"""Pictures of one run: its learning curve and its confusion matrix."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Curve = Sequence[tuple[int, float]]
+
+
+def draw_learning_curve(train_loss: Curve, validation_loss: Curve, accuracy: Curve, file: Path) -> None:
+    """Draw loss and validation accuracy over optimizer steps.
+
+    Args:
+        train_loss: (step, value) pairs.
+        validation_loss: (step, value) pairs.
+        accuracy: (step, value) pairs of the validation split.
+        file: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _line(left, train_loss, "train", "-", None)
+    _line(left, validation_loss, "validation", "--", "o")
+    left.set(title="Loss", xlabel="optimizer step", ylabel="cross-entropy", ylim=(0, None))
+    left.legend()
+    _line(right, accuracy, "validation", "--", "o")
+    right.set(title="Accuracy", xlabel="optimizer step", ylim=(None, 1))
+    right.legend()
+    figure.savefig(file, dpi=120)
+
+
+def draw_confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], file: Path) -> None:
+    """Draw counts of true labels (rows) against predicted labels (columns), shaded by share of the row."""
+    from matplotlib.figure import Figure
+
+    size = 2.5 + 0.8 * len(labels)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    axes.imshow(shares, cmap="Greys", vmin=0, vmax=1)
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            ink = "white" if shares[i][j] > 0.5 else "black"  # noqa: PLR2004 (middle of the grey scale)
+            axes.text(j, i, f"{count}\n{shares[i][j]:.0%}", ha="center", va="center", color=ink)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel="predicted", ylabel="true", title="Test split")
+    figure.savefig(file, dpi=120)
+
+
+def _line(axes: "Axes", points: Curve, label: str, style: str, marker: str | None) -> None:
+    if points:
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, style, color="black", marker=marker, label=label, linewidth=1)

@@ -1,0 +1,67 @@
+"""Provenance: the command, the commit and the libraries behind a run."""
+
+import importlib.metadata
+import shlex
+import subprocess
+import sys
+from urllib.parse import urlsplit, urlunsplit
+
+LIBRARIES = (
+    "sentexp",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "hydra-core",
+    "omegaconf",
+    "lightning",
+    "torchmetrics",
+    "mlflow",
+)
+
+
+def command() -> str:
+    """Return the console command of this process, as it could be typed again."""
+    words = [mask_uri(word) for word in sys.argv[1:]]
+    return shlex.join(["python", "-m", "sentexp", *words])
+
+
+def git_state() -> dict[str, str]:
+    """Return the commit of the current folder and whether it was changed; nothing outside a checkout."""
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(_git("status", "--porcelain"))).lower()}
+
+
+def library_versions() -> dict[str, str]:
+    """Return the installed versions of the libraries that a result depends on."""
+    return {name: _version(name) for name in LIBRARIES}
+
+
+def mask_uri(text: str) -> str:
+    """Return a text with the password of a URI in it replaced by stars; other texts unchanged."""
+    key, equals, value = text.rpartition("=") if "://" in text.rpartition("=")[2] else ("", "", text)
+    if "://" not in value or "@" not in value:
+        return text
+    parts = urlsplit(value)
+    if parts.password is None:
+        return text
+    netloc = f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}"
+    return key + equals + urlunsplit(parts._replace(netloc=netloc))
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)  # noqa: S603, S607
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,1 @@
+"""Training: the Lightning module, its optimizer and metrics, the trainer and its checkpoints."""

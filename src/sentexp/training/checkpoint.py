@@ -1,0 +1,101 @@
+"""Checkpoints: the best trainable weights as safetensors, and the last state that a killed run resumes from."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812 (the library's own abbreviation)
+from lightning.pytorch.callbacks import EarlyStopping
+from safetensors.torch import load_file, save_file
+
+from sentexp.models.adapters import load_trainable_state, trainable_state
+from sentexp.training.module import ClassifierModule
+
+
+def mode_of(monitor: str) -> str:
+    """Return `min` for a loss and `max` for every other metric."""
+    return "min" if monitor.endswith("loss") else "max"
+
+
+class Checkpoints(L.Callback):
+    """Writes `best.safetensors` after an evaluation that improved, and `last.ckpt` after each evaluation and each
+    `save_steps` optimizer steps. Every file appears under its name only when it is whole.
+
+    Args:
+        folder: of the run.
+        monitor: the metric that selects the best.
+        save_steps: optimizer steps between two states to resume from.
+    """  # noqa: D205
+
+    def __init__(self, folder: Path, monitor: str, save_steps: int) -> None:
+        self.best_file = folder / "best.safetensors"
+        self.last_file = folder / "last.ckpt"
+        self.monitor = monitor
+        self.save_steps = save_steps
+        self.best: float | None = None
+        self.best_step = 0
+        self.evaluated_at = -1
+        self._saved_at = -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Save every `save_steps` steps, unless an evaluation follows, which saves itself."""
+        step = trainer.global_step
+        if step > 0 and step % self.save_steps == 0 and step != self._saved_at and not _validation_follows(trainer):
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the weights if they are the best so far; save the state to resume from."""
+        assert isinstance(pl_module, ClassifierModule)
+        value = float(trainer.callback_metrics[self.monitor])
+        score = value if mode_of(self.monitor) == "max" else -value
+        score = -math.inf if math.isnan(score) else score
+        self.evaluated_at = trainer.global_step
+        if self.best is None or score > self.best:
+            self.best, self.best_step = score, trainer.global_step
+            _save_atomically(pl_module, self.best_file)
+        if trainer.state.fn == "fit":
+            self._save_last(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is known of the best checkpoint."""
+        return {"best": self.best, "best_step": self.best_step, "evaluated_at": self.evaluated_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with what was known."""
+        self.best = state_dict["best"]
+        self.best_step = state_dict["best_step"]
+        self.evaluated_at = state_dict["evaluated_at"]
+
+    def restore_best(self, module: ClassifierModule) -> None:
+        """Put the best weights into the module."""
+        load_trainable_state(module.classifier, load_file(self.best_file))
+
+    def remove(self) -> None:
+        """Delete the files, once the run is finished and its adapter saved."""
+        for file in (self.best_file, self.last_file):
+            file.unlink(missing_ok=True)
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        self._saved_at = trainer.global_step
+        trainer.save_checkpoint(self.last_file)
+
+
+class ResumableEarlyStopping(EarlyStopping):
+    """Early stopping that a run resumed after its last evaluation remembers."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop at once if the patience had run out before the kill."""
+        del pl_module
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
+def _validation_follows(trainer: L.Trainer) -> bool:
+    loop = trainer.fit_loop.epoch_loop
+    index = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
+    return (index + 1) % trainer.val_check_batch == 0
+
+
+def _save_atomically(module: ClassifierModule, file: Path) -> None:
+    unfinished = file.with_suffix(".partial")
+    save_file(trainable_state(module.classifier), unfinished)
+    unfinished.replace(file)

@@ -1,0 +1,113 @@
+"""The LightningModule: loss, metrics and optimizer of a classifier."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import lightning as L  # noqa: N812 (the library's own abbreviation)
+import torch
+from torch import Tensor, nn
+
+from sentexp.config import OptimConfig
+from sentexp.data.datamodule import Batch
+from sentexp.models.adapters import load_trainable_state, trainable_state
+from sentexp.models.backbone import head_of
+from sentexp.training.metrics import SplitMetrics
+from sentexp.training.optim import build_optimizer, build_schedule
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+
+class ClassifierModule(L.LightningModule):
+    """Trains what `classifier` lets train.
+
+    Args:
+        classifier: token ids and mask to float32 logits.
+        labels: class names, in the order of the logits.
+        optim: optimizer and schedule.
+        seed: dropout masks are a function of the seed and the micro-batch number, so a resumed run repeats them.
+    """
+
+    def __init__(self, classifier: nn.Module, labels: list[str], optim: OptimConfig, seed: int) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.optim = optim
+        self.seed = seed
+        self.validation_metrics = SplitMetrics(labels)
+        self.test_metrics = SplitMetrics(labels)
+        self.strict_loading = False  # a checkpoint holds what trains, not the backbone (law 8)
+        self._began = (0.0, 0)
+
+    def on_train_start(self) -> None:
+        """Put every module in training mode; Lightning leaves a pretrained model in evaluation mode (law 2)."""
+        self.train()
+
+    def on_validation_end(self) -> None:
+        """Return to training mode after an evaluation within the training (law 2)."""
+        if self.trainer.state.fn == "fit":
+            self.train()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout by seed and micro-batch number."""
+        del batch, batch_idx
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(self.seed * 1_000_003 + number)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss whose sum over an accumulation window is the mean over the rows of the whole step."""
+        del batch_idx
+        logits = self.classifier(batch.input_ids, batch.attention_mask)
+        loss = nn.functional.cross_entropy(logits, batch.labels, reduction="sum") / batch.step_rows
+        self.log("train/loss", loss.detach() * batch.step_rows / len(batch.labels), prog_bar=True)
+        self._log_speed(len(batch.labels))
+        return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the validation metrics."""
+        del batch_idx
+        self.validation_metrics.update(self.classifier(batch.input_ids, batch.attention_mask), batch.labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_metrics("validation", self.validation_metrics, per_class=False)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the test metrics."""
+        del batch_idx
+        self.test_metrics.update(self.classifier(batch.input_ids, batch.attention_mask), batch.labels)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics, per class as well; the confusion matrix stays in `test_metrics` until it is read."""
+        for name, value in self.test_metrics.compute(per_class=True).items():
+            self.log(f"test/{name}", value)
+
+    def configure_optimizers(self) -> "OptimizerLRScheduler":
+        """Return the optimizer and its schedule, stepped once per optimizer step."""
+        optimizer = build_optimizer(self.optim, self.classifier, head_of(self.classifier), self.device)
+        schedule = build_schedule(self.optim, optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep adapter and head only (law 8)."""
+        checkpoint["state_dict"] = trainable_state(self.classifier)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put adapter and head back."""
+        load_trainable_state(self.classifier, checkpoint["state_dict"])
+        checkpoint["state_dict"] = {}
+
+    def _log_metrics(self, split: str, metrics: SplitMetrics, per_class: bool) -> None:
+        for name, value in metrics.compute(per_class).items():
+            self.log(f"{split}/{name}", value, prog_bar=name == "accuracy")
+        metrics.reset()
+
+    def _log_speed(self, rows: int) -> None:
+        """Show rows per second over the last stretch of about a second or more."""
+        since, count = self._began
+        count += rows
+        elapsed = time.monotonic() - since
+        if since == 0.0 or elapsed > 60:
+            self._began = (time.monotonic(), 0)
+            return
+        self._began = (since, count)
+        self.log("train/rows_per_second", count / max(elapsed, 1e-9), prog_bar=True)

@@ -1,0 +1,167 @@
+"""The Lightning trainer: callbacks, logger, fit and test."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L  # noqa: N812 (the library's own abbreviation)
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import Logger
+
+from sentexp.config import Precision, TrainerConfig
+from sentexp.data.datamodule import DataModule
+from sentexp.training.checkpoint import Checkpoints, ResumableEarlyStopping, mode_of
+from sentexp.training.module import ClassifierModule
+
+LIGHTNING_PRECISION = {Precision.fp32: "32-true", Precision.bf16: "bf16-mixed", Precision.fp16: "16-mixed"}
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # rows are padded in microseconds; workers would copy the data
+    ".*your dataloader is not resumable.*",  # the data module is: its order is a function of seed and epoch
+    ".*srun.*",  # on a cluster the launcher is hydra's
+    ".*no `val_dataloader`.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning 2.6 with torch 2.13
+    ".*The number of training batches .* is smaller than the logging interval.*",
+)
+
+
+class MetricSink(Protocol):
+    """Where metrics go."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics at an optimizer step."""
+
+
+class OutOfMemory(Exception):
+    """The device or the machine had no memory left for a batch."""
+
+
+class SinkLogger(Logger):
+    """Passes Lightning's metrics on, at the optimizer step they belong to."""
+
+    def __init__(self, sink: MetricSink) -> None:
+        super().__init__()
+        self.sink = sink
+        self.trainer: L.Trainer | None = None
+
+    @property
+    def name(self) -> str:
+        """The name Lightning shows."""
+        return "sentexp"
+
+    @property
+    def version(self) -> str:
+        """Unused by a sink."""
+        return ""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Record metrics; Lightning's own count of logging steps is not kept over a resume, the optimizer's is."""
+        assert self.trainer is not None
+        self.sink.log_metrics({k: float(v) for k, v in metrics.items()}, self.trainer.global_step or step or 0)
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Nothing: the configuration is recorded by the experiment."""
+
+
+def build_trainer(
+    config: TrainerConfig, precision: Precision, device: torch.device, sink: MetricSink, checkpoints: Checkpoints
+) -> L.Trainer:
+    """Return a Lightning trainer for one run on one device.
+
+    Args:
+        config: the loop.
+        precision: arithmetic, resolved.
+        device: where to run.
+        sink: where metrics go.
+        checkpoints: the callback that saves; it comes last, so that it saves what the others have decided.
+    """
+    callbacks: list[Callback] = []
+    if config.early_stopping_patience is not None:
+        callbacks.append(
+            ResumableEarlyStopping(
+                monitor=config.monitor, mode=mode_of(config.monitor), patience=config.early_stopping_patience
+            )
+        )
+    if config.progress_bar:
+        callbacks.append(TQDMProgressBar(refresh_rate=1))
+    logger = SinkLogger(sink)
+    trainer = L.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        precision=LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
+        max_epochs=config.max_epochs,
+        max_steps=config.max_steps or -1,
+        accumulate_grad_batches=config.accumulate_grad_batches,
+        gradient_clip_val=config.gradient_clip_val,
+        log_every_n_steps=config.log_every_n_steps,
+        logger=logger,
+        callbacks=[*callbacks, checkpoints],
+        enable_checkpointing=False,
+        enable_progress_bar=config.progress_bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        inference_mode=True,
+        **_evaluation_interval(config),
+    )
+    logger.trainer = trainer
+    return trainer
+
+
+def fit(trainer: L.Trainer, module: ClassifierModule, data: DataModule, checkpoints: Checkpoints) -> None:
+    """Train, from `last.ckpt` if there is one, evaluate the end of the training, and restore the best weights.
+
+    Raises:
+        OutOfMemory: a batch did not fit.
+    """
+    resume = checkpoints.last_file if checkpoints.last_file.is_file() else None
+    with _quiet(), _out_of_memory():
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        if checkpoints.evaluated_at != trainer.global_step:
+            trainer.validate(module, datamodule=data, verbose=False)
+    checkpoints.restore_best(module)
+
+
+def evaluate(trainer: L.Trainer, module: ClassifierModule, data: DataModule, split: str) -> dict[str, float]:
+    """Return the metrics of the validation or test split by name.
+
+    Raises:
+        OutOfMemory: a batch did not fit.
+    """
+    run = trainer.validate if split == "validation" else trainer.test
+    with _quiet(), _out_of_memory():
+        (metrics,) = run(module, datamodule=data, verbose=False)
+    return dict(metrics)
+
+
+def halve_micro_batch(config: TrainerConfig) -> tuple[int, int]:
+    """Return a micro-batch of at most half the size and the accumulation that keeps the effective batch (law 9)."""
+    effective = config.batch_size * config.accumulate_grad_batches
+    micro = next(size for size in range(config.batch_size // 2, 0, -1) if effective % size == 0)
+    return micro, effective // micro
+
+
+def _evaluation_interval(config: TrainerConfig) -> dict[str, Any]:
+    if config.eval_steps is None or config.eval_steps < 1:
+        return {"val_check_interval": config.eval_steps or 1.0, "check_val_every_n_epoch": 1}
+    batches = int(config.eval_steps) * config.accumulate_grad_batches
+    return {"val_check_interval": batches, "check_val_every_n_epoch": None}
+
+
+class _out_of_memory:  # noqa: N801 (used as a function)
+    """Turns the memory errors of CUDA and of the CPU's allocator into `OutOfMemory`."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+            raise OutOfMemory(str(error).splitlines()[0]) from None
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801 (used as a function)
+    """Ignores the warnings of Lightning that are known and meant for other uses."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
