@@ -217,7 +217,8 @@ class IA3(PeftConfig):
         )
         if self.target_modules is not None:
             self.target_modules = _target_modules("peft.target_modules", self.target_modules)
-            self.feedforward_modules = _target_modules("peft.feedforward_modules", self.feedforward_modules)
+            if self.feedforward_modules != []:  # an empty list: every target scales its output
+                self.feedforward_modules = _target_modules("peft.feedforward_modules", self.feedforward_modules)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -475,6 +476,23 @@ def register_schemas() -> None:
     }.items():
         for name, node in kinds.items():
             store.store(group=f"schema/{group}", name=name, node=node)
+
+
+def load_config(*overrides: str) -> Config:
+    """Return the configuration that the command line would compose from these overrides; for notebooks and tests.
+
+    Raises:
+        UserError: a value that is out of range.
+        hydra.errors.HydraException: an override that does not compose.
+    """
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    register_schemas()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = OmegaConf.to_object(compose("config", list(overrides)))
+    assert isinstance(config, Config)
+    return config
 
 
 def _at_least(key: str, value: int, least: int) -> None:

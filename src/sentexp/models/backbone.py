@@ -190,7 +190,6 @@ def _from_gguf(file: Path, sha256: str) -> Backbone:
             )
         except (ValueError, OSError, KeyError) as error:
             raise UserError(f"model.path={file} is no GGUF file that transformers can convert: {error}") from None
-        del model.config.quantization_config
         model.save_pretrained(folder)
 
     return Backbone(folder=_build_once(f"gguf-{sha256[:16]}", convert), revision=sha256)

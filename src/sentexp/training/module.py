@@ -1,6 +1,7 @@
 """The LightningModule: loss, metrics and optimizer of a classifier."""
 
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from sentexp.config import OptimConfig
 from sentexp.data.datamodule import Batch
+from sentexp.errors import UserError
 from sentexp.models.adapters import load_trainable_state, trainable_state
 from sentexp.models.backbone import head_of
 from sentexp.training.metrics import SplitMetrics
@@ -16,6 +18,9 @@ from sentexp.training.optim import build_optimizer, build_schedule
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+
+SPEED_WINDOW = 60.0
 
 
 class ClassifierModule(L.LightningModule):
@@ -36,7 +41,7 @@ class ClassifierModule(L.LightningModule):
         self.validation_metrics = SplitMetrics(labels)
         self.test_metrics = SplitMetrics(labels)
         self.strict_loading = False  # a checkpoint holds what trains, not the backbone (law 8)
-        self._began = (0.0, 0)
+        self._pace: deque[tuple[float, int]] = deque()
 
     def on_train_start(self) -> None:
         """Put every module in training mode; Lightning leaves a pretrained model in evaluation mode (law 2)."""
@@ -58,8 +63,10 @@ class ClassifierModule(L.LightningModule):
         del batch_idx
         logits = self.classifier(batch.input_ids, batch.attention_mask)
         loss = nn.functional.cross_entropy(logits, batch.labels, reduction="sum") / batch.step_rows
-        self.log("train/loss", loss.detach() * batch.step_rows / len(batch.labels), prog_bar=True)
+        mean = loss.detach() * batch.step_rows / len(batch.labels)
+        self.log("train/loss", mean, prog_bar=True)
         self._log_speed(len(batch.labels))
+        self._refuse_what_is_no_number(mean)
         return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -101,13 +108,21 @@ class ClassifierModule(L.LightningModule):
             self.log(f"{split}/{name}", value, prog_bar=name == "accuracy")
         metrics.reset()
 
+    def _refuse_what_is_no_number(self, loss: Tensor) -> None:
+        """Stop a training that has diverged; looked at where the loss is logged, as looking waits for a GPU."""
+        step = self.trainer.global_step
+        if step % self.trainer.log_every_n_steps == 0 and not torch.isfinite(loss):
+            raise UserError(
+                f"The training loss is {float(loss)} at step {step}: lower optim.lr={self.optim.lr:g}, set "
+                "trainer.gradient_clip_val, or use trainer.precision=fp32."
+            )
+
     def _log_speed(self, rows: int) -> None:
-        """Show rows per second over the last stretch of about a second or more."""
-        since, count = self._began
-        count += rows
-        elapsed = time.monotonic() - since
-        if since == 0.0 or elapsed > 60:
-            self._began = (time.monotonic(), 0)
-            return
-        self._began = (since, count)
-        self.log("train/rows_per_second", count / max(elapsed, 1e-9), prog_bar=True)
+        """Show rows per second over the micro-batches of the last `SPEED_WINDOW` seconds."""
+        self._pace.append((time.monotonic(), rows))
+        while self._pace[-1][0] - self._pace[0][0] > SPEED_WINDOW:
+            self._pace.popleft()
+        if len(self._pace) > 1:
+            elapsed = self._pace[-1][0] - self._pace[0][0]
+            done = sum(count for _, count in self._pace) - self._pace[0][1]
+            self.log("train/rows_per_second", done / max(elapsed, 1e-9), prog_bar=True)

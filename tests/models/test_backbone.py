@@ -1,0 +1,123 @@
+"""Backbones: sources become folders, once; random or missing weights are refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sentexp.config import Attention, HeadOnly, ModelConfig, PackageFile, Precision, load_config
+from sentexp.errors import UserError
+from sentexp.models.backbone import head_of, load_classifier, load_tokenizer, locate_backbone
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return locate_backbone(load_config("model=tiny").model)
+
+
+def classifier(backbone):
+    tokenizer = load_tokenizer(backbone)
+    storage = HeadOnly(usual_lr=1.0)
+    return load_classifier(
+        backbone, tokenizer, ["negative", "positive"], storage, Attention.auto, Precision.fp32, CPU, trains_backbone=False
+    )
+
+
+def local(path):
+    return locate_backbone(ModelConfig(name="mine", path=str(path)))
+
+
+def test_a_random_model_is_the_same_every_time(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
+    torch.manual_seed(99)
+    again = locate_backbone(load_config("model=tiny").model)
+    assert again.revision == tiny.revision
+    assert again.folder != tiny.folder
+    weights, other = load_file(tiny.folder / "model.safetensors"), load_file(again.folder / "model.safetensors")
+    assert all(torch.equal(weights[name], other[name]) for name in weights)
+
+
+def test_a_half_built_folder_never_appears(tmp_path, monkeypatch):
+    monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
+    broken = tmp_path / "x.gguf"
+    broken.write_bytes(b"GGUF but not really")
+    with pytest.raises(UserError, match=r"x.gguf is no GGUF file that transformers can convert"):
+        local(broken)
+    assert [path.suffix for path in (tmp_path / "models").iterdir()] in ([], [".lock"])
+
+
+def test_missing_weights_are_refused_instead_of_random(tiny, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights .* model.layers.1.mlp.up_proj.weight"):
+        classifier(local(folder))
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"pickled .bin weights are never loaded"):
+        local(tmp_path)
+
+
+def test_a_missing_path_and_an_offline_hub_say_what_to_pass():
+    with pytest.raises(UserError, match=r"model.path=./nowhere does not exist"):
+        local("./nowhere")
+    with pytest.raises(UserError, match=r"model.path=meta-llama/Llama-2-7b-hf .* model.path=<folder>.* huggingface.co/meta-"):
+        locate_backbone(load_config("model=llama2_7b").model)
+
+
+def test_a_wrong_digest_is_refused():
+    package = PackageFile(distribution="numpy", file="numpy/__init__.py", sha256="0" * 64)
+    with pytest.raises(UserError, match=r"has the SHA-256 [0-9a-f]{64}, not 0000.* reinstall it with"):
+        locate_backbone(ModelConfig(name="x", package=package))
+    with pytest.raises(UserError, match="The package nonesuch is not installed"):
+        locate_backbone(
+            ModelConfig(name="x", package=PackageFile(distribution="nonesuch", file="x", sha256="0" * 64))
+        )
+
+
+def test_the_revision_changes_with_the_weights(tiny, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.folder, folder)
+    before = local(folder).revision
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert local(folder).revision != before
+
+
+def test_the_head_is_float32_and_has_a_row_per_label(tiny):
+    head = head_of(classifier(tiny))
+    assert head.weight.shape == (2, 64)
+    assert head.weight.dtype == torch.float32
+
+
+def test_a_tokenizer_without_pad_token_gets_one(shared):
+    tokenizer = load_tokenizer(local(shared / "models" / "stories260K-hf"))
+    assert tokenizer.pad_token_id is not None
+    assert tokenizer.pad_token == "</s>"
+
+
+def test_a_tokenizer_without_any_special_token_is_padded(tiny, shared, tmp_path):
+    folder = tmp_path / "gpt2"
+    shutil.copytree(shared / "tokenizers" / "gpt2", folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    shutil.copy(tiny.folder / "model.safetensors", folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "eos_token_id": 50256}))
+    tokenizer = load_tokenizer(local(folder))
+    assert tokenizer.pad_token_id == 50256
+
+
+def test_a_folder_without_tokenizer_is_named(tiny, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny.folder / name, tmp_path)
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        load_tokenizer(local(tmp_path))

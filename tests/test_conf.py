@@ -1,0 +1,45 @@
+"""Every option of every group composes, alone and together."""
+
+import itertools
+
+import pytest
+
+from sentexp.config import conf_dir, load_config, method_name
+
+GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir())
+OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((conf_dir() / group).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes(group, option):
+    assert load_config(f"{group}={option}")
+
+
+@pytest.mark.parametrize(
+    ("peft", "data"), list(itertools.product([o for g, o in OPTIONS if g == "peft"], [o for g, o in OPTIONS if g == "data"]))
+)
+def test_ways_of_training_and_data_sets_combine(peft, data):
+    config = load_config(f"peft={peft}", f"data={data}")
+    assert method_name(config.peft) == peft
+    assert config.data.name == data
+
+
+def test_names_inside_files_are_the_names_of_files():
+    for group, option in OPTIONS:
+        if group in ("model", "data"):
+            assert getattr(load_config(f"{group}={option}"), group).name == option
+
+
+def test_there_is_no_code_in_conf():
+    assert not list(conf_dir().rglob("*.py"))
+
+
+def test_every_preset_says_question_command_cost_and_score():
+    for file in (conf_dir() / "experiment").glob("*.yaml"):
+        header = file.read_text()
+        assert all(word in header for word in ("# Question:", f"experiment={file.stem}", "# Cost:", "score:")), file.name
+
+
+def test_every_option_says_what_it_is():
+    for group, option in OPTIONS:
+        assert (conf_dir() / group / f"{option}.yaml").read_text().startswith("# "), f"{group}/{option}"

@@ -1,0 +1,148 @@
+"""Imports point down only, heavy libraries are imported where they are used, and nothing unsafe is called."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "sentexp"
+FILES = sorted(SOURCE.rglob("*.py"))
+LAYERS = {
+    "errors": 0,
+    "config": 1,
+    "installed": 2,
+    "hub": 2,
+    "hardware": 2,
+    "data": 3,
+    "models": 3,
+    "tracking": 3,
+    "training": 4,
+    "console": 4,
+    "experiment": 5,
+    "diagnosis": 6,
+    "cli": 7,
+    "__main__": 8,
+    "__init__": 0,
+}
+LATE = ("mlflow", "datasets", "ray", "optuna", "bitsandbytes", "matplotlib", "pandas")
+
+
+def layer(file):
+    return LAYERS[file.relative_to(SOURCE).parts[0].removesuffix(".py")]
+
+
+def imports(tree):
+    """Yield (module, is at module level) for every import, those for type checkers left out."""
+    guarded = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if id(node) in guarded:
+            continue
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or "", id(node) in top
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in top
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_imports_point_down_and_heavy_libraries_wait(file):
+    for module, top in imports(ast.parse(file.read_text())):
+        parts = module.split(".")
+        if parts[0] == "sentexp" and len(parts) > 1:
+            same_package = file.relative_to(SOURCE).parts[0] == parts[1]
+            assert same_package or LAYERS[parts[1]] < layer(file) or parts[1:] == ["experiment"], module
+        assert not (top and parts[0] in LATE), f"{module} is imported at module level"
+
+
+@pytest.mark.parametrize("name", ["cli", "config", "errors", "diagnosis", "hub", "installed", "__main__"])
+def test_the_command_line_starts_without_torch(name):
+    heavy = [module for module, top in imports(ast.parse((SOURCE / f"{name}.py").read_text())) if top]
+    assert not {"torch", "transformers", "lightning"} & {module.split(".")[0] for module in heavy}
+
+
+def test_packages_of_no_concept_do_not_exist():
+    assert not [file for file in FILES if file.stem in ("utils", "common", "helpers", "base", "misc")]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_nothing_unsafe_is_called(file):
+    """Law 11: safetensors only, weights only, no remote code, no pickle."""
+    text = file.read_text()
+    assert not re.search(r"trust_remote_code\s*=\s*True|\bpickle\b|weights_only\s*=\s*False|\beval\(|\bexec\(", text)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert "weights_only=True" in ast.unparse(node)
+
+
+def test_imports_have_no_effects(tmp_path):
+    modules = [".".join(("sentexp", *file.relative_to(SOURCE).with_suffix("").parts)) for file in FILES]
+    modules = [name.removesuffix(".__init__") for name in modules if not name.endswith("__main__")]
+    code = f"""
+import socket, sys
+def refuse(*_): raise SystemExit("an import opened a connection")
+socket.socket.connect = refuse
+import {", ".join(modules)}
+late = sorted(set({LATE!r}[:5]) & set(sys.modules))
+if "sentexp.experiment" in sys.modules and late: raise SystemExit(f"imported too early: {{late}}")
+"""
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and "matplotlib" not in str(path)] == []
+
+
+def test_the_training_core_runs_on_a_bare_machine(tmp_path):
+    """Law 12: torch, transformers, peft, lightning, torchmetrics, hydra and omegaconf are enough to train."""
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("mlflow", "datasets", "ray", "optuna", "bitsandbytes", "matplotlib", "pandas", "pyarrow"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+import torch
+from pathlib import Path
+from sentexp.config import load_config
+from sentexp.data.datamodule import DataModule
+from sentexp.models.adapters import attach
+from sentexp.models.backbone import load_classifier, load_tokenizer, locate_backbone
+from sentexp.models.scoring import SequenceClassifier
+from sentexp.config import Attention, Precision
+from sentexp.tracking.store import NoRecord, open_record
+from sentexp.training.checkpoint import Checkpoints
+from sentexp.training.module import ClassifierModule
+from sentexp.training.trainer import build_trainer, evaluate, fit
+config = load_config("model=tiny", "tracking=none", "trainer.progress_bar=false", "trainer.batch_size=4", "trainer.log_every_n_steps=1")
+class Rows(list):
+    def __getitem__(self, key):
+        if isinstance(key, str):
+            return [row[key] for row in self.rows]
+        return {name: [self.rows[i][name] for i in key] for name in ("input_ids", "label")}
+    def __init__(self, rows):
+        super().__init__(rows); self.rows = rows
+rows = Rows([{"input_ids": [i % 7 + 1] * (i % 5 + 2), "length": i % 5 + 2, "label": i % 2} for i in range(12)])
+device = torch.device("cpu")
+backbone = locate_backbone(config.model)
+tokenizer = load_tokenizer(backbone)
+model = load_classifier(backbone, tokenizer, ["a", "b"], config.peft, Attention.auto, Precision.fp32, device, False)
+model, _ = attach(model, config.peft)
+module = ClassifierModule(SequenceClassifier(model), ["a", "b"], config.optim, 0)
+checkpoints = Checkpoints(Path("."), "validation/loss", 5)
+trainer = build_trainer(config.trainer, Precision.fp32, device, open_record(config.tracking, "x", None), checkpoints)
+data = DataModule({"train": rows, "validation": rows, "test": rows}, tokenizer, config.trainer, 0)
+fit(trainer, module, data, checkpoints)
+print(evaluate(trainer, module, data, "test")["test/accuracy"])
+"""
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 0 <= float(done.stdout.splitlines()[-1]) <= 1

@@ -1,0 +1,175 @@
+"""The MLflow store: what a run records, how it ends, and stores that cannot be used (laws 1 and 7)."""
+
+import json
+import os
+import sqlite3
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from sentexp import experiment
+from sentexp.config import load_config
+from sentexp.errors import UserError
+from sentexp.tracking.store import is_disk_full, open_record, store_uri
+
+RECORDED = ("tracking=mlflow", "tracking.system_metrics=false")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, reviews):
+    folder = tmp_path_factory.mktemp("recorded")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    config = load_config(
+        "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation", "data.splits.test=test",
+        "trainer.progress_bar=false", "trainer.log_every_n_steps=1", "trainer.batch_size=8", "trainer.max_epochs=2",
+        f"output_dir={folder / 'outputs'}", f"tracking.uri={uri}",
+    )  # fmt: skip
+    result = experiment.run(config)
+    client = MlflowClient(uri)
+    return result, client, client.get_run(result.run_id), folder
+
+
+def test_the_default_store_is_sqlite_here_and_the_environment_names_another(monkeypatch):
+    tracking = load_config().tracking
+    assert store_uri(tracking) == "sqlite:///mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert store_uri(tracking) == "http://127.0.0.1:1"
+    assert store_uri(load_config("tracking.uri=sqlite:////tmp/x.db").tracking) == "sqlite:////tmp/x.db"
+
+
+def test_a_run_is_finished_and_never_the_global_active_run(recorded):
+    result, client, run, _ = recorded
+    assert run.info.status == "FINISHED"
+    assert mlflow.active_run() is None
+    assert mlflow.last_active_run() is None
+
+
+def test_metrics_are_recorded_by_step(recorded):
+    result, client, run, _ = recorded
+    assert [point.step for point in client.get_metric_history(result.run_id, "train/loss")] == list(range(1, 9))
+    assert [point.step for point in client.get_metric_history(result.run_id, "validation/accuracy")] == [4, 8]
+    assert run.data.metrics["test/accuracy"] == result.metrics["test/accuracy"]
+    for name in ("best/accuracy", "peak_memory_gib", "parameters/trainable", "parameters/total", "seconds"):
+        assert name in run.data.metrics, name
+
+
+def test_parameters_tags_and_data_are_recorded(recorded):
+    result, _, run, _ = recorded
+    assert run.data.params["peft.r"] == "16"
+    assert run.data.params["optim.lr"] == "0.001"
+    assert run.data.params["precision"] in ("fp32", "bf16")
+    assert run.data.tags["identity"] == result.identity
+    assert run.data.tags["version.torch"]
+    assert run.data.tags["machine.cpu"]
+    assert run.data.tags["command"].startswith("python -m sentexp")
+    (used,) = run.inputs.dataset_inputs
+    assert used.dataset.name == "sst2"
+    assert len(used.dataset.digest) == 36
+    assert json.loads(used.dataset.profile)["rows"]["train"] == {"negative": 16, "positive": 16}
+
+
+def test_the_whole_configuration_is_an_artifact_though_parameters_are_cut(config, store):
+    template = "x" * 900 + "{text}"
+    result = experiment.run(
+        config("peft=head", *RECORDED, f"tracking.uri={store}", f"task.template={template}", "data.max_length=1100")
+    )
+    client = MlflowClient(store)
+    assert len(client.get_run(result.run_id).data.params["task.template"]) == 500
+    assert template in Path(client.download_artifacts(result.run_id, "config.yaml")).read_text().replace("\n    ", "")
+
+
+def test_the_adapter_and_the_pictures_are_artifacts(recorded):
+    result, client, _, _ = recorded
+    names = {item.path for item in client.list_artifacts(result.run_id)}
+    assert {"adapter", "config.yaml", "environment.json", "result.json", "learning_curve.png", "confusion_matrix.png"} <= names
+    adapter = {item.path for item in client.list_artifacts(result.run_id, "adapter")}
+    assert {"adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/sentexp.json"} <= adapter
+    assert not any(name.endswith((".bin", ".pt", ".ckpt", ".pkl")) for name in adapter)
+
+
+def test_system_metrics_are_recorded_over_time(recorded, monkeypatch, config, store):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    result = experiment.run(config("peft=lora", "tracking=mlflow", f"tracking.uri={store}", "trainer.max_epochs=8"))
+    metrics = MlflowClient(store).get_run(result.run_id).data.metrics
+    assert any(name.startswith("system/") for name in metrics)
+
+
+def test_a_failed_run_is_failed_with_its_traceback(config, store, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("the roof fell in")
+
+    monkeypatch.setattr(experiment, "fit", broken)
+    with pytest.raises(RuntimeError):
+        experiment.run(config(*RECORDED, f"tracking.uri={store}"))
+    (run,) = MlflowClient(store).search_runs(["1"])
+    assert run.info.status == "FAILED"
+    text = Path(MlflowClient(store).download_artifacts(run.info.run_id, "traceback.txt")).read_text()
+    assert "the roof fell in" in text
+    assert "experiment.py" in text
+
+
+def test_an_interrupted_run_is_killed_and_the_same_command_goes_on_with_it(config, store, monkeypatch):
+    settings = config(*RECORDED, f"tracking.uri={store}")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(experiment, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        experiment.run(settings)
+    (run,) = MlflowClient(store).search_runs(["1"])
+    assert run.info.status == "KILLED"
+    result = experiment.run(settings)
+    (run,) = MlflowClient(store).search_runs(["1"])
+    assert run.info.run_id == result.run_id
+    assert run.info.status == "FINISHED"
+
+
+def test_a_password_in_the_uri_is_not_recorded(config, monkeypatch, tmp_path):
+    settings = config("tracking.uri=http://me:secret@127.0.0.1:1")
+    experiment.run(settings)  # tracking=none: the configuration is written to the run's folder only
+    assert "secret" not in next((tmp_path / "outputs").glob("*/config.yaml")).read_text()
+
+
+def test_a_locked_store_is_named(store):
+    file = store.removeprefix("sqlite:///")
+    open_record(load_config(f"tracking.uri={store}", *RECORDED).tracking, "first", None).finish("FINISHED")
+    holder = sqlite3.connect(file)
+    holder.execute("BEGIN EXCLUSIVE")
+    try:
+        with pytest.raises(UserError, match=r"The MLflow store sqlite:.* is locked by another process: end that process"):
+            open_record(load_config(f"tracking.uri={store}", *RECORDED).tracking, "second", None)
+    finally:
+        holder.rollback()
+        holder.close()
+
+
+def test_a_store_of_another_mlflow_is_named(store):
+    file = store.removeprefix("sqlite:///")
+    open_record(load_config(f"tracking.uri={store}", *RECORDED).tracking, "first", None).finish("FINISHED")
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'fffffffffffe'")
+    database.close()
+    mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore._engine_map.clear()
+    with pytest.raises(UserError, match=r"was written by another version of MLflow: install that version"):
+        open_record(load_config(f"tracking.uri={store}", *RECORDED).tracking, "second", None)
+
+
+def test_a_store_that_cannot_be_reached_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"The MLflow store http://me:\*\*\*@127.0.0.1:1 cannot be used"):
+        open_record(load_config("tracking.uri=http://me:pw@127.0.0.1:1", *RECORDED).tracking, "x", None)
+    with pytest.raises(UserError, match="cannot be used"):
+        open_record(load_config(f"tracking.uri=sqlite:///{tmp_path}/no/such/folder/mlflow.db", *RECORDED).tracking, "x", None)
+
+
+def test_a_deleted_experiment_is_named(store):
+    settings = load_config(f"tracking.uri={store}", *RECORDED).tracking
+    open_record(settings, "first", None).finish("FINISHED")
+    MlflowClient(store).delete_experiment("1")
+    with pytest.raises(UserError, match=r"tracking.experiment=sentexp was deleted"):
+        open_record(settings, "second", None)
+
+
+def test_a_full_disk_is_recognised_from_any_library():
+    assert is_disk_full(OSError(28, "No space left on device"))
+    assert is_disk_full(RuntimeError("I/O error: No space left on device (os error 28)"))
+    assert not is_disk_full(OSError(2, os.strerror(2)))

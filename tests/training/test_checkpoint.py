@@ -1,0 +1,111 @@
+"""Checkpoints: a run killed at any step goes on and ends with the same numbers; what a checkpoint holds (law 8)."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from sentexp import experiment
+from sentexp.data.datamodule import DataModule
+from sentexp.experiment import run
+from sentexp.training.checkpoint import Checkpoints
+from sentexp.training.module import ClassifierModule
+
+
+class Killed(BaseException):
+    """What stands for a kill inside a test: nothing of ours catches it to tidy up."""
+
+
+def killed_at(monkeypatch, micro_batch):
+    """Raise at the end of a micro-batch, counted over the whole training."""
+    original = ClassifierModule.training_step
+
+    def step(self, batch, batch_idx):
+        if self.trainer.fit_loop.epoch_loop.total_batch_idx == micro_batch:
+            raise Killed
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassifierModule, "training_step", step)
+
+
+SETTINGS = {
+    "epoch ends": ["trainer.max_epochs=3", "trainer.save_steps=1"],
+    "dropout": ["trainer.max_epochs=3", "trainer.save_steps=1", "peft.dropout=0.3"],
+    "evaluation every 3 steps": ["trainer.max_epochs=3", "trainer.save_steps=2", "trainer.eval_steps=3"],
+    "accumulation": ["trainer.max_epochs=3", "trainer.save_steps=1", "trainer.batch_size=3", "trainer.accumulate_grad_batches=2"],
+    "max steps": ["trainer.max_epochs=9", "trainer.max_steps=7", "trainer.save_steps=2", "optim.schedule=cosine"],
+    "early stopping": ["trainer.max_epochs=9", "trainer.save_steps=1", "trainer.early_stopping_patience=1", "optim.lr=1e-6"],
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_killed_run_ends_with_the_same_numbers(setting, config, tmp_path, monkeypatch):
+    def configured(folder):
+        return config("peft=lora", "peft.r=2", *SETTINGS[setting], f"output_dir={tmp_path / folder}")
+
+    whole = run(configured("whole"))
+    micro_batches = int(whole.metrics["train/steps"]) * (2 if setting == "accumulation" else 1)
+    for kill in range(1, micro_batches):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            killed_at(patch, kill)
+            run(configured(f"killed{kill}"))
+        resumed = run(configured(f"killed{kill}"))
+        for name, value in whole.metrics.items():
+            if "seconds" not in name and "memory" not in name:
+                assert resumed.metrics[name] == value, f"killed in micro-batch {kill}: {name}"
+        assert curve(resumed.folder) == curve(whole.folder), f"killed in micro-batch {kill}"
+
+
+def curve(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+def test_a_checkpoint_holds_adapter_and_head_only(config, monkeypatch):
+    names = {}
+
+    def look(self):
+        with safe_open(self.best_file, "pt") as best:
+            names["best"] = set(best.keys())
+        names["last"] = set(torch.load(self.last_file, weights_only=True)["state_dict"])
+
+    monkeypatch.setattr(Checkpoints, "remove", look)
+    run(config("peft=lora"))
+    assert names["best"] == names["last"]
+    assert all("lora_" in name or "score" in name for name in names["best"])
+    assert len(names["best"]) == 2 * 14 + 1
+
+
+def test_the_test_split_selects_nothing(config, monkeypatch):
+    """Law 10: until the best checkpoint is restored, no test row is read."""
+    read = []
+    original_loader, original_restore = DataModule.test_dataloader, Checkpoints.restore_best
+
+    def loader(self):
+        read.append("test")
+        return original_loader(self)
+
+    def restore(self, module):
+        read.append("restored")
+        original_restore(self, module)
+
+    monkeypatch.setattr(DataModule, "test_dataloader", loader)
+    monkeypatch.setattr(Checkpoints, "restore_best", restore)
+    run(config("peft=lora", "trainer.max_epochs=2", "trainer.early_stopping_patience=1"))
+    assert read == ["restored", "test"]
+
+
+def test_the_best_weights_are_tested_not_the_last(config, monkeypatch):
+    tested = {}
+    original = experiment.evaluate
+
+    def evaluate(trainer, module, data, split):
+        tested["validation"] = original(trainer, module, data, "validation")
+        return original(trainer, module, data, split)
+
+    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    result = run(config("peft=lora", "trainer.max_epochs=6", "optim.lr=0.3", "optim.schedule=constant", "trainer.monitor=validation/loss"))
+    assert result.metrics["best/step"] < result.metrics["train/steps"]
+    assert tested["validation"]["validation/loss"] == pytest.approx(result.metrics["best/loss"], rel=1e-6)
+    assert result.objective == result.metrics["best/loss"]

@@ -1,0 +1,131 @@
+"""The trainer: live modes (law 2), the effective batch (law 9), every knob of the loop."""
+
+import json
+
+import pytest
+import torch
+
+from sentexp.config import load_config
+from sentexp.experiment import run
+from sentexp.models.scoring import SequenceClassifier
+from sentexp.training.module import ClassifierModule
+from sentexp.training.trainer import halve_micro_batch
+
+
+def losses(result):
+    rows = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+def evaluations(result):
+    rows = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["step"] for row in rows if "validation/loss" in row]
+
+
+def test_dropout_is_live_in_training_after_an_evaluation_and_dead_in_it(config, monkeypatch):
+    modes = []
+    original = ClassifierModule.training_step, ClassifierModule.validation_step
+
+    def spy(index):
+        def step(self, batch, batch_idx):
+            dropouts = [module.training for module in self.modules() if isinstance(module, torch.nn.Dropout)]
+            modes.append((index, all(dropouts), any(dropouts), len(dropouts) > 0))
+            return original[index](self, batch, batch_idx)
+
+        return step
+
+    monkeypatch.setattr(ClassifierModule, "training_step", spy(0))
+    monkeypatch.setattr(ClassifierModule, "validation_step", spy(1))
+    run(config("peft=lora", "peft.dropout=0.5", "trainer.eval_steps=2"))
+    assert [index for index, *_ in modes] == [0, 0, 1, 0, 0, 1]
+    assert all(present for *_, present in modes)
+    assert all(everywhere for index, everywhere, _, _ in modes if index == 0)
+    assert not any(anywhere for index, _, anywhere, _ in modes if index == 1)
+
+
+def test_gradient_checkpointing_is_live_and_changes_no_number(config, monkeypatch, tmp_path):
+    calls = []
+    original = torch.utils.checkpoint.checkpoint
+
+    def checkpoint(*arguments, **options):
+        calls.append(1)
+        return original(*arguments, **options)
+
+    import transformers.modeling_layers
+
+    plain = run(config("peft=lora", "peft.dropout=0.2", f"output_dir={tmp_path / 'plain'}"))
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", checkpoint)
+    monkeypatch.setattr(transformers.modeling_layers, "checkpoint", checkpoint, raising=False)
+    on = run(config("peft=lora", "peft.dropout=0.2", "trainer.gradient_checkpointing=true"))
+    assert len(calls) >= 4 * 2
+    assert losses(on) == pytest.approx(losses(plain), abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [4, 8, 6])
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(batch_size, config, monkeypatch, capsys, tmp_path):
+    plain = run(config("peft=lora", f"trainer.batch_size={batch_size}", f"output_dir={tmp_path / 'plain'}"))
+    original = SequenceClassifier.forward
+    seen = []
+
+    def forward(self, input_ids, attention_mask):
+        seen.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return original(self, input_ids, attention_mask)
+
+    monkeypatch.setattr(SequenceClassifier, "forward", forward)
+    halved = run(config("peft=lora", f"trainer.batch_size={batch_size}", "trainer.eval_batch_size=2"))
+    assert "Out of memory: starting again with batches of" in capsys.readouterr().out
+    assert seen[-1] <= 2
+    assert halved.metrics["train/steps"] == plain.metrics["train/steps"]
+    assert halved.metrics["test/loss"] == pytest.approx(plain.metrics["test/loss"], abs=2e-5)
+
+
+@pytest.mark.parametrize(("size", "accumulate", "halved"), [(16, 1, (8, 2)), (8, 2, (4, 4)), (6, 1, (3, 2)), (3, 2, (1, 6)), (2, 3, (1, 6))])
+def test_halving_keeps_the_product(size, accumulate, halved):
+    config = load_config(f"trainer.batch_size={size}", f"trainer.accumulate_grad_batches={accumulate}").trainer
+    assert halve_micro_batch(config) == halved
+
+
+def test_accumulation_is_the_larger_batch(config, tmp_path):
+    whole = run(config("peft=lora", "trainer.batch_size=6", f"output_dir={tmp_path / 'whole'}"))
+    parts = run(config("peft=lora", "trainer.batch_size=2", "trainer.accumulate_grad_batches=3"))
+    assert parts.metrics["train/steps"] == whole.metrics["train/steps"] == 6  # 32 rows: five steps of 6 and one of 2
+    assert parts.metrics["test/loss"] == pytest.approx(whole.metrics["test/loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        ([], [4]),
+        (["trainer.max_epochs=2"], [4, 8]),
+        (["trainer.max_steps=3"], [3]),
+        (["trainer.eval_steps=3"], [3, 4]),
+        (["trainer.eval_steps=0.5"], [2, 4]),
+        (["trainer.eval_steps=100"], [4]),
+        (["trainer.max_epochs=3", "trainer.eval_steps=6"], [6, 12]),
+    ],
+)
+def test_evaluations_come_when_asked_and_at_the_end(train, overrides, steps):
+    assert evaluations(train("peft=head", *overrides)) == steps
+
+
+def test_early_stopping_stops(train):
+    result = train("peft=lora", "trainer.max_epochs=20", "trainer.early_stopping_patience=2", "optim.lr=1e-7")
+    assert result.metrics["train/steps"] == 3 * 4
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "sgd"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "inverse_sqrt"])
+def test_every_optimizer_and_schedule_learns(train, optimizer, schedule):
+    result = train("peft=lora", f"optim={optimizer}", f"optim.schedule={schedule}", "optim.lr=3e-3", "trainer.max_epochs=2")
+    curve = losses(result)
+    assert all(value == value for value in curve.values())
+    assert curve[max(curve)] != curve[min(curve)]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(train):
+    from sentexp.errors import UserError
+
+    with pytest.raises(UserError, match=r"The training loss is nan at step .*: lower optim.lr"):
+        train("peft=full", "optim=sgd", "optim.lr=1e30", "optim.warmup_steps=0", "trainer.gradient_clip_val=null", "trainer.max_epochs=5")
