@@ -8,10 +8,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sentexp.config import conf_dir
+from sentexp.config import conf_dir, register_schemas
 
 OTHER_NAMES = {
     "alpha": ("lora_alpha",),
@@ -49,6 +49,7 @@ def explain(words: list[str], error: Exception) -> str:
     search = [f"hydra.searchpath=[{','.join('file://' + folder for folder in folders)}]"] if folders else []
     texts = [word for word in words if "=" in word and not word.startswith("-")]
     GlobalHydra.instance().clear()
+    register_schemas()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         accepted: list[str] = []
         for text in texts:
@@ -89,7 +90,7 @@ def _sentence(override: Override, text: str, accepted: list[str], fault: Excepti
             where = ".".join(walked) or "the configuration"
             return f"{key}: {where} has no key {part!r}: its keys are {', '.join(legal)}.{_near(part, legal)}"
         walked.append(part)
-        node = node[part] if not node._is_missing(part) else None
+        node = None if OmegaConf.is_missing(node, part) else node[part]
     return f"{key}={value}: {_first_line(fault)}."
 
 

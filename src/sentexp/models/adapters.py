@@ -1,6 +1,7 @@
 """Adapters: what is trained, and the audit that proves it (law 6: the adapter is really there)."""
 
 import re
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +149,9 @@ def _wrap(model: "PreTrainedModel", config: Any) -> tuple[nn.Module, list[str]]:
     for layer in getattr(config, "layers_to_transform", None) or []:
         require(layer <= last, f"peft.layers_to_transform holds {layer}, but the layers are numbered 0 to {last}.")
     try:
-        wrapped = get_peft_model(model, config)
+        with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by an old name
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            wrapped = get_peft_model(model, config)
     except (NoMatchingPeftModuleError, ValueError) as error:
         raise UserError(f"peft.target_modules do not fit this model: {error}") from error
     return wrapped, sorted(wrapped.base_model.targeted_module_names)

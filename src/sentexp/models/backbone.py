@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -188,7 +189,7 @@ def _from_gguf(file: Path, sha256: str) -> Backbone:
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **source
             )
-        except (ValueError, OSError, KeyError) as error:
+        except (ValueError, OSError, KeyError, IndexError, struct.error) as error:
             raise UserError(f"model.path={file} is no GGUF file that transformers can convert: {error}") from None
         model.save_pretrained(folder)
 
