@@ -207,7 +207,7 @@ def _build_model(materials: Materials) -> tuple[torch.nn.Module, Audit]:
             model, materials.backbone, materials.tokenizer, config.task.template, materials.examples.labels
         )
     if config.trainer.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return attach(model, config.peft)
 
 

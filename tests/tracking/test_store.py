@@ -3,6 +3,8 @@
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -73,7 +75,7 @@ def test_parameters_tags_and_data_are_recorded(recorded):
 def test_the_whole_configuration_is_an_artifact_though_parameters_are_cut(config, store):
     template = "x" * 900 + "{text}"
     result = experiment.run(
-        config("peft=head", *RECORDED, f"tracking.uri={store}", f"task.template={template}", "data.max_length=1100")
+        config("peft=head", *RECORDED, f"tracking.uri={store}", f"task.template='{template}'", "data.max_length=1100")
     )
     client = MlflowClient(store)
     assert len(client.get_run(result.run_id).data.params["task.template"]) == 500
@@ -142,23 +144,29 @@ def test_a_locked_store_is_named(store):
         holder.close()
 
 
-def test_a_store_of_another_mlflow_is_named(store):
+def test_a_store_of_another_mlflow_is_named(store, command_environment):
     file = store.removeprefix("sqlite:///")
     open_record(load_config(f"tracking.uri={store}", *RECORDED).tracking, "first", None).finish("FINISHED")
     with sqlite3.connect(file) as database:
         database.execute("UPDATE alembic_version SET version_num = 'fffffffffffe'")
     database.close()
-    mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore._engine_map.clear()
-    with pytest.raises(UserError, match=r"was written by another version of MLflow: install that version"):
-        open_record(load_config(f"tracking.uri={store}", *RECORDED).tracking, "second", None)
+    # MLflow checks a store once per process, so another process must meet it.
+    code = f"""
+from sentexp.config import load_config
+from sentexp.tracking.store import open_record
+open_record(load_config("tracking.uri={store}").tracking, "second", None)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=command_environment, capture_output=True, text=True, check=False)
+    assert "UserError: The MLflow store" in done.stderr
+    assert "was written by another version of MLflow: install that version" in done.stderr
 
 
-def test_a_store_that_cannot_be_reached_is_named(monkeypatch, tmp_path):
+def test_a_store_that_cannot_be_reached_is_named(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match=r"The MLflow store http://me:\*\*\*@127.0.0.1:1 cannot be used"):
         open_record(load_config("tracking.uri=http://me:pw@127.0.0.1:1", *RECORDED).tracking, "x", None)
     with pytest.raises(UserError, match="cannot be used"):
-        open_record(load_config(f"tracking.uri=sqlite:///{tmp_path}/no/such/folder/mlflow.db", *RECORDED).tracking, "x", None)
+        open_record(load_config("tracking.uri=sqlite:////proc/no/mlflow.db", *RECORDED).tracking, "x", None)
 
 
 def test_a_deleted_experiment_is_named(store):

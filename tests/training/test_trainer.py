@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from sentexp.config import load_config
 from sentexp.experiment import run
@@ -45,19 +46,19 @@ def test_dropout_is_live_in_training_after_an_evaluation_and_dead_in_it(config, 
 
 def test_gradient_checkpointing_is_live_and_changes_no_number(config, monkeypatch, tmp_path):
     calls = []
-    original = torch.utils.checkpoint.checkpoint
+    original = LlamaMLP.forward
 
-    def checkpoint(*arguments, **options):
-        calls.append(1)
-        return original(*arguments, **options)
+    def forward(self, x):
+        calls.append(torch.is_grad_enabled())
+        return original(self, x)
 
-    import transformers.modeling_layers
-
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
     plain = run(config("peft=lora", "peft.dropout=0.2", f"output_dir={tmp_path / 'plain'}"))
-    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", checkpoint)
-    monkeypatch.setattr(transformers.modeling_layers, "checkpoint", checkpoint, raising=False)
+    once = sum(calls)
+    calls.clear()
     on = run(config("peft=lora", "peft.dropout=0.2", "trainer.gradient_checkpointing=true"))
-    assert len(calls) >= 4 * 2
+    assert once == 4 * 2  # four steps, two layers
+    assert sum(calls) == 2 * once
     assert losses(on) == pytest.approx(losses(plain), abs=1e-6)
 
 

@@ -26,10 +26,10 @@ def draw_learning_curve(train_loss: Curve, validation_loss: Curve, accuracy: Cur
     _line(left, train_loss, "train", "-", None)
     _line(left, validation_loss, "validation", "--", "o")
     left.set(title="Loss", xlabel="optimizer step", ylabel="cross-entropy", ylim=(0, None))
-    left.legend()
+    if train_loss or validation_loss:
+        left.legend()
     _line(right, accuracy, "validation", "--", "o")
-    right.set(title="Accuracy", xlabel="optimizer step", ylim=(None, 1))
-    right.legend()
+    right.set(title="Validation accuracy", xlabel="optimizer step", ylim=(None, 1))
     figure.savefig(file, dpi=120)
 
 

@@ -84,7 +84,10 @@ def build_trainer(
     if config.early_stopping_patience is not None:
         callbacks.append(
             ResumableEarlyStopping(
-                monitor=config.monitor, mode=mode_of(config.monitor), patience=config.early_stopping_patience
+                monitor=config.monitor,
+                mode=mode_of(config.monitor),
+                patience=config.early_stopping_patience,
+                check_on_train_epoch_end=False,  # after each evaluation, so that the state saved there knows of it
             )
         )
     if config.progress_bar:
