@@ -16,7 +16,8 @@ def test_every_option_composes(group, option):
 
 
 @pytest.mark.parametrize(
-    ("peft", "data"), list(itertools.product([o for g, o in OPTIONS if g == "peft"], [o for g, o in OPTIONS if g == "data"]))
+    ("peft", "data"),
+    list(itertools.product([o for g, o in OPTIONS if g == "peft"], [o for g, o in OPTIONS if g == "data"])),
 )
 def test_ways_of_training_and_data_sets_combine(peft, data):
     config = load_config(f"peft={peft}", f"data={data}")
@@ -37,7 +38,9 @@ def test_there_is_no_code_in_conf():
 def test_every_preset_says_question_command_cost_and_score():
     for file in (conf_dir() / "experiment").glob("*.yaml"):
         header = file.read_text()
-        assert all(word in header for word in ("# Question:", f"experiment={file.stem}", "# Cost:", "score:")), file.name
+        assert all(word in header for word in ("# Question:", f"experiment={file.stem}", "# Cost:", "score:")), (
+            file.name
+        )
 
 
 def test_every_option_says_what_it_is():

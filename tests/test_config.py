@@ -52,7 +52,12 @@ def test_values_out_of_range_are_refused(overrides, sentence):
 
 @pytest.mark.parametrize(
     ("given", "read"),
-    [("all-linear", "all-linear"), ("q_proj", ["q_proj"]), ("[q_proj,v_proj]", ["q_proj", "v_proj"]), ("'.*attn.*'", ".*attn.*")],
+    [
+        ("all-linear", "all-linear"),
+        ("q_proj", ["q_proj"]),
+        ("[q_proj,v_proj]", ["q_proj", "v_proj"]),
+        ("'.*attn.*'", ".*attn.*"),
+    ],
 )
 def test_target_modules_are_names_a_regular_expression_or_all_linear(given, read):
     peft = load_config(f"peft.target_modules={given}").peft

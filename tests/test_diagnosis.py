@@ -8,7 +8,10 @@ from sentexp.diagnosis import explain
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["peft=loraa"], ["peft=loraa is no option of peft", "dora, full, head, ia3, lora, none, qlora", "Did you mean lora?"]),
+        (
+            ["peft=loraa"],
+            ["peft=loraa is no option of peft", "dora, full, head, ia3, lora, none, qlora", "Did you mean lora?"],
+        ),
         (["data=sst3"], ["data=sst3 is no option of data", "imdb, rotten_tomatoes, sst2", "Did you mean sst2?"]),
         (["peft.rank=8"], ["peft.rank: peft has no key 'rank'", "target_modules"]),
         (["peft.lora_alpha=8"], ["has no key 'lora_alpha'", "Did you mean alpha?"]),

@@ -20,10 +20,10 @@ def test_precision_auto_is_bf16_where_the_processor_multiplies_it(monkeypatch):
 
 
 def test_what_the_machine_lacks_is_refused():
-    with pytest.raises(UserError, match="trainer.precision=fp16 needs a CUDA GPU"):
+    with pytest.raises(UserError, match=r"trainer.precision=fp16 needs a CUDA GPU"):
         choose_precision(Precision.fp16, CPU)
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="trainer.accelerator=gpu, but no CUDA GPU"):
+        with pytest.raises(UserError, match=r"trainer.accelerator=gpu, but no CUDA GPU"):
             choose_device("gpu")
     assert choose_device("cpu") == CPU
 

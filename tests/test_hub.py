@@ -42,8 +42,14 @@ def answer(kind, status):
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (lambda: answer(errors.GatedRepoError, 403), r"model.path=meta/llama is gated: request access at https://huggingface.co/meta/llama"),
-        (lambda: answer(errors.RepositoryNotFoundError, 404), r"neither a local path nor a model that the hub shows you"),
+        (
+            lambda: answer(errors.GatedRepoError, 403),
+            r"model.path=meta/llama is gated: request access at https://huggingface.co/meta/llama",
+        ),
+        (
+            lambda: answer(errors.RepositoryNotFoundError, 404),
+            r"neither a local path nor a model that the hub shows you",
+        ),
         (lambda: answer(errors.RevisionNotFoundError, 404), r"has no revision v9"),
         (lambda: answer(errors.HfHubHTTPError, 503), r"cannot be reached from here .*model.path=<folder>"),
         (lambda: errors.LocalEntryNotFoundError("x"), r"cannot be reached from here"),

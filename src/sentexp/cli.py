@@ -48,12 +48,12 @@ def main() -> None:
     """Run the command line of this process and exit: 0 if all is well, 1 after a failure, 130 when interrupted."""
     words = sys.argv[1:]
     if words and words[0] in ("--help", "-h"):
-        print(help_text())  # noqa: T201
+        print(help_text())
         return
     if words and words[0] == "--version":
         from sentexp import __version__
 
-        print(f"sentexp {__version__}")  # noqa: T201
+        print(f"sentexp {__version__}")
         return
     if words and re.fullmatch(r"[\w-]+", words[0]) and not words[0].startswith("-"):
         if words[0] not in VERBS:
@@ -115,7 +115,7 @@ def _job(config: "DictConfig", failures: list[str], full_error: bool) -> float:
 
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         job = HydraConfig.get().job
-        print(f"\n# run {job.num}: {shlex.join(HydraConfig.get().overrides.task)}", flush=True)  # noqa: T201
+        print(f"\n# run {job.num}: {shlex.join(HydraConfig.get().overrides.task)}", flush=True)
     try:
         typed = OmegaConf.to_object(config)
         from sentexp.experiment import run
@@ -145,4 +145,4 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
 
 
 def _complain(sentence: str) -> None:
-    print(f"sentexp: {sentence}", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"sentexp: {sentence}", file=sys.stderr, flush=True)

@@ -117,7 +117,7 @@ class RandomWeights:
             f"model.random.num_attention_heads={self.num_attention_heads}.",
         )
         require(
-            0 < self.num_key_value_heads and self.num_attention_heads % self.num_key_value_heads == 0,
+            self.num_key_value_heads > 0 and self.num_attention_heads % self.num_key_value_heads == 0,
             f"model.random.num_key_value_heads={self.num_key_value_heads} must divide "
             f"model.random.num_attention_heads={self.num_attention_heads}.",
         )
@@ -145,7 +145,7 @@ class ModelConfig:
 
 @dataclass(kw_only=True, slots=True)
 class PeftConfig:
-    """What every way of training shares: how the frozen backbone is stored, and the learning rate that usually suits."""
+    """What every way of training shares: the storage of the frozen backbone, and a learning rate that usually suits."""
 
     usual_lr: float
     quantization: Quantization = Quantization.none
@@ -261,10 +261,11 @@ class DataConfig:
         """Check labels, fractions and subsets."""
         require(
             self.path is not None or self.package is not None,
-            f"data.path is empty and data={self.name} has no installed package: pass data.path=<folder, file or hub id>.",
+            f"data.path is empty and data={self.name} has no installed package: pass data.path=<folder, file or hub "
+            "id>.",
         )
         require(
-            len(self.labels) >= 2 and len(set(self.labels)) == len(self.labels),
+            len(self.labels) > 1 and len(set(self.labels)) == len(self.labels),
             f"data.labels={self.labels} must name at least two different classes.",
         )
         for name in ("validation_fraction", "test_fraction"):
@@ -329,7 +330,7 @@ class OptimConfig:
         )
         require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} must be 0 or more.")
         require(
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            len(self.betas) == len(("beta1", "beta2")) and all(0 <= beta < 1 for beta in self.betas),
             f"optim.betas={self.betas} must be two numbers of at least 0 and below 1.",
         )
         require(self.eps > 0, f"optim.eps={self.eps} must be above 0.")
@@ -470,10 +471,11 @@ def register_schemas() -> None:
     """Register the root schema and the schemas of the polymorphic groups with hydra's ConfigStore."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    for group, kinds in {
+    polymorphic: dict[str, dict[str, type]] = {
         "peft": {"none": Untuned, "head": HeadOnly, "full": FullFineTuning, "lora": Lora, "ia3": IA3},
         "task": {"seq_cls": SequenceClassification},
-    }.items():
+    }
+    for group, kinds in polymorphic.items():
         for name, node in kinds.items():
             store.store(group=f"schema/{group}", name=name, node=node)
 

@@ -1,6 +1,7 @@
 """Why a command line does not compose, in one sentence: the key as typed, the value, the legal values."""
 
 import difflib
+import itertools
 from collections.abc import Iterable, Iterator
 
 from hydra import compose, initialize_config_dir
@@ -45,7 +46,7 @@ def explain(words: list[str], error: Exception) -> str:
         words: the arguments of the process.
         error: what hydra raised.
     """
-    folders = [b for a, b in zip(words, words[1:], strict=False) if a in ("--config-dir", "-cd")]
+    folders = [b for a, b in itertools.pairwise(words) if a in ("--config-dir", "-cd")]
     search = [f"hydra.searchpath=[{','.join('file://' + folder for folder in folders)}]"] if folders else []
     texts = [word for word in words if "=" in word and not word.startswith("-")]
     GlobalHydra.instance().clear()
@@ -56,8 +57,10 @@ def explain(words: list[str], error: Exception) -> str:
             try:
                 override = OverridesParser.create().parse_override(text)
             except HydraException as fault:
-                return f"{text} is no override that hydra can read ({_first_line(fault)}): write key=value, and quote "\
+                return (
+                    f"{text} is no override that hydra can read ({_first_line(fault)}): write key=value, and quote "
                     "values with spaces, commas or brackets."
+                )
             for single in _singles(override, text):
                 try:
                     compose("config", [*search, *accepted, single])
@@ -82,7 +85,7 @@ def _sentence(override: Override, text: str, accepted: list[str], fault: Excepti
     options = [option for option in loader.get_group_options(key) if not option.startswith("_")]
     if options:
         return f"{key}={value} is no option of {key}: it must be one of {', '.join(options)}.{_near(value, options)}"
-    node = compose("config", accepted)
+    node: DictConfig | None = compose("config", accepted)
     walked: list[str] = []
     for part in key.split("."):
         if not isinstance(node, DictConfig) or part not in node:

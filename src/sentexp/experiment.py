@@ -15,7 +15,16 @@ import torch
 from omegaconf import OmegaConf
 
 from sentexp import console
-from sentexp.config import METRICS, Config, FullFineTuning, HeadInit, SequenceClassification, Untuned, flatten, method_name
+from sentexp.config import (
+    METRICS,
+    Config,
+    FullFineTuning,
+    HeadInit,
+    SequenceClassification,
+    Untuned,
+    flatten,
+    method_name,
+)
 from sentexp.data.datamodule import DataModule
 from sentexp.data.splits import NAMES, Examples, load_examples
 from sentexp.data.tokens import tokenize, truncated
@@ -112,10 +121,13 @@ def _gather(config: Config) -> Materials:
 
 def _attempt_until_it_fits(materials: Materials, record: Record, folder: RunFolder, identity: str) -> Result:
     """Run, at half the micro-batch and double the accumulation whenever memory runs out (law 9)."""
-    trainer = replace(materials.config.trainer, **folder.state.get("fits", {}))
+    fits: dict[str, Any] = folder.state.get("fits", {})
+    trainer = replace(materials.config.trainer, **fits)
     while True:
         try:
-            return _attempt(replace(materials, config=replace(materials.config, trainer=trainer)), record, folder, identity)
+            return _attempt(
+                replace(materials, config=replace(materials.config, trainer=trainer)), record, folder, identity
+            )
         except OutOfMemory as error:
             require(
                 trainer.batch_size > 1,
@@ -146,7 +158,9 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
     model, audit = _build_model(materials)
     console.print_audit(method_name(config.peft), audit)
     data = DataModule(materials.tokens, materials.tokenizer, config.trainer, config.seed)
-    module = ClassifierModule(SequenceClassifier(model), labels, config.optim, config.seed)
+    module = ClassifierModule(
+        SequenceClassifier(model), labels, config.optim, config.seed, config.trainer.log_every_n_steps
+    )
     checkpoints = Checkpoints(folder.path, config.trainer.monitor, config.trainer.save_steps)
     precision = choose_precision(config.trainer.precision, materials.device)
     trainer = build_trainer(config.trainer, precision, materials.device, _Sinks(record, folder), checkpoints)
@@ -215,13 +229,19 @@ def _conclude(result: Result, record: Record, folder: RunFolder, materials: Mate
     """Write the result down, show it, and close the run's state."""
     result.metrics["seconds"] = seconds
     labels = materials.examples.labels
-    summary = {"identity": result.identity, "run_id": result.run_id, "metrics": result.metrics}
+    summary: dict[str, Any] = {"identity": result.identity, "run_id": result.run_id, "metrics": result.metrics}
     summary |= {"labels": labels, "confusion_matrix": result.confusion}
     (folder.path / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw_confusion_matrix(result.confusion, labels, folder.path / "confusion_matrix.png")
-    curves = [folder.history(name) for name in ("train/loss", "validation/loss", "validation/accuracy")]
-    draw_learning_curve(*curves, folder.path / "learning_curve.png")
-    record.log_metrics({k: v for k, v in result.metrics.items() if not k.startswith("test/")}, int(result.metrics["train/steps"]))
+    draw_learning_curve(
+        folder.history("train/loss"),
+        folder.history("validation/loss"),
+        folder.history("validation/accuracy"),
+        folder.path / "learning_curve.png",
+    )
+    record.log_metrics(
+        {k: v for k, v in result.metrics.items() if not k.startswith("test/")}, int(result.metrics["train/steps"])
+    )
     for name in ("result.json", "confusion_matrix.png", "learning_curve.png"):
         record.log_files(folder.path / name)
     record.log_files(result.weights, result.weights.name)

@@ -89,7 +89,9 @@ def test_the_base_is_bit_identical_after_a_step_and_the_adapter_is_not():
     optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
     SequenceClassifier(wrapped)(torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long)).sum().backward()
     optimizer.step()
-    after = {name.removeprefix("base_model.model.").replace(".base_layer", ""): p for name, p in wrapped.named_parameters()}
+    after = {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): p for name, p in wrapped.named_parameters()
+    }
     frozen = [name for name in before if not name.startswith("score")]
     assert len(frozen) > 10
     assert all(torch.equal(before[name], after[name]) for name in frozen)
@@ -100,7 +102,9 @@ def test_the_base_is_bit_identical_after_a_step_and_the_adapter_is_not():
 @pytest.mark.parametrize("target", ["[q_proj,quary]", "'.*nothing.*'", "quary"])
 def test_targets_that_match_nothing_are_refused(target):
     config, model = tiny(f"peft.target_modules={target}")
-    with pytest.raises(UserError, match=r"peft.target_modules.*matches no module: the linear layers .* down_proj, gate_proj"):
+    with pytest.raises(
+        UserError, match=r"peft.target_modules.*matches no module: the linear layers .* down_proj, gate_proj"
+    ):
         attach(model, config.peft)
 
 
@@ -112,9 +116,13 @@ def test_a_layer_that_does_not_exist_is_refused():
 
 def test_a_wrong_count_is_an_error(monkeypatch):
     # The published report that trained 12,288 parameters for rank 16 on Llama-2-7B would have ended here.
-    monkeypatch.setattr(adapters, "_wrap", lambda model, config: (model.requires_grad_(False), ["model.layers.0.mlp.up_proj"]))
+    monkeypatch.setattr(
+        adapters, "_wrap", lambda model, config: (model.requires_grad_(False), ["model.layers.0.mlp.up_proj"])
+    )
     config, model = tiny("peft=lora")
-    with pytest.raises(RuntimeError, match="0 parameters would be trained, but the shapes of the 1 target modules imply"):
+    with pytest.raises(
+        RuntimeError, match="0 parameters would be trained, but the shapes of the 1 target modules imply"
+    ):
         attach(model, config.peft)
 
 

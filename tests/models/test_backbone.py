@@ -23,7 +23,14 @@ def classifier(backbone):
     tokenizer = load_tokenizer(backbone)
     storage = HeadOnly(usual_lr=1.0)
     return load_classifier(
-        backbone, tokenizer, ["negative", "positive"], storage, Attention.auto, Precision.fp32, CPU, trains_backbone=False
+        backbone,
+        tokenizer,
+        ["negative", "positive"],
+        storage,
+        Attention.auto,
+        Precision.fp32,
+        CPU,
+        trains_backbone=False,
     )
 
 
@@ -79,9 +86,7 @@ def test_a_wrong_digest_is_refused():
     with pytest.raises(UserError, match=r"has the SHA-256 [0-9a-f]{64}, not 0000.* reinstall it with"):
         locate_backbone(ModelConfig(name="x", package=package))
     with pytest.raises(UserError, match="The package nonesuch is not installed"):
-        locate_backbone(
-            ModelConfig(name="x", package=PackageFile(distribution="nonesuch", file="x", sha256="0" * 64))
-        )
+        locate_backbone(ModelConfig(name="x", package=PackageFile(distribution="nonesuch", file="x", sha256="0" * 64)))
 
 
 def test_the_revision_changes_with_the_weights(tiny, tmp_path):

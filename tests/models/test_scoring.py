@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2ForSequenceClassification, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 from sentexp.config import load_config
 from sentexp.data.datamodule import pad
@@ -59,7 +65,9 @@ def test_the_head_starts_at_the_label_words(tmp_path, tied):
     language_model = LlamaForCausalLM(shape)
     language_model.save_pretrained(tmp_path)
     model = LlamaForSequenceClassification.from_pretrained(tmp_path, num_labels=2)
-    start_head_at_label_words(model, Backbone(folder=tmp_path, revision=""), tokenizer, "{text}\nIs it", ["bad", "good"])
+    start_head_at_label_words(
+        model, Backbone(folder=tmp_path, revision=""), tokenizer, "{text}\nIs it", ["bad", "good"]
+    )
     for row, word in enumerate([" bad", " good"]):
         expected = language_model.lm_head.weight[tokenizer(word)["input_ids"]].mean(0)
         torch.testing.assert_close(head_of(model).weight[row], expected)

@@ -7,7 +7,11 @@ from sentexp.tracking.folder import RunFolder
 
 
 def test_the_same_run_in_two_processes_is_refused(tmp_path):
-    with RunFolder(tmp_path / "run"), pytest.raises(UserError, match="in progress in another process"), RunFolder(tmp_path / "run"):
+    with (
+        RunFolder(tmp_path / "run"),
+        pytest.raises(UserError, match="in progress in another process"),
+        RunFolder(tmp_path / "run"),
+    ):
         pass
     with RunFolder(tmp_path / "run"):
         pass

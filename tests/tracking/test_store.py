@@ -42,7 +42,7 @@ def test_the_default_store_is_sqlite_here_and_the_environment_names_another(monk
 
 
 def test_a_run_is_finished_and_never_the_global_active_run(recorded):
-    result, client, run, _ = recorded
+    _, _, run, _ = recorded
     assert run.info.status == "FINISHED"
     assert mlflow.active_run() is None
     assert mlflow.last_active_run() is None
@@ -85,7 +85,14 @@ def test_the_whole_configuration_is_an_artifact_though_parameters_are_cut(config
 def test_the_adapter_and_the_pictures_are_artifacts(recorded):
     result, client, _, _ = recorded
     names = {item.path for item in client.list_artifacts(result.run_id)}
-    assert {"adapter", "config.yaml", "environment.json", "result.json", "learning_curve.png", "confusion_matrix.png"} <= names
+    assert {
+        "adapter",
+        "config.yaml",
+        "environment.json",
+        "result.json",
+        "learning_curve.png",
+        "confusion_matrix.png",
+    } <= names
     adapter = {item.path for item in client.list_artifacts(result.run_id, "adapter")}
     assert {"adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/sentexp.json"} <= adapter
     assert not any(name.endswith((".bin", ".pt", ".ckpt", ".pkl")) for name in adapter)
@@ -137,7 +144,9 @@ def test_a_locked_store_is_named(store):
     holder = sqlite3.connect(file)
     holder.execute("BEGIN EXCLUSIVE")
     try:
-        with pytest.raises(UserError, match=r"The MLflow store sqlite:.* is locked by another process: end that process"):
+        with pytest.raises(
+            UserError, match=r"The MLflow store sqlite:.* is locked by another process: end that process"
+        ):
             open_record(load_config(f"tracking.uri={store}", *RECORDED).tracking, "second", None)
     finally:
         holder.rollback()
@@ -156,7 +165,9 @@ from sentexp.config import load_config
 from sentexp.tracking.store import open_record
 open_record(load_config("tracking.uri={store}").tracking, "second", None)
 """
-    done = subprocess.run([sys.executable, "-c", code], env=command_environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=command_environment, capture_output=True, text=True, check=False
+    )
     assert "UserError: The MLflow store" in done.stderr
     assert "was written by another version of MLflow: install that version" in done.stderr
 

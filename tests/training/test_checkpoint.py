@@ -33,9 +33,19 @@ SETTINGS = {
     "epoch ends": ["trainer.max_epochs=3", "trainer.save_steps=1"],
     "dropout": ["trainer.max_epochs=3", "trainer.save_steps=1", "peft.dropout=0.3"],
     "evaluation every 3 steps": ["trainer.max_epochs=3", "trainer.save_steps=2", "trainer.eval_steps=3"],
-    "accumulation": ["trainer.max_epochs=3", "trainer.save_steps=1", "trainer.batch_size=3", "trainer.accumulate_grad_batches=2"],
+    "accumulation": [
+        "trainer.max_epochs=3",
+        "trainer.save_steps=1",
+        "trainer.batch_size=3",
+        "trainer.accumulate_grad_batches=2",
+    ],
     "max steps": ["trainer.max_epochs=9", "trainer.max_steps=7", "trainer.save_steps=2", "optim.schedule=cosine"],
-    "early stopping": ["trainer.max_epochs=9", "trainer.save_steps=1", "trainer.early_stopping_patience=2", "optim.lr=1e-7"],
+    "early stopping": [
+        "trainer.max_epochs=9",
+        "trainer.save_steps=1",
+        "trainer.early_stopping_patience=2",
+        "optim.lr=1e-7",
+    ],
 }
 
 
@@ -105,7 +115,15 @@ def test_the_best_weights_are_tested_not_the_last(config, monkeypatch):
         return original(trainer, module, data, split)
 
     monkeypatch.setattr(experiment, "evaluate", evaluate)
-    result = run(config("peft=lora", "trainer.max_epochs=6", "optim.lr=0.3", "optim.schedule=constant", "trainer.monitor=validation/loss"))
+    result = run(
+        config(
+            "peft=lora",
+            "trainer.max_epochs=6",
+            "optim.lr=0.3",
+            "optim.schedule=constant",
+            "trainer.monitor=validation/loss",
+        )
+    )
     assert result.metrics["best/step"] < result.metrics["train/steps"]
     assert tested["validation"]["validation/loss"] == pytest.approx(result.metrics["best/loss"], rel=1e-6)
     assert result.objective == result.metrics["best/loss"]

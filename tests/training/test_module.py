@@ -14,7 +14,9 @@ def losses(result):
 
 @pytest.mark.parametrize("method", ["lora", "dora", "full", "head", "ia3", "qlora"])
 def test_every_way_of_training_lowers_the_loss(train, method):
-    result = train(f"peft={method}", "optim.lr=1e-2", "trainer.max_epochs=6", "optim.schedule=constant", "optim.warmup_steps=0")
+    result = train(
+        f"peft={method}", "optim.lr=1e-2", "trainer.max_epochs=6", "optim.schedule=constant", "optim.warmup_steps=0"
+    )
     curve = losses(result)
     assert min(curve[-4:]) < curve[0]
 

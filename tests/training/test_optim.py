@@ -11,14 +11,18 @@ CPU = torch.device("cpu")
 
 
 def model():
-    return torch.nn.ModuleDict({"body": torch.nn.Linear(4, 4), "norm": torch.nn.LayerNorm(4), "score": torch.nn.Linear(4, 2)})
+    return torch.nn.ModuleDict(
+        {"body": torch.nn.Linear(4, 4), "norm": torch.nn.LayerNorm(4), "score": torch.nn.Linear(4, 2)}
+    )
 
 
 def test_matrices_are_decayed_and_vectors_are_not_and_the_head_has_its_own_rate():
     network = model()
     optim = load_config("optim.lr=1e-3", "optim.head_lr=1e-2", "optim.weight_decay=0.1").optim
     optimizer = build_optimizer(optim, network, network["score"], CPU)
-    groups = {(group["lr"], group["weight_decay"]): {id(p) for p in group["params"]} for group in optimizer.param_groups}
+    groups = {
+        (group["lr"], group["weight_decay"]): {id(p) for p in group["params"]} for group in optimizer.param_groups
+    }
     assert groups[0.001, 0.1] == {id(network["body"].weight)}
     assert groups[0.001, 0.0] == {id(network["body"].bias), id(network["norm"].weight), id(network["norm"].bias)}
     assert groups[0.01, 0.1] == {id(network["score"].weight)}

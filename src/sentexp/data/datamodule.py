@@ -67,20 +67,25 @@ class BatchOrder(Sampler[tuple[list[int], int]]):
         """Return every micro-batch of the current epoch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator)
-        step = self.batch_size * self.accumulate
+        size = self.batch_size * self.accumulate
         if self.group_by_length:
-            stretches = [part[self.lengths[part].argsort(stable=True)] for part in order.split(MEGABATCH * step)]
-            # Full steps first: an incomplete step in the middle would end an accumulation window early.
-            order = torch.cat(stretches)
-        steps = list(order.split(step))
+            stretches = _cut(order, MEGABATCH * size)
+            order = torch.cat([part[self.lengths[part].argsort(stable=True)] for part in stretches])
+        steps = _cut(order, size)
         if self.group_by_length:
-            ragged = [steps.pop()] if len(steps[-1]) < step else []
+            # An incomplete step stays last: in the middle it would end an accumulation window early.
+            ragged = [steps.pop()] if len(steps[-1]) < size else []
             steps = [steps[index] for index in torch.randperm(len(steps), generator=generator).tolist()]
             if self.epoch == 0 and steps:
                 longest = max(range(len(steps)), key=lambda index: int(self.lengths[steps[index]].max()))
                 steps[0], steps[longest] = steps[longest], steps[0]
             steps += ragged
-        return [(part.tolist(), len(rows)) for rows in steps for part in rows.split(self.batch_size)]
+        return [(part.tolist(), len(rows)) for rows in steps for part in _cut(rows, self.batch_size)]
+
+
+def _cut(rows: Tensor, size: int) -> list[Tensor]:
+    """Return consecutive pieces of at most `size` rows."""
+    return list(torch.split(rows, size))  # type: ignore[no-untyped-call]
 
 
 class DataModule(L.LightningDataModule):
@@ -126,8 +131,11 @@ class DataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, int]:
         """Return the position in the training rows for a checkpoint: the epoch and its finished micro-batches."""
         assert self.trainer is not None
-        loop = self.trainer.fit_loop
-        return {"epoch": loop.epoch_progress.current.processed, "batches": loop.epoch_loop.batch_progress.current.processed}
+        loop: Any = self.trainer.fit_loop  # its trackers are typed by their parent
+        return {
+            "epoch": loop.epoch_progress.current.processed,
+            "batches": loop.epoch_loop.batch_progress.current.processed,
+        }
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue at the position of a checkpoint."""
@@ -135,7 +143,7 @@ class DataModule(L.LightningDataModule):
 
     def _by_length(self, split: str) -> list[tuple[list[int], int]]:
         lengths = torch.tensor(list(self.splits[split]["length"]))
-        parts = lengths.argsort(stable=True).split(self.config.eval_batch_size)
+        parts = _cut(lengths.argsort(stable=True), self.config.eval_batch_size)
         return [(part.tolist(), len(part)) for part in parts]
 
     def _loader(self, split: str, order: Any) -> DataLoader[Batch]:

@@ -58,7 +58,9 @@ def _split_files(data: DataConfig) -> dict[str, list[Path]]:
         _kind(root)
         return {"train": [root]}
     folders = [root / data.subset] if data.subset else [root, root / "data", root / "plain_text"]
-    files = sorted(file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.suffix in SUFFIXES)
+    files = sorted(
+        file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.suffix in SUFFIXES
+    )
     found = {}
     for split in dict.fromkeys(filter(None, (data.splits.train, data.splits.validation, data.splits.test))):
         stems = "|".join(re.escape(alias) for alias in ALIASES.get(split, (split,)))

@@ -30,7 +30,9 @@ class Examples:
     def counts(self) -> dict[str, dict[str, int]]:
         """Return the number of rows per class, for each split."""
         counters = {name: Counter(getattr(self, name)["label"]) for name in NAMES}
-        return {name: {label: found[index] for index, label in enumerate(self.labels)} for name, found in counters.items()}
+        return {
+            name: {label: found[index] for index, label in enumerate(self.labels)} for name, found in counters.items()
+        }
 
     def digest(self) -> str:
         """Return the SHA-256 over split names, texts and labels, in order."""

@@ -61,14 +61,16 @@ def tokenize(
 
 def truncated(tokenised: "Dataset", max_length: int) -> float:
     """Return the share of rows that fill `max_length`, so were probably cut."""
-    return sum(length == max_length for length in tokenised["length"]) / len(tokenised)
+    return float(sum(length == max_length for length in tokenised["length"]) / len(tokenised))
 
 
 def _key(rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", template: str, max_length: int) -> str:
     """Return a digest of everything that the token ids depend on."""
     digest = hashlib.sha256(json.dumps([template, max_length, type(tokenizer).__name__]).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode() if backend is None else backend.to_str().encode())
+    digest.update(
+        json.dumps(tokenizer.get_vocab(), sort_keys=True).encode() if backend is None else backend.to_str().encode()
+    )
     for text, label in zip(rows["text"], rows["label"], strict=True):
         digest.update(f"{label}\0{text}\0".encode())
     return digest.hexdigest()[:32]

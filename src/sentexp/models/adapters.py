@@ -127,7 +127,9 @@ def _peft_config(model: "PreTrainedModel", peft: Lora | IA3) -> Any:
 
 def _names(model: nn.Module, key: str, targets: str | list[str]) -> str | list[str]:
     """Return targets in PEFT's form, once each of them is known to match a linear layer of the backbone."""
-    linear = [path for path, module in model.named_modules() if _shape(module) and path.split(".")[-1] not in HEAD_NAMES]
+    linear = [
+        path for path, module in model.named_modules() if _shape(module) and path.split(".")[-1] not in HEAD_NAMES
+    ]
     leaves = sorted({path.split(".")[-1] for path in linear})
     if targets == "all-linear":
         return leaves
@@ -217,4 +219,3 @@ def _numel(parameter: nn.Parameter) -> int:
     """Return the number of weights, of a packed 4-bit parameter as before packing."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else int(torch.Size(state.shape).numel())
-

@@ -5,7 +5,6 @@ A GGUF file and a random model are written once into the cache, atomically, unde
 
 import hashlib
 import json
-import os
 import shutil
 import struct
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from sentexp.config import Attention, ModelConfig, PeftConfig, Precision, Quantization, RandomWeights
 from sentexp.errors import UserError, require
@@ -133,8 +133,8 @@ def load_classifier(
             output_loading_info=True,
             **options,
         )
-    except (ValueError, OSError, ImportError) as error:
-        raise UserError(f"model.path={backbone.folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except (ValueError, OSError, ImportError, SafetensorError) as error:
+        raise UserError(f"model.path={backbone.folder} cannot be loaded: {str(error).splitlines()[0]}.") from error
     missing = [name for name in report["missing_keys"] if name.partition(".")[0] not in HEAD_NAMES]
     require(
         not missing and not report["mismatched_keys"],
@@ -153,7 +153,7 @@ def head_of(model: torch.nn.Module) -> torch.nn.Linear:
         if isinstance(module, torch.nn.Linear) and path.split(".")[-1] in HEAD_NAMES:
             return module
         if path.split(".")[-1] in HEAD_NAMES and hasattr(module, "modules_to_save"):
-            return module.modules_to_save["default"]  # type: ignore[union-attr, index, no-any-return]
+            return module.modules_to_save["default"]  # type: ignore[no-any-return]
     raise UserError(
         f"{type(model).__name__} has no linear head named {' or '.join(HEAD_NAMES)} over the last token: task=seq_cls "
         "needs a decoder such as Llama or GPT-2."
@@ -227,7 +227,8 @@ def _byte_tokenizer() -> "PreTrainedTokenizerBase":
     backend = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=end)
 
 
 def _build_once(name: str, build: Callable[[Path], None]) -> Path:
@@ -241,7 +242,7 @@ def _build_once(name: str, build: Callable[[Path], None]) -> Path:
             unfinished = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=target.parent))
             try:
                 build(unfinished)
-                os.replace(unfinished, target)
+                unfinished.replace(target)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
     return target

@@ -42,11 +42,14 @@ def save_trained(
     folder.mkdir(parents=True)
     if name == "head":
         head = head_of(model)
-        save_file({f"score.{key}": value.detach().cpu() for key, value in head.state_dict().items()}, folder / "head.safetensors")
+        save_file(
+            {f"score.{key}": value.detach().cpu() for key, value in head.state_dict().items()},
+            folder / "head.safetensors",
+        )
     elif name == "model":
         model.save_pretrained(folder)  # type: ignore[operator]
     else:
-        config = model.peft_config["default"]  # type: ignore[index, union-attr]
+        config: Any = model.peft_config["default"]  # type: ignore[index]
         config.base_model_name_or_path = base
         model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
     tokenizer.save_pretrained(folder)

@@ -1,6 +1,6 @@
 """Scoring: logits of the classes from the last token's hidden state, pooled by position (law 4)."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class SequenceClassifier(nn.Module):
             input_ids: token ids, shape (rows, tokens), padded on either side.
             attention_mask: 1 at tokens and 0 at padding, same shape.
         """
-        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        model: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # type: ignore[operator]
         hidden = model.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -53,7 +53,7 @@ def start_head_at_label_words(
     language model already answers to the prompt (the verbaliser of Schick & Schuetze 2021 as an initialisation).
 
     A word of several tokens has the mean of their embeddings.
-    """  # noqa: D205, D415
+    """  # noqa: D205
     prompt = template.partition("{text}")[2]
     rows = [_answer_tokens(tokenizer, prompt, label) for label in labels]
     matrix = _output_embeddings(model, backbone)

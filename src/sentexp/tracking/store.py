@@ -21,8 +21,11 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 class Record(Protocol):
     """What a run writes to."""
 
-    run_id: str | None
     where: str
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None where nothing is recorded."""
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record the configuration as parameters."""
@@ -49,8 +52,11 @@ class Record(Protocol):
 class NoRecord:
     """`tracking=none`: nothing is recorded."""
 
-    run_id: str | None = None
     where = "nowhere (tracking=none)"
+
+    @property
+    def run_id(self) -> None:
+        """There is no run."""
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record nothing."""
@@ -94,55 +100,55 @@ class MlflowRecord:
             self.client = _connect(self.uri)
             experiment = _experiment(self.client, tracking.experiment, self.uri)
             if resume is not None and self._exists(resume):
-                self.run_id: str | None = resume
+                self._id: str = resume
                 self.client.update_run(resume, status="RUNNING")
             else:
                 run = self.client.create_run(experiment, run_name=tracking.run_name or name)
-                self.run_id = run.info.run_id
+                self._id = run.info.run_id
             if tracking.system_metrics:
-                self.monitor = self._start_monitor(resumed=self.run_id == resume)
+                self.monitor = self._start_monitor(resumed=self._id == resume)
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run."""
+        return self._id
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record parameters, those of a resumed run once only."""
         from mlflow.entities import Param
 
-        assert self.run_id is not None
         with _store_errors(self.where):
-            known = self.client.get_run(self.run_id).data.params
+            known = self.client.get_run(self._id).data.params
             new = [Param(key, str(value)[:500]) for key, value in params.items() if key not in known]
-            self.client.log_batch(self.run_id, params=new)
+            self.client.log_batch(self._id, params=new)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record metrics in one transaction."""
         from mlflow.entities import Metric
 
-        assert self.run_id is not None
         now = int(time.time() * 1000)
         with _store_errors(self.where):
-            self.client.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()])
+            self.client.log_batch(self._id, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Record tags in one transaction."""
         from mlflow.entities import RunTag
 
-        assert self.run_id is not None
         with _store_errors(self.where):
-            self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            self.client.log_batch(self._id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def log_text(self, text: str, name: str) -> None:
         """Record a text artifact."""
-        assert self.run_id is not None
         with _store_errors(self.where):
-            self.client.log_text(self.run_id, text, name)
+            self.client.log_text(self._id, text, name)
 
     def log_files(self, path: Path, folder: str | None = None) -> None:
         """Record a file or a folder."""
-        assert self.run_id is not None
         with _store_errors(self.where):
             if path.is_dir():
-                self.client.log_artifacts(self.run_id, str(path), folder)
+                self.client.log_artifacts(self._id, str(path), folder)
             else:
-                self.client.log_artifact(self.run_id, str(path), folder)
+                self.client.log_artifact(self._id, str(path), folder)
 
     def log_dataset(self, name: str, digest: str, source: str, profile: str) -> None:
         """Record the data set in the form of `mlflow.log_input`; its digest is cut to MLflow's 36 characters."""
@@ -151,32 +157,30 @@ class MlflowRecord:
         dataset = Dataset(
             name=name, digest=digest[:36], source_type="sentexp", source=source, schema=None, profile=profile
         )
-        assert self.run_id is not None
         with _store_errors(self.where):
             self.client.log_inputs(
-                self.run_id, datasets=[DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])]
+                self._id, datasets=[DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])]
             )
 
     def finish(self, status: str) -> None:
         """End the run and its system metrics."""
-        assert self.run_id is not None
         if self.monitor is not None:
             self.monitor.finish()
         with _store_errors(self.where):
-            self.client.set_terminated(self.run_id, status=status)
+            self.client.set_terminated(self._id, status=status)
 
     def _exists(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
 
         try:
-            return self.client.get_run(run_id).info.lifecycle_stage == "active"
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
         except MlflowException:
             return False
 
     def _start_monitor(self, resumed: bool) -> Any:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        monitor = SystemMetricsMonitor(self.run_id, resume_logging=resumed, tracking_uri=self.uri)
+        monitor = SystemMetricsMonitor(self._id, resume_logging=resumed, tracking_uri=self.uri)
         monitor.start()
         return monitor
 

@@ -91,6 +91,7 @@ class ResumableEarlyStopping(EarlyStopping):
 
 def _validation_follows(trainer: L.Trainer) -> bool:
     loop = trainer.fit_loop.epoch_loop
+    assert trainer.val_check_batch is not None
     index = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
     return (index + 1) % trainer.val_check_batch == 0
 

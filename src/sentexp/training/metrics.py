@@ -1,7 +1,11 @@
 """Metrics of a split, from torchmetrics; a class that the split does not hold never enters a mean (law 5)."""
 
+import warnings
+from typing import cast
+
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -47,7 +51,7 @@ class SplitMetrics(nn.Module):
         """
         probabilities = logits.float().softmax(-1)
         self.loss.update(nn.functional.cross_entropy(logits.float(), targets, reduction="none"))
-        for metric in (self.accuracy, self.confusion, *self.per_class.values()):
+        for metric in (self.accuracy, self.confusion, *self._each()):
             metric.update(probabilities, targets)
 
     def compute(self, per_class: bool = False) -> dict[str, float]:
@@ -55,7 +59,7 @@ class SplitMetrics(nn.Module):
         support = self.confusion.compute().sum(1)
         present = [index for index in range(len(self.labels)) if support[index] > 0]
         values = {"loss": float(self.loss.compute()), "accuracy": float(self.accuracy.compute())}
-        for name, metric in self.per_class.items():
+        for name, metric in zip(self.per_class, self._each(), strict=True):
             scores = self._auroc(metric, len(present)) if name == "auroc" else metric.compute()
             values[f"{name}_macro"] = float(scores[present].mean())
             if per_class and name != "auroc":
@@ -64,15 +68,16 @@ class SplitMetrics(nn.Module):
 
     def reset(self) -> None:
         """Forget all rows."""
-        for metric in (self.loss, self.accuracy, self.confusion, *self.per_class.values()):
+        for metric in (self.loss, self.accuracy, self.confusion, *self._each()):
             metric.reset()
 
-    def _auroc(self, metric: nn.Module, present: int) -> Tensor:
-        """Return the area of each class; not a number when only one class is present, as it has no rest."""
-        if present < 2:
-            return torch.full((len(self.labels),), float("nan"))
-        import warnings
+    def _each(self) -> list[Metric]:
+        return cast("list[Metric]", list(self.per_class.values()))
 
+    def _auroc(self, metric: Metric, present: int) -> Tensor:
+        """Return the area of each class; not a number when only one class is present, as it has no rest."""
+        if present == 1:
+            return torch.full((len(self.labels),), float("nan"))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No positive samples in targets")
-            return metric.compute()  # type: ignore[no-any-return, operator]
+            return metric.compute()  # type: ignore[no-any-return]

@@ -31,13 +31,17 @@ class ClassifierModule(L.LightningModule):
         labels: class names, in the order of the logits.
         optim: optimizer and schedule.
         seed: dropout masks are a function of the seed and the micro-batch number, so a resumed run repeats them.
+        log_every_n_steps: how often the loss is looked at for being a number.
     """
 
-    def __init__(self, classifier: nn.Module, labels: list[str], optim: OptimConfig, seed: int) -> None:
+    def __init__(
+        self, classifier: nn.Module, labels: list[str], optim: OptimConfig, seed: int, log_every_n_steps: int
+    ) -> None:
         super().__init__()
         self.classifier = classifier
         self.optim = optim
         self.seed = seed
+        self.log_every_n_steps = log_every_n_steps
         self.validation_metrics = SplitMetrics(labels)
         self.test_metrics = SplitMetrics(labels)
         self.strict_loading = False  # a checkpoint holds what trains, not the backbone (law 8)
@@ -111,7 +115,7 @@ class ClassifierModule(L.LightningModule):
     def _refuse_what_is_no_number(self, loss: Tensor) -> None:
         """Stop a training that has diverged; looked at where the loss is logged, as looking waits for a GPU."""
         step = self.trainer.global_step
-        if step % self.trainer.log_every_n_steps == 0 and not torch.isfinite(loss):
+        if step % self.log_every_n_steps == 0 and not torch.isfinite(loss):
             raise UserError(
                 f"The training loss is {float(loss)} at step {step}: lower optim.lr={self.optim.lr:g}, set "
                 "trainer.gradient_clip_val, or use trainer.precision=fp32."

@@ -29,7 +29,7 @@ def build_optimizer(optim: OptimConfig, model: nn.Module, head: nn.Module, devic
 
 
 def _create(optim: OptimConfig, groups: list[dict[str, Any]], device: torch.device) -> "Optimizer":
-    moments = {"lr": optim.lr, "betas": (optim.betas[0], optim.betas[1]), "eps": optim.eps}
+    moments: dict[str, Any] = {"lr": optim.lr, "betas": (optim.betas[0], optim.betas[1]), "eps": optim.eps}
     match optim.name:
         case OptimizerName.adamw:
             return torch.optim.AdamW(groups, **moments)

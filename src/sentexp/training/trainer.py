@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError  # raised by torch.load; nothing is unpickled here
 from typing import Any, Protocol
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
@@ -14,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 
 from sentexp.config import Precision, TrainerConfig
 from sentexp.data.datamodule import DataModule
+from sentexp.errors import UserError
 from sentexp.training.checkpoint import Checkpoints, ResumableEarlyStopping, mode_of
 from sentexp.training.module import ClassifierModule
 
@@ -123,6 +125,8 @@ def fit(trainer: L.Trainer, module: ClassifierModule, data: DataModule, checkpoi
         OutOfMemory: a batch did not fit.
     """
     resume = checkpoints.last_file if checkpoints.last_file.is_file() else None
+    if resume is not None:
+        _require_readable(resume)
     with _quiet(), _out_of_memory():
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         if checkpoints.evaluated_at != trainer.global_step:
@@ -147,6 +151,17 @@ def halve_micro_batch(config: TrainerConfig) -> tuple[int, int]:
     effective = config.batch_size * config.accumulate_grad_batches
     micro = next(size for size in range(config.batch_size // 2, 0, -1) if effective % size == 0)
     return micro, effective // micro
+
+
+def _require_readable(checkpoint: Path) -> None:
+    """Refuse a damaged checkpoint before the training starts from it."""
+    try:
+        torch.load(checkpoint, map_location="meta", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{checkpoint} cannot be read ({reason}): delete it, and the run starts from its beginning."
+        ) from None
 
 
 def _evaluation_interval(config: TrainerConfig) -> dict[str, Any]:

@@ -1,0 +1,21 @@
+"""What only a CUDA GPU shows: bf16, fp16, 4-bit weights, bitsandbytes' optimizers."""
+
+import pytest
+import torch
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_every_precision_trains(train, precision, method):
+    result = train(
+        f"peft={method}", f"trainer.precision={precision}", "trainer.accelerator=gpu", "trainer.max_epochs=2"
+    )
+    assert result.metrics["train/steps"] == 8
+    assert result.metrics["peak_memory_gib"] > 0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"])
+def test_every_optimizer_of_bitsandbytes_trains(train, optimizer):
+    assert train("peft=qlora", f"optim={optimizer}", "trainer.accelerator=gpu").metrics["train/steps"] == 4

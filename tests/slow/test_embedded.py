@@ -1,0 +1,73 @@
+"""The embedded default at its real size: accuracy, the round trip, every way of training, kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from mlflow import MlflowClient
+
+pytestmark = pytest.mark.slow
+
+
+def sentexp(folder, *words, wait=True):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment.pop("OMP_NUM_THREADS", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sentexp", "trainer.progress_bar=false", *words],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    if not wait:
+        return process
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return output
+
+
+def result(folder):
+    (file,) = folder.glob("outputs/*/result.json")
+    return json.loads(file.read_text())
+
+
+def test_the_default_run_learns(tmp_path):
+    output = sentexp(tmp_path)
+    metrics = result(tmp_path)["metrics"]
+    assert metrics["test/accuracy"] >= 0.80
+    assert metrics["test/auroc_macro"] >= 0.88
+    assert "4,885,632" in output  # 16 x (inputs + outputs) over 210 linear layers, and a head of 2 x 576
+    (run,) = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
+    assert run.info.run_id in output
+
+
+QUICK = ["data.train_subset=48", "data.validation_subset=16", "data.test_fraction=0.004", "data.max_length=48"]
+
+
+@pytest.mark.parametrize("method", ["none", "head", "full", "lora", "qlora", "dora", "ia3"])
+def test_every_way_of_training_runs_on_the_real_backbone(method, tmp_path):
+    sentexp(tmp_path, f"peft={method}", "tracking=none", *QUICK)
+    metrics = result(tmp_path)["metrics"]
+    assert metrics["train/steps"] == (0 if method == "none" else 3)
+    assert 0 < metrics["test/loss"] < 3
+
+
+def test_kill_9_in_mid_epoch_ends_with_the_same_metrics(tmp_path):
+    words = ["trainer.save_steps=1", "peft.r=2", "peft.dropout=0.1", "peft.target_modules=[q_proj,v_proj]", *QUICK]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    sentexp(tmp_path / "whole", *words)
+    process = sentexp(tmp_path / "killed", *words, wait=False)
+    while process.poll() is None and not list(tmp_path.glob("killed/outputs/*/last.ckpt")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(tmp_path.glob("killed/outputs/*/result.json"))
+    assert "Going on with the interrupted run" in sentexp(tmp_path / "killed", *words)
+    whole, killed = result(tmp_path / "whole"), result(tmp_path / "killed")
+    assert {name: value for name, value in whole["metrics"].items() if name.startswith(("test/", "best/"))} == {
+        name: value for name, value in killed["metrics"].items() if name.startswith(("test/", "best/"))
+    }
+    (run,) = MlflowClient(f"sqlite:///{tmp_path / 'killed' / 'mlflow.db'}").search_runs(["1"])
+    assert run.info.status == "FINISHED"

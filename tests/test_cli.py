@@ -1,0 +1,176 @@
+"""The command line in a process of its own: speed of the light commands, sentences, exit codes, sweeps that go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from mlflow import MlflowClient
+
+from sentexp import cli
+from sentexp.cli import help_text
+from sentexp.config import conf_dir
+
+
+@pytest.fixture
+def sentexp(command_environment, tmp_path, reviews):
+    """Return a function that runs the command in an empty folder and returns (exit code, output, errors)."""
+
+    def command(*words, quick=True):
+        quick_words = [
+            "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation",
+            "data.splits.test=test", "trainer.progress_bar=false", "trainer.batch_size=8",
+            "tracking.system_metrics=false",
+        ]  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "sentexp", *words, *(quick_words if quick else [])],
+            cwd=tmp_path, env=command_environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    return command
+
+
+def test_help_names_every_option_of_every_group():
+    text = help_text()
+    for file in conf_dir().glob("*/*.yaml"):
+        assert f"  {file.stem} " in text, file.stem
+        assert f"{file.parent.name}=" in text
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["--cfg", "job"]])
+def test_light_commands_do_not_import_torch(words, monkeypatch, tmp_path):
+    code = f"import sys; sys.argv[1:] = {words!r}; sys.modules['torch'] = None; import sentexp.cli as c; c.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["peft=loraa"], "sentexp: peft=loraa is no option of peft: it must be one of dora"),
+        (["peft.r=0"], "sentexp: peft.r=0 must be 1 or more."),
+        (["-m", "peft.r=4,x"], "sentexp: peft.r=x: "),
+        (["trian"], "sentexp: trian is no verb: it must be train"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_a_failure(sentexp, words, sentence):
+    code, _, errors = sentexp(*words, quick=False)
+    assert code == 1
+    assert errors.startswith(sentence)
+    assert errors.count("\n") == 1
+
+
+def test_a_run_prints_result_audit_and_whereabouts_and_is_recorded(sentexp, tmp_path):
+    code, output, errors = sentexp("train", "peft.r=3")
+    assert code == 0, errors
+    for part in (
+        "data=sst2",
+        "peft=lora",
+        "auroc_macro",
+        "true \\ predicted",
+        "MLflow run",
+        "make ui",
+        "modules adapted",
+    ):
+        assert part in output, part
+    (run,) = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
+    assert run.info.run_id in output
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["command"].startswith("python -m sentexp peft.r=3 model=tiny")
+    assert (
+        json.loads((tmp_path / "outputs" / run.data.tags["identity"] / "result.json").read_text())["run_id"]
+        == run.info.run_id
+    )
+    assert "Traceback" not in errors
+
+
+def test_a_sweep_goes_on_after_a_failure_and_tells_of_it(sentexp, tmp_path):
+    code, output, errors = sentexp("--multirun", "peft.r=4,8,0", "peft.target_modules=[q_proj],[nothing]")
+    assert code == 1
+    runs = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
+    finished = [run.data.params["peft.r"] for run in runs if run.info.status == "FINISHED"]
+    assert sorted(finished) == ["4", "8"]
+    assert sum(run.info.status == "FAILED" for run in runs) == 2
+    assert errors.count("sentexp: peft.target_modules: 'nothing' matches no module") == 2
+    assert "peft.r=0 must be 1 or more" in errors
+    assert "# run 5" in output
+
+
+def test_a_users_own_group_options_are_found(sentexp, tmp_path, reviews):
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    (tmp_path / "mine" / "data" / "films.yaml").write_text(
+        f"name: films\npath: {reviews}\nlabels: [negative, positive]\ntext: sentence\n"
+        "splits: {train: train, validation: validation, test: test}\n"
+    )
+    words = ["--config-dir", "mine", "model=tiny", "data=films", "tracking=none", "trainer.progress_bar=false"]
+    code, output, errors = sentexp(*words, quick=False)
+    assert code == 0, errors
+    assert "data=films" in output
+    code, _, errors = sentexp("--config-dir", "mine", "data=filmz", quick=False)
+    assert "films" in errors
+    assert code == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_terminated_run_is_killed_in_mlflow_and_goes_on(number, sentexp, command_environment, tmp_path, reviews):
+    words = [
+        "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation", "data.splits.test=test",
+        "trainer.progress_bar=false", "trainer.max_epochs=400", "trainer.save_steps=5", "tracking.system_metrics=false",
+        "trainer.batch_size=4",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sentexp", *words], cwd=tmp_path, env=command_environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while process.poll() is None and not list(tmp_path.glob("outputs/*/last.ckpt")):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the same command goes on from its last checkpoint" in errors
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "KILLED"
+    assert "traceback.txt" in {item.path for item in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_full_disk_is_one_sentence(command_environment, tmp_path, reviews):
+    code = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from sentexp.cli import main
+import sentexp.experiment
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+main()
+"""
+    words = [
+        "model=tiny",
+        "data=sst2",
+        f"data.path={reviews}",
+        "data.splits.validation=validation",
+        "data.splits.test=test",
+    ]
+    words += ["trainer.progress_bar=false", "tracking=none", "trainer.batch_size=8"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=tmp_path,
+        env=command_environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "sentexp: No space is left to write" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_exit_code_of_a_clean_run_is_zero(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sentexp", "--version"])
+    cli.main()
+    assert capsys.readouterr().out.startswith("sentexp 0.")
+    assert os.environ.get("HYDRA_FULL_ERROR") is None

@@ -1,0 +1,152 @@
+"""The protocol as a whole: the round trip through PEFT alone (law 3), memory (law 8), and faults of the input."""
+
+import gc
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sentexp import experiment
+from sentexp.data.datamodule import pad
+from sentexp.errors import UserError
+from sentexp.experiment import run
+from sentexp.models.backbone import load_tokenizer, locate_backbone
+from sentexp.models.scoring import SequenceClassifier
+
+TEXTS = ["a warm and funny film", "a cold and clumsy film that wastes its cast", "fine"]
+
+RELOAD = """
+import json, sys, torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+weights, base, out = map(Path, sys.argv[1:])
+facts = json.loads((weights / "sentexp.json").read_text())
+where = weights if weights.name == "model" else base
+model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=2, dtype=torch.float32)
+if weights.name == "adapter":
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(model, weights)
+if weights.name == "head":
+    model.load_state_dict(load_file(weights / "head.safetensors"), strict=False)
+tokenizer = AutoTokenizer.from_pretrained(weights)
+model.config.pad_token_id = tokenizer.pad_token_id
+batch = tokenizer([facts["template"].replace("{text}", t) for t in TEXTS], padding=True, return_tensors="pt")
+with torch.no_grad():
+    logits = model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    save_file({"logits": logits}, out)
+""".replace("TEXTS", repr(TEXTS))
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "head", "full", "none"])
+def test_what_was_trained_loads_in_a_fresh_process_without_sentexp(
+    method, config, tmp_path, monkeypatch, command_environment
+):
+    kept = {}
+    original = experiment.save_trained
+    monkeypatch.setattr(
+        experiment, "save_trained", lambda model, *rest: original(kept.setdefault("model", model), *rest)
+    )
+    settings = config(f"peft={method}", "optim.lr=3e-2", "task.template='{text} It was'", "trainer.max_epochs=2")
+    result = run(settings)
+    backbone = locate_backbone(settings.model)
+    tokenizer = load_tokenizer(backbone)
+    framed = [f"{text} It was" for text in TEXTS]
+    with torch.no_grad():
+        here = SequenceClassifier(kept["model"].eval())(
+            *pad(tokenizer(framed)["input_ids"], tokenizer.pad_token_id, "right")
+        )
+    out = tmp_path / "logits.safetensors"
+    arguments = [sys.executable, "-c", RELOAD, str(result.weights), str(backbone.folder), str(out)]
+    done = subprocess.run(arguments, env=command_environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    from safetensors.torch import load_file
+
+    torch.testing.assert_close(load_file(out)["logits"], here, atol=1e-6, rtol=1e-5)
+    assert not list(result.weights.glob("*.bin"))
+
+
+def test_one_backbone_is_in_memory_at_a_time(config, monkeypatch):
+    alive = []
+    original = experiment.load_classifier
+
+    def load(*arguments, **options):
+        gc.collect()
+        alive.append(sum(type(item).__name__ == "LlamaForSequenceClassification" for item in gc.get_objects()))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(experiment, "load_classifier", load)
+    for rank in (2, 4, 8):
+        run(config(f"peft.r={rank}"))
+    assert alive == [alive[0]] * 3
+
+
+def test_the_folder_of_a_finished_run_holds_its_result_and_no_checkpoint(train):
+    result = train("peft=lora")
+    names = {path.name for path in result.folder.iterdir()}
+    assert {
+        "config.yaml",
+        "result.json",
+        "metrics.jsonl",
+        "learning_curve.png",
+        "confusion_matrix.png",
+        "adapter",
+    } <= names
+    assert not {"last.ckpt", "best.safetensors", "state.json"} & names
+    written = json.loads((result.folder / "result.json").read_text())
+    assert written["metrics"] == result.metrics
+    assert sum(sum(row) for row in written["confusion_matrix"]) == 8
+
+
+def test_the_confusion_matrix_agrees_with_the_accuracy(train):
+    result = train("peft=lora", "optim.lr=1e-2", "trainer.max_epochs=4")
+    right = sum(result.confusion[index][index] for index in range(2))
+    assert result.metrics["test/accuracy"] == pytest.approx(right / 8)
+
+
+def test_a_damaged_checkpoint_is_named(config, monkeypatch):
+    settings = config("peft=lora")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(experiment, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(settings)
+    (file,) = settings_folder(settings).glob("*/last.ckpt")
+    file.write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match=r"last.ckpt cannot be read .*: delete it"):
+        run(settings)
+
+
+def settings_folder(settings):
+    from pathlib import Path
+
+    return Path(settings.output_dir)
+
+
+def test_more_positions_than_the_model_has_are_refused(config, shared):
+    with pytest.raises(UserError, match=r"data.max_length=513 is more than the 512 positions"):
+        run(config(f"model.path={shared / 'models' / 'stories260K-hf'}", "data.max_length=513"))
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_a_real_llama_in_a_local_folder_trains(train, shared, method):
+    result = train(f"model.path={shared / 'models' / 'stories260K-hf'}", f"peft={method}", "trainer.max_epochs=2")
+    assert result.metrics["train/steps"] == 8
+
+
+def test_bf16_trains_beside_float32_adapters(train):
+    result = train("peft=lora", "trainer.precision=bf16", "trainer.max_epochs=2")
+    assert 0 < result.metrics["best/loss"] < 1
+
+
+def test_a_folder_with_damaged_weights_is_named(config, tmp_path):
+    backbone = locate_backbone(config().model)
+    for file in backbone.folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(UserError, match=r"cannot be loaded"):
+        run(config(f"model.path={tmp_path}"))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights"):
+        run(config(f"model.path={tmp_path}"))

