@@ -23,7 +23,7 @@ run: setup ## train the embedded default and print its result; make run ARGS="pe
 	$(BIN)/python -m sentexp $(ARGS)
 
 test: setup ## run the tests (a few minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 slow: setup ## run the slow tests: the embedded default, the wheel, kills
 	$(BIN)/python -m pytest -m slow

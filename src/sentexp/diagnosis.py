@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -81,9 +81,8 @@ def _singles(override: Override, text: str) -> Iterator[str]:
 
 def _sentence(override: Override, text: str, accepted: list[str], fault: Exception) -> str:
     key, value = override.key_or_group, text.partition("=")[2]
-    loader = GlobalHydra.instance().config_loader()
-    options = [option for option in loader.get_group_options(key) if not option.startswith("_")]
-    if options:
+    if isinstance(fault, MissingConfigException) and fault.options:
+        options = list(fault.options)
         return f"{key}={value} is no option of {key}: it must be one of {', '.join(options)}.{_near(value, options)}"
     node: DictConfig | None = compose("config", accepted)
     walked: list[str] = []

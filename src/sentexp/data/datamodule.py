@@ -85,7 +85,7 @@ class BatchOrder(Sampler[tuple[list[int], int]]):
 
 def _cut(rows: Tensor, size: int) -> list[Tensor]:
     """Return consecutive pieces of at most `size` rows."""
-    return list(torch.split(rows, size))  # type: ignore[no-untyped-call]
+    return list(torch.split(rows, size))
 
 
 class DataModule(L.LightningDataModule):

@@ -1,0 +1,66 @@
+"""The README is true: its commands compose, its tables are whole, its YAML examples work."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from sentexp.cli import VERBS
+from sentexp.config import conf_dir, register_schemas
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(set(re.findall(r"^ +python -m sentexp(.*?)(?:  +#.*)?$", README, re.MULTILINE)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_composes(command, tmp_path):
+    words = shlex.split(command.replace("<folder>", "/somewhere"))
+    overrides = [word.partition(",")[0] for word in words if "=" in word]
+    assert all(word in VERBS or word.startswith("--") or word in ("job", "mine") for word in words if "=" not in word)
+    if "mine" in words:
+        write_examples(tmp_path)
+        overrides.append(f"hydra.searchpath=[file://{tmp_path}]")
+    register_schemas()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", overrides)
+    if "mine" in words:
+        assert config.data.labels == ["bad", "good"]
+        assert config.peft.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
+        assert config.peft.r == 8
+
+
+def write_examples(folder):
+    for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL):
+        target = folder / re.match(r"# mine/(\S+)", block).group(1)
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(block)
+
+
+def test_the_table_of_groups_names_every_option():
+    for group in (folder for folder in conf_dir().iterdir() if folder.is_dir()):
+        (row,) = re.findall(rf"^\| `{group.name}` \| (.*) \|$", README, re.MULTILINE)
+        for file in group.glob("*.yaml"):
+            assert f"`{file.stem}`" in row, f"{group.name}={file.stem}"
+
+
+def test_the_keys_that_are_explained_exist():
+    register_schemas()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", [])
+    from omegaconf import OmegaConf
+
+    table = README.partition("| key | meaning |")[2].partition("\n\n")[0]
+    keys = re.findall(r"`((?:peft|optim|trainer|data|task|tracking)\.\w+|seed|output_dir)", table)
+    assert len(keys) > 30
+    for key in keys:
+        assert OmegaConf.select(config, key, default="absent") != "absent", key
+
+
+def test_make_has_the_targets_that_are_named():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for document in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"^ +make ([a-z]+)", (ROOT / document).read_text(), re.MULTILINE):
+            assert target in targets, target
