@@ -118,7 +118,7 @@ from sentexp.models.adapters import attach
 from sentexp.models.backbone import load_classifier, load_tokenizer, locate_backbone
 from sentexp.models.scoring import SequenceClassifier
 from sentexp.config import Attention, Precision
-from sentexp.tracking.store import NoRecord, open_record
+from sentexp.tracking.store import open_record
 from sentexp.training.checkpoint import Checkpoints
 from sentexp.training.module import ClassifierModule
 from sentexp.training.trainer import build_trainer, evaluate, fit

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,7 @@ def run(config: Config) -> Result:
         record = open_record(config.tracking, name, folder.state.get("run_id"))
         with _recorded(record):
             if folder.state:
-                console.say(f"Going on with the interrupted run {identity} in {folder.path}")
+                console.say(f"Going on with run {identity} in {folder.path}, which did not finish")
             folder.remember(run_id=record.run_id, identity=identity)
             _record_provenance(record, materials, identity, folder)
             result = _attempt_until_it_fits(materials, record, folder, identity)
@@ -230,7 +230,7 @@ def _conclude(result: Result, record: Record, folder: RunFolder, materials: Mate
     result.metrics["seconds"] = seconds
     labels = materials.examples.labels
     summary: dict[str, Any] = {"identity": result.identity, "run_id": result.run_id, "metrics": result.metrics}
-    summary |= {"labels": labels, "confusion_matrix": result.confusion}
+    summary |= {"labels": labels, "confusion_matrix": result.confusion, "audit": asdict(result.audit)}
     (folder.path / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw_confusion_matrix(result.confusion, labels, folder.path / "confusion_matrix.png")
     draw_learning_curve(

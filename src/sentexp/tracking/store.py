@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sentexp.config import TrackingBackend, TrackingConfig
 from sentexp.errors import UserError
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 DEFAULT_URI = "sqlite:///mlflow.db"
 
 
-class Record(Protocol):
-    """What a run writes to."""
+class Record:
+    """What a run writes to. As it stands, `tracking=none`: nothing is recorded."""
 
-    where: str
+    where = "nowhere (tracking=none)"
 
     @property
     def run_id(self) -> str | None:
         """MLflow's id of the run; None where nothing is recorded."""
+        return None
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record the configuration as parameters."""
@@ -49,38 +50,7 @@ class Record(Protocol):
         """End the run as FINISHED, FAILED or KILLED."""
 
 
-class NoRecord:
-    """`tracking=none`: nothing is recorded."""
-
-    where = "nowhere (tracking=none)"
-
-    @property
-    def run_id(self) -> None:
-        """There is no run."""
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record nothing."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Record nothing."""
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Record nothing."""
-
-    def log_text(self, text: str, name: str) -> None:
-        """Record nothing."""
-
-    def log_files(self, path: Path, folder: str | None = None) -> None:
-        """Record nothing."""
-
-    def log_dataset(self, name: str, digest: str, source: str, profile: str) -> None:
-        """Record nothing."""
-
-    def finish(self, status: str) -> None:
-        """Record nothing."""
-
-
-class MlflowRecord:
+class MlflowRecord(Record):
     """One MLflow run, written through the client.
 
     Args:
@@ -187,7 +157,7 @@ class MlflowRecord:
 
 def open_record(tracking: TrackingConfig, name: str, resume: str | None) -> Record:
     """Return where this run is recorded, as `tracking.backend` says."""
-    return NoRecord() if tracking.backend is TrackingBackend.none else MlflowRecord(tracking, name, resume)
+    return Record() if tracking.backend is TrackingBackend.none else MlflowRecord(tracking, name, resume)
 
 
 def store_uri(tracking: TrackingConfig) -> str:
