@@ -39,7 +39,7 @@ from sentexp.tracking.identity import fingerprint
 from sentexp.tracking.pictures import draw_confusion_matrix, draw_learning_curve
 from sentexp.tracking.provenance import command, git_state, library_versions, mask_uri
 from sentexp.tracking.store import Record, open_record
-from sentexp.training.checkpoint import Checkpoints
+from sentexp.training.checkpoint import Checkpoints, remove_checkpoints
 from sentexp.training.module import ClassifierModule
 from sentexp.training.trainer import OutOfMemory, build_trainer, evaluate, fit, halve_micro_batch
 
@@ -144,7 +144,7 @@ def _attempt_until_it_fits(materials: Materials, record: Record, folder: RunFold
         gc.collect()
         torch.cuda.empty_cache()
         folder.remember(fits=fits)
-        (folder.path / "last.ckpt").unlink(missing_ok=True)
+        remove_checkpoints(folder.path)
         note = f"batches of {micro} rows, accumulated {accumulate} times"
         console.say(f"Out of memory: starting again with {note}; the effective batch is the same.")
         record.set_tags({"out_of_memory": note})
@@ -177,7 +177,6 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
     facts = {"labels": labels, "template": config.task.template, "max_length": config.data.max_length}
     weights = save_trained(model, materials.tokenizer, config.peft, base, facts, folder.path)
     steps = trainer.global_step
-    checkpoints.remove()
     metrics |= _best(folder, checkpoints.best_step) | {
         "train/seconds": train_seconds,
         "train/steps": steps,
@@ -246,6 +245,7 @@ def _conclude(result: Result, record: Record, folder: RunFolder, materials: Mate
         record.log_files(folder.path / name)
     record.log_files(result.weights, result.weights.name)
     folder.forget()
+    remove_checkpoints(folder.path)
     console.print_result(result.metrics, labels, result.confusion, seconds)
     console.print_whereabouts(result.run_id, record.where, result.folder, result.weights)
 

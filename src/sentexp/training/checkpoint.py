@@ -12,6 +12,9 @@ from sentexp.models.adapters import load_trainable_state, trainable_state
 from sentexp.training.module import ClassifierModule
 
 
+BEST, LAST = "best.safetensors", "last.ckpt"
+
+
 def mode_of(monitor: str) -> str:
     """Return `min` for a loss and `max` for every other metric."""
     return "min" if monitor.endswith("loss") else "max"
@@ -28,8 +31,8 @@ class Checkpoints(L.Callback):
     """  # noqa: D205
 
     def __init__(self, folder: Path, monitor: str, save_steps: int) -> None:
-        self.best_file = folder / "best.safetensors"
-        self.last_file = folder / "last.ckpt"
+        self.best_file = folder / BEST
+        self.last_file = folder / LAST
         self.monitor = monitor
         self.save_steps = save_steps
         self.best: float | None = None
@@ -70,11 +73,6 @@ class Checkpoints(L.Callback):
         """Put the best weights into the module."""
         load_trainable_state(module.classifier, load_file(self.best_file))
 
-    def remove(self) -> None:
-        """Delete the files, once the run is finished and its adapter saved."""
-        for file in (self.best_file, self.last_file):
-            file.unlink(missing_ok=True)
-
     def _save_last(self, trainer: L.Trainer) -> None:
         self._saved_at = trainer.global_step
         trainer.save_checkpoint(self.last_file)
@@ -87,6 +85,12 @@ class ResumableEarlyStopping(EarlyStopping):
         """Stop at once if the patience had run out before the kill."""
         del pl_module
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a run: it is finished and recorded, or starts anew with other batches."""
+    for name in (BEST, LAST):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _validation_follows(trainer: L.Trainer) -> bool:
