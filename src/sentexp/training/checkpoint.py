@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from sentexp.models.adapters import load_trainable_state, trainable_state
 from sentexp.training.module import ClassifierModule
 
-
 BEST, LAST = "best.safetensors", "last.ckpt"
 
 
