@@ -19,7 +19,7 @@ from sentexp.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-VERBS = ("train",)
+VERBS = ("train", "prepare")
 HELP = """\
 sentexp fine-tunes language models to classify sentiment.
 
@@ -27,6 +27,7 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp peft=qlora data=sst2             any combination of the groups
   python -m sentexp peft.r=8 optim.lr=1e-4 seed=1    any key of the configuration
   python -m sentexp --multirun peft.r=4,8,16         a sweep, one run after the other
+  python -m sentexp prepare model=gpt2 data=sst2     fetch, convert and tokenise only: the run then needs no network
   python -m sentexp --cfg job                        print the whole configuration and stop
 
 Options:
@@ -55,16 +56,18 @@ def main() -> None:
 
         print(f"sentexp {__version__}")
         return
+    verb = "train"
     if words and re.fullmatch(r"[\w-]+", words[0]) and not words[0].startswith("-"):
-        if words[0] not in VERBS:
+        verb = words[0]
+        if verb not in VERBS:
             _complain(
-                f"{words[0]} is no verb: it must be {' or '.join(VERBS)} (which is what no verb means), and an "
-                "override reads key=value. See python -m sentexp --help."
+                f"{verb} is no verb: it must be {' or '.join(VERBS)} (none means train), and an override reads "
+                "key=value. See python -m sentexp --help."
             )
             sys.exit(1)
         del sys.argv[1]
     signal.signal(signal.SIGTERM, _on_sigterm)
-    sys.exit(_train())
+    sys.exit(_compose_and_do(verb))
 
 
 def help_text() -> str:
@@ -79,8 +82,8 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-def _train() -> int:
-    """Compose the configuration with hydra and run each job of it; return the exit code."""
+def _compose_and_do(verb: str) -> int:
+    """Compose the configuration with hydra and do each job of it; return the exit code."""
     import hydra
     from omegaconf.errors import OmegaConfBaseException
 
@@ -90,7 +93,7 @@ def _train() -> int:
     failures: list[str] = []
 
     def job(config: "DictConfig") -> float:
-        return _job(config, failures, full_error)
+        return _job(verb, config, failures, full_error)
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
@@ -104,23 +107,28 @@ def _train() -> int:
 
         _complain(explain(sys.argv[1:], error))
         return 1
+    if failures and {"--multirun", "-m"} & set(sys.argv):
+        _complain(f"{len(failures)} of the runs failed: {'; '.join(failures)}.")
     return 1 if failures else 0
 
 
-def _job(config: "DictConfig", failures: list[str], full_error: bool) -> float:
-    """Run one configuration; a failure is told and counted, and the sweep goes on (law 7)."""
+def _job(verb: str, config: "DictConfig", failures: list[str], full_error: bool) -> float:
+    """Do one configuration; a failure is told and counted, and the sweep goes on (law 7)."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
+    overrides = shlex.join(HydraConfig.get().overrides.task)
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        job = HydraConfig.get().job
-        print(f"\n# run {job.num}: {shlex.join(HydraConfig.get().overrides.task)}", flush=True)
+        print(f"\n# run {HydraConfig.get().job.num}: {overrides}", flush=True)
     try:
         typed = OmegaConf.to_object(config)
-        from sentexp.experiment import run
+        from sentexp import experiment
 
-        return run(typed).objective  # type: ignore[arg-type]
+        if verb == "train":
+            return experiment.run(typed).objective  # type: ignore[arg-type]
+        experiment.prepare(typed)  # type: ignore[arg-type]
+        return math.nan
     except UserError as error:
         if full_error:
             raise
@@ -135,7 +143,7 @@ def _job(config: "DictConfig", failures: list[str], full_error: bool) -> float:
             traceback.print_exc()
     except SystemExit:  # Lightning turns an interrupt into an exit
         raise KeyboardInterrupt from None
-    failures.append(str(config.get("seed")))
+    failures.append(overrides)
     return math.nan
 
 

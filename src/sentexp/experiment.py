@@ -96,6 +96,16 @@ def run(config: Config) -> Result:
     return result
 
 
+def prepare(config: Config) -> None:
+    """Fetch, convert and tokenise what a run of this configuration needs, so that it can start without a network.
+
+    Raises:
+        UserError: anything in the configuration or the data that the user can mend.
+    """
+    materials = _gather(config)
+    console.say(f"The backbone is in {materials.backbone.folder}; a run of this configuration needs no network.")
+
+
 def _gather(config: Config) -> Materials:
     """Find backbone and data, and tokenise."""
     device = choose_device(config.trainer.accelerator)
