@@ -99,6 +99,15 @@ def test_a_sweep_goes_on_after_a_failure_and_tells_of_it(sentexp, tmp_path):
     assert errors.count("sentexp: peft.target_modules: 'nothing' matches no module") == 2
     assert "peft.r=0 must be 1 or more" in errors
     assert "# run 5" in output
+    assert "sentexp: 4 of the runs failed: " in errors
+
+
+def test_prepare_trains_nothing(sentexp, tmp_path):
+    code, output, errors = sentexp("prepare")
+    assert code == 0, errors
+    assert "a run of this configuration needs no network" in output
+    assert not (tmp_path / "mlflow.db").exists()
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_users_own_group_options_are_found(sentexp, tmp_path, reviews):

@@ -22,7 +22,7 @@ def draw_learning_curve(train_loss: Curve, validation_loss: Curve, accuracy: Cur
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharex=True)
     _line(left, train_loss, "train", "-", None)
     _line(left, validation_loss, "validation", "--", "o")
     left.set(title="Loss", xlabel="optimizer step", ylabel="cross-entropy", ylim=(0, None))
