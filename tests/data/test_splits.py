@@ -11,10 +11,8 @@ from sentexp.errors import UserError
 
 
 def test_duplicates_never_straddle_a_split():
-    texts = [
-        f"Film number {index % 300} is  good" if index % 2 else f"film number {index % 300} IS good"
-        for index in range(1200)
-    ]
+    forms = ("Film number {} is  good", "film number {} IS good")
+    texts = [forms[index // 300 % 2].format(index % 300) for index in range(1200)]
     parts = carve(Dataset.from_dict({"text": texts, "label": [0] * 1200}), {"validation": 0.2, "test": 0.2})
     seen = {name: {normalise(text) for text in part["text"]} for name, part in parts.items()}
     assert sum(len(part) for part in parts.values()) == 1200
