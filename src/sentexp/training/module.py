@@ -48,13 +48,11 @@ class ClassifierModule(L.LightningModule):
         self._pace: deque[tuple[float, int]] = deque()
 
     def on_train_start(self) -> None:
-        """Put every module in training mode; Lightning leaves a pretrained model in evaluation mode (law 2)."""
-        self.train()
+        """Put every module in training mode (law 2).
 
-    def on_validation_end(self) -> None:
-        """Return to training mode after an evaluation within the training (law 2)."""
-        if self.trainer.state.fn == "fit":
-            self.train()
+        Lightning leaves a pretrained model in evaluation mode here, and restores this mode after each evaluation.
+        """
+        self.train()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by seed and micro-batch number."""
