@@ -55,6 +55,10 @@ def test_light_commands_do_not_import_torch(words, monkeypatch, tmp_path):
         (["peft=loraa"], "sentexp: peft=loraa is no option of peft: it must be one of dora"),
         (["peft.r=0"], "sentexp: peft.r=0 must be 1 or more."),
         (["-m", "peft.r=4,x"], "sentexp: peft.r=x: "),
+        (["experiment=nope"], "sentexp: experiment=nope is no option of experiment"),
+        (["+foo=1", "model=tiny"], "sentexp: The configuration does not fit together ("),
+        (["peft=null"], "sentexp: "),
+        (["~data"], "sentexp: "),
         (["trian"], "sentexp: trian is no verb: it must be train"),
     ],
 )
@@ -90,7 +94,7 @@ def test_a_run_prints_result_audit_and_whereabouts_and_is_recorded(sentexp, tmp_
 
 
 def test_a_sweep_goes_on_after_a_failure_and_tells_of_it(sentexp, tmp_path):
-    code, output, errors = sentexp("--multirun", "peft.r=4,8,0", "peft.target_modules=[q_proj],[nothing]")
+    code, output, errors = sentexp("peft.r=4,8,0", "--multirun", "peft.target_modules=[q_proj],[nothing]")
     assert code == 1
     runs = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
     finished = [run.data.params["peft.r"] for run in runs if run.info.status == "FINISHED"]

@@ -25,6 +25,11 @@ from sentexp.diagnosis import explain
         (["-m", "peft.r=4,x"], ["peft.r=x", "could not be converted to Integer"]),
         (["-m", "peft=lora,qlorra"], ["peft=qlorra is no option of peft", "Did you mean qlora?"]),
         (["peft.r=[8"], ["peft.r=[8 is no override that hydra can read"]),
+        (["experiment=nope"], ["experiment=nope is no option of experiment", "llama2_7b_qlora_sst2"]),
+        (["peft.r=4", "foo"], ["foo is no override: write key=value"]),
+        (["--config-dir", "nowhere", "peft=att"], ["--config-dir nowhere does not exist"]),
+        (["peft.r=null"], ["peft.r=null", "cannot be null"]),
+        (["peft.r=eight"], ["it must be a whole number"]),
         (["seed.x=1"], ["seed.x: seed has no key 'x'"]),
     ],
 )

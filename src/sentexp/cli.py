@@ -19,6 +19,18 @@ from sentexp.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+VALUED_OPTIONS = (
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-dir",
+    "-cd",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+)
 VERBS = ("train", "prepare")
 HELP = """\
 sentexp fine-tunes language models to classify sentiment.
@@ -66,8 +78,25 @@ def main() -> None:
             )
             sys.exit(1)
         del sys.argv[1]
+    sys.argv[1:] = _options_first(sys.argv[1:])
     signal.signal(signal.SIGTERM, _on_sigterm)
     sys.exit(_compose_and_do(verb))
+
+
+def _options_first(words: list[str]) -> list[str]:
+    """Return the words with options before overrides, as hydra wants them; people type them in any order."""
+    options: list[str] = []
+    overrides: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            overrides.append(word)
+        elif name in VALUED_OPTIONS:
+            options += [name, value if equals else next(rest, "")]
+        else:
+            options.append(word)
+    return options + overrides
 
 
 def help_text() -> str:
@@ -85,7 +114,8 @@ def help_text() -> str:
 def _compose_and_do(verb: str) -> int:
     """Compose the configuration with hydra and do each job of it; return the exit code."""
     import hydra
-    from omegaconf.errors import OmegaConfBaseException
+
+    from sentexp.diagnosis import COMPOSITION_ERRORS, explain
 
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises what it would print, and it is explained here
@@ -98,13 +128,11 @@ def _compose_and_do(verb: str) -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except (KeyboardInterrupt, Terminated):
-        _complain("Interrupted: the run is marked as KILLED, and the same command goes on from its last checkpoint.")
+        _complain("Interrupted: the same command goes on from its last checkpoint, or starts again without one.")
         return 130
-    except (hydra.errors.HydraException, OmegaConfBaseException) as error:
+    except COMPOSITION_ERRORS as error:
         if full_error:
             raise
-        from sentexp.diagnosis import explain
-
         _complain(explain(sys.argv[1:], error))
         return 1
     if failures and {"--multirun", "-m"} & set(sys.argv):
@@ -117,12 +145,19 @@ def _job(verb: str, config: "DictConfig", failures: list[str], full_error: bool)
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     overrides = shlex.join(HydraConfig.get().overrides.task)
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         print(f"\n# run {HydraConfig.get().job.num}: {overrides}", flush=True)
     try:
-        typed = OmegaConf.to_object(config)
+        try:
+            typed = OmegaConf.to_object(config)
+        except (OmegaConfBaseException, AttributeError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"The configuration does not fit together ({reason}): python -m sentexp --cfg job lists every key."
+            ) from error
         from sentexp import experiment
 
         if verb == "train":

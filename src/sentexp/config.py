@@ -195,9 +195,18 @@ class Lora(PeftConfig):
     def __post_init__(self) -> None:
         """Check ranks and targets."""
         _at_least("peft.r", self.r, 1)
-        require(self.alpha > 0, f"peft.alpha={self.alpha} must be above 0 (often twice peft.r).")
+        require(0 < self.alpha < math.inf, f"peft.alpha={self.alpha} must be above 0 (often twice peft.r).")
         require(0 <= self.dropout < 1, f"peft.dropout={self.dropout} must be at least 0 and below 1.")
         self.target_modules = _target_modules("peft.target_modules", self.target_modules)
+        require(
+            self.layers_to_transform is None
+            or (
+                len(self.layers_to_transform) > 0
+                and (self.target_modules == "all-linear" or isinstance(self.target_modules, list))
+            ),
+            f"peft.layers_to_transform={self.layers_to_transform} must hold at least one layer, and goes with "
+            "peft.target_modules=all-linear or a list of names; null is every layer.",
+        )
         for layer in self.layers_to_transform or []:
             _at_least("peft.layers_to_transform", layer, 0)
 
@@ -236,6 +245,15 @@ class Splits:
     validation: str | None = None
     test: str | None = None
 
+    def __post_init__(self) -> None:
+        """One split of the source is one split of the run (law 10)."""
+        named = [name for name in (self.train, self.validation, self.test) if name is not None]
+        require(
+            len(set(named)) == len(named),
+            f"data.splits.train={self.train}, data.splits.validation={self.validation} and data.splits.test="
+            f"{self.test} must be three different splits of the source; null carves one from train.",
+        )
+
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
@@ -268,6 +286,15 @@ class DataConfig:
             len(self.labels) > 1 and len(set(self.labels)) == len(self.labels),
             f"data.labels={self.labels} must name at least two different classes.",
         )
+        for label in self.labels:
+            require(
+                re.fullmatch(r"[\w .:/-]+", label) is not None,
+                f"data.labels holds {label!r}: MLflow takes letters, digits, spaces and _ - . : / in a name.",
+            )
+        require(
+            len({label.casefold() for label in self.labels}) == len(self.labels),
+            f"data.labels={self.labels} must differ in more than upper and lower case.",
+        )
         for name in ("validation_fraction", "test_fraction"):
             value = getattr(self, name)
             require(0 < value < 1, f"data.{name}={value} must be between 0 and 1.")
@@ -279,7 +306,7 @@ class DataConfig:
         for name in ("train_subset", "validation_subset"):
             value = getattr(self, name)
             require(
-                value is None or 0 < value < 1 or (value >= 1 and value == int(value)),
+                value is None or 0 < value < 1 or (value >= 1 and value % 1 == 0),
                 f"data.{name}={value} must be a number of rows, a fraction below 1, or null for all rows.",
             )
         _at_least("data.max_length", self.max_length, 1)
@@ -328,7 +355,7 @@ class OptimConfig:
             self.head_lr is None or self.head_lr > 0,
             f"optim.head_lr={self.head_lr} must be above 0, or null for optim.lr.",
         )
-        require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} must be 0 or more.")
+        require(0 <= self.weight_decay < math.inf, f"optim.weight_decay={self.weight_decay} must be 0 or more.")
         require(
             len(self.betas) == len(("beta1", "beta2")) and all(0 <= beta < 1 for beta in self.betas),
             f"optim.betas={self.betas} must be two numbers of at least 0 and below 1.",
@@ -377,7 +404,7 @@ class TrainerConfig:
             f"trainer.gradient_clip_val={self.gradient_clip_val} must be above 0, or null for no clipping.",
         )
         require(
-            self.eval_steps is None or 0 < self.eval_steps < 1 or self.eval_steps == int(self.eval_steps) > 0,
+            self.eval_steps is None or 0 < self.eval_steps < 1 or (self.eval_steps >= 1 and self.eval_steps % 1 == 0),
             f"trainer.eval_steps={self.eval_steps} must be a number of steps, a fraction of an epoch below 1, or null.",
         )
         legal = [f"validation/{name}" for name in METRICS]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -20,13 +21,17 @@ def say(sentence: str) -> None:
 
 def print_data(name: str, examples: Examples, cut: Mapping[str, float]) -> None:
     """Print rows and labels per split, and how many texts are cut at the maximum length."""
-    table = Table("split", "rows", "of", *examples.labels, "cut", title=f"data={name}", title_justify="left")
+    table = Table(
+        "split", "rows", "of", *map(escape, examples.labels), "cut", title=f"data={name}", title_justify="left"
+    )
     counts = examples.counts()
     for split in NAMES:
         per_class = [f"{counts[split][label]:,}" for label in examples.labels]
         rows = f"{len(getattr(examples, split)):,}"
         table.add_row(split, rows, f"{examples.available[split]:,}", *per_class, f"{cut[split]:.1%}")
     OUT.print(table)
+    if leaked := examples.leaked():
+        say(f"Warning: {leaked:,} test texts also stand in the training split, so the test flatters the model.")
 
 
 def print_audit(method: str, audit: Audit) -> None:
@@ -50,11 +55,11 @@ def print_result(metrics: Mapping[str, float], labels: list[str], confusion: lis
     names = [key.removeprefix("test/") for key in metrics if key.startswith("test/")]
     for name in names:
         validation = metrics.get(f"best/{name}")
-        table.add_row(name, "" if validation is None else f"{validation:.4f}", f"{metrics[f'test/{name}']:.4f}")
+        table.add_row(Text(name), "" if validation is None else f"{validation:.4f}", f"{metrics[f'test/{name}']:.4f}")
     OUT.print(table)
-    matrix = Table("true \\ predicted", *labels, title="test split", title_justify="left")
+    matrix = Table("true \\ predicted", *map(escape, labels), title="test split", title_justify="left")
     for label, row in zip(labels, confusion, strict=True):
-        matrix.add_row(label, *(f"{count:,}" for count in row))
+        matrix.add_row(Text(label), *(f"{count:,}" for count in row))
     OUT.print(matrix)
     say(f"{seconds:.0f} s in all; peak memory {metrics['peak_memory_gib']:.1f} GiB")
 

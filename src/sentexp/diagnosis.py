@@ -3,6 +3,7 @@
 import difflib
 import itertools
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -39,6 +40,18 @@ OTHER_NAMES = {
 """Names by which people know a key from other tools."""
 
 
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, AttributeError, TypeError)
+"""What hydra raises for a configuration that does not compose: not all of it is of its own kind."""
+
+HINTS = {
+    "to Integer": "it must be a whole number",
+    "to Float": "it must be a number",
+    "to Boolean": "it must be true or false",
+    "is not a valid bool": "it must be true or false",
+    "not Optional": "it cannot be null",
+}
+
+
 def explain(words: list[str], error: Exception) -> str:
     """Return what is wrong with a command line that hydra refused.
 
@@ -47,8 +60,15 @@ def explain(words: list[str], error: Exception) -> str:
         error: what hydra raised.
     """
     folders = [b for a, b in itertools.pairwise(words) if a in ("--config-dir", "-cd")]
-    search = [f"hydra.searchpath=[{','.join('file://' + folder for folder in folders)}]"] if folders else []
+    for folder in folders:
+        if not Path(folder).is_dir():
+            return f"--config-dir {folder} does not exist: name a folder that holds <group>/<option>.yaml files."
+    places = ",".join(f"file://{Path(folder).absolute()}" for folder in folders)
+    search = [f"hydra.searchpath=[{places}]"] if folders else []
     texts = [word for word in words if "=" in word and not word.startswith("-")]
+    strays = [word for word in words if "=" not in word and not word.startswith(("-", "~")) and word not in folders]
+    if strays and not {"--cfg", "-c", "--package", "-p"} & set(words):
+        return f"{strays[0]} is no override: write key=value, or group=option."
     GlobalHydra.instance().clear()
     register_schemas()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -58,13 +78,13 @@ def explain(words: list[str], error: Exception) -> str:
                 override = OverridesParser.create().parse_override(text)
             except HydraException as fault:
                 return (
-                    f"{text} is no override that hydra can read ({_first_line(fault)}): write key=value, and quote "
-                    "values with spaces, commas or brackets."
+                    f"{text} is no override that hydra can read ({str(fault).splitlines()[0]}): write key=value, and "
+                    "quote values with spaces, commas or brackets."
                 )
             for single in _singles(override, text):
                 try:
                     compose("config", [*search, *accepted, single])
-                except (HydraException, OmegaConfBaseException) as fault:
+                except COMPOSITION_ERRORS as fault:
                     return _sentence(override, single, [*search, *accepted], fault)
             accepted.append(next(iter(_singles(override, text))))
     return _first_line(error)
@@ -93,7 +113,9 @@ def _sentence(override: Override, text: str, accepted: list[str], fault: Excepti
             return f"{key}: {where} has no key {part!r}: its keys are {', '.join(legal)}.{_near(part, legal)}"
         walked.append(part)
         node = None if OmegaConf.is_missing(node, part) else node[part]
-    return f"{key}={value}: {_first_line(fault)}."
+    reason = _first_line(fault)
+    hint = next((f": {hint}" for sign, hint in HINTS.items() if sign in reason), "")
+    return f"{key}={value}: {reason}{hint}."
 
 
 def _near(word: str, legal: Iterable[str]) -> str:

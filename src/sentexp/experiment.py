@@ -20,6 +20,7 @@ from sentexp.config import (
     Config,
     FullFineTuning,
     HeadInit,
+    Precision,
     SequenceClassification,
     Untuned,
     flatten,
@@ -29,9 +30,9 @@ from sentexp.data.datamodule import DataModule
 from sentexp.data.splits import NAMES, Examples, load_examples
 from sentexp.data.tokens import tokenize, truncated
 from sentexp.errors import UserError, require
-from sentexp.hardware import choose_device, choose_precision, describe, peak_memory_gib
+from sentexp.hardware import choose_device, choose_precision, describe, peak_memory_gib, reset_peak_memory
 from sentexp.models.adapters import Audit, attach
-from sentexp.models.backbone import Backbone, load_classifier, load_tokenizer, locate_backbone
+from sentexp.models.backbone import Backbone, load_classifier, load_tokenizer, locate_backbone, max_positions
 from sentexp.models.saving import save_trained
 from sentexp.models.scoring import SequenceClassifier, start_head_at_label_words
 from sentexp.tracking.folder import RunFolder
@@ -67,6 +68,7 @@ class Materials:
 
     config: Config
     device: torch.device
+    precision: Precision
     backbone: Backbone
     tokenizer: "PreTrainedTokenizerBase"
     examples: Examples
@@ -109,8 +111,15 @@ def prepare(config: Config) -> None:
 def _gather(config: Config) -> Materials:
     """Find backbone and data, and tokenise."""
     device = choose_device(config.trainer.accelerator)
+    precision = choose_precision(config.trainer.precision, device)
+    reset_peak_memory(device)
     examples = load_examples(config.data)
     backbone = locate_backbone(config.model)
+    require(
+        config.data.max_length <= max_positions(backbone),
+        f"data.max_length={config.data.max_length} is more than the {max_positions(backbone)} positions of "
+        f"model={config.model.name}.",
+    )
     tokenizer = load_tokenizer(backbone)
     tokens = {
         split: tokenize(
@@ -125,7 +134,13 @@ def _gather(config: Config) -> Materials:
     cut = {split: truncated(rows, config.data.max_length) for split, rows in tokens.items()}
     console.print_data(config.data.name, examples, cut)
     return Materials(
-        config=config, device=device, backbone=backbone, tokenizer=tokenizer, examples=examples, tokens=tokens
+        config=config,
+        device=device,
+        precision=precision,
+        backbone=backbone,
+        tokenizer=tokenizer,
+        examples=examples,
+        tokens=tokens,
     )
 
 
@@ -172,8 +187,7 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
         SequenceClassifier(model), labels, config.optim, config.seed, config.trainer.log_every_n_steps
     )
     checkpoints = Checkpoints(folder.path, config.trainer.monitor, config.trainer.save_steps)
-    precision = choose_precision(config.trainer.precision, materials.device)
-    trainer = build_trainer(config.trainer, precision, materials.device, _Sinks(record, folder), checkpoints)
+    trainer = build_trainer(config.trainer, materials.precision, materials.device, _Sinks(record, folder), checkpoints)
 
     began = time.monotonic()
     if isinstance(config.peft, Untuned):
@@ -215,14 +229,9 @@ def _build_model(materials: Materials) -> tuple[torch.nn.Module, Audit]:
         materials.examples.labels,
         config.peft,
         config.model.attn_implementation,
-        choose_precision(config.trainer.precision, materials.device),
+        materials.precision,
         materials.device,
         trains_backbone=isinstance(config.peft, FullFineTuning),
-    )
-    limit = model.config.get_text_config().max_position_embeddings
-    require(
-        config.data.max_length <= limit,
-        f"data.max_length={config.data.max_length} is more than the {limit} positions of model={config.model.name}.",
     )
     assert isinstance(config.task, SequenceClassification)
     if config.task.head_init is HeadInit.label_words:
@@ -267,9 +276,8 @@ def _record_provenance(record: Record, materials: Materials, identity: str, fold
     resolved = OmegaConf.to_yaml(OmegaConf.structured(public))
     (folder.path / "config.yaml").write_text(resolved)
     record.log_files(folder.path / "config.yaml")
-    precision = choose_precision(config.trainer.precision, materials.device).name
-    derived = {"peft": method_name(config.peft), "device": materials.device.type, "precision": precision}
-    record.log_params({**flatten(public), **derived})
+    derived = {"device": materials.device.type, "precision": materials.precision.name}
+    record.log_params({"peft": method_name(config.peft), **flatten(public), **derived})
     record.set_tags({"identity": identity, "command": command(), "mlflow.source.name": "sentexp", **git_state()})
     environment = {"libraries": library_versions(), "machine": describe(materials.device)}
     record.log_text(json.dumps(environment, indent=2), "environment.json")

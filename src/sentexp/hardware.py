@@ -1,5 +1,6 @@
 """The machine: which device and arithmetic a run uses, what it is, and how much memory was used."""
 
+import contextlib
 import os
 import platform
 import resource
@@ -66,10 +67,22 @@ def describe(device: torch.device) -> dict[str, str]:
     return facts
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Start counting the peak anew, so that a run of a sweep does not report that of an earlier one (Linux, CUDA)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_gib(device: torch.device) -> float:
-    """Return the most memory used so far: of the GPU by its allocator, else of this process."""
+    """Return the most memory used: of the GPU by its allocator, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.is_file() else []:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / GIB
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 

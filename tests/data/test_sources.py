@@ -11,7 +11,8 @@ from sentexp.errors import UserError
 
 
 def source(path, *overrides):
-    return load_source(load_config("data=sst2", f"data.path={path}", *overrides).data)
+    single = ["data.splits.test=null"] if path.is_file() else []
+    return load_source(load_config("data=sst2", f"data.path={path}", *single, *overrides).data)
 
 
 def test_glue_tsv_keeps_quotes_and_drops_trailing_blanks(tmp_path):
@@ -54,6 +55,7 @@ def test_a_text_that_looks_like_a_missing_value_is_a_text(tmp_path):
         ("sentence,label\na,-1\n", (), r"-1 marks hidden labels"),
         ("sentence,label\na,1\n  ,0\n", (), r"Row 2 of .* has an empty text"),
         ("", (), r"cannot be read as .csv"),
+        ("sentence,label\n", (), r"cannot be read as .csv .*at least one row"),
     ],
 )
 def test_faulty_rows_are_named(tmp_path, content, overrides, sentence):
@@ -64,7 +66,7 @@ def test_faulty_rows_are_named(tmp_path, content, overrides, sentence):
 
 def test_a_missing_path_is_named():
     with pytest.raises(UserError, match=r"data.path=./nowhere does not exist"):
-        source("./nowhere")
+        load_source(load_config("data=sst2", "data.path=./nowhere").data)
 
 
 def test_a_missing_split_is_named(tmp_path):
@@ -82,6 +84,28 @@ def test_another_kind_of_file_is_refused(tmp_path):
 def test_a_data_set_on_the_hub_while_offline_says_what_to_pass():
     with pytest.raises(UserError, match=r"data.path=stanfordnlp/sst2 .* cannot be reached .* data.path=<folder>"):
         load_source(load_config("data=sst2").data)
+
+
+def test_numbers_are_texts_and_may_be_names_of_labels(tmp_path):
+    (tmp_path / "x.csv").write_text("sentence,label\n5,1\n7,5\n")
+    rows = source(tmp_path / "x.csv", "data.labels=['1','5']")["train"]
+    assert rows["text"][:] == ["5", "7"]
+    assert rows["label"][:] == [0, 1]
+    (tmp_path / "y.csv").write_text("sentence,label\n5,0\n")
+    with pytest.raises(UserError, match="has the label '0'"):
+        source(tmp_path / "y.csv", "data.labels=['1','5']")
+
+
+def test_one_file_has_no_named_splits(tmp_path):
+    (tmp_path / "x.csv").write_text("sentence,label\na,1\n")
+    with pytest.raises(UserError, match=r"is one file, but data.splits.validation=foo"):
+        source(tmp_path / "x.csv", "data.splits.validation=foo")
+
+
+def test_garbage_in_a_parquet_file_is_named(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"garbage")
+    with pytest.raises(UserError, match=r"x.parquet cannot be read as .parquet"):
+        source(tmp_path / "x.parquet")
 
 
 def test_a_package_has_one_table():

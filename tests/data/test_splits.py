@@ -8,6 +8,7 @@ from datasets import Dataset
 from sentexp.config import load_config
 from sentexp.data.splits import NAMES, carve, hash01, load_examples, normalise, subset
 from sentexp.errors import UserError
+from sentexp.experiment import prepare
 
 
 def test_duplicates_never_straddle_a_split():
@@ -61,6 +62,14 @@ def test_the_public_validation_split_of_sst2_is_the_test_split(shared):
     assert len(examples.test) == 872
     assert examples.counts()["test"] == {"negative": 428, "positive": 444}
     assert len(examples.train) + len(examples.validation) == 67_349
+
+
+def test_test_texts_in_the_training_split_are_counted_and_told(config, tmp_path, capsys):
+    for name, texts in {"train": ("A film", "b", "c"), "validation": ("d",), "test": ("a  FILM", "e")}.items():
+        rows = "".join(f"{text},{index % 2}\n" for index, text in enumerate(texts))
+        (tmp_path / f"{name}.csv").write_text("sentence,label\n" + rows)
+    prepare(config(f"data.path={tmp_path}"))
+    assert "Warning: 1 test texts also stand in the training split" in capsys.readouterr().out
 
 
 def test_one_class_is_refused(config, tmp_path):

@@ -99,6 +99,12 @@ def test_the_base_is_bit_identical_after_a_step_and_the_adapter_is_not():
     assert all(not torch.equal(start[name], moved[name]) for name in start if "lora_B" in name or "score" in name)
 
 
+def test_a_regular_expression_adapts_linear_layers_of_the_backbone_only():
+    config, model = tiny("peft.target_modules='.*(q_proj|embed_tokens|score)'")
+    _, audit = attach(model, config.peft)
+    assert {path.split(".")[-1] for path in audit.targets} == {"q_proj"}
+
+
 @pytest.mark.parametrize("target", ["[q_proj,quary]", "'.*nothing.*'", "quary"])
 def test_targets_that_match_nothing_are_refused(target):
     config, model = tiny(f"peft.target_modules={target}")

@@ -17,6 +17,12 @@ def test_the_same_run_in_two_processes_is_refused(tmp_path):
         pass
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"output_dir=.*file cannot be written"), RunFolder(tmp_path / "file" / "run"):
+        pass
+
+
 def test_facts_outlive_the_process_until_they_are_forgotten(tmp_path):
     with RunFolder(tmp_path) as folder:
         folder.remember(run_id="a")

@@ -49,6 +49,31 @@ SETTINGS = {
 }
 
 
+ACCUMULATED = {
+    "killed twice": ["trainer.accumulate_grad_batches=4", "trainer.save_steps=1"],
+    "evaluation in mid-window": ["trainer.accumulate_grad_batches=2", "trainer.eval_steps=0.5"],
+    "evaluation out of phase": ["trainer.accumulate_grad_batches=2", "trainer.eval_steps=3"],
+}
+
+
+@pytest.mark.parametrize("setting", ACCUMULATED)
+def test_gradients_that_are_accumulated_so_far_are_never_lost(setting, config, tmp_path, monkeypatch):
+    def configured(folder):
+        common = ("trainer.batch_size=3", "trainer.max_epochs=2", "optim.lr=5e-3", "trainer.monitor=validation/loss")
+        return config("peft.r=2", *common, *ACCUMULATED[setting], f"output_dir={tmp_path / folder}")
+
+    whole = run(configured("whole"))
+    for kills in ((5, 6), (9,), (14,), (17,)):
+        folder = "-".join(map(str, kills))
+        for kill in kills:
+            with monkeypatch.context() as patch, pytest.raises(Killed):
+                killed_at(patch, kill)
+                run(configured(folder))
+        resumed = run(configured(folder))
+        assert resumed.metrics["test/loss"] == whole.metrics["test/loss"], kills
+        assert curve(resumed.folder) == curve(whole.folder), kills
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_killed_run_ends_with_the_same_numbers(setting, config, tmp_path, monkeypatch):
     def configured(folder):

@@ -139,7 +139,7 @@ def test_every_optimizer_and_schedule_learns(train, optimizer, schedule):
 def test_a_loss_that_is_no_number_ends_the_run(train):
     from sentexp.errors import UserError
 
-    with pytest.raises(UserError, match=r"The training loss is nan at step .*: lower optim.lr"):
+    with pytest.raises(UserError, match=r"The loss is nan at step .*: lower optim.lr"):
         train(
             "peft=full",
             "optim=sgd",

@@ -25,15 +25,19 @@ def load_source(data: DataConfig) -> dict[str, "Dataset"]:
         UserError: a missing path, split or column, an empty text, a label outside `data.labels`, a single class.
     """
     if data.path is None:
-        require(
-            data.splits.validation is None and data.splits.test is None,
-            f"data={data.name} is one table of an installed package: data.splits.validation and data.splits.test must "
-            "be null (they are carved from it), or data.path must name a folder that has them.",
-        )
-        tables = {"train": _package_table(data)}
+        _require_one_table(data, f"data={data.name} is one table of an installed package")
+        tables = {data.splits.train: _package_table(data)}
     else:
         tables = {name: _read(files) for name, files in _split_files(data).items()}
     return {name: _conform(table, data, name) for name, table in tables.items()}
+
+
+def _require_one_table(data: DataConfig, what: str) -> None:
+    require(
+        data.splits.validation is None and data.splits.test is None,
+        f"{what}, but data.splits.validation={data.splits.validation} and data.splits.test={data.splits.test}: set "
+        "them to null, so that they are carved from it, or name a folder that has them with data.path.",
+    )
 
 
 def _package_table(data: DataConfig) -> "Dataset":
@@ -56,7 +60,8 @@ def _split_files(data: DataConfig) -> dict[str, list[Path]]:
         root = local_path("data.path", data.path)
     if root.is_file():
         _kind(root)
-        return {"train": [root]}
+        _require_one_table(data, f"data.path={data.path} is one file")
+        return {data.splits.train: [root]}
     folders = [root / data.subset] if data.subset else [root, root / "data", root / "plain_text"]
     files = sorted(
         file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.suffix in SUFFIXES
@@ -86,7 +91,6 @@ def _kind(file: Path) -> str:
 
 def _read(files: list[Path]) -> "Dataset":
     """Read the files of one split; GLUE's TSV has no quoting."""
-    import pandas as pd
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
@@ -103,9 +107,12 @@ def _read(files: list[Path]) -> "Dataset":
             cache_dir=str(cache_dir() / "datasets"),
             **options,
         )
-    except (DatasetGenerationError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[-1]
-        raise UserError(f"{files[0]} cannot be read as {files[0].suffix}: {reason}.") from None
+    except (DatasetGenerationError, ValueError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[-1].rstrip(".")
+        raise UserError(
+            f"data.path: {files[0]} cannot be read as {files[0].suffix} ({reason}): it must be a whole table in UTF-8 "
+            "with a header and at least one row."
+        ) from None
 
 
 def _conform(table: "Dataset", data: DataConfig, split: str) -> "Dataset":
@@ -125,7 +132,7 @@ def _conform(table: "Dataset", data: DataConfig, split: str) -> "Dataset":
 
 
 def _text(value: object, row: int, where: str) -> str:
-    text = value.strip() if isinstance(value, str) else ""
+    text = "" if value is None else str(value).strip()
     require(bool(text), f"Row {row + 1} of {where} has an empty text: remove the row or fill it in.")
     return text
 
@@ -135,7 +142,8 @@ def _label(value: object, ids: dict[str, int], row: int, where: str, data: DataC
     word = str(value).strip()
     if (by_name := ids.get(word.casefold())) is not None:
         return by_name
-    if re.fullmatch(r"\d+(\.0)?", word) and float(word) < len(ids):
+    numbered = not any(name.isdecimal() for name in ids)  # else a number is a name
+    if numbered and re.fullmatch(r"\d+(\.0)?", word) and float(word) < len(ids):
         return int(float(word))
     hint = " (-1 marks hidden labels: name a labelled split with data.splits.test)" if word == "-1" else ""
     raise UserError(

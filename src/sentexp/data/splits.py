@@ -34,6 +34,11 @@ class Examples:
             name: {label: found[index] for index, label in enumerate(self.labels)} for name, found in counters.items()
         }
 
+    def leaked(self) -> int:
+        """Return how many test texts also stand, normalised, in the training split."""
+        train = {normalise(text) for text in self.train["text"]}
+        return sum(normalise(text) in train for text in self.test["text"])
+
     def digest(self) -> str:
         """Return the SHA-256 over split names, texts and labels, in order."""
         digest = hashlib.sha256()
@@ -55,7 +60,11 @@ def load_examples(data: DataConfig) -> Examples:
     if missing := [name for name in NAMES if name not in splits]:
         splits |= carve(splits["train"], {name: getattr(data, f"{name}_fraction") for name in missing})
     for name in NAMES:
-        require(len(splits[name]) > 0, f"data={data.name} has no rows in the {name} split: there must be at least one.")
+        require(
+            len(splits[name]) > 0,
+            f"data={data.name} has no rows in the {name} split: give it more rows, or change data.{name}_fraction or "
+            f"data.splits.{name}.",
+        )
     available = {name: len(splits[name]) for name in NAMES}
     for name, size in (("train", data.train_subset), ("validation", data.validation_subset)):
         rows = splits[name]

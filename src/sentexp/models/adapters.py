@@ -125,8 +125,8 @@ def _peft_config(model: "PreTrainedModel", peft: Lora | IA3) -> Any:
     )
 
 
-def _names(model: nn.Module, key: str, targets: str | list[str]) -> str | list[str]:
-    """Return targets in PEFT's form, once each of them is known to match a linear layer of the backbone."""
+def _names(model: nn.Module, key: str, targets: str | list[str]) -> list[str]:
+    """Return targets as names or paths for PEFT, once each is known to match a linear layer of the backbone."""
     linear = [
         path for path, module in model.named_modules() if _shape(module) and path.split(".")[-1] not in HEAD_NAMES
     ]
@@ -135,8 +135,9 @@ def _names(model: nn.Module, key: str, targets: str | list[str]) -> str | list[s
         return leaves
     listed = f"the linear layers of this model are {', '.join(leaves)}"
     if isinstance(targets, str):
-        require(any(re.fullmatch(targets, path) for path in linear), f"{key}={targets} matches no module: {listed}.")
-        return targets
+        matching = [path for path in linear if re.fullmatch(targets, path)]
+        require(bool(matching), f"{key}={targets} matches no module: {listed}.")
+        return matching
     for name in targets:
         found = any(path == name or path.endswith(f".{name}") for path in linear)
         require(found, f"{key}: {name!r} matches no module: {listed}.")

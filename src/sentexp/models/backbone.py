@@ -86,6 +86,14 @@ def load_tokenizer(backbone: Backbone) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def max_positions(backbone: Backbone) -> int:
+    """Return the most tokens that the backbone has positions for."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(backbone.folder, local_files_only=True)
+    return int(config.get_text_config().max_position_embeddings)
+
+
 def load_classifier(
     backbone: Backbone,
     tokenizer: "PreTrainedTokenizerBase",

@@ -29,19 +29,29 @@ class RunFolder:
         self._lock = FileLock(path / LOCK, timeout=0)
 
     def __enter__(self) -> "RunFolder":
-        self.path.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
-        except Timeout:
+        except OSError as error:
+            if isinstance(error, Timeout):
+                raise self._in_progress() from None
             raise UserError(
-                f"The same run is in progress in another process (its folder is {self.path}): wait for it, or change "
-                "the configuration, the seed for instance."
+                f"output_dir={self.path.parent} cannot be written ({error.strerror}): name a folder that can."
             ) from None
         file = self.path / STATE
         self.state = json.loads(file.read_text()) if file.is_file() else {}
         if not self.state:
             (self.path / METRICS).unlink(missing_ok=True)
+        elif (self.path / METRICS).is_file():
+            with (self.path / METRICS).open("a") as metrics:
+                metrics.write("\n")  # a kill may have cut the last line
         return self
+
+    def _in_progress(self) -> UserError:
+        return UserError(
+            f"The same run is in progress in another process (its folder is {self.path}): wait for it, or change "
+            "the configuration, the seed for instance."
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -210,7 +210,7 @@ def _store_errors(where: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         text = str(error)
         if "database schema" in text or "Can't locate revision" in text:
             raise UserError(

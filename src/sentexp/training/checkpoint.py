@@ -37,13 +37,22 @@ class Checkpoints(L.Callback):
         self.best: float | None = None
         self.best_step = 0
         self.evaluated_at = -1
-        self._saved_at = -1
+        self._step_before = 0
+        self._between_steps = False
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Note the optimizer step, to know whether this micro-batch completes the next one."""
+        self._step_before = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Save every `save_steps` steps, unless an evaluation follows, which saves itself."""
+        """Save every `save_steps` steps, unless an evaluation follows, which saves itself.
+
+        Only between two optimizer steps: a checkpoint does not hold gradients that are accumulated so far.
+        """
         step = trainer.global_step
-        if step > 0 and step % self.save_steps == 0 and step != self._saved_at and not _validation_follows(trainer):
-            self._save_last(trainer)
+        self._between_steps = step > self._step_before
+        if self._between_steps and step % self.save_steps == 0 and not _validation_follows(trainer):
+            trainer.save_checkpoint(self.last_file)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the weights if they are the best so far; save the state to resume from."""
@@ -55,8 +64,8 @@ class Checkpoints(L.Callback):
         if self.best is None or score > self.best:
             self.best, self.best_step = score, trainer.global_step
             _save_atomically(pl_module, self.best_file)
-        if trainer.state.fn == "fit":
-            self._save_last(trainer)
+        if trainer.state.fn == "fit" and self._between_steps:
+            trainer.save_checkpoint(self.last_file)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is known of the best checkpoint."""
@@ -71,10 +80,6 @@ class Checkpoints(L.Callback):
     def restore_best(self, module: ClassifierModule) -> None:
         """Put the best weights into the module."""
         load_trainable_state(module.classifier, load_file(self.best_file))
-
-    def _save_last(self, trainer: L.Trainer) -> None:
-        self._saved_at = trainer.global_step
-        trainer.save_checkpoint(self.last_file)
 
 
 class ResumableEarlyStopping(EarlyStopping):

@@ -68,7 +68,8 @@ class ClassifierModule(L.LightningModule):
         mean = loss.detach() * batch.step_rows / len(batch.labels)
         self.log("train/loss", mean, prog_bar=True)
         self._log_speed(len(batch.labels))
-        self._refuse_what_is_no_number(mean)
+        if self.trainer.global_step % self.log_every_n_steps == 0:
+            self._refuse_what_is_no_number(mean)
         return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -78,6 +79,7 @@ class ClassifierModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
+        self._refuse_what_is_no_number(self.validation_metrics.loss.compute())
         self._log_metrics("validation", self.validation_metrics, per_class=False)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -111,11 +113,10 @@ class ClassifierModule(L.LightningModule):
         metrics.reset()
 
     def _refuse_what_is_no_number(self, loss: Tensor) -> None:
-        """Stop a training that has diverged; looked at where the loss is logged, as looking waits for a GPU."""
-        step = self.trainer.global_step
-        if step % self.log_every_n_steps == 0 and not torch.isfinite(loss):
+        """Stop a training that has diverged; looked at now and then, as looking waits for a GPU."""
+        if not torch.isfinite(loss):
             raise UserError(
-                f"The training loss is {float(loss)} at step {step}: lower optim.lr={self.optim.lr:g}, set "
+                f"The loss is {float(loss)} at step {self.trainer.global_step}: lower optim.lr={self.optim.lr:g}, set "
                 "trainer.gradient_clip_val, or use trainer.precision=fp32."
             )
 
