@@ -40,7 +40,7 @@ def test_a_repeated_step_counts_once_and_a_cut_line_not_at_all(tmp_path):
         folder.log_metrics({"loss": 3.0}, 1)
         folder.log_metrics({"loss": 2.0}, 2)
         with (tmp_path / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 3, "lo\n')
+            file.write('{"step": 3, "lo')
     with RunFolder(tmp_path) as folder:
         folder.log_metrics({"loss": 1.0}, 2)
         assert folder.history("loss") == [(1, 3.0), (2, 1.0)]

@@ -42,10 +42,15 @@ class RunFolder:
         self.state = json.loads(file.read_text()) if file.is_file() else {}
         if not self.state:
             (self.path / METRICS).unlink(missing_ok=True)
-        elif (self.path / METRICS).is_file():
-            with (self.path / METRICS).open("a") as metrics:
-                metrics.write("\n")  # a kill may have cut the last line
+        else:
+            self._end_a_cut_line(self.path / METRICS)
         return self
+
+    def _end_a_cut_line(self, metrics: Path) -> None:
+        """Begin a new line after one that a kill or a full disk has cut."""
+        if metrics.is_file() and metrics.read_text()[-1:] not in ("", "\n"):
+            with metrics.open("a") as file:
+                file.write("\n")
 
     def _in_progress(self) -> UserError:
         return UserError(
