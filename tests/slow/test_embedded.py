@@ -62,7 +62,7 @@ def test_kill_9_in_mid_epoch_ends_with_the_same_metrics(tmp_path):
     while process.poll() is None and not list(tmp_path.glob("killed/outputs/*/last.ckpt")):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not list(tmp_path.glob("killed/outputs/*/result.json"))
     assert "Going on with run" in sentexp(tmp_path / "killed", *words)
     whole, killed = result(tmp_path / "whole"), result(tmp_path / "killed")

@@ -22,8 +22,8 @@ def test_the_wheel_does_the_same_run_from_another_folder(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "sentexp/conf/config.yaml" in names
-    assert not [name for name in names if name.startswith(("tests", "src", "conf"))]
-    assert not [name for name in names if name.startswith("sentexp/conf") and name.endswith(".py")]
+    assert not [name for name in names if name.startswith(("tests/", "src/", "conf/"))]
+    assert not [name for name in names if name.startswith("sentexp/conf/") and name.endswith(".py")]
 
     # The dependencies are those of this environment; sentexp itself comes from the wheel alone.
     venv.create(tmp_path / "env", with_pip=False)
