@@ -117,13 +117,16 @@ def test_prepare_trains_nothing(sentexp, tmp_path):
 def test_a_users_own_group_options_are_found(sentexp, tmp_path, reviews):
     (tmp_path / "mine" / "data").mkdir(parents=True)
     (tmp_path / "mine" / "data" / "films.yaml").write_text(
-        f"name: films\npath: {reviews}\nlabels: [negative, positive]\ntext: sentence\n"
+        f"defaults: [csv, _self_]\nname: films\npath: {reviews}\nlabels: [negative, positive]\ntext: sentence\n"
         "splits: {train: train, validation: validation, test: test}\n"
     )
     words = ["--config-dir", "mine", "model=tiny", "data=films", "tracking=none", "trainer.progress_bar=false"]
     code, output, errors = sentexp(*words, quick=False)
     assert code == 0, errors
     assert "data=films" in output
+    (tmp_path / "mine" / "data" / "bare.yaml").write_text("name: bare\npath: x.csv\ntext: sentence\n")
+    code, _, errors = sentexp("--config-dir", "mine", "data=bare", quick=False)
+    assert "In 'data/bare': Key 'text' not in 'DataConfig'; a file of your own begins with `defaults:" in errors
     code, _, errors = sentexp("--config-dir", "mine", "data=filmz", quick=False)
     assert "films" in errors
     assert code == 1

@@ -99,8 +99,8 @@ def test_the_folder_of_a_finished_run_holds_its_result_and_no_checkpoint(train):
     written = json.loads((result.folder / "result.json").read_text())
     assert written["metrics"] == result.metrics
     assert sum(sum(row) for row in written["confusion_matrix"]) == 8
-    assert written["audit"]["trainable"]["head"] == 128
-    assert len(written["audit"]["targets"]) == 14
+    assert written["parameters"]["trainable"]["head"] == 128
+    assert len(written["parameters"]["targets"]) == 14
 
 
 def test_the_confusion_matrix_agrees_with_the_accuracy(train):

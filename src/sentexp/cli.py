@@ -31,7 +31,7 @@ VALUED_OPTIONS = (
     "--config-path",
     "-cp",
 )
-VERBS = ("train", "prepare")
+VERBS = ("train", "audit", "prepare")
 HELP = """\
 sentexp fine-tunes language models to classify sentiment.
 
@@ -39,6 +39,7 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp peft=qlora data=sst2             any combination of the groups
   python -m sentexp peft.r=8 optim.lr=1e-4 seed=1    any key of the configuration
   python -m sentexp --multirun peft.r=4,8,16         a sweep, one run after the other
+  python -m sentexp audit data=fpb                   look for duplicates, leaks and faults in the data; train nothing
   python -m sentexp prepare model=gpt2 data=sst2     fetch, convert and tokenise only: the run then needs no network
   python -m sentexp --cfg job                        print the whole configuration and stop
 
@@ -73,8 +74,8 @@ def main() -> None:
         verb = words[0]
         if verb not in VERBS:
             _complain(
-                f"{verb} is no verb: it must be {' or '.join(VERBS)} (none means train), and an override reads "
-                "key=value. See python -m sentexp --help."
+                f"{verb} is no verb: it must be {', '.join(VERBS[:-1])} or {VERBS[-1]} (none means train), and an "
+                "override reads key=value. See python -m sentexp --help."
             )
             sys.exit(1)
         del sys.argv[1]
@@ -162,7 +163,7 @@ def _job(verb: str, config: "DictConfig", failures: list[str], full_error: bool)
 
         if verb == "train":
             return experiment.run(typed).objective  # type: ignore[arg-type]
-        experiment.prepare(typed)  # type: ignore[arg-type]
+        (experiment.audit if verb == "audit" else experiment.prepare)(typed)  # type: ignore[arg-type]
         return math.nan
     except UserError as error:
         if full_error:

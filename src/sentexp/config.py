@@ -4,6 +4,7 @@ Standard library, omegaconf and hydra's ConfigStore only, so that a wrong key or
 imported. The group options in `conf/<group>/<option>.yaml` give the values; this file gives types and meaning.
 """
 
+import codecs
 import math
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -79,6 +80,21 @@ class Schedule(Enum):
     polynomial = "polynomial"
     constant = "constant"
     inverse_sqrt = "inverse_sqrt"
+
+
+class BadRows(Enum):
+    """What to do with a row that cannot be used: stop at it, or leave it out, count it and tell."""
+
+    error = "error"
+    skip = "skip"
+
+
+class Sampling(Enum):
+    """How the rows of an epoch are drawn: each once, or with replacement so that classes or slices are as frequent."""
+
+    natural = "natural"
+    balanced_labels = "balanced_labels"
+    balanced_slices = "balanced_slices"
 
 
 class TrackingBackend(Enum):
@@ -257,44 +273,37 @@ class Splits:
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
-    """The examples: `path` if given (folder, file or hub id), else the installed `package`."""
+    """What every data set shares: labels, splits by hash, subsets, imbalance.
+
+    `labels` is a list of class names, in the order of the labels 0, 1, ...; or a mapping from the values of the label
+    column to class names, where null leaves the rows of a value out; or null for the values that are found.
+    """
 
     name: str
-    labels: list[str]
-    text: str = "text"
-    label: str = "label"
+    labels: Any = None
     path: str | None = None
-    subset: str | None = None
     revision: str | None = None
-    package: PackageTable | None = None
-    splits: Splits = field(default_factory=Splits)
+    strip: bool = True
+    on_bad_rows: BadRows = BadRows.error
+    deduplicate: bool = False
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
+    split_seed: int = 0
     train_subset: float | None = None
     validation_subset: float | None = None
     subset_seed: int = 0
+    class_weights: Any = None
+    sampling: Sampling = Sampling.natural
     max_length: int = 256
 
     def __post_init__(self) -> None:
-        """Check labels, fractions and subsets."""
+        """Check labels, fractions, subsets and weights."""
         require(
-            self.path is not None or self.package is not None,
+            self._is_somewhere(),
             f"data.path is empty and data={self.name} has no installed package: pass data.path=<folder, file or hub "
             "id>.",
         )
-        require(
-            len(self.labels) > 1 and len(set(self.labels)) == len(self.labels),
-            f"data.labels={self.labels} must name at least two different classes.",
-        )
-        for label in self.labels:
-            require(
-                re.fullmatch(r"[\w .:/-]+", label) is not None,
-                f"data.labels holds {label!r}: MLflow takes letters, digits, spaces and _ - . : / in a name.",
-            )
-        require(
-            len({label.casefold() for label in self.labels}) == len(self.labels),
-            f"data.labels={self.labels} must differ in more than upper and lower case.",
-        )
+        self.labels = _labels(self.labels)
         for name in ("validation_fraction", "test_fraction"):
             value = getattr(self, name)
             require(0 < value < 1, f"data.{name}={value} must be between 0 and 1.")
@@ -309,17 +318,190 @@ class DataConfig:
                 value is None or 0 < value < 1 or (value >= 1 and value % 1 == 0),
                 f"data.{name}={value} must be a number of rows, a fraction below 1, or null for all rows.",
             )
+        self._check_class_weights()
+        require(
+            self.sampling is not Sampling.balanced_slices or bool(self.slice_names()),
+            f"data.sampling=balanced_slices draws the slices of data={self.name} equally often, but it has none: name "
+            "a column with data.slices=<column>.",
+        )
         _at_least("data.max_length", self.max_length, 1)
+
+    def class_names(self) -> list[str] | None:
+        """Return the classes in the order of their indices, or None when they are the values that are found."""
+        if isinstance(self.labels, dict):
+            return list(dict.fromkeys(name for name in self.labels.values() if name is not None))
+        return self.labels  # type: ignore[no-any-return]
+
+    def slice_names(self) -> list[str]:
+        """Return the names of the columns whose values are slices."""
+        return []
+
+    def distribution(self) -> str | None:
+        """Return the installed distribution that the rows come from, if they do."""
+        return None
+
+    def _is_somewhere(self) -> bool:
+        return self.path is not None
+
+    def _check_class_weights(self) -> None:
+        given = self.class_weights
+        require(
+            given in (None, "balanced")
+            or (
+                isinstance(given, list)
+                and all(isinstance(weight, int | float) and 0 < weight < math.inf for weight in given)
+                and (self.labels is None or len(given) == len(self.class_names() or []))
+            ),
+            f"data.class_weights={given} must be null, balanced, or one number above 0 for each of the classes "
+            f"{self.class_names() or 'that the data hold'}.",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class TableData(DataConfig):
+    """Rows of a table: `path` if given (file, folder or hub id), else the installed `package`.
+
+    `encoding`, `delimiter` and `quoting` are null for: detected, by the ending of the file, by the ending of the file.
+    """
+
+    text: str = "text"
+    label: str = "label"
+    slices: Any = field(default_factory=list)
+    group: str | None = None
+    subset: str | None = None
+    package: PackageTable | None = None
+    splits: Splits = field(default_factory=Splits)
+    encoding: str | None = None
+    delimiter: str | None = None
+    quoting: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Check columns and the reading of text files."""
+        self.slices = _names("data.slices", self.slices, "a column or a list of columns such as [language,source]")
+        if self.encoding is not None:
+            try:
+                codecs.lookup(self.encoding)
+            except LookupError:
+                raise UserError(
+                    f"data.encoding={self.encoding} is no encoding that Python knows: utf-8, latin-1, cp1252 and "
+                    "utf-16 are usual, and null detects it."
+                ) from None
+        require(
+            self.delimiter is None or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n'),
+            f"data.delimiter={self.delimiter!r} must be one character such as ; or \\t, or null for the one that "
+            "belongs to the ending of the file.",
+        )
+        DataConfig.__post_init__(self)
+
+    def slice_names(self) -> list[str]:
+        """Return the columns named in `data.slices`."""
+        return list(self.slices)
+
+    def distribution(self) -> str | None:
+        """Return the distribution that holds the table, if no path is given."""
+        return self.package.distribution if self.package is not None and self.path is None else None
+
+    def _is_somewhere(self) -> bool:
+        return self.path is not None or self.package is not None
+
+
+@dataclass(kw_only=True, slots=True)
+class PhraseBank(DataConfig):
+    """Financial PhraseBank: the sentences on which at least `agreement` per cent of the annotators agree, or `all`."""
+
+    agreement: str = "50"
+
+    def __post_init__(self) -> None:
+        """There are four levels."""
+        require(
+            self.agreement in AGREEMENT_LEVELS,
+            f"data.agreement={self.agreement} must be one of {', '.join(AGREEMENT_LEVELS)}.",
+        )
+        DataConfig.__post_init__(self)
+
+    def slice_names(self) -> list[str]:
+        """Return the slice that each sentence has: the level at which its annotators agree."""
+        return ["agreement"]
+
+
+AGREEMENT_LEVELS = ("50", "66", "75", "all")
+"""Per cent of the annotators that agree at least; a sentence of one level is a sentence of those before it."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Multilingual(DataConfig):
+    """Texts by language in folders of their own, with their own splits; `languages` is a list of folders, or `all`."""
+
+    languages: Any = "all"
+
+    def __post_init__(self) -> None:
+        """Languages are a list, or all."""
+        if self.languages != "all":
+            self.languages = _names("data.languages", self.languages, "all, or a list such as [english,german]")
+            require(bool(self.languages), "data.languages=[] names no language: use all, or a list of them.")
+        DataConfig.__post_init__(self)
+
+    def slice_names(self) -> list[str]:
+        """Return the slice that each text has: its language."""
+        return ["language"]
+
+
+@dataclass(kw_only=True, slots=True)
+class RatedTexts(DataConfig):
+    """Texts with a mean human rating in [-4, 4]: negative, neutral within `neutral_band` of 0, or positive."""
+
+    domains: Any = "all"
+    neutral_band: float = 0.5
+    files: dict[str, PackageFile] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Domains are those of the files."""
+        if self.domains == "all":
+            self.domains = list(self.files)
+        self.domains = _names("data.domains", self.domains, f"all, or a list of {', '.join(self.files)}")
+        wrong = [name for name in self.domains if name not in self.files]
+        require(
+            bool(self.domains) and not wrong,
+            f"data.domains={self.domains} must be all, or a list of {', '.join(self.files)}.",
+        )
+        require(
+            0 <= self.neutral_band < RATING_LIMIT,
+            f"data.neutral_band={self.neutral_band} must be at least 0 and below {RATING_LIMIT}, the largest rating.",
+        )
+        DataConfig.__post_init__(self)
+
+    def slice_names(self) -> list[str]:
+        """Return the slice that each text has: its domain."""
+        return ["domain"]
+
+    def distribution(self) -> str | None:
+        """Return the distribution that holds the files, if no path is given."""
+        return self.files[self.domains[0]].distribution if self.path is None else None
+
+    def _is_somewhere(self) -> bool:
+        return True
+
+
+RATING_LIMIT = 4.0
 
 
 @dataclass(kw_only=True, slots=True)
 class TaskConfig:
-    """What the backbone is asked to do. `template` frames each text; `{text}` stands for it."""
+    """What the backbone is asked to do. `template` frames each text; `{text}` stands for it.
+
+    `focal_gamma` is the gamma of the focal loss, which gives rows that are already right less weight (Lin et al. 2017,
+    eq. 4); 0 is plain cross-entropy.
+    """
 
     template: str = "{text}"
+    focal_gamma: float = 0.0
 
     def __post_init__(self) -> None:
-        """The text must appear once."""
+        """The text must appear once, and gamma is not negative."""
+        require(
+            0 <= self.focal_gamma < math.inf,
+            f"task.focal_gamma={self.focal_gamma} must be 0 (cross-entropy) or more (2 is usual).",
+        )
         require(
             self.template.count("{text}") == 1,
             f"task.template={self.template!r} must hold {{text}} exactly once.",
@@ -500,6 +682,7 @@ def register_schemas() -> None:
     store.store(name="schema", node=Config)
     polymorphic: dict[str, dict[str, type]] = {
         "peft": {"none": Untuned, "head": HeadOnly, "full": FullFineTuning, "lora": Lora, "ia3": IA3},
+        "data": {"table": TableData, "phrasebank": PhraseBank, "multilingual": Multilingual, "rated": RatedTexts},
         "task": {"seq_cls": SequenceClassification},
     }
     for group, kinds in polymorphic.items():
@@ -526,6 +709,50 @@ def load_config(*overrides: str) -> Config:
 
 def _at_least(key: str, value: int, least: int) -> None:
     require(value >= least, f"{key}={value} must be {least} or more.")
+
+
+def _names(key: str, value: object, legal: str) -> list[str]:
+    """Return a list of names; a single name counts as a list of one."""
+    names = [value] if isinstance(value, str) and value else value
+    if isinstance(names, list) and all(isinstance(name, str) and name for name in names):
+        return list(dict.fromkeys(names))
+    raise UserError(f"{key}={value} must be {legal}.")
+
+
+def _labels(given: Any) -> list[str] | dict[str, str | None] | None:
+    """Return class names, or a mapping from written labels to class names, as strings; None stays None."""
+    if given is None:
+        return None
+    require(
+        isinstance(given, list | dict),
+        f"data.labels={given} must be a list of classes, a mapping such as {{1: negative, 5: positive}}, or null for "
+        "the values of the label column.",
+    )
+    if isinstance(given, dict):
+        labels: Any = {str(value): None if name is None else str(name) for value, name in given.items()}
+        names = list(dict.fromkeys(name for name in labels.values() if name is not None))
+    else:
+        labels = names = [str(name) for name in given]
+    require(
+        len(names) > 1 and len(set(names)) == len(names),
+        f"data.labels={given} must name at least two different classes.",
+    )
+    for name in names:
+        require_class_name(name)
+    require(
+        len({name.casefold() for name in names}) == len(names),
+        f"data.labels={given} must differ in more than upper and lower case.",
+    )
+    return labels  # type: ignore[no-any-return]
+
+
+def require_class_name(name: str) -> None:
+    """Refuse a class whose metrics MLflow could not name."""
+    require(
+        re.fullmatch(r"[\w .:/-]+", name) is not None,
+        f"data.labels holds {name!r}: MLflow takes letters, digits, spaces and _ - . : / in a name; give the class "
+        f"another one, as in data.labels={{{name!r}: other_name, ...}}.",
+    )
 
 
 def _target_modules(key: str, value: object) -> str | list[str]:

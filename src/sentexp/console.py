@@ -8,8 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from sentexp.data.splits import NAMES, Examples
-from sentexp.models.adapters import KINDS, Audit
+from sentexp.data.audit import DataAudit
+from sentexp.data.splits import NAMES
+from sentexp.models.adapters import KINDS, ParameterAudit
+from sentexp.training.metrics import SLICE_METRICS
 
 OUT = Console(highlight=False, soft_wrap=True)
 
@@ -19,22 +21,34 @@ def say(sentence: str) -> None:
     OUT.print(Text(sentence))
 
 
-def print_data(name: str, examples: Examples, cut: Mapping[str, float]) -> None:
-    """Print rows and labels per split, and how many texts are cut at the maximum length."""
-    table = Table(
-        "split", "rows", "of", *map(escape, examples.labels), "cut", title=f"data={name}", title_justify="left"
-    )
-    counts = examples.counts()
+def print_data(found: DataAudit) -> None:
+    """Print rows and labels per split, how many texts are cut at the maximum length, and what is probably wrong."""
+    labels = list(found.labels["train"])
+    table = Table("split", "rows", "of", *map(escape, labels), "cut", title=f"data={found.data}", title_justify="left")
     for split in NAMES:
-        per_class = [f"{counts[split][label]:,}" for label in examples.labels]
-        rows = f"{len(getattr(examples, split)):,}"
-        table.add_row(split, rows, f"{examples.available[split]:,}", *per_class, f"{cut[split]:.1%}")
+        per_class = [f"{found.labels[split][label]:,}" for label in labels]
+        table.add_row(
+            split, f"{found.rows[split]:,}", f"{found.available[split]:,}", *per_class, f"{found.cut[split]:.1%}"
+        )
     OUT.print(table)
-    if leaked := examples.leaked():
-        say(f"Warning: {leaked:,} test texts also stand in the training split, so the test flatters the model.")
+    for sentence in found.warnings:
+        say(f"Note: {sentence}")
 
 
-def print_audit(method: str, audit: Audit) -> None:
+def print_findings(found: DataAudit) -> None:
+    """Print everything that was looked for, with examples, and the lengths of the texts."""
+    lengths = Table("tokens", "5 %", "median", "95 %", "longest", "cut", title="text lengths", title_justify="left")
+    for split in NAMES:
+        lengths.add_row(split, *(f"{value:,}" for value in found.token_quantiles[split]), f"{found.cut[split]:.1%}")
+    OUT.print(lengths)
+    table = Table("rows with", *NAMES, "for instance", title="findings", title_justify="left")
+    for finding in found.findings:
+        counts = [f"{finding.rows[split]:,}" if split in finding.rows else "" for split in NAMES]
+        table.add_row(Text(finding.name), *counts, Text("\n".join(finding.examples)))
+    OUT.print(table, soft_wrap=False)
+
+
+def print_parameters(method: str, audit: ParameterAudit) -> None:
     """Print trained and frozen parameters by kind."""
     table = Table("parameters", "trained", "frozen", title=f"peft={method}", title_justify="left")
     for kind in KINDS:
@@ -52,7 +66,7 @@ def print_audit(method: str, audit: Audit) -> None:
 def print_result(metrics: Mapping[str, float], labels: list[str], confusion: list[list[int]], seconds: float) -> None:
     """Print validation and test metrics side by side, and the confusion matrix of the test split."""
     table = Table("metric", "validation", "test", title="result", title_justify="left")
-    names = [key.removeprefix("test/") for key in metrics if key.startswith("test/")]
+    names = [name for key in metrics if (name := key.removeprefix("test/")) != key and "/" not in name]
     for name in names:
         validation = metrics.get(f"best/{name}")
         table.add_row(Text(name), "" if validation is None else f"{validation:.4f}", f"{metrics[f'test/{name}']:.4f}")
@@ -61,7 +75,23 @@ def print_result(metrics: Mapping[str, float], labels: list[str], confusion: lis
     for label, row in zip(labels, confusion, strict=True):
         matrix.add_row(Text(label), *(f"{count:,}" for count in row))
     OUT.print(matrix)
+    _print_slices(metrics)
     say(f"{seconds:.0f} s in all; peak memory {metrics['peak_memory_gib']:.1f} GiB")
+
+
+def _print_slices(metrics: Mapping[str, float]) -> None:
+    """Print the test metrics of each slice, and of the rows that stand nowhere else."""
+    slices: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        name, _, metric = key.removeprefix("test/").rpartition("/")
+        if key.startswith("test/") and name:
+            slices.setdefault(name, {})[metric] = value
+    table = Table("slice", "rows", *SLICE_METRICS, title="test split by slice", title_justify="left")
+    for name, values in slices.items():
+        scores = [f"{values[metric]:.4f}" if metric in values else "" for metric in SLICE_METRICS]
+        table.add_row(Text(name), f"{values['rows']:,.0f}", *scores)
+    if slices:
+        OUT.print(table)
 
 
 def print_whereabouts(run_id: str | None, where: str, folder: Path, weights: Path) -> None:
@@ -76,3 +106,9 @@ def print_whereabouts(run_id: str | None, where: str, folder: Path, weights: Pat
     say("  python -m sentexp data.train_subset=null         # all training rows")
     say("  python -m sentexp --multirun peft.r=4,8,16       # a sweep")
     say("  python -m sentexp --help                         # every group and option")
+
+
+def print_audit_whereabouts(run_id: str | None, where: str, folder: Path) -> None:
+    """Print where an audit is recorded."""
+    say(f"MLflow run {run_id} in {where}" if run_id else f"recorded {where}")
+    say(f"audit in {folder / 'data_audit.json'}, its picture in {folder / 'data_audit.png'}")

@@ -36,6 +36,17 @@ OTHER_NAMES = {
     "path": ("name_or_path", "model_name_or_path", "data_path"),
     "name": ("optimizer", "optim"),
     "seed": ("random_seed",),
+    "text": ("text_column", "text_col", "text_field"),
+    "label": ("label_column", "label_col", "label_field", "target"),
+    "labels": ("label_names", "label_map", "label_mapping", "classes", "class_names"),
+    "slices": ("slice", "slice_column"),
+    "group": ("groups", "group_column"),
+    "delimiter": ("sep", "separator"),
+    "class_weights": ("class_weight", "weights"),
+    "focal_gamma": ("gamma", "focal"),
+    "languages": ("language", "lang"),
+    "domains": ("domain",),
+    "deduplicate": ("dedup", "drop_duplicates"),
 }
 """Names by which people know a key from other tools."""
 
@@ -49,6 +60,7 @@ HINTS = {
     "to Boolean": "it must be true or false",
     "is not a valid bool": "it must be true or false",
     "not Optional": "it cannot be null",
+    "DictConfig with ListConfig": "a list takes a list and a mapping takes a mapping here; data=csv takes either",
 }
 
 
@@ -127,7 +139,11 @@ def _near(word: str, legal: Iterable[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the innermost reason: OmegaConf's, where hydra wraps it."""
+    """Return the innermost reason: OmegaConf's, where hydra wraps it; a fault in a file of options is told with it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if "raised while composing config" in lines[0] and len(lines) > 1:
+        start = "; a file of your own begins with `defaults: [<an option to start from>, _self_]`, such as csv for data"
+        return f"{lines[0].partition(': ')[0]}: {lines[1].rstrip('.')}{start}"
+    return lines[0].rstrip(".")

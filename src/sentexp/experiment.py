@@ -2,50 +2,37 @@
 
 import gc
 import json
+import re
 import time
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
-from omegaconf import OmegaConf
 
 from sentexp import console
-from sentexp.config import (
-    METRICS,
-    Config,
-    FullFineTuning,
-    HeadInit,
-    Precision,
-    SequenceClassification,
-    Untuned,
-    flatten,
-    method_name,
-)
+from sentexp.config import METRICS, Config, FullFineTuning, HeadInit, SequenceClassification, Untuned, method_name
+from sentexp.data.audit import DataAudit, duplicate_free
 from sentexp.data.datamodule import DataModule
-from sentexp.data.splits import NAMES, Examples, load_examples
-from sentexp.data.tokens import tokenize, truncated
-from sentexp.errors import UserError, require
-from sentexp.hardware import choose_device, choose_precision, describe, peak_memory_gib, reset_peak_memory
-from sentexp.models.adapters import Audit, attach
-from sentexp.models.backbone import Backbone, load_classifier, load_tokenizer, locate_backbone, max_positions
+from sentexp.data.imbalance import class_weights, row_weights
+from sentexp.data.splits import Examples
+from sentexp.errors import require
+from sentexp.hardware import peak_memory_gib
+from sentexp.materials import Materials, gather
+from sentexp.models.adapters import ParameterAudit, attach
+from sentexp.models.backbone import load_classifier
 from sentexp.models.saving import save_trained
 from sentexp.models.scoring import SequenceClassifier, start_head_at_label_words
+from sentexp.recording import Sinks, record_audit, record_provenance, recorded
 from sentexp.tracking.folder import RunFolder
 from sentexp.tracking.identity import fingerprint
 from sentexp.tracking.pictures import draw_confusion_matrix, draw_learning_curve
-from sentexp.tracking.provenance import command, git_state, library_versions, mask_uri
 from sentexp.tracking.store import Record, open_record
 from sentexp.training.checkpoint import Checkpoints, remove_checkpoints
+from sentexp.training.metrics import slice_metrics
 from sentexp.training.module import ClassifierModule
 from sentexp.training.trainer import OutOfMemory, build_trainer, evaluate, fit, halve_micro_batch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,21 +45,8 @@ class Result:
     weights: Path
     metrics: dict[str, float]
     confusion: list[list[int]]
-    audit: Audit
+    parameters: ParameterAudit
     objective: float
-
-
-@dataclass(kw_only=True, slots=True)
-class Materials:
-    """What every attempt at a run shares."""
-
-    config: Config
-    device: torch.device
-    precision: Precision
-    backbone: Backbone
-    tokenizer: "PreTrainedTokenizerBase"
-    examples: Examples
-    tokens: dict[str, Any]
 
 
 def run(config: Config) -> Result:
@@ -82,16 +56,16 @@ def run(config: Config) -> Result:
         UserError: anything in the configuration, the data or the store that the user can mend.
     """
     started = time.monotonic()
-    materials = _gather(config)
+    materials = gather(config)
     identity = fingerprint(config, materials.examples.digest(), materials.backbone.revision)
     with RunFolder(Path(config.output_dir) / identity) as folder:
         name = f"{config.model.name}-{method_name(config.peft)}-{config.data.name}"
         record = open_record(config.tracking, name, folder.state.get("run_id"))
-        with _recorded(record):
+        with recorded(record):
             if folder.state:
                 console.say(f"Going on with run {identity} in {folder.path}, which did not finish")
             folder.remember(run_id=record.run_id, identity=identity)
-            _record_provenance(record, materials, identity, folder)
+            record_provenance(record, materials, identity, folder.path)
             result = _attempt_until_it_fits(materials, record, folder, identity)
             _conclude(result, record, folder, materials, time.monotonic() - started)
     gc.collect()  # the backbone is in reference cycles: the next run of a sweep must find it gone (law 8)
@@ -104,44 +78,29 @@ def prepare(config: Config) -> None:
     Raises:
         UserError: anything in the configuration or the data that the user can mend.
     """
-    materials = _gather(config)
+    materials = gather(config)
     console.say(f"The backbone is in {materials.backbone.folder}; a run of this configuration needs no network.")
 
 
-def _gather(config: Config) -> Materials:
-    """Find backbone and data, and tokenise."""
-    device = choose_device(config.trainer.accelerator)
-    precision = choose_precision(config.trainer.precision, device)
-    reset_peak_memory(device)
-    examples = load_examples(config.data)
-    backbone = locate_backbone(config.model)
-    require(
-        config.data.max_length <= max_positions(backbone),
-        f"data.max_length={config.data.max_length} is more than the {max_positions(backbone)} positions of "
-        f"model={config.model.name}.",
-    )
-    tokenizer = load_tokenizer(backbone)
-    tokens = {
-        split: tokenize(
-            getattr(examples, split),
-            tokenizer,
-            config.task.template,
-            config.data.max_length,
-            config.trainer.progress_bar,
-        )
-        for split in NAMES
-    }
-    cut = {split: truncated(rows, config.data.max_length) for split, rows in tokens.items()}
-    console.print_data(config.data.name, examples, cut)
-    return Materials(
-        config=config,
-        device=device,
-        precision=precision,
-        backbone=backbone,
-        tokenizer=tokenizer,
-        examples=examples,
-        tokens=tokens,
-    )
+def audit(config: Config) -> DataAudit:
+    """Look at every row of a data set, subsets left out, and write down what was found.
+
+    The files are in a folder of `output_dir`; the MLflow run is in an experiment of its own, `<experiment>-audits`.
+
+    Raises:
+        UserError: anything in the configuration, the data or the store that the user can mend.
+    """
+    materials = gather(config, whole=True, near=True)
+    console.print_findings(materials.data_audit)
+    name = f"audit-{config.data.name}"
+    folder = Path(config.output_dir) / f"{name}-{materials.examples.digest()[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    tracking = replace(config.tracking, experiment=f"{config.tracking.experiment}-audits", system_metrics=False)
+    record = open_record(tracking, name, None)
+    with recorded(record):
+        record_audit(record, materials, folder)
+    console.print_audit_whereabouts(record.run_id, record.where, folder)
+    return materials.data_audit
 
 
 def _attempt_until_it_fits(materials: Materials, record: Record, folder: RunFolder, identity: str) -> Result:
@@ -180,14 +139,26 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
     config = materials.config
     labels = materials.examples.labels
     L.seed_everything(config.seed, verbose=False)
-    model, audit = _build_model(materials)
-    console.print_audit(method_name(config.peft), audit)
-    data = DataModule(materials.tokens, materials.tokenizer, config.trainer, config.seed)
+    model, parameters = _build_model(materials)
+    console.print_parameters(method_name(config.peft), parameters)
+    data = DataModule(
+        materials.tokens,
+        materials.tokenizer,
+        config.trainer,
+        config.seed,
+        row_weights(config.data, materials.examples),
+    )
     module = ClassifierModule(
-        SequenceClassifier(model), labels, config.optim, config.seed, config.trainer.log_every_n_steps
+        SequenceClassifier(model),
+        labels,
+        config.optim,
+        config.seed,
+        config.trainer.log_every_n_steps,
+        class_weights(config.data, materials.examples),
+        config.task.focal_gamma,
     )
     checkpoints = Checkpoints(folder.path, config.trainer.monitor, config.trainer.save_steps)
-    trainer = build_trainer(config.trainer, materials.precision, materials.device, _Sinks(record, folder), checkpoints)
+    trainer = build_trainer(config.trainer, materials.precision, materials.device, Sinks(record, folder), checkpoints)
 
     began = time.monotonic()
     if isinstance(config.peft, Untuned):
@@ -196,6 +167,9 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
         fit(trainer, module, data, checkpoints)
     train_seconds = time.monotonic() - began
     metrics = evaluate(trainer, module, data, "test")
+    sliced = _slice_metrics(module, materials.examples)
+    record.log_metrics(sliced, trainer.global_step)
+    metrics |= sliced
 
     base = config.model.path or str(materials.backbone.folder)
     facts = {"labels": labels, "template": config.task.template, "max_length": config.data.max_length}
@@ -204,8 +178,8 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
     metrics |= _best(folder, checkpoints.best_step) | {
         "train/seconds": train_seconds,
         "train/steps": steps,
-        "parameters/trainable": audit.trainable_total,
-        "parameters/total": audit.total,
+        "parameters/trainable": parameters.trainable_total,
+        "parameters/total": parameters.total,
         "peak_memory_gib": peak_memory_gib(materials.device),
     }
     return Result(
@@ -215,12 +189,22 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
         weights=weights,
         metrics=metrics,
         confusion=module.test_metrics.confusion.compute().int().tolist(),
-        audit=audit,
+        parameters=parameters,
         objective=metrics[config.trainer.monitor.replace("validation/", "best/")],
     )
 
 
-def _build_model(materials: Materials) -> tuple[torch.nn.Module, Audit]:
+def _slice_metrics(module: ClassifierModule, examples: Examples) -> dict[str, float]:
+    """Return the test metrics of each slice, and of the rows whose text stands nowhere else."""
+    masks = {"duplicate_free": torch.from_numpy(duplicate_free(examples))}
+    for column, values in examples.slices("test").items():
+        for value, mask in values.items():
+            named = re.sub(r"[^\w .:-]", "_", value) or "none"  # what MLflow takes
+            masks[f"{column}/{named}"] = torch.from_numpy(mask)
+    return {f"test/{k}": v for k, v in slice_metrics(examples.labels, *module.test_logits(), masks).items()}
+
+
+def _build_model(materials: Materials) -> tuple[torch.nn.Module, ParameterAudit]:
     """Load backbone and head, and attach what is trained."""
     config = materials.config
     model = load_classifier(
@@ -248,7 +232,7 @@ def _conclude(result: Result, record: Record, folder: RunFolder, materials: Mate
     result.metrics["seconds"] = seconds
     labels = materials.examples.labels
     summary: dict[str, Any] = {"identity": result.identity, "run_id": result.run_id, "metrics": result.metrics}
-    summary |= {"labels": labels, "confusion_matrix": result.confusion, "audit": asdict(result.audit)}
+    summary |= {"labels": labels, "confusion_matrix": result.confusion, "parameters": asdict(result.parameters)}
     (folder.path / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw_confusion_matrix(result.confusion, labels, folder.path / "confusion_matrix.png")
     draw_learning_curve(
@@ -269,58 +253,7 @@ def _conclude(result: Result, record: Record, folder: RunFolder, materials: Mate
     console.print_whereabouts(result.run_id, record.where, result.folder, result.weights)
 
 
-def _record_provenance(record: Record, materials: Materials, identity: str, folder: RunFolder) -> None:
-    """Record configuration, command, code, libraries, machine and data."""
-    config = materials.config
-    public = replace(config, tracking=replace(config.tracking, uri=mask_uri(config.tracking.uri or "") or None))
-    resolved = OmegaConf.to_yaml(OmegaConf.structured(public))
-    (folder.path / "config.yaml").write_text(resolved)
-    record.log_files(folder.path / "config.yaml")
-    derived = {"device": materials.device.type, "precision": materials.precision.name}
-    record.log_params({"peft": method_name(config.peft), **flatten(public), **derived})
-    record.set_tags({"identity": identity, "command": command(), "mlflow.source.name": "sentexp", **git_state()})
-    environment = {"libraries": library_versions(), "machine": describe(materials.device)}
-    record.log_text(json.dumps(environment, indent=2), "environment.json")
-    record.set_tags({f"version.{name}": version for name, version in environment["libraries"].items()})
-    record.set_tags({f"machine.{name}": value for name, value in environment["machine"].items()})
-    counts = json.dumps({"rows": materials.examples.counts(), "of": materials.examples.available})
-    source = json.dumps({"path": config.data.path, "package": config.data.package and config.data.package.distribution})
-    record.log_dataset(config.data.name, materials.examples.digest(), source, counts)
-
-
 def _best(folder: RunFolder, step: int) -> dict[str, float]:
     """Return the validation metrics at the best checkpoint, and its step."""
     values = {f"best/{name}": dict(folder.history(f"validation/{name}")) for name in METRICS}
     return {name: points[step] for name, points in values.items() if step in points} | {"best/step": step}
-
-
-class _Sinks:
-    """Sends metrics to the record and to the run's folder."""
-
-    def __init__(self, record: Record, folder: RunFolder) -> None:
-        self.record = record
-        self.folder = folder
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record metrics at an optimizer step."""
-        self.record.log_metrics(metrics, step)
-        self.folder.log_metrics(metrics, step)
-
-
-@contextmanager
-def _recorded(record: Record) -> Iterator[None]:
-    """End the record as FINISHED, FAILED or KILLED, with the traceback (law 7)."""
-    try:
-        yield
-    except BaseException as error:
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        try:
-            record.log_text(traceback.format_exc(), "traceback.txt")
-        except (UserError, OSError):
-            console.say("The traceback could not be recorded.")
-        try:
-            record.finish(status)
-        except (UserError, OSError):
-            console.say(f"The MLflow run {record.run_id} could not be marked as {status}.")
-        raise
-    record.finish("FINISHED")

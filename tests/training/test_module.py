@@ -24,7 +24,7 @@ def test_every_way_of_training_lowers_the_loss(train, method):
 def test_the_untuned_model_is_only_evaluated(train):
     result = train("peft=none")
     assert result.metrics["train/steps"] == 0
-    assert result.audit.trainable_total == 0
+    assert result.parameters.trainable_total == 0
     assert "test/accuracy" in result.metrics
     assert result.objective == result.metrics["best/accuracy"]
 

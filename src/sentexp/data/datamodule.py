@@ -1,7 +1,7 @@
 """The Lightning data module: batches of like length in an order that is a pure function of seed and epoch."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
@@ -14,6 +14,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MEGABATCH = 50
+
+
+class Rows(Protocol):
+    """The tokens of a split; `TokenRows` reads them from the cache."""
+
+    @property
+    def lengths(self) -> Any:
+        """Tokens of each row, shape (rows,)."""
+
+    labels: Any
+    """Class indices, shape (rows,): an array, which can be indexed by a list."""
+
+    def ids(self, rows: Sequence[int]) -> list[list[int]]:
+        """Return the token ids of some rows."""
 
 
 class Batch(NamedTuple):
@@ -35,15 +49,25 @@ class BatchOrder(Sampler[tuple[list[int], int]]):
     (law 9). The first step of training is the one with the longest row, so that out of memory shows at once.
 
     Args:
-        lengths: tokens of each row.
+        lengths: tokens of each row, shape (rows,).
         batch_size: rows of a micro-batch.
         accumulate: micro-batches of an optimizer step.
         seed: of the order.
         group_by_length: False keeps the plain shuffled order.
+        weights: rows are drawn with replacement, each with a chance in proportion to its weight; None takes each once.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, accumulate: int, seed: int, group_by_length: bool) -> None:
-        self.lengths = torch.tensor(lengths)
+    def __init__(
+        self,
+        lengths: Any,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        group_by_length: bool,
+        weights: Any = None,
+    ) -> None:
+        self.lengths = torch.as_tensor(lengths)
+        self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.seed = seed
@@ -66,7 +90,10 @@ class BatchOrder(Sampler[tuple[list[int], int]]):
     def batches(self) -> list[tuple[list[int], int]]:
         """Return every micro-batch of the current epoch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator)
+        if self.weights is None:
+            order = torch.randperm(len(self.lengths), generator=generator)
+        else:
+            order = torch.multinomial(self.weights, len(self.weights), replacement=True, generator=generator)
         size = self.batch_size * self.accumulate
         if self.group_by_length:
             stretches = _cut(order, MEGABATCH * size)
@@ -92,30 +119,38 @@ class DataModule(L.LightningDataModule):
     """Batches over tokenised splits.
 
     Args:
-        splits: by name, rows that hold `input_ids`, `length` and `label` columns and can be indexed by a list.
+        splits: by name, the token ids, lengths and labels of rows.
         tokenizer: gives the pad id and the side that is padded.
         trainer: batch sizes, accumulation and length grouping.
         seed: of the order of the training rows.
+        weights: of the training rows (see `BatchOrder`).
     """
 
     def __init__(
-        self, splits: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", trainer: TrainerConfig, seed: int
+        self,
+        splits: Mapping[str, Rows],
+        tokenizer: "PreTrainedTokenizerBase",
+        trainer: TrainerConfig,
+        seed: int,
+        weights: Any = None,
     ) -> None:
         super().__init__()
         self.splits = splits
         self.tokenizer = tokenizer
         self.config = trainer
         self.seed = seed
+        self.weights = weights
         self.resume_at = (0, 0)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the training batches, from the resumed position on."""
         order = BatchOrder(
-            list(self.splits["train"]["length"]),
+            self.splits["train"].lengths,
             self.config.batch_size,
             self.config.accumulate_grad_batches,
             self.seed,
             self.config.group_by_length,
+            self.weights,
         )
         order.resume_at = self.resume_at
         return self._loader("train", order)
@@ -142,7 +177,7 @@ class DataModule(L.LightningDataModule):
         self.resume_at = (state_dict["epoch"], state_dict["batches"])
 
     def _by_length(self, split: str) -> list[tuple[list[int], int]]:
-        lengths = torch.tensor(list(self.splits[split]["length"]))
+        lengths = torch.as_tensor(self.splits[split].lengths)
         parts = _cut(lengths.argsort(stable=True), self.config.eval_batch_size)
         return [(part.tolist(), len(part)) for part in parts]
 
@@ -154,16 +189,16 @@ class DataModule(L.LightningDataModule):
 class _Batches(Dataset[Batch]):
     """Reads the rows of a batch and pads them."""
 
-    def __init__(self, rows: Any, pad_id: int, padding_side: str) -> None:
+    def __init__(self, rows: Rows, pad_id: int, padding_side: str) -> None:
         self.rows = rows
         self.pad_id = pad_id
         self.padding_side = padding_side
 
     def __getitem__(self, item: tuple[list[int], int]) -> Batch:
         numbers, step_rows = item
-        columns = self.rows[numbers]
-        ids, mask = pad(columns["input_ids"], self.pad_id, self.padding_side)
-        return Batch(ids, mask, torch.tensor(columns["label"]), torch.tensor(numbers), torch.tensor(step_rows))
+        ids, mask = pad(self.rows.ids(numbers), self.pad_id, self.padding_side)
+        labels = torch.as_tensor(self.rows.labels[numbers], dtype=torch.long)
+        return Batch(ids, mask, labels, torch.tensor(numbers), torch.tensor(step_rows))
 
 
 def pad(rows: list[list[int]], pad_id: int, side: str) -> tuple[Tensor, Tensor]:

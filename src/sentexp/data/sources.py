@@ -1,38 +1,146 @@
-"""Sources: an installed package, local files in the hub's or GLUE's layout, or the hub; all as `text`, `label` rows."""
+"""Sources: installed packages, local files in the layouts of their authors, or the hub; all as rows of one form."""
 
 import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentexp.config import DataConfig
+from sentexp.config import (
+    AGREEMENT_LEVELS,
+    RATING_LIMIT,
+    BadRows,
+    DataConfig,
+    Multilingual,
+    PhraseBank,
+    RatedTexts,
+    TableData,
+)
+from sentexp.data.labels import Labeller, classes_of
+from sentexp.data.tables import SUFFIXES, TextFormat, as_strings, read_lines, read_table, require_columns
 from sentexp.errors import UserError, require
-from sentexp.hub import is_local, local_path, snapshot
-from sentexp.installed import cache_dir, locate
+from sentexp.hub import hub_tables, is_local, local_path, snapshot
+from sentexp.installed import locate
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    import pyarrow as pa
 
-SUFFIXES = {".tsv": "csv", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 ALIASES = {"validation": ("validation", "valid", "val", "dev"), "train": ("train",), "test": ("test",)}
+AGREEMENT_FILES = {
+    level: f"Sentences_{'AllAgree' if level == 'all' else level + 'Agree'}.txt" for level in AGREEMENT_LEVELS
+}
+LARGEST_MEMBER = 1 << 27
+SLICE = "slice."
 
 
-def load_source(data: DataConfig) -> dict[str, "Dataset"]:
-    """Return the source's own splits, each with the columns `text` (str) and `label` (int, an index of `data.labels`).
+@dataclass(kw_only=True, slots=True)
+class Source:
+    """The source's own splits, and what reading them showed.
 
-    A package or a single file is one split, `train`. Only the splits that the configuration names are read.
+    Each split has the columns `text` (large_string), `label` (int32, an index of `labels`), where there are groups
+    `group`, and for each slice `slice.<name>`. `left_out` counts rows by split and reason, `stripped` texts whose
+    surrounding blanks were taken off; `notes` are sentences for the person at the keyboard.
+    """
+
+    splits: dict[str, "pa.Table"]
+    labels: list[str]
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    stripped: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def load_source(data: DataConfig) -> Source:
+    """Read the splits that the source has of its own; a package or a single file is one split, `train`.
 
     Raises:
-        UserError: a missing path, split or column, an empty text, a label outside `data.labels`, a single class.
+        UserError: a missing path, split or column, an empty text, a label outside `data.labels`.
     """
+    match data:
+        case TableData():
+            raw, notes, skipped = _table_splits(data)
+        case PhraseBank():
+            raw, notes, skipped = {"train": _phrase_bank(data)}, [], {}
+        case Multilingual():
+            raw, notes, skipped = _languages(data)
+        case RatedTexts():
+            raw, notes, skipped = {"train": _rated(data)}, [], {}
+        case _:
+            raise TypeError(f"no source reads {type(data).__name__}")
+    labeller = Labeller(data, classes_of(data, raw))
+    source = Source(splits={}, labels=labeller.classes, notes=notes)
+    for name, table in raw.items():
+        source.splits[name], left_out, source.stripped[name] = labeller.conform(
+            table, f"{data.path or data.name}, split {name}"
+        )
+        left_out |= {"ragged": skipped[name]} if skipped.get(name) else {}
+        source.left_out[name] = left_out
+    return source
+
+
+Raw = tuple[dict[str, "pa.Table"], list[str], dict[str, int]]
+"""Tables of strings by split, notes, and rows skipped by split."""
+
+
+def _table_splits(data: TableData) -> Raw:
+    """Return the splits of a table: a package, a file, a folder in GLUE's or the hub's layout, or the hub."""
+    columns = {"data.text": data.text, "data.label": data.label}
+    columns |= {f"data.slices ({name})": name for name in data.slices}
+    columns |= {"data.group": data.group} if data.group is not None else {}
     if data.path is None:
         _require_one_table(data, f"data={data.name} is one table of an installed package")
-        tables = {data.splits.train: _package_table(data)}
-    else:
-        tables = {name: _read(files) for name, files in _split_files(data).items()}
-    return {name: _conform(table, data, name) for name, table in tables.items()}
+        return {"train": _renamed(_package_table(data, columns), data)}, [], {}
+    if not is_local(data.path):
+        own = {name: split for name in ("train", "validation", "test") if (split := getattr(data.splits, name))}
+        tables = hub_tables("data.path", data.path, data.subset, data.revision, list(own.values()))
+        for table in tables.values():
+            require_columns(table.column_names, columns, data.path)
+        wanted = list(columns.values())
+        return (
+            {name: _renamed(as_strings(tables[split], wanted, data.path), data) for name, split in own.items()},
+            [],
+            {},
+        )
+    form = TextFormat(
+        encoding=data.encoding,
+        delimiter=data.delimiter,
+        quoting=data.quoting,
+        skip_ragged=data.on_bad_rows is BadRows.skip,
+    )
+    return _read_splits(_split_files(data), columns, form, lambda table, _: _renamed(table, data))
 
 
-def _require_one_table(data: DataConfig, what: str) -> None:
+def _read_splits(
+    files: dict[str, list[Path]],
+    columns: dict[str, str],
+    form: TextFormat,
+    finish: Callable[["pa.Table", Path], "pa.Table"],
+) -> Raw:
+    """Read and join the files of each split."""
+    import pyarrow as pa
+
+    splits, notes, skipped = {}, [], {}
+    for name, parts in files.items():
+        tables = [read_table(part, columns, form) for part in parts]
+        splits[name] = pa.concat_tables(
+            [finish(table.columns, part) for table, part in zip(tables, parts, strict=True)]
+        )
+        notes += [note for table in tables for note in table.notes]
+        skipped[name] = sum(table.skipped for table in tables)
+    return splits, notes, skipped
+
+
+def _renamed(table: "pa.Table", data: TableData) -> "pa.Table":
+    """Return the columns under the names that every source gives them."""
+    import pyarrow as pa
+
+    columns = {"text": table.column(data.text), "label": table.column(data.label)}
+    if data.group is not None:
+        columns["group"] = table.column(data.group)
+    return pa.table(columns | {SLICE + name: table.column(name) for name in data.slices})
+
+
+def _require_one_table(data: TableData, what: str) -> None:
     require(
         data.splits.validation is None and data.splits.test is None,
         f"{what}, but data.splits.validation={data.splits.validation} and data.splits.test={data.splits.test}: set "
@@ -40,113 +148,218 @@ def _require_one_table(data: DataConfig, what: str) -> None:
     )
 
 
-def _package_table(data: DataConfig) -> "Dataset":
-    import pandas as pd
-    from datasets import Dataset
+def _package_table(data: TableData, columns: dict[str, str]) -> "pa.Table":
+    import pyarrow.compute as pc
 
     assert data.package is not None
-    frame = pd.read_csv(locate(data.package), dtype=str, keep_default_na=False)
-    for column, value in data.package.where.items():
-        frame = frame[frame[column] == value]
-    return Dataset.from_pandas(frame, preserve_index=False)
+    where = {f"data.package.where ({name})": name for name in data.package.where}
+    table = read_table(locate(data.package), columns | where, TextFormat()).columns
+    for name, value in data.package.where.items():
+        table = table.filter(pc.equal(table.column(name), value))
+    return table
 
 
-def _split_files(data: DataConfig) -> dict[str, list[Path]]:
-    """Return the files of each split that the configuration names."""
+def _split_files(data: TableData) -> dict[str, list[Path]]:
+    """Return the files of each split of a local path that the configuration names."""
     assert data.path is not None
-    if not is_local(data.path):
-        root = snapshot("data.path", data.path, data.revision, "dataset")
-    else:
-        root = local_path("data.path", data.path)
+    root = local_path("data.path", data.path)
     if root.is_file():
-        _kind(root)
         _require_one_table(data, f"data.path={data.path} is one file")
-        return {data.splits.train: [root]}
+        return {"train": [root]}
     folders = [root / data.subset] if data.subset else [root, root / "data", root / "plain_text"]
     files = sorted(
-        file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.suffix in SUFFIXES
+        file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.suffix.lower() in SUFFIXES
     )
     found = {}
-    for split in dict.fromkeys(filter(None, (data.splits.train, data.splits.validation, data.splits.test))):
-        stems = "|".join(re.escape(alias) for alias in ALIASES.get(split, (split,)))
-        matching = [file for file in files if re.fullmatch(rf"({stems})(-\d+-of-\d+)?", file.stem)]
-        present = ", ".join(dict.fromkeys(file.name for file in files)) or "no table files"
-        require(
-            bool(matching),
-            f"data.path={data.path} has no file for the split {split!r} (found: {present}): name the splits with "
-            "data.splits.train, data.splits.validation and data.splits.test (null carves one from train), or the "
-            "folder with data.subset.",
-        )
-        found[split] = matching
+    for name in ("train", "validation", "test"):
+        split = getattr(data.splits, name)
+        if split is not None:
+            found[name] = _files_of(split, files, f"data.path={data.path}")
     return found
 
 
-def _kind(file: Path) -> str:
+def _files_of(split: str, files: list[Path], where: str) -> list[Path]:
+    """Return the file of a split, or its shards, by the names that people give them."""
+    stems = "|".join(re.escape(alias) for alias in ALIASES.get(split, (split,)))
+    matching = [file for file in files if file.name == split or re.fullmatch(rf"({stems})(-\d+-of-\d+)?", file.stem)]
+    present = ", ".join(dict.fromkeys(file.name for file in files)) or "no table files"
     require(
-        file.suffix in SUFFIXES,
-        f"data.path={file} has the ending {file.suffix!r}: it must be one of {', '.join(SUFFIXES)}.",
+        bool(matching),
+        f"{where} has no file for the split {split!r} (found: {present}): name the splits with data.splits.train, "
+        "data.splits.validation and data.splits.test (null carves one from train), a folder in it with data.subset, "
+        "or one of the files with data.path.",
     )
-    return SUFFIXES[file.suffix]
+    kinds = {re.sub(r"-\d+-of-\d+$", "", file.stem) + file.suffix for file in matching}
+    require(
+        len(kinds) == 1,
+        f"{where} has {len(kinds)} files for the split {split!r} ({', '.join(sorted(kinds))}): name one of them with "
+        f"data.splits.{'validation' if split in ALIASES['validation'] else split}=<name with its ending>.",
+    )
+    return matching
 
 
-def _read(files: list[Path]) -> "Dataset":
-    """Read the files of one split; GLUE's TSV has no quoting."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
+def _languages(data: Multilingual) -> Raw:
+    """Return the splits of the chosen languages; a language without a training split is only evaluated."""
+    import pyarrow as pa
 
-    options: dict[str, Any] = {}
-    if files[0].suffix == ".tsv":
-        options = {"sep": "\t", "quoting": 3}
-    if _kind(files[0]) == "csv":
-        options["keep_default_na"] = False
-    try:
-        return load_dataset(
-            _kind(files[0]),
-            data_files=[str(file) for file in files],
-            split="train",
-            cache_dir=str(cache_dir() / "datasets"),
-            **options,
-        )
-    except (DatasetGenerationError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[-1].rstrip(".")
-        raise UserError(
-            f"data.path: {files[0]} cannot be read as {files[0].suffix} ({reason}): it must be a whole table in UTF-8 "
-            "with a header and at least one row."
-        ) from None
+    assert data.path is not None
+    root = _root(data, ["*.csv"])
+    folders = {
+        folder.name: folder
+        for place in (root, root / "data")
+        if place.is_dir()
+        for folder in sorted(place.iterdir())
+        if folder.is_dir() and any(folder.glob("*.csv"))
+    }
+    require(bool(folders), f"data.path={data.path} has no folders <language>/ with train.csv, valid.csv and test.csv.")
+    chosen = list(folders) if data.languages == "all" else data.languages
+    unknown = [name for name in chosen if name not in folders]
+    require(
+        not unknown,
+        f"data.languages={data.languages} names {', '.join(unknown)}, which {data.path} lacks: it has "
+        f"{', '.join(folders)}; all takes them all.",
+    )
+    files = {
+        name: [
+            file
+            for language in chosen
+            for alias in ALIASES[name]
+            if (file := folders[language] / f"{alias}.csv").is_file()
+        ]
+        for name in ("train", "validation", "test")
+    }
+    untrained = [name for name in chosen if not any(file.parent.name == name for file in files["train"])]
+    require(
+        len(untrained) < len(chosen),
+        f"data.languages={data.languages}: {', '.join(untrained)} has no train.csv in {data.path}, so there is nothing "
+        "to train on: add a language that has one.",
+    )
+
+    def with_language(table: "pa.Table", file: Path) -> "pa.Table":
+        language = pa.repeat(pa.scalar(file.parent.name, pa.large_string()), table.num_rows)
+        return table.append_column(SLICE + "language", language)
+
+    columns = {"text of multilingual": "text", "label of multilingual": "label"}
+    raw, notes, skipped = _read_splits(
+        {name: parts for name, parts in files.items() if parts},
+        columns,
+        TextFormat(skip_ragged=data.on_bad_rows is BadRows.skip),
+        with_language,
+    )
+    if untrained:
+        notes.append(f"{', '.join(untrained)}: no training texts here, so only validation and test hold them.")
+    return raw, notes, skipped
 
 
-def _conform(table: "Dataset", data: DataConfig, split: str) -> "Dataset":
-    """Reduce a table to `text` and `label`, checking every row."""
-    where = f"{data.path or data.name}, split {split}"
-    for key, column in (("data.text", data.text), ("data.label", data.label)):
+def _phrase_bank(data: PhraseBank) -> "pa.Table":
+    """Return all sentences, each with the highest level of agreement whose file holds it; the four files nest."""
+    import pyarrow as pa
+
+    lines = {level: _agreement_lines(data, name) for level, name in AGREEMENT_FILES.items()}
+    held = {level: set(found) for level, found in lines.items()}
+    sentences = []
+    for number, line in enumerate(lines[AGREEMENT_LEVELS[0]], start=1):
+        text, at, label = line.rpartition("@")
         require(
-            column in table.column_names,
-            f"{key}={column} is not a column of {where}: its columns are {', '.join(table.column_names)}.",
+            bool(at),
+            f"Line {number} of {AGREEMENT_FILES[AGREEMENT_LEVELS[0]]} of data.path={data.path} reads {line[:60]!r}: it "
+            "must be text@label.",
         )
-    texts = [_text(value, row, where) for row, value in enumerate(table[data.text])]
-    ids = {name.casefold(): index for index, name in enumerate(data.labels)}
-    labels = [_label(value, ids, row, where, data) for row, value in enumerate(table[data.label])]
-    from datasets import Dataset
-
-    return Dataset.from_dict({"text": texts, "label": labels})
-
-
-def _text(value: object, row: int, where: str) -> str:
-    text = "" if value is None else str(value).strip()
-    require(bool(text), f"Row {row + 1} of {where} has an empty text: remove the row or fill it in.")
-    return text
-
-
-def _label(value: object, ids: dict[str, int], row: int, where: str, data: DataConfig) -> int:
-    """Return the index of a label given by name, or by number counted from 0."""
-    word = str(value).strip()
-    if (by_name := ids.get(word.casefold())) is not None:
-        return by_name
-    numbered = not any(name.isdecimal() for name in ids)  # else a number is a name
-    if numbered and re.fullmatch(r"\d+(\.0)?", word) and float(word) < len(ids):
-        return int(float(word))
-    hint = " (-1 marks hidden labels: name a labelled split with data.splits.test)" if word == "-1" else ""
-    raise UserError(
-        f"Row {row + 1} of {where} has the label {word!r}, which is none of data.labels={data.labels} and no number "
-        f"from 0 to {len(ids) - 1}{hint}."
+        sentences.append((text, label, [level for level in AGREEMENT_LEVELS if line in held[level]][-1]))
+    require(bool(sentences), f"data.path={data.path} has no sentences in its files: fetch the archive again.")
+    return pa.table(
+        {
+            name: pa.array(values, pa.large_string())
+            for name, values in zip(("text", "label", SLICE + "agreement"), zip(*sentences, strict=True), strict=True)
+        }
     )
+
+
+def _agreement_lines(data: PhraseBank, name: str) -> list[str]:
+    """Return the lines of one of the archive's files, from a folder, from a zip, or from a folder with a zip."""
+    root = _root(data, ["*.zip", "*Agree.txt"])
+    if root.is_dir():
+        plain = sorted(root.rglob(name))
+        if plain:
+            with plain[0].open("rb") as stream:
+                return read_lines(stream, "latin-1")
+        archives = sorted(root.rglob("*.zip"))
+    else:
+        archives = [root] if zipfile.is_zipfile(root) else []
+    require(
+        bool(archives),
+        f"data.path={data.path} has no {name} and no zip that could hold it: pass the folder of the four "
+        "Sentences_*Agree.txt, or the archive FinancialPhraseBank-v1.0.zip.",
+    )
+    try:
+        with zipfile.ZipFile(archives[0]) as archive:
+            return _member_lines(archive, name)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{archives[0]} is no whole zip ({error}): fetch it again.") from None
+
+
+def _member_lines(archive: zipfile.ZipFile, name: str) -> list[str]:
+    """Read a member in memory; nothing is ever extracted."""
+    members = [m for m in archive.infolist() if Path(m.filename).name == name and "__MACOSX" not in m.filename]
+    require(
+        len(members) == 1,
+        f"{archive.filename} holds {len(members)} files of the name {name}: it must hold exactly one.",
+    )
+    parts = Path(members[0].filename.replace("\\", "/")).parts
+    require(
+        ".." not in parts and not Path(members[0].filename).is_absolute(),
+        f"{archive.filename} holds {members[0].filename}, which points out of the archive: it is not trusted.",
+    )
+    require(
+        members[0].file_size < LARGEST_MEMBER,
+        f"{archive.filename} holds {name} of {members[0].file_size:,} bytes: the real one is below one million.",
+    )
+    with archive.open(members[0]) as stream:
+        return read_lines(stream, "latin-1")  # type: ignore[arg-type]
+
+
+def _rated(data: RatedTexts) -> "pa.Table":
+    """Return the texts of the chosen domains with the class that their mean rating falls into."""
+    import pyarrow as pa
+
+    tables = []
+    for domain in data.domains:
+        file = _root(data, []) / Path(data.files[domain].file).name if data.path else locate(data.files[domain])
+        with local_path("data.path", str(file)).open("rb") as stream:
+            rows = [line.split("\t") for line in read_lines(stream, "utf-8")[1:]]
+        for number, row in enumerate(rows, start=1):
+            require(
+                len(row) == len(("id", "rating", "text")),
+                f"Row {number} of {file} has {len(row)} columns, not an id, a rating and a text: mend it.",
+            )
+        string = pa.large_string()
+        columns: dict[str, Any] = {
+            "text": [text for _, _, text in rows],
+            "label": [_rating_class(rating, data, f"Row {n} of {file}") for n, (_, rating, _) in enumerate(rows, 1)],
+            "group": [f"{domain} {number.partition('_')[0]}" for number, _, _ in rows],  # the document: 12_3 is its 3rd
+            SLICE + "domain": [domain] * len(rows),
+        }
+        tables.append(pa.table({name: pa.array(values, string) for name, values in columns.items()}))
+    return pa.concat_tables(tables)
+
+
+def _rating_class(rating: str, data: RatedTexts, where: str) -> str:
+    try:
+        value = float(rating)
+    except ValueError:
+        value = RATING_LIMIT + 1
+    require(
+        abs(value) <= RATING_LIMIT,
+        f"{where} has the rating {rating!r}: it must be a number from -{RATING_LIMIT:g} to {RATING_LIMIT:g}.",
+    )
+    if abs(value) <= data.neutral_band:
+        return "neutral"
+    return "positive" if value > 0 else "negative"
+
+
+def _root(data: DataConfig, patterns: list[str]) -> Path:
+    """Return the folder or file of a data set with a layout of its own."""
+    assert data.path is not None
+    if is_local(data.path):
+        return local_path("data.path", data.path)
+    return snapshot("data.path", data.path, data.revision, "dataset", patterns)

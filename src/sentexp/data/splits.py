@@ -1,80 +1,132 @@
-"""Splits and subsets by hash of the normalised text: the same on every machine, duplicates never straddle a split."""
+"""Splits and subsets by hash: stratified, nested, the same on every machine; duplicates and groups stay together."""
 
 import hashlib
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from sentexp.config import DataConfig
-from sentexp.data.sources import load_source
+import numpy as np
+
+from sentexp.config import AGREEMENT_LEVELS, DataConfig, PhraseBank
+from sentexp.data.sources import SLICE, load_source
 from sentexp.errors import require
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    import pyarrow as pa
 
 NAMES = ("train", "validation", "test")
+MOST_SLICES = 100
+Numbers = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(kw_only=True, slots=True)
 class Examples:
-    """The three splits, what they were drawn from, and a digest of every text and label in them."""
+    """The three splits as tables (see `Source`), and what they were drawn from.
 
-    train: "Dataset"
-    validation: "Dataset"
-    test: "Dataset"
-    available: dict[str, int]
+    `available` counts rows before subsets; `removed` the training rows that `data.deduplicate` took away.
+    """
+
+    train: "pa.Table"
+    validation: "pa.Table"
+    test: "pa.Table"
     labels: list[str]
+    available: dict[str, int]
+    removed: int = 0
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    stripped: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    _keys: dict[str, Numbers] = field(default_factory=dict)
+
+    def keys(self, name: str) -> Numbers:
+        """Return the keys of the texts of a split (see `text_keys`), shape (rows,)."""
+        if name not in self._keys:
+            self._keys[name] = text_keys(self.split(name))
+        return self._keys[name]
+
+    def split(self, name: str) -> "pa.Table":
+        """Return a split by name."""
+        return getattr(self, name)
+
+    def targets(self, name: str) -> Numbers:
+        """Return the class indices of a split, shape (rows,)."""
+        return np.asarray(self.split(name).column("label"))
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return the number of rows per class, for each split."""
-        counters = {name: Counter(getattr(self, name)["label"]) for name in NAMES}
-        return {
-            name: {label: found[index] for index, label in enumerate(self.labels)} for name, found in counters.items()
-        }
+        found = {name: np.bincount(self.targets(name), minlength=len(self.labels)) for name in NAMES}
+        return {name: dict(zip(self.labels, map(int, counts), strict=True)) for name, counts in found.items()}
 
-    def leaked(self) -> int:
-        """Return how many test texts also stand, normalised, in the training split."""
-        train = {normalise(text) for text in self.train["text"]}
-        return sum(normalise(text) in train for text in self.test["text"])
+    def slices(self, name: str) -> dict[str, dict[str, Numbers]]:
+        """Return for each slice column the rows of each of its values in a split, as masks of shape (rows,)."""
+        table, masks = self.split(name), {}
+        for column in table.column_names:
+            if column.startswith(SLICE):
+                values, numbers = _numbered(table.column(column))
+                masks[column.removeprefix(SLICE)] = {value: numbers == n for n, value in enumerate(values)}
+        return masks
 
     def digest(self) -> str:
         """Return the SHA-256 over split names, texts and labels, in order."""
-        digest = hashlib.sha256()
-        for name in NAMES:
-            rows = getattr(self, name)
-            for text, label in zip(rows["text"], rows["label"], strict=True):
-                digest.update(f"{name}\0{label}\0{text}\0".encode())
-        return digest.hexdigest()
+        return hashlib.sha256("".join(split_digest(self.split(name)) for name in NAMES).encode()).hexdigest()
 
 
-def load_examples(data: DataConfig) -> Examples:
+def load_examples(data: DataConfig, whole: bool = False) -> Examples:
     """Load the source and apply the split laws: carve what the source lacks, then take the subsets.
+
+    Args:
+        data: the source, its splits and subsets.
+        whole: leave the subsets out.
 
     Raises:
         UserError: a fault in the source, a split without rows, or a train split with one class.
     """
     source = load_source(data)
-    splits = {name: source[own] for name in NAMES if (own := getattr(data.splits, name)) in source}
+    splits = dict(source.splits)
     if missing := [name for name in NAMES if name not in splits]:
-        splits |= carve(splits["train"], {name: getattr(data, f"{name}_fraction") for name in missing})
+        splits |= carve(splits["train"], {name: getattr(data, f"{name}_fraction") for name in missing}, data.split_seed)
+    if isinstance(data, PhraseBank):  # carved as a whole, so that a sentence is in the same split at every level
+        splits = {name: _of_agreement(rows, data.agreement) for name, rows in splits.items()}
     for name in NAMES:
         require(
-            len(splits[name]) > 0,
+            splits[name].num_rows > 0,
             f"data={data.name} has no rows in the {name} split: give it more rows, or change data.{name}_fraction or "
             f"data.splits.{name}.",
         )
-    available = {name: len(splits[name]) for name in NAMES}
+    _require_few_slices(splits["test"], data)
+    available = {name: splits[name].num_rows for name in NAMES}
+    if data.deduplicate:
+        splits["train"] = _without_evaluated(splits)
+    removed = available["train"] - splits["train"].num_rows
     for name, size in (("train", data.train_subset), ("validation", data.validation_subset)):
-        rows = splits[name]
-        splits[name] = rows.select(subset(rows["text"], rows["label"], size, data.subset_seed, f"data.{name}_subset"))
-    classes = {data.labels[label] for label in splits["train"]["label"]}
+        if size is not None and not whole:
+            splits[name] = _take(splits[name], subset(splits[name], size, data.subset_seed, f"data.{name}_subset"))
+    classes = {source.labels[label] for label in np.unique(splits["train"].column("label").to_numpy())}
     require(
         len(classes) > 1,
         f"data={data.name} has one class in its train split, {', '.join(classes)}: a classifier needs at least two.",
     )
-    return Examples(**splits, available=available, labels=data.labels)
+    return Examples(
+        **{name: splits[name] for name in NAMES},
+        labels=source.labels,
+        available=available,
+        removed=removed,
+        left_out=source.left_out,
+        stripped=source.stripped,
+        notes=source.notes,
+    )
+
+
+def _require_few_slices(test: "pa.Table", data: DataConfig) -> None:
+    import pyarrow.compute as pc
+
+    for name in data.slice_names():
+        values = len(pc.unique(test.column(SLICE + name)))
+        require(
+            values <= MOST_SLICES,
+            f"data.slices: the column {name} of data={data.name} has {values:,} different values in the test split, "
+            f"and each would get metrics of its own: name a column with at most {MOST_SLICES}.",
+        )
 
 
 def normalise(text: str) -> str:
@@ -82,48 +134,179 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def hash01(text: str, salt: str) -> float:
-    """Return a number in [0, 1), uniform over texts and fixed for a text and a salt."""
-    return int.from_bytes(hashlib.sha256(f"{salt}\0{text}".encode()).digest()[:8]) / 2**64
+def hash64(text: str, salt: str) -> int:
+    """Return 64 bits, uniform over texts and fixed for a text and a salt."""
+    return int.from_bytes(hashlib.sha256(f"{salt}\0{text}".encode()).digest()[:8])
 
 
-def carve(train: "Dataset", fractions: dict[str, float]) -> dict[str, "Dataset"]:
-    """Divide `train` by the hash of each normalised text; `fractions` are the shares that train gives up."""
-    places = [hash01(normalise(text), "split") for text in train["text"]]
-    parts, low = {}, 0.0
-    for name, fraction in fractions.items():
-        parts[name] = [row for row, place in enumerate(places) if low <= place < low + fraction]
-        low += fraction
-    parts["train"] = [row for row, place in enumerate(places) if place >= low]
-    return {name: train.select(rows) for name, rows in parts.items()}
+def text_keys(table: "pa.Table", salt: str = "split") -> Numbers:
+    """Return one uint64 for each row, shape (rows,): equal where the normalised texts are equal."""
+    keys = np.empty(table.num_rows, np.uint64)
+    start = 0
+    for chunk in table.column("text").chunks:
+        keys[start : start + len(chunk)] = [hash64(normalise(text), salt) for text in chunk.to_pylist()]
+        start += len(chunk)
+    return keys
 
 
-def subset(texts: Sequence[str], labels: Sequence[int], size: float | None, seed: int, key: str) -> list[int]:
-    """Return the rows of a stratified subset; a smaller one is contained in a larger one of the same seed.
+def split_digest(rows: "pa.Table") -> str:
+    """Return the SHA-256 over the texts and labels of a split, in order."""
+    digest = hashlib.sha256()
+    for batch in rows.select(["text", "label"]).to_batches():
+        labels, texts = batch.column("label").to_pylist(), batch.column("text").to_pylist()
+        digest.update(
+            "".join([f"{label}\0{len(text)}\0{text}\0" for label, text in zip(labels, texts, strict=True)]).encode()
+        )
+    return digest.hexdigest()
 
-    Rows are ordered by their rank within their class, as a share of that class, so that every prefix holds the
-    classes in their natural proportions; ranks follow the hash of the text.
+
+def carve(train: "pa.Table", fractions: dict[str, float], seed: int = 0) -> dict[str, "pa.Table"]:
+    """Divide `train` by hash, stratified by class (and within it by slice); equal texts and groups stay together.
+
+    Each class gives up `fraction` of its rows to within one row, but for what texts that stand several times, and
+    groups, move at once. A set of rows is divided alike in any order and on any machine.
 
     Args:
-        texts: one text per row.
-        labels: one class index per row.
-        size: a number of rows, a fraction below 1, or None for all rows in their order.
+        train: the rows.
+        fractions: by name, the shares that train gives up.
+        seed: another seed is another split.
+    """
+    salt = "split" if seed == 0 else f"split{seed}"
+    keys = text_keys(train, salt)
+    units = _units(keys, train)
+    # The hash of a unit is its smallest, its class that of most of its rows: neither depends on the order of the rows.
+    hashes = np.full(int(units.max(initial=-1)) + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(hashes, units, keys)
+    strata = _strata(train)
+    unit_strata = [_most_frequent(level, units, len(hashes)) for level in strata]
+    sizes = np.bincount(units, minlength=len(hashes))
+    place = places(hashes, unit_strata, sizes)[units]
+    parts, low = {}, 0.0
+    for name, fraction in fractions.items():
+        parts[name] = (place >= low) & (place < low + fraction)
+        low += fraction
+    parts["train"] = place >= low
+    return {name: _take(train, np.flatnonzero(rows)) for name, rows in parts.items()}
+
+
+def subset(rows: "pa.Table", size: float, seed: int, key: str) -> Numbers:
+    """Return the rows of a stratified subset, in order; a smaller one is contained in a larger one of the same seed.
+
+    Every prefix holds the classes in their natural proportions to within one row; where there are groups, they come
+    one after the other.
+
+    Args:
+        rows: a split.
+        size: a number of rows, or a fraction below 1.
         seed: another seed is another subset.
         key: the configuration key, for the message when there are too few rows.
     """
-    if size is None:
-        return list(range(len(texts)))
-    rows = round(size * len(texts)) if size < 1 else int(size)
+    total = rows.num_rows
+    wanted = round(size * total) if size < 1 else int(size)
     require(
-        1 <= rows <= len(texts),
-        f"{key}={size:g} asks for {rows} of {len(texts)} rows: it must be between 1 and {len(texts)}, a fraction "
-        "below 1, or null for all rows.",
+        1 <= wanted <= total,
+        f"{key}={size:g} asks for {wanted} of {total} rows: it must be between 1 and {total}, a fraction below 1, or "
+        "null for all rows.",
     )
-    totals, seen = Counter(labels), Counter[int]()
-    order = sorted(range(len(texts)), key=lambda row: (hash01(texts[row], f"subset{seed}"), row))
-    share = {}
-    for row in order:
-        label = labels[row]
-        share[row] = (seen[label] + 0.5) / totals[label]
-        seen[label] += 1
-    return sorted(order, key=lambda row: (share[row], labels[row]))[:rows]
+    hashes = _hashes(rows.column("text"), seed)
+    if "group" in rows.column_names:
+        hashes = np.lexsort((hashes, _hashes(rows.column("group"), seed))).argsort()
+    strata = _strata(rows)
+    place = places(hashes, strata, np.ones(total, int))
+    return np.sort(np.lexsort((strata[0], place))[:wanted])
+
+
+def places(hashes: Numbers, strata: Sequence[Numbers], sizes: Numbers) -> Numbers:
+    """Return where each unit stands in its stratum, in (0, 1): the share of rows before its middle.
+
+    With several levels of strata, units are first ordered within the finest (all levels together), and these orders
+    are then merged evenly, so that each level has its natural proportions in every prefix.
+
+    Args:
+        hashes: of the units, uint64, shape (units,); the order within a stratum.
+        strata: from coarse to fine, a stratum number for each unit.
+        sizes: rows of each unit.
+    """
+    order: Numbers = hashes
+    place = np.zeros(len(hashes))
+    for depth in range(len(strata), 0, -1):
+        stratum = np.unique(np.stack(strata[:depth]), axis=1, return_inverse=True)[1].reshape(-1)
+        rank = np.lexsort((hashes, order, stratum))
+        grouped, rows = stratum[rank], sizes[rank]
+        before = np.cumsum(rows) - rows
+        first = np.flatnonzero(np.diff(grouped, prepend=-1))
+        starts = before[first][np.cumsum(np.diff(grouped, prepend=-1) != 0) - 1]
+        totals = np.bincount(grouped, weights=rows)[grouped]
+        place[rank] = (before - starts + rows / 2) / totals
+        order = place.copy()
+    return place
+
+
+def _strata(rows: "pa.Table") -> list[Numbers]:
+    """Return the levels of stratification: the class, then the slices."""
+    slices = [name for name in rows.column_names if name.startswith(SLICE)]
+    return [np.asarray(rows.column("label")), *(_numbered(rows.column(name))[1] for name in slices)]
+
+
+def _numbered(column: "pa.ChunkedArray") -> tuple[list[str], Numbers]:
+    """Return the different values in their order, a null as an empty one, and the number of each row's value."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    filled = pc.fill_null(column.cast(pa.large_string()), "")
+    values = sorted(pc.unique(filled).to_pylist())
+    return values, pc.index_in(filled, pa.array(values, pa.large_string())).to_numpy().astype(np.int64)
+
+
+def _hashes(column: "pa.ChunkedArray", seed: int) -> Numbers:
+    return np.array([hash64(value or "", f"subset{seed}") for value in column.to_pylist()], np.uint64)
+
+
+def _units(keys: Numbers, rows: "pa.Table") -> Numbers:
+    """Return the number of the unit of each row: rows with the same text or the same group are of one unit."""
+    texts: Numbers = np.unique(keys, return_inverse=True)[1]
+    if "group" not in rows.column_names:
+        return texts
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    values, groups = _numbered(rows.column("group"))
+    nodes = int(texts.max(initial=-1)) + 1
+    grouped = np.asarray(values, dtype=object)[groups] != ""  # a row without a group is on its own
+    ends = (texts[grouped], nodes + groups[grouped])
+    size = nodes + len(values)
+    graph = coo_array((np.ones(len(ends[0])), ends), shape=(size, size))
+    components: Numbers = connected_components(graph, directed=False)[1]
+    return np.unique(components[texts], return_inverse=True)[1]
+
+
+def _most_frequent(values: Numbers, units: Numbers, count: int) -> Numbers:
+    """Return the most frequent value of each unit, the smallest of several."""
+    width = int(values.max(initial=0)) + 1
+    pairs, frequency = np.unique(units * width + values, return_counts=True)
+    rank = np.lexsort((pairs, -frequency, pairs // width))
+    first = np.flatnonzero(np.diff(pairs[rank] // width, prepend=-1))
+    chosen = np.zeros(count, int)
+    chosen[pairs[rank][first] // width] = pairs[rank][first] % width
+    return chosen
+
+
+def _of_agreement(rows: "pa.Table", level: str) -> "pa.Table":
+    """Return the sentences on which the annotators agree at least as much as `level` says."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    levels = pa.array(AGREEMENT_LEVELS[AGREEMENT_LEVELS.index(level) :], pa.large_string())
+    return rows.filter(pc.is_in(rows.column(SLICE + "agreement"), levels))
+
+
+def _without_evaluated(splits: dict[str, "pa.Table"]) -> "pa.Table":
+    """Return the training rows whose normalised text stands neither in validation nor in test."""
+    evaluated = np.concatenate([text_keys(splits[name]) for name in NAMES[1:]])
+    return _take(splits["train"], np.flatnonzero(~np.isin(text_keys(splits["train"]), evaluated)))
+
+
+def _take(rows: "pa.Table", numbers: Numbers) -> "pa.Table":
+    import pyarrow as pa
+
+    return rows.take(pa.array(numbers, pa.int64()))

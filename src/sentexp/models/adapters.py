@@ -20,7 +20,7 @@ ADAPTER_PARTS = ("lora_", "ia3_")
 
 
 @dataclass(kw_only=True, slots=True)
-class Audit:
+class ParameterAudit:
     """How many parameters train and how many are frozen, by kind; `targets` are the adapted modules."""
 
     trainable: dict[str, int]
@@ -38,7 +38,7 @@ class Audit:
         return self.trainable_total + sum(self.frozen.values())
 
 
-def attach(model: "PreTrainedModel", peft: PeftConfig) -> tuple[nn.Module, Audit]:
+def attach(model: "PreTrainedModel", peft: PeftConfig) -> tuple[nn.Module, ParameterAudit]:
     """Freeze the backbone, attach what is to be trained, and audit it.
 
     Args:
@@ -195,14 +195,14 @@ def _head_name(model: nn.Module) -> str:
     return next(name for name in HEAD_NAMES if hasattr(model, name))
 
 
-def _audit(model: nn.Module, targets: list[str]) -> Audit:
+def _audit(model: nn.Module, targets: list[str]) -> ParameterAudit:
     trainable, frozen = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
     for path, parameter in model.named_parameters():
         if "original_module" in path:
             continue  # PEFT's copy of the head before training: not part of the model's answer
         counts = trainable if parameter.requires_grad else frozen
         counts[_kind(path, parameter)] += _numel(parameter)
-    return Audit(trainable=trainable, frozen=frozen, targets=targets)
+    return ParameterAudit(trainable=trainable, frozen=frozen, targets=targets)
 
 
 def _kind(path: str, parameter: nn.Parameter) -> str:

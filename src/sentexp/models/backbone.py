@@ -10,6 +10,7 @@ import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,7 @@ def load_classifier(
         options["attn_implementation"] = attention.name
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)  # asks for a package that fetches code from the hub
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             backbone.folder,
@@ -152,7 +154,18 @@ def load_classifier(
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.use_cache = False
     head_of(model).float()
+    _evaluate_as_trained(model)
     return model
+
+
+def _evaluate_as_trained(model: "PreTrainedModel") -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for evaluation, as it does on processors with AVX512-BF16.
+
+    The repacked product rounds to bfloat16 whatever the precision, and fails unless a layer's outputs divide by 32.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def head_of(model: torch.nn.Module) -> torch.nn.Linear:

@@ -1,6 +1,6 @@
-"""Pictures of one run: its learning curve and its confusion matrix."""
+"""Pictures of one run: its data, its learning curve and its confusion matrix."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,49 @@ def draw_confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str]
     axes.set_xticks(range(len(labels)), labels)
     axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel="predicted", ylabel="true", title="Test split")
+    figure.savefig(file, dpi=120)
+
+
+def draw_data(
+    counts: Mapping[str, Mapping[str, int]],
+    edges: Sequence[int],
+    histograms: Mapping[str, Sequence[int]],
+    max_length: int,
+    file: Path,
+) -> None:
+    """Draw the shares of the labels and the lengths of the texts, for each split.
+
+    Args:
+        counts: rows by split and label.
+        edges: of the bins of the histogram, in tokens.
+        histograms: rows in each bin, by split.
+        max_length: where texts are cut, in tokens.
+        file: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    styles = dict(zip(counts, (("black", "-"), ("dimgrey", "--"), ("darkgrey", ":")), strict=False))
+    width = 0.8 / len(counts)
+    for place, (split, labels) in enumerate(counts.items()):
+        total = max(1, sum(labels.values()))
+        middles = [index + (place - (len(counts) - 1) / 2) * width for index in range(len(labels))]
+        shares = [count / total for count in labels.values()]
+        left.bar(middles, shares, width, color=styles[split][0], label=f"{split} ({total:,})")
+    names = list(next(iter(counts.values())))
+    left.set_xticks(range(len(names)), names, rotation=30 if len(names) > 5 else 0)  # noqa: PLR2004 (fits the width)
+    left.set(title="Labels", ylabel="share of the split")
+    left.legend()
+    for split, histogram in histograms.items():
+        total = max(1, sum(histogram))
+        color, style = styles[split]
+        right.stairs([count / total for count in histogram], edges, color=color, linestyle=style, label=split)
+    if max_length <= edges[-1]:
+        right.axvline(max_length, color="black", linewidth=0.8)
+        right.annotate("cut", (max_length, right.get_ylim()[1]), va="top", ha="left")
+    right.set(title="Lengths", xlabel="tokens", ylabel="share of the split", xlim=(0, None))
+    right.legend()
     figure.savefig(file, dpi=120)
 
 

@@ -1,6 +1,8 @@
-"""Metrics of a split, from torchmetrics; a class that the split does not hold never enters a mean (law 5)."""
+"""Metrics of a split and of its slices, from torchmetrics; a class that is not there never enters a mean (law 5)."""
 
+import math
 import warnings
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -15,6 +17,8 @@ from torchmetrics.classification import (
     MulticlassPrecision,
     MulticlassRecall,
 )
+
+SLICE_METRICS = ("accuracy", "f1_macro", "auroc_macro")
 
 
 class SplitMetrics(nn.Module):
@@ -81,3 +85,23 @@ class SplitMetrics(nn.Module):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No positive samples in targets")
             return metric.compute()  # type: ignore[no-any-return]
+
+
+def slice_metrics(labels: list[str], logits: Tensor, targets: Tensor, slices: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return `<slice>/rows`, `<slice>/accuracy` and so on for each slice; what a slice cannot tell is left out.
+
+    Args:
+        labels: class names, in the order of the logits.
+        logits: float32, shape (rows, classes).
+        targets: class indices, shape (rows,).
+        slices: by name, the mask of its rows, shape (rows,).
+    """
+    values: dict[str, float] = {}
+    for name, mask in slices.items():
+        values[f"{name}/rows"] = float(mask.sum())
+        if mask.any():
+            metrics = SplitMetrics(labels)
+            metrics.update(logits[mask], targets[mask])
+            computed = metrics.compute()
+            values |= {f"{name}/{key}": computed[key] for key in SLICE_METRICS if math.isfinite(computed[key])}
+    return values

@@ -13,6 +13,7 @@ from sentexp.data.datamodule import Batch
 from sentexp.errors import UserError
 from sentexp.models.adapters import load_trainable_state, trainable_state
 from sentexp.models.backbone import head_of
+from sentexp.training.loss import row_losses
 from sentexp.training.metrics import SplitMetrics
 from sentexp.training.optim import build_optimizer, build_schedule
 
@@ -32,10 +33,19 @@ class ClassifierModule(L.LightningModule):
         optim: optimizer and schedule.
         seed: dropout masks are a function of the seed and the micro-batch number, so a resumed run repeats them.
         log_every_n_steps: how often the loss is looked at for being a number.
+        class_weights: of the training loss, one for each label; None is 1 for each.
+        focal_gamma: of the training loss; 0 is cross-entropy.
     """
 
     def __init__(
-        self, classifier: nn.Module, labels: list[str], optim: OptimConfig, seed: int, log_every_n_steps: int
+        self,
+        classifier: nn.Module,
+        labels: list[str],
+        optim: OptimConfig,
+        seed: int,
+        log_every_n_steps: int,
+        class_weights: list[float] | None = None,
+        focal_gamma: float = 0.0,
     ) -> None:
         super().__init__()
         self.classifier = classifier
@@ -45,6 +55,11 @@ class ClassifierModule(L.LightningModule):
         self.validation_metrics = SplitMetrics(labels)
         self.test_metrics = SplitMetrics(labels)
         self.strict_loading = False  # a checkpoint holds what trains, not the backbone (law 8)
+        self.focal_gamma = focal_gamma
+        self.class_weights: Tensor | None
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self._test_parts: list[tuple[Tensor, Tensor, Tensor]] = []
         self._pace: deque[tuple[float, int]] = deque()
 
     def on_train_start(self) -> None:
@@ -61,10 +76,13 @@ class ClassifierModule(L.LightningModule):
         torch.manual_seed(self.seed * 1_000_003 + number)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss whose sum over an accumulation window is the mean over the rows of the whole step."""
+        """Return the loss whose sum over an accumulation window is the mean over the rows of the whole step.
+
+        Class weights do not change the divisor, so that the loss of a step does not depend on how it is cut (law 9).
+        """
         del batch_idx
         logits = self.classifier(batch.input_ids, batch.attention_mask)
-        loss = nn.functional.cross_entropy(logits, batch.labels, reduction="sum") / batch.step_rows
+        loss = row_losses(logits, batch.labels, self.class_weights, self.focal_gamma).sum() / batch.step_rows
         mean = loss.detach() * batch.step_rows / len(batch.labels)
         self.log("train/loss", mean, prog_bar=True)
         self._log_speed(len(batch.labels))
@@ -83,9 +101,21 @@ class ClassifierModule(L.LightningModule):
         self._log_metrics("validation", self.validation_metrics, per_class=False)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the test metrics."""
+        """Add a batch to the test metrics, and keep its logits."""
         del batch_idx
-        self.test_metrics.update(self.classifier(batch.input_ids, batch.attention_mask), batch.labels)
+        logits = self.classifier(batch.input_ids, batch.attention_mask)
+        self.test_metrics.update(logits, batch.labels)
+        self._test_parts.append((batch.rows.cpu(), logits.float().cpu(), batch.labels.cpu()))
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the logits of an earlier test."""
+        self._test_parts.clear()
+
+    def test_logits(self) -> tuple[Tensor, Tensor]:
+        """Return logits (rows, classes) and class indices (rows,) of the test split, in its order."""
+        rows, logits, targets = (torch.cat(parts) for parts in zip(*self._test_parts, strict=True))
+        order = rows.argsort()
+        return logits[order], targets[order]
 
     def on_test_epoch_end(self) -> None:
         """Log the test metrics, per class as well; the confusion matrix stays in `test_metrics` until it is read."""

@@ -1,0 +1,375 @@
+"""The audit of a data set: what is in its splits, and what is probably wrong with it. It changes nothing.
+
+Duplicates are told apart by degree. `exact`: the same characters; `normalised`: the same but for case, width and white
+space; `near`: the sets of their words have a Jaccard similarity of at least `NEAR`, found by MinHash (Broder 1997) with
+locality-sensitive hashing, and then computed.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sentexp.data.splits import NAMES, Examples, Numbers, normalise
+from sentexp.data.tokens import TokenRows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NEAR = 0.8
+FEWEST_WORDS = 4
+PERMUTATIONS, BANDS = 64, 16
+BLOCK = 50_000
+EXAMPLES = 3
+SHOWN = 100
+IMBALANCED = 3
+WORDS = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+")  # scripts without spaces: characters
+SIGNS = {
+    "replacement character U+FFFD": "\ufffd",
+    "control character": r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]",
+    "bidirectional control character": "[\u202a-\u202e\u2066-\u2069]",
+    "piece of HTML": r"(?i)<br ?/?>|</?(p|div|span|a|b|i|em|strong|u|li|ul)( [^>]*)?>|&(amp|lt|gt|quot|nbsp|#[0-9]+);",
+    "written-out escape such as \\u2019": r"\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}",
+    "spreadsheet formula": r"^[=+@-][A-Za-z]+\(|^=|^[+@-][^|]*\|.*!",
+}
+"""What makes a text suspicious, as patterns that RE2 and Python read alike."""
+MOJIBAKE = "piece of mojibake (bytes decoded with a wrong encoding)"
+NOTED_CUT = 0.01
+
+
+@dataclass(kw_only=True, slots=True)
+class Finding:
+    """Something that was looked for: in how many rows of each split it is, and where, for instance."""
+
+    name: str
+    rows: dict[str, int]
+    examples: list[str] = field(default_factory=list)
+
+    @property
+    def found(self) -> bool:
+        """Whether any split has such rows."""
+        return any(self.rows.values())
+
+
+@dataclass(kw_only=True, slots=True)
+class DataAudit:
+    """The audit of three splits.
+
+    `rows`, `labels` count the rows that are used, `available` those before subsets; `cut` is the share of rows longer
+    than `max_length` tokens, `tokens` the histogram of their lengths (counts between consecutive `token_edges`) and
+    `token_quantiles` the 5th, 50th, 95th and 100th percentile.
+    """
+
+    data: str
+    rows: dict[str, int]
+    available: dict[str, int]
+    labels: dict[str, dict[str, int]]
+    imbalance: float
+    max_length: int
+    cut: dict[str, float]
+    token_edges: list[int]
+    tokens: dict[str, list[int]]
+    token_quantiles: dict[str, list[int]]
+    findings: list[Finding]
+    warnings: list[str]
+    left_out: dict[str, dict[str, int]]
+    removed_duplicates: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the audit as JSON values."""
+        return asdict(self)
+
+    def finding(self, name: str) -> Finding:
+        """Return a finding by its name."""
+        return next(finding for finding in self.findings if finding.name == name)
+
+
+def audit(name: str, examples: Examples, tokens: dict[str, TokenRows], max_length: int, near: bool) -> DataAudit:
+    """Look at every row of the three splits.
+
+    Args:
+        name: of the data set.
+        examples: the splits.
+        tokens: their token ids.
+        max_length: where texts are cut.
+        near: look for near-duplicates as well, which takes longer than all the rest.
+    """
+    counts = examples.counts()
+    duplicates = _Duplicates(examples)
+    findings = duplicates.findings()
+    if near:
+        findings += _near_duplicates(examples, duplicates)
+    findings += _signs(examples)
+    stripped = {split: examples.stripped.get(split, 0) for split in examples.stripped}
+    if any(stripped.values()):
+        findings.append(Finding(name="surrounding blanks, which were taken off", rows=stripped))
+    edges, histogram = _histogram(tokens)
+    labelled = [count for count in counts["train"].values() if count]
+    result = DataAudit(
+        data=name,
+        rows={split: examples.split(split).num_rows for split in NAMES},
+        available=examples.available,
+        labels=counts,
+        imbalance=max(labelled) / min(labelled),
+        max_length=max_length,
+        cut={split: tokens[split].cut for split in NAMES},
+        token_edges=edges,
+        tokens=histogram,
+        token_quantiles={
+            split: np.quantile(tokens[split].full_lengths, (0.05, 0.5, 0.95, 1)).astype(int).tolist() for split in NAMES
+        },
+        findings=findings,
+        warnings=[],
+        left_out={split: reasons for split, reasons in examples.left_out.items() if reasons},
+        removed_duplicates=examples.removed,
+    )
+    result.warnings = _warnings(result, examples)
+    return result
+
+
+def duplicate_free(examples: Examples) -> Numbers:
+    """Return a mask of the test rows whose normalised text stands in no other split and not above, shape (rows,)."""
+    others = np.concatenate([examples.keys("train"), examples.keys("validation")])
+    return _firsts(examples.keys("test")) & ~np.isin(examples.keys("test"), others)
+
+
+class _Duplicates:
+    """Exact and normalised duplicates, and labels that contradict each other."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+        self.sizes = {name: examples.split(name).num_rows for name in NAMES}
+        self.keys = {name: examples.keys(name) for name in NAMES}
+
+    def findings(self) -> list[Finding]:
+        """Return what is repeated within a split, what stands in another, and what has several labels."""
+        within = {name: ~_firsts(self.keys[name]) for name in NAMES}
+        exact = {name: int(self.sizes[name] - self._unique_texts(name)) for name in NAMES}
+        return [
+            Finding(name="repeated text (exact)", rows=exact),
+            _finding("repeated text (normalised)", self.examples, within),
+            _finding("text also in train", self.examples, {name: self._also_in(name, "train") for name in NAMES[1:]}),
+            _finding("text also in validation", self.examples, {"test": self._also_in("test", "validation")}),
+            _finding("text that has another label elsewhere", self.examples, self._contradicting()),
+        ]
+
+    def _unique_texts(self, name: str) -> int:
+        import pyarrow.compute as pc
+
+        return int(pc.count_distinct(self.examples.split(name).column("text")).as_py())
+
+    def _also_in(self, name: str, other: str) -> Numbers:
+        return np.isin(self.keys[name], self.keys[other])
+
+    def _contradicting(self) -> dict[str, Numbers]:
+        """Return the rows whose normalised text has several labels over all splits."""
+        keys = np.concatenate([self.keys[name] for name in NAMES])
+        labels = np.concatenate([self.examples.targets(name) for name in NAMES]).astype(np.uint64)
+        order = np.lexsort((labels, keys))
+        same_key = keys[order][1:] == keys[order][:-1]
+        changes = order[1:][same_key & (labels[order][1:] != labels[order][:-1])]
+        rows = np.isin(keys, keys[changes])
+        return dict(zip(NAMES, np.split(rows, np.cumsum([self.sizes[name] for name in NAMES])[:-1]), strict=True))
+
+
+def _finding(name: str, examples: Examples, masks: dict[str, Numbers], sign: str = "^") -> Finding:
+    rows = {split: int(mask.sum()) for split, mask in masks.items()}
+    return Finding(name=name, rows=rows, examples=_examples(examples, masks, sign))
+
+
+def _firsts(keys: Numbers) -> Numbers:
+    """Return a mask of the first row of each key."""
+    first = np.zeros(len(keys), bool)
+    first[np.unique(keys, return_index=True)[1]] = True
+    return first
+
+
+def _examples(examples: Examples, masks: dict[str, Numbers], sign: str) -> list[str]:
+    """Return the first rows of some masks in words; row numbers count from 1 within the split that is used."""
+    found = [(split, int(row)) for split, mask in masks.items() for row in np.flatnonzero(mask)[:EXAMPLES]]
+    return [
+        f"{split} {row + 1}: {_shown(examples.split(split).column('text')[row].as_py(), sign)}"
+        for split, row in found[:EXAMPLES]
+    ]
+
+
+def _shown(text: str, sign: str) -> str:
+    """Return a text around a sign, with control characters written out, so that it is safe on any terminal."""
+    match = re.search(sign, text)
+    start = max(0, match.start() - SHOWN // 2) if match else 0
+    end = start + SHOWN
+    cut = ("..." if start else "") + text[start:end] + ("..." if len(text) > end else "")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in cut)
+
+
+def _near_duplicates(examples: Examples, duplicates: _Duplicates) -> list[Finding]:
+    """Return near-duplicates within and across splits; texts with the same normalised form count as one text here."""
+    keys = np.concatenate([duplicates.keys[name] for name in NAMES])
+    distinct, first, text_of_row = np.unique(keys, return_index=True, return_inverse=True)
+    sizes = [duplicates.sizes[name] for name in NAMES]
+    rows_of = _row_texts(examples, first)
+    left, right = near_pairs(rows_of)
+    split_of_row = np.repeat(np.arange(len(NAMES)), sizes)
+    holds = np.zeros((len(distinct), len(NAMES)), bool)  # which splits hold a text
+    holds[text_of_row, split_of_row] = True
+    near = np.zeros((len(distinct), len(NAMES)), bool)  # which splits hold a text that is near to it
+    np.logical_or.at(near, left, holds[right])
+    np.logical_or.at(near, right, holds[left])
+    per_row = dict(zip(NAMES, np.split(near[text_of_row], np.cumsum(sizes)[:-1]), strict=True))
+    in_train = {name: per_row[name][:, 0] for name in NAMES[1:]}
+    return [
+        _finding("near-duplicate of a text in its split", examples, {n: per_row[n][:, i] for i, n in enumerate(NAMES)}),
+        _finding("near-duplicate of a text in train", examples, in_train),
+        _finding("near-duplicate of a text in validation", examples, {"test": per_row["test"][:, 1]}),
+    ]
+
+
+def _row_texts(examples: Examples, rows: Numbers) -> "pa.ChunkedArray":
+    import pyarrow as pa
+
+    texts = pa.chunked_array([chunk for name in NAMES for chunk in examples.split(name).column("text").chunks])
+    return texts.take(pa.array(rows))
+
+
+def near_pairs(texts: "pa.ChunkedArray") -> tuple[Numbers, Numbers]:
+    """Return pairs of rows whose sets of words have a Jaccard similarity of at least `NEAR`, as two index arrays.
+
+    A pair is a candidate when one of `BANDS` bands of its MinHash signatures agrees and the two are neighbours among
+    the rows that share it; so a family of n alike texts costs n comparisons, not n squared, and each member of it is
+    found beside some other. Of pairs at the threshold, 1 - (1 - 0.8^4)^16 = 99.98 per cent become candidates.
+
+    Args:
+        texts: distinct texts; those of fewer than `FEWEST_WORDS` words have no near-duplicates.
+    """
+    from rensa import RMinHash
+
+    signatures, rows, start = [], [], 0
+    for batch in _batches(texts):
+        words = [set(WORDS.findall(normalise(text))) for text in batch]
+        enough = [index for index, found in enumerate(words) if len(found) >= FEWEST_WORDS]
+        rows.append(np.array(enough, np.int64) + start)
+        start += len(batch)
+        if enough:
+            matrix = RMinHash.digest_matrix_from_token_sets([words[i] for i in enough], num_perm=PERMUTATIONS, seed=0)
+            signatures.append(np.array(matrix.to_rows(), np.uint32))
+    numbers = np.concatenate([np.zeros(0, np.int64), *rows])
+    if not signatures:
+        return numbers, numbers
+    return _verified(texts, *_candidates(np.concatenate(signatures), numbers))
+
+
+def _batches(texts: "pa.ChunkedArray") -> Sequence[list[str]]:
+    return [texts.slice(start, BLOCK).to_pylist() for start in range(0, len(texts), BLOCK)]
+
+
+def _candidates(signatures: Numbers, rows: Numbers) -> tuple[Numbers, Numbers]:
+    """Return pairs of rows that are neighbours among those which agree in a band, each pair once."""
+    width = PERMUTATIONS // BANDS
+    found = []
+    for band in range(BANDS):
+        part = np.ascontiguousarray(signatures[:, band * width : (band + 1) * width])
+        values = part.view(np.dtype((np.void, part.dtype.itemsize * width))).reshape(-1)
+        order = np.argsort(values, kind="stable")
+        alike = values[order][1:] == values[order][:-1]
+        found.append(np.stack([rows[order[:-1][alike]], rows[order[1:][alike]]]))
+    pairs = np.unique(np.sort(np.concatenate(found, axis=1), axis=0), axis=1)
+    return pairs[0], pairs[1]
+
+
+def _verified(texts: "pa.ChunkedArray", left: Numbers, right: Numbers) -> tuple[Numbers, Numbers]:
+    """Return the pairs whose similarity, computed, reaches the threshold."""
+    import pyarrow as pa
+
+    wanted = np.unique(np.concatenate([left, right]))
+    held = dict(zip(wanted.tolist(), texts.take(pa.array(wanted)).to_pylist(), strict=True))
+    words = {row: set(WORDS.findall(normalise(text))) for row, text in held.items()}
+    similar = np.array(
+        [_jaccard(words[a], words[b]) >= NEAR for a, b in zip(left.tolist(), right.tolist(), strict=True)], bool
+    )
+    return left[similar], right[similar]
+
+
+def _jaccard(one: set[str], other: set[str]) -> float:
+    return len(one & other) / len(one | other)
+
+
+def _signs(examples: Examples) -> list[Finding]:
+    """Return what in the texts looks like a fault of encoding or of copying."""
+    import pyarrow.compute as pc
+
+    columns = {name: examples.split(name).column("text") for name in NAMES}
+    findings = []
+    for name, pattern in SIGNS.items():
+        masks = {split: np.asarray(pc.match_substring_regex(column, pattern)) for split, column in columns.items()}
+        findings.append(_finding(name, examples, masks, pattern))
+    masks = {split: _mojibake(column) for split, column in columns.items()}
+    findings.append(_finding(MOJIBAKE, examples, masks))
+    return findings
+
+
+def _mojibake(texts: "pa.ChunkedArray") -> Numbers:
+    """Return the rows that ftfy takes for text decoded with a wrong encoding; plain ASCII never is."""
+    import pyarrow.compute as pc
+    from ftfy.badness import is_bad
+
+    found = np.zeros(len(texts), bool)
+    foreign = np.flatnonzero(np.asarray(pc.match_substring_regex(texts, r"[^\x00-\x7f]")))
+    for row in foreign.tolist():
+        found[row] = is_bad(texts[row].as_py())
+    return found
+
+
+def _histogram(tokens: dict[str, TokenRows]) -> tuple[list[int], dict[str, list[int]]]:
+    """Return bin edges from 0 to the longest row, and the rows of each split between them."""
+    longest = max(int(tokens[name].full_lengths.max()) for name in NAMES)
+    step = max(1, -(-longest // 40))
+    edges = np.arange(0, longest + step + 1, step)
+    return edges.tolist(), {name: np.histogram(tokens[name].full_lengths, edges)[0].tolist() for name in NAMES}
+
+
+def _warnings(found: DataAudit, examples: Examples) -> list[str]:
+    """Return what a person should know before spending training time, as sentences."""
+    return [*examples.notes, *_label_warnings(found), *_duplicate_warnings(found), *_text_warnings(found)]
+
+
+def _label_warnings(found: DataAudit) -> Iterator[str]:
+    for split, reasons in found.left_out.items():
+        told = ", ".join(f"{count:,} ({reason})" for reason, count in reasons.items())
+        yield f"Rows left out of the source's {split} split: {told}."
+    for split, counts in found.labels.items():
+        if missing := [label for label, count in counts.items() if count == 0]:
+            why = "it cannot be learnt" if split == "train" else "no metric of it can be measured there"
+            yield f"No row of the {split} split has the label {', '.join(missing)}: {why}."
+    if found.imbalance > IMBALANCED:
+        yield (
+            f"The largest class of the training split has {found.imbalance:.1f} times the rows of the smallest: "
+            "accuracy hides the small one; read f1_macro, or try data.class_weights=balanced."
+        )
+
+
+def _duplicate_warnings(found: DataAudit) -> Iterator[str]:
+    if found.removed_duplicates:
+        yield (
+            f"data.deduplicate removed {found.removed_duplicates:,} training rows whose text also stands in validation "
+            "or test."
+        )
+    if leaked := found.finding("text also in train").rows["test"]:
+        yield (
+            f"{leaked:,} test texts also stand in the training split: the test metrics are given without them as well "
+            "(duplicate_free), and data.deduplicate=true removes them from training."
+        )
+    if contradicting := sum(found.finding("text that has another label elsewhere").rows.values()):
+        yield f"{contradicting:,} rows have a text that stands elsewhere with another label."
+
+
+def _text_warnings(found: DataAudit) -> Iterator[str]:
+    cut = {split: share for split, share in found.cut.items() if share > NOTED_CUT}
+    if cut:
+        told = ", ".join(f"{share:.1%} of {split}" for split, share in cut.items())
+        longest = max(values[-1] for values in found.token_quantiles.values())
+        yield f"Texts are cut at data.max_length={found.max_length} tokens: {told}; the longest has {longest:,}."
+    for finding in found.findings:
+        if finding.name in (*SIGNS, MOJIBAKE) and (total := sum(finding.rows.values())):
+            yield f"{total:,} {'text holds' if total == 1 else 'texts hold'} a {finding.name}."

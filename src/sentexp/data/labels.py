@@ -1,0 +1,159 @@
+"""Labels and texts of raw rows: the classes, which value is which, and which rows cannot be used."""
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sentexp.config import BadRows, DataConfig, require_class_name
+from sentexp.errors import UserError, require
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MOST_CLASSES = 100
+LEFT_OUT, UNKNOWN = -1, -2
+BLANKS = r"^\s+|\s+$"
+
+
+def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> list[str]:
+    """Return the classes in the order of their indices: as configured, else the values found, in their order."""
+    named = data.class_names()
+    if named is not None:
+        return named
+    import pyarrow.compute as pc
+
+    found = {_word(value) for table in tables.values() for value in pc.unique(table.column("label")).to_pylist()}
+    words = sorted(found - {""}, key=_order)
+    require(
+        len(words) <= MOST_CLASSES,
+        f"data={data.name} has {len(words):,} different labels ({', '.join(words[:3])}, ...): more than {MOST_CLASSES} "
+        "classes are probably no classes; check data.label, or map them with data.labels={value: class, ...}.",
+    )
+    require(
+        len(words) > 1,
+        f"data={data.name} has one label only, {', '.join(words) or 'the empty one'}: a classifier needs at least two "
+        "classes.",
+    )
+    for word in words:
+        require_class_name(word)
+    return words
+
+
+class Labeller:
+    """Turns raw rows into texts and class indices.
+
+    Args:
+        data: the mapping of labels, and what to do with rows that cannot be used.
+        classes: class names in the order of their indices.
+    """
+
+    def __init__(self, data: DataConfig, classes: list[str]) -> None:
+        self.data = data
+        self.classes = classes
+        self._indices = {name.casefold(): index for index, name in enumerate(classes)}
+        self._numbered = not any(_is_number(name) for name in classes)  # else a number is a name
+        if isinstance(data.labels, dict):
+            self._indices = {
+                _word(value).casefold(): LEFT_OUT if name is None else classes.index(name)
+                for value, name in data.labels.items()
+            }
+            self._numbered = False
+
+    def conform(self, table: "pa.Table", where: str) -> tuple["pa.Table", dict[str, int], int]:
+        """Return the rows with `text` and `label` as they are trained on.
+
+        Args:
+            table: columns of strings, `text` and `label` among them.
+            where: the source and its split, for messages.
+
+        Returns:
+            The table; how many rows were left out, by reason; how many texts had surrounding blanks taken off.
+
+        Raises:
+            UserError: a row that cannot be used, unless `data.on_bad_rows` is `skip`.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        texts = pc.fill_null(table.column("text"), "")
+        bare = pc.utf8_trim_whitespace(texts)
+        changed = pc.sum(pc.not_equal(texts, bare)).as_py() or 0
+        labels = self._label_indices(table.column("label"))
+        empty = np.asarray(pc.equal(bare, ""))
+        unknown = labels == UNKNOWN
+        if self.data.on_bad_rows is BadRows.error:
+            self._refuse_bad_rows(table, empty, unknown, where)
+        unmapped = (labels == LEFT_OUT) & ~empty
+        reasons = {"empty text": empty, "unknown label": unknown & ~empty, "left out by data.labels": unmapped}
+        left_out = {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
+        columns = {name: table.column(name) for name in table.column_names}
+        columns["text"] = bare if self.data.strip else texts
+        columns["label"] = pa.array(labels, pa.int32())
+        conformed = pa.table(columns)
+        if left_out:
+            conformed = conformed.filter(pa.array((labels >= 0) & ~empty))
+        return conformed, left_out, changed if self.data.strip else 0
+
+    def _label_indices(self, labels: "pa.ChunkedArray") -> "np.ndarray[Any, np.dtype[np.int32]]":
+        """Return the class index of each label; each different value is looked at once."""
+        encoded = labels.dictionary_encode(null_encoding="encode").combine_chunks()
+        parts: Iterable[Any] = encoded.chunks if hasattr(encoded, "chunks") else [encoded]
+        pieces = [np.zeros(0, np.int32)]
+        for part in parts:
+            values = np.array([self._index(value) for value in part.dictionary.to_pylist()], np.int32)
+            pieces.append(values[np.asarray(part.indices)])
+        return np.concatenate(pieces)
+
+    def _index(self, value: str | None) -> int:
+        word = _word(value)
+        if (by_name := self._indices.get(word.casefold())) is not None:
+            return by_name
+        if self._numbered and re.fullmatch(r"\d+", word) and int(word) < len(self.classes):
+            return int(word)
+        return UNKNOWN
+
+    def _refuse_bad_rows(self, table: "pa.Table", empty: Any, unknown: Any, where: str) -> None:
+        skip = "or leave such rows out with data.on_bad_rows=skip"
+        if empty.any():
+            raise UserError(
+                f"Row {_first(empty)} of {where} has an empty text{_more(empty)}: remove the row, fill it in, {skip}."
+            )
+        if not unknown.any():
+            return
+        row = _first(unknown)
+        word = _word(table.column("label")[row - 1].as_py())
+        if word == "" and self.data.labels is None:
+            raise UserError(f"Row {row} of {where} has no label{_more(unknown)}: fill it in, {skip}.")
+        hint = " (-1 marks hidden labels: name a labelled split with data.splits.test)" if word == "-1" else ""
+        legal = f"none of data.labels={self.data.labels or self.classes}"
+        if self._numbered:
+            legal += f" and no number from 0 to {len(self.classes) - 1}"
+        raise UserError(
+            f"Row {row} of {where} has the label {word[:60]!r}, which is {legal}{hint}{_more(unknown)}: mend it, map "
+            f"it with data.labels={{value: class, ...}}, {skip}."
+        )
+
+
+def _first(rows: Any) -> int:
+    return int(rows.argmax()) + 1
+
+
+def _more(rows: Any) -> str:
+    others = int(rows.sum()) - 1
+    return f" (and {others:,} more rows)" if others else ""
+
+
+def _word(value: str | None) -> str:
+    """Return a label as it is compared: without blanks, and 1.0 as 1, since a column with gaps is read as decimals."""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", (value or "").strip())
+
+
+def _is_number(word: str) -> bool:
+    return re.fullmatch(r"-?\d+(\.\d+)?", word) is not None
+
+
+def _order(word: str) -> tuple[bool, float, str]:
+    """Return the sorting key of a label: numbers by value, then words."""
+    return (not _is_number(word), float(word) if _is_number(word) else 0.0, word.casefold())

@@ -1,0 +1,370 @@
+"""Tables in files: CSV, TSV, JSON Lines, JSON and Parquet, read through Arrow as columns of strings."""
+
+import codecs
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sentexp.errors import UserError, require
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+BLOCK = 1 << 24
+SAMPLE = 1 << 18
+USUAL = "cp1252"
+
+
+@dataclass(kw_only=True, slots=True)
+class Table:
+    """The wanted columns of a file, as strings with nulls, and what reading it showed.
+
+    `skipped` counts rows that are no rows of the table; `notes` are sentences for the person at the keyboard.
+    """
+
+    columns: "pa.Table"
+    skipped: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class TextFormat:
+    """How a CSV or TSV file is written; null is what its ending and its bytes say."""
+
+    encoding: str | None = None
+    delimiter: str | None = None
+    quoting: bool | None = None
+    skip_ragged: bool = False
+
+
+def read_table(file: Path, columns: dict[str, str], form: TextFormat) -> Table:
+    """Return columns of a file as `large_string`, in file order.
+
+    Args:
+        file: with one of the endings `SUFFIXES`.
+        columns: by configuration key, the names of the columns that are wanted.
+        form: of CSV and TSV.
+
+    Raises:
+        UserError: the file cannot be read, a column is missing or named twice, or a row does not fit its header.
+    """
+    require(
+        file.suffix.lower() in SUFFIXES,
+        f"data.path={file} has the ending {file.suffix!r}: it must be one of {', '.join(SUFFIXES)}.",
+    )
+    require(file.is_file(), f"data.path={file} is a folder with the name of a file: name a file in it.")
+    require(file.stat().st_size > 0, f"data.path={file} is empty: it must hold a header and at least one row.")
+    match file.suffix.lower():
+        case ".csv":
+            table = _read_delimited(file, columns, form, ",", quoting=True)
+        case ".tsv":
+            table = _read_delimited(file, columns, form, "\t", quoting=False)  # GLUE's has no quoting
+        case ".parquet":
+            table = Table(columns=_read_parquet(file, columns))
+        case _:
+            table = Table(columns=_read_json(file, columns, form.encoding))
+    require(
+        table.columns.num_rows > 0,
+        f"data.path={file} has 0 rows: it must hold at least one row{_below_header(file)}.",
+    )
+    return table
+
+
+def as_strings(columns: "pa.Table", wanted: Sequence[str], file: object) -> "pa.Table":
+    """Return the wanted columns as `large_string`; whatever is no plain value is refused."""
+    import pyarrow as pa
+
+    arrays = {}
+    for name in wanted:
+        column = columns.column(name)
+        try:
+            arrays[name] = column.cast(pa.large_string())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise UserError(
+                f"The column {name} of {file} holds {column.type}: texts, numbers and words can be read."
+            ) from None
+    return pa.table(arrays)
+
+
+def require_columns(present: Sequence[str], columns: dict[str, str], where: object, hint: str = "") -> None:
+    """Refuse a table that lacks a wanted column, or has it twice."""
+    for key, name in columns.items():
+        require(
+            name in present,
+            f"{key}={name} is not a column of {where}: its columns are {', '.join(map(str, present))}{hint}.",
+        )
+        require(
+            list(present).count(name) == 1,
+            f"{key}={name} is the name of {list(present).count(name)} columns of {where}: rename all but one.",
+        )
+
+
+def _below_header(file: Path) -> str:
+    return " below its header" if file.suffix.lower() in (".csv", ".tsv") else ""
+
+
+def _read_delimited(file: Path, columns: dict[str, str], form: TextFormat, delimiter: str, quoting: bool) -> Table:
+    import pyarrow as pa
+
+    form = TextFormat(
+        encoding=form.encoding or _marked_encoding(file),
+        delimiter=form.delimiter or delimiter,
+        quoting=quoting if form.quoting is None else form.quoting,
+        skip_ragged=form.skip_ragged,
+    )
+    named = form.encoding is not None
+    form.encoding = form.encoding or "utf-8"
+    try:
+        return _parse(file, columns, form)
+    except (UnicodeError, pa.ArrowInvalid) as error:
+        if not isinstance(error, UnicodeError) and "UTF8" not in str(error):
+            raise _unreadable(file, form, error) from None
+    place = _first_undecodable(file, form.encoding)
+    detected = _detect(place.sample)
+    require(
+        not named and detected is not None,
+        f"Line {place.line} of {file} is not {form.encoding}: name its encoding with data.encoding=<name>"
+        + (f" ({detected} is likely)." if detected else ", or save the file as UTF-8."),
+    )
+    form.encoding = detected
+    try:
+        table = _parse(file, columns, form)
+    except (UnicodeError, pa.ArrowInvalid) as error:
+        raise _unreadable(file, form, error) from None
+    shown = place.text(detected or "")
+    table.notes.append(
+        f"{file} is not UTF-8 (line {place.line}); read as {detected}, which was detected: {shown!r}. "
+        "If that looks wrong, name its encoding with data.encoding."
+    )
+    return table
+
+
+def _parse(file: Path, columns: dict[str, str], form: TextFormat) -> Table:
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    assert form.encoding is not None
+    assert form.delimiter is not None
+    present = _header(file, form)
+    require_columns(present, columns, file, _other_delimiter(present, form.delimiter))
+    ragged: list[Any] = []
+
+    def skip(row: Any) -> str:
+        ragged.append(row.text)
+        return "skip" if form.skip_ragged else "error"
+
+    wanted = list(dict.fromkeys(columns.values()))
+    unique = [f"{index}" for index in range(len(present))]  # other columns may have any names, twice as well
+    table = arrow_csv.read_csv(
+        file,
+        read_options=arrow_csv.ReadOptions(
+            encoding=form.encoding, block_size=BLOCK, column_names=unique, skip_rows_after_names=1
+        ),
+        parse_options=arrow_csv.ParseOptions(
+            delimiter=form.delimiter,
+            quote_char='"' if form.quoting else False,
+            newlines_in_values=bool(form.quoting),
+            invalid_row_handler=skip,
+        ),
+        convert_options=arrow_csv.ConvertOptions(
+            include_columns=[unique[present.index(name)] for name in wanted],
+            column_types=dict.fromkeys(unique, pa.large_string()),
+            strings_can_be_null=False,
+        ),
+    )
+    notes = [f"{file}: {len(ragged):,} rows have not {len(present)} columns and were left out."] if ragged else []
+    return Table(columns=table.rename_columns(wanted), skipped=len(ragged), notes=notes)
+
+
+def _header(file: Path, form: TextFormat) -> list[str]:
+    with file.open(encoding=_python_name(form.encoding), newline="") as lines:
+        quoting: Any = csv.QUOTE_MINIMAL if form.quoting else csv.QUOTE_NONE
+        try:
+            return next(
+                csv.reader((line.replace("\0", "") for line in lines), delimiter=form.delimiter or ",", quoting=quoting)
+            )
+        except (StopIteration, csv.Error):
+            raise UserError(f"{file} has no header: its first line must name the columns.") from None
+
+
+def _python_name(encoding: str | None) -> str | None:
+    """Return the encoding in which Python takes a byte order mark away, as Arrow does."""
+    return "utf-8-sig" if encoding == "utf-8" else encoding
+
+
+def _other_delimiter(present: list[str], delimiter: str) -> str:
+    """Return a hint when the header looks as if it were written with another delimiter."""
+    if len(present) == 1:
+        for other in (";", "\t", ",", "|"):
+            if other != delimiter and other in present[0]:
+                return f"; pass data.delimiter='{other if other != chr(9) else chr(92) + 't'}' if that divides them"
+    return ""
+
+
+def _unreadable(file: Path, form: TextFormat, error: Exception) -> UserError:
+    """Return what is wrong with a CSV file, with the number of the row, which only a serial reader knows."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    reason = str(error)
+    present = len(_header(file, form))
+    with file.open("rb") as stream:
+        try:
+            reader = arrow_csv.open_csv(
+                stream,
+                read_options=arrow_csv.ReadOptions(
+                    encoding=form.encoding or "utf-8",
+                    use_threads=False,
+                    block_size=BLOCK,
+                    column_names=[f"{index}" for index in range(present)],
+                ),
+                parse_options=arrow_csv.ParseOptions(
+                    delimiter=form.delimiter,
+                    quote_char='"' if form.quoting else False,
+                    newlines_in_values=bool(form.quoting),
+                    ignore_empty_lines=True,
+                ),
+                convert_options=arrow_csv.ConvertOptions(include_columns=["0"], column_types={"0": pa.large_string()}),
+            )
+            for _ in reader:
+                pass
+        except (UnicodeError, pa.ArrowInvalid) as serial:
+            reason = str(serial)
+    reason = reason.removeprefix("CSV parse error: ")
+    head, _, rest = reason.partition(":")
+    if head.startswith("Row #"):
+        number = int(head.removeprefix("Row #")) - 1  # the header is a row to Arrow
+        return UserError(
+            f"Row {number} of {file} has not the {present} columns of its header ({rest.strip()[:120]!r}): quote texts "
+            f"that hold {form.delimiter!r}, mend the row, or leave such rows out with data.on_bad_rows=skip."
+        )
+    if "straddling" in reason:
+        return UserError(
+            f"{file} has a row of more than {BLOCK >> 20} MiB: a quotation mark is probably not closed; mend it, or "
+            "pass data.quoting=false if the file does not quote."
+        )
+    return UserError(f"{file} cannot be read as {file.suffix} ({reason.splitlines()[0][:200]}): mend the file.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a file stops being in an encoding: the line, counted from 1, and the bytes around."""
+
+    line: int
+    line_bytes: bytes
+    sample: bytes
+
+    def text(self, encoding: str) -> str:
+        return self.line_bytes.decode(encoding, errors="replace").strip()[:60]
+
+
+def _marked_encoding(file: Path) -> str | None:
+    with file.open("rb") as stream:
+        start = stream.read(3)
+    return next((name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
+
+
+def _first_undecodable(file: Path, encoding: str) -> _Place:
+    """Return the first line that the encoding cannot read."""
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode(encoding)
+            except UnicodeError:
+                return _Place(number, line, line + stream.read(SAMPLE))
+    return _Place(1, b"", b"")  # an encoding of several bytes, whose lines do not end where bytes say
+
+
+def _detect(sample: bytes) -> str | None:
+    """Return the probable encoding of bytes that are not UTF-8; cp1252, the usual one, wins a tie."""
+    from charset_normalizer import from_bytes
+
+    matches = from_bytes(sample)
+    best = matches.best()
+    if best is None:
+        return None
+    tied = [m.encoding for m in matches if (m.chaos, m.coherence) == (best.chaos, best.coherence)]
+    return USUAL if USUAL in tied else best.encoding
+
+
+def _read_parquet(file: Path, columns: dict[str, str]) -> "pa.Table":
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        schema = parquet.read_schema(file)
+        require_columns(schema.names, columns, file)
+        wanted = list(dict.fromkeys(columns.values()))
+        return as_strings(parquet.read_table(file, columns=wanted, memory_map=True), wanted, file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file} cannot be read as .parquet ({str(error).splitlines()[0][:200]}): mend it.") from None
+
+
+def _read_json(file: Path, columns: dict[str, str], encoding: str | None) -> "pa.Table":
+    """Read JSON Lines in blocks, or one array of objects; a value that a row lacks is null."""
+    import pyarrow as pa
+
+    wanted = list(dict.fromkeys(columns.values()))
+    tables, first_row, present = [], 1, set[str]()
+    for rows in _json_blocks(file, encoding):
+        for number, row in enumerate(rows, start=first_row):
+            require(isinstance(row, dict), f"Row {number} of {file} is no JSON object with names and values.")
+            present |= row.keys()
+        tables.append(
+            pa.table({name: pa.array([_scalar(row.get(name)) for row in rows], pa.large_string()) for name in wanted})
+        )
+        first_row += len(rows)
+    require(first_row > 1, f"data.path={file} has 0 rows: it must hold at least one.")
+    require_columns(sorted(present), columns, file)
+    return pa.concat_tables(tables)
+
+
+def _json_blocks(file: Path, encoding: str | None) -> Iterator[list[Any]]:
+    encoding = _python_name(encoding or _marked_encoding(file) or "utf-8")
+    with file.open(encoding=encoding) as stream:
+        try:
+            start = stream.read(1)
+            while start.isspace():
+                start = stream.read(1)
+            stream.seek(0)
+            if start == "[":
+                yield json.load(stream)
+                return
+            number = 0
+            while lines := stream.readlines(BLOCK):
+                block = []
+                for line in lines:
+                    number += 1
+                    if line.strip():
+                        block.append(json.loads(line))
+                if block:
+                    yield block
+        except UnicodeError:
+            line_number = _first_undecodable(file, encoding or "utf-8").line
+            raise UserError(
+                f"Line {line_number} of {file} is not {encoding}: name its encoding with data.encoding=<name>."
+            ) from None
+        except json.JSONDecodeError as error:
+            line_number = error.lineno if start == "[" else number
+            raise UserError(f"Line {line_number} of {file} is not JSON ({error.msg}): mend it.") from None
+
+
+def _scalar(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return json.dumps(value, ensure_ascii=False)
+
+
+def read_lines(stream: io.BufferedIOBase, encoding: str) -> list[str]:
+    """Return the lines of a small text, without their ends and without empty ones."""
+    lines = stream.read().decode(encoding).replace("\r\n", "\n").split("\n")  # splitlines() also cuts at U+0085
+    return [line for line in lines if line.strip()]

@@ -1,0 +1,108 @@
+"""What is written down of a run and of an audit: provenance, pictures, metrics, and how it ended."""
+
+import json
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from sentexp import console
+from sentexp.config import Config, flatten, method_name
+from sentexp.data.audit import DataAudit
+from sentexp.errors import UserError
+from sentexp.hardware import describe
+from sentexp.materials import Materials
+from sentexp.tracking.folder import RunFolder
+from sentexp.tracking.pictures import draw_data
+from sentexp.tracking.provenance import command, git_state, library_versions, mask_uri
+from sentexp.tracking.store import Record
+
+AUDIT_FILES = ("data_audit.json", "data_audit.png")
+
+
+class Sinks:
+    """Sends metrics to the record and to the run's folder."""
+
+    def __init__(self, record: Record, folder: RunFolder) -> None:
+        self.record = record
+        self.folder = folder
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics at an optimizer step."""
+        self.record.log_metrics(metrics, step)
+        self.folder.log_metrics(metrics, step)
+
+
+@contextmanager
+def recorded(record: Record) -> Iterator[None]:
+    """End the record as FINISHED, FAILED or KILLED, with the traceback (law 7)."""
+    try:
+        yield
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        try:
+            record.log_text(traceback.format_exc(), "traceback.txt")
+        except (UserError, OSError):
+            console.say("The traceback could not be recorded.")
+        try:
+            record.finish(status)
+        except (UserError, OSError):
+            console.say(f"The MLflow run {record.run_id} could not be marked as {status}.")
+        raise
+    record.finish("FINISHED")
+
+
+def record_provenance(record: Record, materials: Materials, identity: str, folder: Path) -> None:
+    """Record configuration, command, code, libraries, machine and data."""
+    config = materials.config
+    public = _without_secrets(config)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(public)))
+    record.log_files(folder / "config.yaml")
+    derived = {"device": materials.device.type, "precision": materials.precision.name}
+    record.log_params({"peft": method_name(config.peft), **flatten(public), **derived})
+    record.set_tags({"identity": identity, "command": command(), "mlflow.source.name": "sentexp", **git_state()})
+    environment = {"libraries": library_versions(), "machine": describe(materials.device)}
+    record.log_text(json.dumps(environment, indent=2), "environment.json")
+    record.set_tags({f"version.{name}": version for name, version in environment["libraries"].items()})
+    record.set_tags({f"machine.{name}": value for name, value in environment["machine"].items()})
+    record_data(record, materials, folder)
+
+
+def record_data(record: Record, materials: Materials, folder: Path) -> None:
+    """Record which data were used, and what their audit found."""
+    data = materials.config.data
+    found = materials.data_audit
+    counts = json.dumps({"rows": found.labels, "of": found.available, "left_out": found.left_out})
+    source = json.dumps({"path": data.path, "package": data.distribution()})
+    record.log_dataset(data.name, materials.examples.digest(), source, counts)
+    _write_audit(found, folder)
+    for name in AUDIT_FILES:
+        record.log_files(folder / name)
+
+
+def record_audit(record: Record, materials: Materials, folder: Path) -> None:
+    """Record an audit that was asked for by itself: the configuration of its data, and the rows of each fault."""
+    config = _without_secrets(materials.config)
+    record.log_params(flatten(config.data, "data.") | {"model.name": config.model.name})
+    record.set_tags({"command": command(), "mlflow.source.name": "sentexp", **git_state()})
+    record_data(record, materials, folder)
+    found = materials.data_audit
+    metrics = {f"{split}/rows": float(rows) for split, rows in found.rows.items()}
+    for finding in found.findings:
+        # MLflow takes no + or brackets in a name
+        name = "".join(letter for letter in finding.name if letter.isalnum() or letter in " _-.")
+        metrics |= {f"{split}/{name}": float(rows) for split, rows in finding.rows.items()}
+    record.log_metrics(metrics)
+
+
+def _write_audit(found: DataAudit, folder: Path) -> None:
+    text = json.dumps(found.to_dict(), indent=2, ensure_ascii=False)
+    (folder / AUDIT_FILES[0]).write_text(text + "\n", encoding="utf-8")
+    draw_data(found.labels, found.token_edges, found.tokens, found.max_length, folder / AUDIT_FILES[1])
+
+
+def _without_secrets(config: Config) -> Config:
+    return replace(config, tracking=replace(config.tracking, uri=mask_uri(config.tracking.uri or "") or None))

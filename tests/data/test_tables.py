@@ -1,0 +1,176 @@
+"""Tables: every format and every way in which files of people are broken."""
+
+import json
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from sentexp.data.tables import TextFormat, read_table
+from sentexp.errors import UserError
+
+WANTED = {"data.text": "text", "data.label": "label"}
+
+
+def read(file, content=None, **form):
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    table = read_table(file, WANTED, TextFormat(**form))
+    rows = zip(table.columns["text"].to_pylist(), table.columns["label"].to_pylist(), strict=True)
+    return list(rows), table
+
+
+FAITHFUL = [
+    'he said "no", twice',
+    "two\nlines",
+    "=cmd|' /C calc'!A0",
+    "שלום עולם \u202b",
+    "👍🏽 great 🇩🇪",
+    "a\0b",
+    "NA",
+    "[red]not markup[/red]",
+    "\ufeff in the middle",
+]
+
+
+@pytest.mark.parametrize("text", FAITHFUL)
+def test_texts_are_kept_faithfully_in_every_format(tmp_path, text):
+    quoted = '"' + text.replace('"', '""') + '"'
+    rows, _ = read(tmp_path / "x.csv", f"text,label\n{quoted},1\nplain,0\n")
+    assert rows == [(text, "1"), ("plain", "0")]
+    rows, _ = read(tmp_path / "x.jsonl", json.dumps({"text": text, "label": 1}) + "\n")
+    assert rows == [(text, "1")]
+    rows, _ = read(tmp_path / "x.json", json.dumps([{"text": text, "label": "1"}]))
+    assert rows == [(text, "1")]
+    parquet.write_table(pa.table({"label": [1], "text": [text]}), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet")[0] == [(text, "1")]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_may_end_in_any_way(tmp_path, end):
+    assert read(tmp_path / "x.csv", end.join(["text,label", "a,1", "b,0", ""]))[0] == [("a", "1"), ("b", "0")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_names_the_encoding(tmp_path, encoding):
+    assert read(tmp_path / "x.csv", "text,label\ncafé,1\n".encode(encoding))[0] == [("café", "1")]
+    lines = '{"text": "café", "label": 1}\n'.encode(encoding)
+    assert read(tmp_path / "x.jsonl", lines)[0] == [("café", "1")]
+
+
+LATIN = "text,label\nplain,1\nle café était très agréable et la crème brûlée délicieuse,0\n".encode("latin-1")
+
+
+def test_an_encoding_that_is_named_is_used(tmp_path):
+    rows, table = read(tmp_path / "x.csv", LATIN, encoding="latin-1")
+    assert rows[1][0].startswith("le café était")
+    assert table.notes == []
+
+
+def test_an_encoding_that_is_detected_is_told(tmp_path):
+    rows, table = read(tmp_path / "x.csv", LATIN)
+    assert rows[1][0].startswith("le café était")
+    assert "x.csv is not UTF-8 (line 3); read as cp1252, which was detected: 'le café" in table.notes[0]
+
+
+def test_a_wrong_encoding_names_the_line_and_the_likely_one(tmp_path):
+    with pytest.raises(UserError, match=r"Line 3 of .*x.csv is not utf-8: .*data.encoding=<name> \(cp1252 is likely\)"):
+        read(tmp_path / "x.csv", LATIN, encoding="utf-8")
+    with pytest.raises(UserError, match=r"Line 2 of .*x.jsonl is not utf-8"):
+        read(tmp_path / "x.jsonl", b'{"text": "a", "label": 1}\n{"text": "\xe9", "label": 1}\n')
+
+
+@pytest.mark.parametrize(
+    ("content", "row"), [("text,label\na,1\nb,2,3\n", 2), ('text,label\n"a\nb",1\n\nc\n', 2), ("text,label\nx\n", 1)]
+)
+def test_a_ragged_row_is_named(tmp_path, content, row):
+    with pytest.raises(
+        UserError, match=rf"Row {row} of .*x.csv has not the 2 columns of its header .*on_bad_rows=skip"
+    ):
+        read(tmp_path / "x.csv", content)
+
+
+def test_ragged_rows_are_left_out_and_counted_on_request(tmp_path):
+    rows, table = read(tmp_path / "x.csv", "text,label\na,1\nb,2,3\nc\nd,0\n", skip_ragged=True)
+    assert rows == [("a", "1"), ("d", "0")]
+    assert table.skipped == 2
+    assert "2 rows have not 2 columns and were left out" in table.notes[0]
+
+
+def test_quoting_and_delimiter_can_be_named(tmp_path):
+    assert read(tmp_path / "x.csv", 'text;label\n"a; b";1\n', delimiter=";")[0] == [("a; b", "1")]
+    assert read(tmp_path / "x.csv", 'text,label\n"a,1\n', quoting=False)[0] == [('"a', "1")]
+    assert read(tmp_path / "x.tsv", 'text\tlabel\n"a\tb"\t1\n', quoting=True)[0] == [("a\tb", "1")]
+    assert read(tmp_path / "x.tsv", 'text\tlabel\n"a\t1\n')[0] == [('"a', "1")]
+
+
+def test_a_value_that_is_missing_is_null(tmp_path):
+    assert read(tmp_path / "x.jsonl", '{"text": "a"}\n{"text": null, "label": 1}\n\n{"text": NaN, "label": 1.0}\n')[
+        0
+    ] == [
+        ("a", None),
+        (None, "1"),
+        (None, "1.0"),
+    ]
+    parquet.write_table(pa.table({"text": ["a", None], "label": [1.0, None]}), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet")[0] == [("a", "1"), (None, None)]
+
+
+def test_other_columns_may_have_any_names(tmp_path):
+    assert read(tmp_path / "x.csv", "a,text,a,,label\n1,good,2,3,1\n")[0] == [("good", "1")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("x.csv", "", r"data.path=.*x.csv is empty"),
+        ("x.csv", "text,label\n", r"x.csv has 0 rows: it must hold at least one row below its header"),
+        (
+            "x.csv",
+            "text,text,label\na,b,1\n",
+            r"data.text=text is the name of 2 columns of .*x.csv: rename all but one",
+        ),
+        ("x.csv", "body,label\na,1\n", r"data.text=text is not a column of .*x.csv: its columns are body, label\."),
+        ("x.csv", "text;label\na;1\n", r"its columns are text;label; pass data.delimiter=';' if that divides them"),
+        ("x.jsonl", "", r"is empty"),
+        ("x.jsonl", '{"text": "a", "label": 1}\n{"text"\n', r"Line 2 of .*x.jsonl is not JSON"),
+        ("x.jsonl", '{"text": "a", "label": 1}\n3\n', r"Row 2 of .*x.jsonl is no JSON object"),
+        (
+            "x.jsonl",
+            '{"body": "a", "label": 1}\n',
+            r"data.text=text is not a column of .*: its columns are body, label",
+        ),
+        ("x.json", "[]", r"has 0 rows"),
+        ("x.parquet", "garbage", r"x.parquet cannot be read as .parquet"),
+        ("x.xlsx", "garbage", r"ending '.xlsx': it must be one of .csv, .tsv, .jsonl, .json, .parquet"),
+    ],
+)
+def test_what_cannot_be_read_is_told(tmp_path, name, content, sentence):
+    with pytest.raises(UserError, match=sentence):
+        read(tmp_path / name, content)
+
+
+def test_a_folder_with_the_name_of_a_file_is_told(tmp_path):
+    (tmp_path / "x.csv").mkdir()
+    with pytest.raises(UserError, match=r"x.csv is a folder with the name of a file"):
+        read(tmp_path / "x.csv")
+
+
+def test_a_quotation_mark_that_is_never_closed_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("sentexp.data.tables.BLOCK", 1 << 12)
+    with pytest.raises(UserError, match=r"(quotation mark is probably not closed|has not the 2 columns)"):
+        read(tmp_path / "x.csv", 'text,label\na,1\n"open,0\n' + "b,1\n" * 5000)
+
+
+def test_a_column_of_lists_is_refused(tmp_path):
+    parquet.write_table(pa.table({"text": [["a"]], "label": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"The column text of .* holds list.*: texts, numbers and words can be read"):
+        read(tmp_path / "x.parquet")
+
+
+def test_many_rows_are_read_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("sentexp.data.tables.BLOCK", 1 << 12)
+    rows = [(f"text number {index}", str(index % 3)) for index in range(3000)]
+    assert read(tmp_path / "x.csv", "text,label\n" + "".join(f"{t},{v}\n" for t, v in rows))[0] == rows
+    lines = "".join(json.dumps({"text": t, "label": v}) + "\n" for t, v in rows)
+    assert read(tmp_path / "x.jsonl", lines)[0] == rows
