@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import save_file
 
 from sentexp import experiment
@@ -93,6 +94,8 @@ def test_the_folder_of_a_finished_run_holds_its_result_and_no_checkpoint(train):
         "metrics.jsonl",
         "learning_curve.png",
         "confusion_matrix.png",
+        "data_audit.json",
+        "data_audit.png",
         "adapter",
     } <= names
     assert not {"last.ckpt", "best.safetensors", "state.json"} & names
@@ -152,3 +155,77 @@ def test_a_folder_with_damaged_weights_is_named(config, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks weights"):
         run(config(f"model.path={tmp_path}"))
+
+
+def write_regions(reviews, folder):
+    """Write the reviews with a region; the test split gets a row of train, and one of its own again."""
+    rows = {name: (reviews / f"{name}.tsv").read_text().splitlines()[1:] for name in ("train", "validation", "test")}
+    rows["test"] += [rows["train"][0], rows["test"][1]]
+    for name, lines in rows.items():
+        regions = [line.replace("\t", ",") + (",north/west" if n % 3 else ",süd") for n, line in enumerate(lines)]
+        (folder / f"{name}.csv").write_text("body,stars,region\n" + "\n".join(regions) + "\n")
+
+
+def test_slices_and_duplicate_free_rows_have_metrics_of_their_own(config, reviews, tmp_path, capsys, store):
+    write_regions(reviews, tmp_path)
+    words = ["data.text=body", "data.label=stars", "data.slices=region", f"data.path={tmp_path}"]
+    result = run(config(*words, "tracking=mlflow", f"tracking.uri={store}", "tracking.system_metrics=false"))
+    metrics = result.metrics
+    assert metrics["test/duplicate_free/rows"] == 8
+    assert metrics["test/region/north_west/rows"] + metrics["test/region/süd/rows"] == 10
+    weighted = sum(
+        metrics[f"test/region/{n}/rows"] * metrics[f"test/region/{n}/accuracy"] for n in ("north_west", "süd")
+    )
+    assert weighted / 10 == pytest.approx(metrics["test/accuracy"])
+    output = capsys.readouterr().out
+    assert "1 test texts also stand in the training split" in output
+    assert "region/north_west" in output
+    recorded = MlflowClient(store).get_run(result.run_id).data.metrics
+    assert recorded["test/region/süd/accuracy"] == metrics["test/region/süd/accuracy"]
+    names = {item.path for item in MlflowClient(store).list_artifacts(result.run_id)}
+    assert {"data_audit.json", "data_audit.png"} <= names
+
+
+def test_weights_and_gamma_change_the_training_and_are_recorded(config, tmp_path, store):
+    def losses(*overrides):
+        result = run(
+            config("optim.lr=1e-2", f"output_dir={tmp_path / str(len(overrides))}{hash(overrides)}", *overrides)
+        )
+        return result.metrics["best/loss"], result
+
+    plain, _ = losses()
+    for overrides in (["data.class_weights=[1,9]"], ["task.focal_gamma=2"], ["data.sampling=balanced_labels"]):
+        assert losses(*overrides)[0] != plain, overrides
+    even, _ = losses("data.class_weights=balanced")  # the classes are balanced: every weight is 1
+    assert even == plain
+    _, result = losses("data.class_weights=[1,9]", "tracking=mlflow", f"tracking.uri={store}")
+    params = MlflowClient(store).get_run(result.run_id).data.params
+    assert params["data.class_weights"] == "[1, 9]"
+    assert params["class_weight.positive"] == "9.0"
+
+
+def test_class_weights_keep_the_loss_of_a_step_however_it_is_cut(config, tmp_path):
+    def loss(size, accumulate):
+        cut = [f"trainer.batch_size={size}", f"trainer.accumulate_grad_batches={accumulate}"]
+        result = run(config("data.class_weights=[1,9]", f"output_dir={tmp_path / str(size)}", *cut))
+        return result.metrics["best/loss"]
+
+    assert loss(2, 4) == pytest.approx(loss(8, 1), rel=1e-4)
+
+
+def test_an_audit_is_written_down_and_trains_nothing(config, reviews, tmp_path, store, capsys):
+    write_regions(reviews, tmp_path)
+    words = ["data.text=body", "data.label=stars", f"data.path={tmp_path}", "data.train_subset=4"]
+    found = experiment.audit(config(*words, "tracking=mlflow", f"tracking.uri={store}"))
+    assert found.rows == {"train": 32, "validation": 8, "test": 10}
+    output = capsys.readouterr().out
+    assert "text also in train" in output
+    client = MlflowClient(store)
+    recorded = client.get_experiment_by_name("sentexp-audits")
+    (audited,) = client.search_runs([recorded.experiment_id])
+    assert client.get_experiment_by_name("sentexp") is None
+    assert audited.info.status == "FINISHED"
+    assert audited.data.metrics["test/text also in train"] == 1
+    assert {item.path for item in client.list_artifacts(audited.info.run_id)} == {"data_audit.json", "data_audit.png"}
+    (folder,) = (tmp_path / "outputs").glob("audit-sst2-*")
+    assert json.loads((folder / "data_audit.json").read_text())["rows"]["test"] == 10

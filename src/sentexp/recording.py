@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from sentexp import console
 from sentexp.config import Config, flatten, method_name
 from sentexp.data.audit import DataAudit
+from sentexp.data.imbalance import class_weights
 from sentexp.errors import UserError
 from sentexp.hardware import describe
 from sentexp.materials import Materials
@@ -62,6 +63,8 @@ def record_provenance(record: Record, materials: Materials, identity: str, folde
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(public)))
     record.log_files(folder / "config.yaml")
     derived = {"device": materials.device.type, "precision": materials.precision.name}
+    weights = class_weights(config.data, materials.examples) or []
+    derived |= {f"class_weight.{n}": str(w) for n, w in zip(materials.examples.labels, weights, strict=False)}
     record.log_params({"peft": method_name(config.peft), **flatten(public), **derived})
     record.set_tags({"identity": identity, "command": command(), "mlflow.source.name": "sentexp", **git_state()})
     environment = {"libraries": library_versions(), "machine": describe(materials.device)}

@@ -1,13 +1,17 @@
 """Sources: layouts, columns, labels, and what is refused."""
 
 import json
+import zipfile
 
 import pandas as pd
+import pyarrow as pa
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 
 from sentexp.config import load_config
-from sentexp.data.sources import load_source
+from sentexp.data.sources import LARGEST_MEMBER, load_source
 from sentexp.errors import UserError
+from sentexp.hub import hub_tables
 
 
 def source(path, *overrides):
@@ -15,13 +19,27 @@ def source(path, *overrides):
     return load_source(load_config("data=sst2", f"data.path={path}", *single, *overrides).data)
 
 
+def own(path, *overrides):
+    return load_source(load_config("data=csv", f"data.path={path}", *overrides).data)
+
+
+def texts(table):
+    return table.column("text").to_pylist()
+
+
+def labels(table):
+    return table.column("label").to_pylist()
+
+
 def test_glue_tsv_keeps_quotes_and_drops_trailing_blanks(tmp_path):
     (tmp_path / "train.tsv").write_text('sentence\tlabel\n"a quoted start \t1\nplain \t0\n')
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\nfine\t1\n")
-    splits = source(tmp_path)
-    assert splits["train"]["text"][:] == ['"a quoted start', "plain"]
-    assert splits["train"]["label"][:] == [1, 0]
-    assert splits["validation"]["text"][:] == ["fine"]
+    found = source(tmp_path)
+    assert texts(found.splits["train"]) == ['"a quoted start', "plain"]
+    assert labels(found.splits["train"]) == [1, 0]
+    assert texts(found.splits["test"]) == ["fine"]
+    assert found.stripped == {"train": 2, "test": 0}
+    assert texts(source(tmp_path, "data.strip=false").splits["train"]) == ['"a quoted start ', "plain "]
 
 
 @pytest.mark.parametrize("folder", ["", "data", "mine"])
@@ -31,19 +49,48 @@ def test_the_hub_layout_is_read_from_shards(tmp_path, folder):
         frame = pd.DataFrame({"sentence": [f"good {shard}", f"bad {shard}"], "label": [1, 0]})
         frame.to_parquet(tmp_path / folder / f"train-0000{shard}-of-00002.parquet")
         frame.to_parquet(tmp_path / folder / f"validation-0000{shard}-of-00002.parquet")
-    splits = source(tmp_path, *(["data.subset=mine"] if folder == "mine" else []))
-    assert splits["train"]["text"][:] == ["good 0", "bad 0", "good 1", "bad 1"]
+    found = source(tmp_path, *(["data.subset=mine"] if folder == "mine" else []))
+    assert texts(found.splits["train"]) == ["good 0", "bad 0", "good 1", "bad 1"]
+
+
+def test_a_repository_in_the_hubs_layout_is_read_by_its_card(tmp_path, monkeypatch):
+    monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path / "cache"))
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["neg", "pos"]), "idx": Value("int32")})
+    rows = Dataset.from_dict({"sentence": ["fine", "dull"], "label": [1, 0], "idx": [0, 1]}, features=features)
+    repository = tmp_path / "repository"
+    for subset in ("a", "b"):
+        for name in ("train", "dev"):
+            (repository / subset).mkdir(parents=True, exist_ok=True)
+            rows.to_parquet(repository / subset / f"{name}-00000-of-00001.parquet")
+    card = "---\nconfigs:\n" + "".join(
+        f"- config_name: {subset}\n  data_files:\n  - split: train\n    path: {subset}/train-*\n"
+        f"  - split: validation\n    path: {subset}/dev-*\n"
+        for subset in ("a", "b")
+    )
+    (repository / "README.md").write_text(card + "---\n")
+    tables = hub_tables("data.path", str(repository), "b", None, ["train", "validation"])
+    assert tables["train"].column("sentence").to_pylist() == ["fine", "dull"]
+    assert tables["train"].column("label").to_pylist() == [1, 0]
+    with pytest.raises(UserError, match=r"has no split 'test' that can be read .*data.splits"):
+        hub_tables("data.path", str(repository), "b", None, ["test"])
+    with pytest.raises(UserError, match=r"has no split 'train' that can be read .*data.subset"):
+        hub_tables("data.path", str(repository), None, None, ["train"])
+
+
+def test_a_data_set_of_the_hub_becomes_rows(tmp_path, monkeypatch):
+    table = pa.table({"sentence": ["fine ", "dull"], "label": [1, 0], "idx": [0, 1]})
+    monkeypatch.setattr("sentexp.data.sources.hub_tables", lambda *given: dict.fromkeys(given[-1], table))
+    found = load_source(load_config("data=sst2").data)
+    assert set(found.splits) == {"train", "test"}
+    assert texts(found.splits["test"]) == ["fine", "dull"]
+    with pytest.raises(UserError, match=r"data.text=body is not a column of stanfordnlp/sst2: .* sentence, label, idx"):
+        load_source(load_config("data=sst2", "data.text=body").data)
 
 
 def test_labels_are_read_by_name_or_number(tmp_path):
     rows = [{"sentence": "a", "label": "Positive"}, {"sentence": "b", "label": "negative"}]
     (tmp_path / "x.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    assert source(tmp_path / "x.jsonl")["train"]["label"][:] == [1, 0]
-
-
-def test_a_text_that_looks_like_a_missing_value_is_a_text(tmp_path):
-    (tmp_path / "x.csv").write_text("sentence,label\nNA,1\nnull,0\n")
-    assert source(tmp_path / "x.csv")["train"]["text"][:] == ["NA", "null"]
+    assert labels(source(tmp_path / "x.jsonl").splits["train"]) == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -51,17 +98,101 @@ def test_a_text_that_looks_like_a_missing_value_is_a_text(tmp_path):
     [
         ("body,label\na,1\n", (), r"data.text=sentence is not a column of .*: its columns are body, label"),
         ("sentence,stars\na,1\n", (), r"data.label=label is not a column of .*: its columns are sentence, stars"),
+        ("sentence,label\na,1\n", ("data.slices=region",), r"data.slices \(region\)=region is not a column"),
+        ("sentence,label\na,1\n", ("data.group=who",), r"data.group=who is not a column"),
         ("sentence,label\na,1\nb,7\n", (), r"Row 2 of .* has the label '7', which is none of .*negative.*positive"),
+        (
+            "sentence,label\na,1\nb,7\nc,8\n",
+            (),
+            r"has the label '7', .* \(and 1 more rows\): .* map it with data.labels",
+        ),
         ("sentence,label\na,-1\n", (), r"-1 marks hidden labels"),
-        ("sentence,label\na,1\n  ,0\n", (), r"Row 2 of .* has an empty text"),
-        ("", (), r"cannot be read as .csv"),
-        ("sentence,label\n", (), r"cannot be read as .csv .*at least one row"),
+        ("sentence,label\na,1\n  ,0\n", (), r"Row 2 of .* has an empty text: .* data.on_bad_rows=skip"),
+        ("sentence,label\na,1\nb,\n", (), r"Row 2 of .* has the label ''"),
     ],
 )
 def test_faulty_rows_are_named(tmp_path, content, overrides, sentence):
     (tmp_path / "x.csv").write_text(content)
     with pytest.raises(UserError, match=sentence):
         source(tmp_path / "x.csv", *overrides)
+
+
+def test_faulty_rows_are_left_out_and_counted_on_request(tmp_path):
+    (tmp_path / "x.csv").write_text("sentence,label\na,1\n  ,0\nb,7\nc,0\nd,1,2\n,8\n")
+    found = source(tmp_path / "x.csv", "data.on_bad_rows=skip")
+    assert texts(found.splits["train"]) == ["a", "c"]
+    assert found.left_out == {"train": {"empty text": 2, "unknown label": 1, "ragged": 1}}
+
+
+def test_labels_that_are_found_are_the_classes_in_their_order(tmp_path):
+    (tmp_path / "x.csv").write_text("text,label\na,10\nb,9\nc,9.0\nd,-1\n")
+    found = own(tmp_path / "x.csv")
+    assert found.labels == ["-1", "9", "10"]
+    assert labels(found.splits["train"]) == [2, 1, 1, 0]
+    (tmp_path / "y.csv").write_text("text,label\na,good\nb,Bad\n")
+    assert own(tmp_path / "y.csv").labels == ["Bad", "good"]
+
+
+def test_labels_are_mapped_and_left_out_by_configuration(tmp_path):
+    stars = "".join(f"text {row},{row % 5 + 1}\n" for row in range(10))
+    (tmp_path / "x.csv").write_text("body,stars\n" + stars)
+    mapping = "data.labels={1: negative, 2: negative, 3: null, 4: positive, 5: positive}"
+    found = own(tmp_path / "x.csv", "data.text=body", "data.label=stars", mapping)
+    assert found.labels == ["negative", "positive"]
+    assert labels(found.splits["train"]) == [0, 0, 1, 1] * 2
+    assert found.left_out == {"train": {"left out by data.labels": 2}}
+    with pytest.raises(UserError, match=r"Row 5 of .* has the label '5', which is none of data.labels="):
+        own(tmp_path / "x.csv", "data.text=body", "data.label=stars", mapping.replace(", 5: positive", ""))
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([(f"text {n}", n) for n in range(200)], r"200 different labels \(0, 1, 2, ...\): more than 100 classes"),
+        ([("a", "good"), ("b", "good")], r"has one label only, good: a classifier needs at least two"),
+        (
+            [("a", "good!"), ("b", "bad")],
+            r"data.labels holds 'good!': MLflow takes .*data.labels=\{'good!': other_name",
+        ),
+        ([("a", "good"), ("b", ""), ("c", "bad")], r"Row 2 of .* has no label"),
+    ],
+)
+def test_labels_that_are_no_classes_are_told(tmp_path, rows, sentence):
+    (tmp_path / "x.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    with pytest.raises(UserError, match=sentence):
+        own(tmp_path / "x.csv")
+
+
+def test_a_header_that_is_repeated_below_is_told(tmp_path):
+    (tmp_path / "x.csv").write_text("sentence,label\na,1\nsentence,label\nb,0\n")
+    for read in (source, own):
+        overrides = ["data.text=sentence"] if read is own else []
+        with pytest.raises(UserError, match=r"Row 2 of .* has the label 'label'"):
+            read(tmp_path / "x.csv", *overrides)
+
+
+def test_slices_and_groups_are_kept(tmp_path):
+    (tmp_path / "x.csv").write_text("text,label,region,who\na,1,north,x\nb,0,,y\n")
+    table = own(tmp_path / "x.csv", "data.slices=[region]", "data.group=who").splits["train"]
+    assert table.column("slice.region").to_pylist() == ["north", ""]
+    assert table.column("group").to_pylist() == ["x", "y"]
+
+
+def test_splits_may_be_files_of_their_own(tmp_path):
+    for name in ("fit", "held_out"):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{name} a,1\n{name} b,0\n")
+    found = own(tmp_path, "data.splits.train=fit", "data.splits.test=held_out.csv")
+    assert texts(found.splits["train"]) == ["fit a", "fit b"]
+    assert texts(found.splits["test"]) == ["held_out a", "held_out b"]
+
+
+def test_two_files_for_one_split_are_not_guessed_at(tmp_path):
+    for name in ("train.csv", "train.tsv"):
+        (tmp_path / name).write_text("text,label\na,1\n")
+    with pytest.raises(UserError, match=r"has 2 files for the split 'train' \(train.csv, train.tsv\)"):
+        own(tmp_path)
+    (tmp_path / "train.tsv").write_text("text\tlabel\na\t1\nb\t0\n")
+    assert texts(own(tmp_path, "data.splits.train=train.tsv").splits["train"]) == ["a", "b"]
 
 
 def test_a_missing_path_is_named():
@@ -75,22 +206,21 @@ def test_a_missing_split_is_named(tmp_path):
         source(tmp_path)
 
 
-def test_another_kind_of_file_is_refused(tmp_path):
-    (tmp_path / "x.xlsx").write_text("")
-    with pytest.raises(UserError, match=r"ending '.xlsx': it must be one of .tsv"):
-        source(tmp_path / "x.xlsx")
-
-
-def test_a_data_set_on_the_hub_while_offline_says_what_to_pass():
-    with pytest.raises(UserError, match=r"data.path=stanfordnlp/sst2 .* cannot be reached .* data.path=<folder>"):
-        load_source(load_config("data=sst2").data)
+def test_data_sets_on_the_hub_while_offline_say_what_to_pass():
+    for name, repository in {
+        "sst2": "stanfordnlp/sst2",
+        "fpb": "takala/financial_phrasebank",
+        "multilingual": "tyqiangz/multilingual-sentiments",
+    }.items():
+        with pytest.raises(UserError, match=rf"data.path={repository} .* cannot be reached .* data.path=<folder>"):
+            load_source(load_config(f"data={name}").data)
 
 
 def test_numbers_are_texts_and_may_be_names_of_labels(tmp_path):
     (tmp_path / "x.csv").write_text("sentence,label\n5,1\n7,5\n")
-    rows = source(tmp_path / "x.csv", "data.labels=['1','5']")["train"]
-    assert rows["text"][:] == ["5", "7"]
-    assert rows["label"][:] == [0, 1]
+    rows = source(tmp_path / "x.csv", "data.labels=['1','5']").splits["train"]
+    assert texts(rows) == ["5", "7"]
+    assert labels(rows) == [0, 1]
     (tmp_path / "y.csv").write_text("sentence,label\n5,0\n")
     with pytest.raises(UserError, match="has the label '0'"):
         source(tmp_path / "y.csv", "data.labels=['1','5']")
@@ -102,17 +232,159 @@ def test_one_file_has_no_named_splits(tmp_path):
         source(tmp_path / "x.csv", "data.splits.validation=foo")
 
 
-def test_garbage_in_a_parquet_file_is_named(tmp_path):
-    (tmp_path / "x.parquet").write_bytes(b"garbage")
-    with pytest.raises(UserError, match=r"x.parquet cannot be read as .parquet"):
-        source(tmp_path / "x.parquet")
-
-
 def test_a_package_has_one_table():
     with pytest.raises(UserError, match=r"data=imdb is one table of an installed package"):
         load_source(load_config("data=imdb", "data.splits.test=test").data)
 
 
+PHRASES = {
+    "50": ["Sales rose to EUR 5 mn .@positive", "Profit fell , it said .@negative", "It has 3 @ 4 shops .@neutral"],
+    "66": ["Sales rose to EUR 5 mn .@positive", "Profit fell , it said .@negative"],
+    "75": ["Sales rose to EUR 5 mn .@positive"],
+    "All": ["Sales rose to EUR 5 mn .@positive"],
+}
+
+
+def phrase_files():
+    return {
+        f"Sentences_{level}Agree.txt": ("\r\n".join(lines) + "\r\n").encode("latin-1")
+        for level, lines in PHRASES.items()
+    }
+
+
+def phrases(path):
+    return load_source(load_config("data=fpb", f"data.path={path}").data).splits["train"]
+
+
+def test_the_phrase_bank_is_read_from_a_folder_or_a_zip_in_any_layout(tmp_path):
+    (tmp_path / "plain").mkdir()
+    for name, content in phrase_files().items():
+        (tmp_path / "plain" / name).write_bytes(content)
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "hub" / "data" / "FinancialPhraseBank-v1.0.zip", "w") as archive:
+        for name, content in phrase_files().items():
+            archive.writestr(f"FinancialPhraseBank-v1.0/{name}", content)
+            archive.writestr(f"__MACOSX/FinancialPhraseBank-v1.0/._{name}", b"x")
+    for path in (tmp_path / "plain", tmp_path / "hub", tmp_path / "hub" / "data" / "FinancialPhraseBank-v1.0.zip"):
+        rows = phrases(path)
+        assert texts(rows) == ["Sales rose to EUR 5 mn .", "Profit fell , it said .", "It has 3 @ 4 shops ."]
+        assert labels(rows) == [2, 0, 1]
+        assert rows.column("slice.agreement").to_pylist() == ["all", "66", "50"]
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["../Sentences_50Agree.txt"], r"points out of the archive: it is not trusted"),
+        (["a/Sentences_50Agree.txt", "b/Sentences_50Agree.txt"], r"holds 2 files of the name Sentences_50Agree.txt"),
+        (["readme.txt"], r"holds 0 files of the name"),
+    ],
+)
+def test_an_archive_that_is_not_the_phrase_bank_is_refused(tmp_path, names, sentence):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, b"a@neutral")
+    with pytest.raises(UserError, match=sentence):
+        phrases(tmp_path / "x.zip")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.zip"]
+
+
+def test_a_bomb_in_an_archive_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("Sentences_50Agree.txt", b"0" * (LARGEST_MEMBER + 1))
+    with pytest.raises(UserError, match=r"bytes: the real one is below one million"):
+        phrases(tmp_path / "x.zip")
+
+
+def test_faults_in_the_phrase_bank_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"has no Sentences_50Agree.txt and no zip"):
+        phrases(tmp_path)
+    (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 not whole")
+    with pytest.raises(UserError, match=r"(is no whole zip|no zip that could hold it)"):
+        phrases(tmp_path)
+    for name, content in phrase_files().items():
+        (tmp_path / name).write_bytes(content.replace(b"@negative", b""))
+    with pytest.raises(UserError, match=r"Line 2 of Sentences_50Agree.txt .* must be text@label"):
+        phrases(tmp_path)
+
+
+def languages(tmp_path, *overrides):
+    return load_source(load_config("data=multilingual", f"data.path={tmp_path}", *overrides).data)
+
+
+def write_languages(folder):
+    for language, names in {"english": ("train", "valid", "test"), "thai": ("valid", "test")}.items():
+        (folder / language).mkdir(parents=True)
+        for name in names:
+            rows = f'"{language} {name}, a",positive,x\n{language} {name} b,negative,x\n'
+            (folder / language / f"{name}.csv").write_text("text,label,source\n" + rows)
+
+
+@pytest.mark.parametrize("place", ["", "data"])
+def test_languages_are_read_from_their_folders(tmp_path, place):
+    write_languages(tmp_path / place)
+    found = languages(tmp_path)
+    assert texts(found.splits["train"]) == ["english train, a", "english train b"]
+    assert found.splits["test"].column("slice.language").to_pylist() == ["english", "english", "thai", "thai"]
+    assert labels(found.splits["train"]) == [2, 0]
+    assert "thai: no training texts here" in found.notes[0]
+    assert languages(tmp_path, "data.languages=[english]").notes == []
+
+
+def test_languages_that_are_not_there_are_named(tmp_path):
+    write_languages(tmp_path)
+    with pytest.raises(UserError, match=r"names welsh, which .* lacks: it has english, thai"):
+        languages(tmp_path, "data.languages=[english,welsh]")
+    with pytest.raises(UserError, match=r"thai has no train.csv .* nothing to train on"):
+        languages(tmp_path, "data.languages=thai")
+    with pytest.raises(UserError, match=r"has no folders <language>/"):
+        languages(tmp_path / "english")
+
+
+def test_ratings_become_classes_and_documents_groups(tmp_path):
+    name = "amazonReviewSnippets_GroundTruth.txt"
+    rows = ["1_1\t0.5\tit is here", "1_2\t-0.6\tit broke", '2_1\t3\tI "love" it']
+    (tmp_path / name).write_bytes(("id\tsentiment\ttext\r\n" + "\r\n".join(rows) + "\r\n").encode())
+
+    def read(*overrides):
+        return load_source(
+            load_config("data=tweets", "data.domains=[products]", f"data.path={tmp_path}", *overrides).data
+        ).splits["train"]
+
+    assert labels(read()) == [1, 0, 2]
+    assert labels(read("data.neutral_band=0")) == [2, 0, 2]
+    assert labels(read("data.neutral_band=1")) == [1, 1, 2]
+    assert labels(read("data.labels={neutral: null}")) == [0, 1]
+    assert read().column("group").to_pylist() == ["products 1", "products 1", "products 2"]
+    assert read().column("slice.domain").to_pylist() == ["products"] * 3
+    (tmp_path / name).write_text("id\tsentiment\ttext\n1\t5\ta\n")
+    with pytest.raises(UserError, match=r"Row 1 of .* has the rating '5': it must be a number from -4 to 4"):
+        read()
+
+
+def test_the_embedded_tweets():
+    rows = load_source(load_config("data=tweets").data).splits["train"]
+    assert [labels(rows).count(index) for index in range(3)] == [1062, 838, 2300]
+    everything = load_source(load_config("data=tweets", "data.domains=all").data).splits["train"]
+    assert everything.num_rows == 4_200 + 10_605 + 3_708 + 5_190
+
+
 def test_real_sst2(shared):
-    splits = source(shared / "sst2")
-    assert {name: len(rows) for name, rows in splits.items()} == {"train": 67_349, "validation": 872}
+    found = source(shared / "sst2")
+    assert {name: len(rows) for name, rows in found.splits.items()} == {"train": 67_349, "test": 872}
+    assert found.stripped == {"train": 67_349, "test": 872}
+    assert [labels(found.splits["test"]).count(index) for index in range(2)] == [428, 444]
+
+
+def test_the_real_languages(shared):
+    found = languages(shared / "multilingual").splits
+    counts = {name: table.column("slice.language").value_counts().to_pylist() for name, table in found.items()}
+    counts = {name: {row["values"]: row["counts"] for row in rows} for name, rows in counts.items()}
+    balanced = ["arabic", "english", "french", "german", "hindi", "italian", "portuguese", "spanish"]
+    for language in balanced:
+        assert [counts[name][language] for name in ("train", "validation", "test")] == [1_839, 324, 870]
+    assert [counts[name]["indonesian"] for name in counts] == [11_000, 1_260, 500]
+    assert [counts[name]["malay"] for name in counts] == [4_687, 1_005, 1_005]
+    for language in ("chinese", "japanese"):
+        assert [counts[name].get(language) for name in counts] == [None, 3_000, 3_000]
+    assert len(counts["test"]) == 12

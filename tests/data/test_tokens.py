@@ -1,10 +1,16 @@
-"""Tokens: the frame survives truncation, the cache knows what it depends on."""
+"""Tokens: the frame survives truncation, the cache knows what it depends on, is whole or absent, and is shared."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow as pa
 import pytest
-from datasets import Dataset
 
 from sentexp.config import load_config
-from sentexp.data.tokens import encode, tokenize, truncated
+from sentexp.data.tokens import encode, tokenize
 from sentexp.errors import UserError
 from sentexp.models.backbone import load_tokenizer, locate_backbone
 
@@ -17,40 +23,140 @@ def tokenizer():
 
 
 def rows(*texts):
-    return Dataset.from_dict({"text": list(texts), "label": [0] * len(texts)})
+    return pa.table({"text": pa.array(texts, pa.large_string()), "label": pa.array([0] * len(texts), pa.int32())})
+
+
+def ids_of(text, tokenizer, template, max_length):
+    ((ids,), (full,)) = encode([text], tokenizer, template, max_length)
+    return ids, full
 
 
 def test_a_long_text_loses_its_end_and_keeps_its_frame(tokenizer):
-    (ids,) = encode(["good " * 50], tokenizer, FRAME, 40)
+    ids, full = ids_of("good " * 50, tokenizer, FRAME, 40)
     text = tokenizer.decode(ids)
     assert len(ids) == 40
+    assert full == len(tokenizer(FRAME.replace("{text}", "good " * 50))["input_ids"])
     assert text.startswith("Review: good")
     assert text.endswith("\nSentiment:")
 
 
 def test_a_bare_text_is_cut_at_the_end(tokenizer):
-    (ids,) = encode(["abcdef"], tokenizer, "{text}", 4)
-    assert tokenizer.decode(ids) == "abcd"
+    assert tokenizer.decode(ids_of("abcdef", tokenizer, "{text}", 4)[0]) == "abcd"
 
 
-def test_braces_in_a_text_are_text(tokenizer):
-    (ids,) = encode(["{label} {0}"], tokenizer, FRAME, 100)
-    assert "{label} {0}" in tokenizer.decode(ids)
+@pytest.mark.parametrize("text", ["{label} {0}", "שלום 👍🏽", "a\0b", "=1+1", "\ufeffx"])
+def test_odd_texts_are_text(tokenizer, text):
+    ids, _ = ids_of(text, tokenizer, FRAME, 100)
+    assert ids == tokenizer(FRAME.replace("{text}", text))["input_ids"]
+    assert text in tokenizer.decode(ids)
+
+
+def test_token_ids_are_those_of_the_tokenizer(tokenizer, shared):
+    from transformers import AutoTokenizer
+
+    texts = ["a warm and FUNNY film", "", "naïve — 北京", "x" * 300]
+    real = AutoTokenizer.from_pretrained(shared / "models" / "stories260K-hf")
+    for one in (tokenizer, real):
+        expected = one([FRAME.replace("{text}", text) for text in texts])["input_ids"]
+        assert encode(texts, one, FRAME, 10_000)[0] == expected
+
+
+def files(folder, ending):
+    return list((folder / "tokens").glob(f"*.{ending}"))
 
 
 def test_tokens_are_cached_by_what_they_depend_on(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
     tokenize(rows("a film"), tokenizer, "{text}", 50, progress=False)
     tokenize(rows("a film"), tokenizer, "{text}", 50, progress=False)
-    assert len(list((tmp_path / "tokens").glob("*.arrow"))) == 1
+    assert len(files(tmp_path, "arrow")) == 1
     tokenize(rows("a film"), tokenizer, "{text}!", 50, progress=False)
     tokenize(rows("a film"), tokenizer, "{text}", 40, progress=False)
     tokenize(rows("b film"), tokenizer, "{text}", 50, progress=False)
-    assert len(list((tmp_path / "tokens").glob("*.arrow"))) == 4
+    assert len(files(tmp_path, "arrow")) == 4
+    assert files(tmp_path, "part") == []
+
+
+def test_a_second_reading_does_not_tokenise(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
+    first = tokenize(rows("a film", "b"), tokenizer, "{text}", 50, progress=False)
+    monkeypatch.setattr("sentexp.data.tokens._write", lambda *_: pytest.fail("tokenised again"))
+    again = tokenize(rows("a film", "b"), tokenizer, "{text}", 50, progress=False)
+    assert again.ids([1, 0]) == first.ids([1, 0])
+
+
+def test_rows_are_found_over_many_batches(tokenizer, monkeypatch):
+    monkeypatch.setattr("sentexp.data.tokens.BATCH", 7)
+    texts = [f"text number {index}" for index in range(40)]
+    tokens = tokenize(rows(*texts), tokenizer, "{text}?", 50, progress=False)
+    assert len(tokens) == 40
+    assert [tokenizer.decode(ids) for ids in tokens.ids([39, 0, 7, 6])] == [f"{texts[row]}?" for row in (39, 0, 7, 6)]
+    assert list(tokens.lengths) == [len(ids) for ids in tokens.ids(range(40))]
 
 
 def test_cut_texts_are_counted(tokenizer):
-    assert truncated(tokenize(rows("abcdef", "ab"), tokenizer, "{text}", 5, progress=False), 5) == 0.5
+    tokens = tokenize(rows("abcdef", "abcde", "ab"), tokenizer, "{text}", 5, progress=False)
+    assert list(tokens.full_lengths) == [6, 5, 2]
+    assert list(tokens.lengths) == [5, 5, 2]
+    assert tokens.cut == pytest.approx(1 / 3)
+
+
+def test_a_failure_in_mid_way_leaves_no_file_under_its_name(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
+    monkeypatch.setattr("sentexp.data.tokens.BATCH", 1)
+    calls = []
+
+    def fail_at_the_second(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sentexp.data.tokens.encode", fail_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(rows("a film", "b"), tokenizer, "{text}", 50, progress=False)
+    assert files(tmp_path, "arrow") == []
+    assert len(tokenize(rows("a film", "b"), tokenizer, "{text}", 50, progress=False)) == 2
+    assert files(tmp_path, "part") == []
+
+
+PROCESS = """
+import sys
+import pyarrow as pa
+from sentexp.config import load_config
+from sentexp.data import tokens
+from sentexp.models.backbone import load_tokenizer, locate_backbone
+tokenizer = load_tokenizer(locate_backbone(load_config("model=tiny").model))
+tokens.BATCH = 20
+write = tokens._write
+def told(*given):
+    print("writing", flush=True)
+    write(*given)
+tokens._write = told
+texts = [f"text number {index}" for index in range(20_000)]
+table = pa.table({"text": pa.array(texts, pa.large_string()), "label": pa.array([0] * len(texts), pa.int32())})
+print(len(tokens.tokenize(table, tokenizer, "{text}", 50, progress=False)), flush=True)
+"""
+
+
+def start(environment):
+    return subprocess.Popen([sys.executable, "-c", PROCESS], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_tokenisation_is_done_again_and_two_at_once_do_it_once(command_environment, tmp_path):
+    environment = {**command_environment, "SENTEXP_CACHE": str(tmp_path)}
+    with start(environment) as killed:
+        assert killed.stdout.readline() == "writing\n"
+        while not files(tmp_path, "part"):
+            time.sleep(0.01)
+        os.kill(killed.pid, signal.SIGKILL)
+    assert files(tmp_path, "arrow") == []
+    with start(environment) as one, start(environment) as other:
+        outputs = [one.stdout.read(), other.stdout.read()]
+    assert sorted(outputs) == ["20000\n", "writing\n20000\n"]
+    assert len(files(tmp_path, "arrow")) == 1
+    assert files(tmp_path, "part") == []
 
 
 def test_no_room_for_the_text_is_refused(tokenizer):

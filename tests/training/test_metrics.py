@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn import metrics as reference
 
-from sentexp.training.metrics import SplitMetrics
+from sentexp.training.metrics import SplitMetrics, slice_metrics
 
 
 def computed(logits, targets, labels, batch=7):
@@ -67,3 +67,23 @@ def test_probabilities_are_float32():
     low, full = computed(logits.bfloat16(), targets, ["a", "b"]), computed(logits, targets, ["a", "b"])
     assert low["loss"] == pytest.approx(full["loss"], rel=1e-3)
     assert low["loss"] > 0
+
+
+def test_slices_are_measured_by_themselves():
+    generator = torch.Generator().manual_seed(1)
+    targets = torch.randint(2, (60,), generator=generator)
+    logits = torch.randn(60, 2, generator=generator)
+    first, single = torch.arange(60) < 40, targets == 1
+    masks = {"place/first": first, "place/nobody": torch.zeros(60, dtype=torch.bool), "only_b": single}
+    values = slice_metrics(["a", "b"], logits, targets, masks)
+    assert values["place/first/rows"] == 40
+    assert values["place/first/accuracy"] == pytest.approx(
+        reference.accuracy_score(targets[first], logits[first].argmax(-1))
+    )
+    assert values["place/first/f1_macro"] == pytest.approx(
+        reference.f1_score(targets[first], logits[first].argmax(-1), average="macro")
+    )
+    assert values["place/nobody/rows"] == 0
+    assert "place/nobody/accuracy" not in values
+    assert "only_b/auroc_macro" not in values  # one class has no rest
+    assert "only_b/accuracy" in values

@@ -25,7 +25,8 @@ def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> list[str]:
     import pyarrow.compute as pc
 
     found = {_word(value) for table in tables.values() for value in pc.unique(table.column("label")).to_pylist()}
-    words = sorted(found - {""}, key=_order)
+    header = getattr(data, "label", None)  # a header that is repeated below is no class, and its row is refused
+    words = sorted(found - {"", header}, key=_order)
     require(
         len(words) <= MOST_CLASSES,
         f"data={data.name} has {len(words):,} different labels ({', '.join(words[:3])}, ...): more than {MOST_CLASSES} "

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -256,7 +257,8 @@ def _phrase_bank(data: PhraseBank) -> "pa.Table":
     import pyarrow as pa
 
     lines = {level: _agreement_lines(data, name) for level, name in AGREEMENT_FILES.items()}
-    held = {level: set(found) for level, found in lines.items()}
+    held = {level: Counter(found) for level, found in lines.items()}
+    seen = Counter[str]()
     sentences = []
     for number, line in enumerate(lines[AGREEMENT_LEVELS[0]], start=1):
         text, at, label = line.rpartition("@")
@@ -265,7 +267,9 @@ def _phrase_bank(data: PhraseBank) -> "pa.Table":
             f"Line {number} of {AGREEMENT_FILES[AGREEMENT_LEVELS[0]]} of data.path={data.path} reads {line[:60]!r}: it "
             "must be text@label.",
         )
-        sentences.append((text, label, [level for level in AGREEMENT_LEVELS if line in held[level]][-1]))
+        seen[line] += 1  # a sentence that stands twice here may stand once in a higher level
+        level = [level for level in AGREEMENT_LEVELS if held[level][line] >= seen[line]][-1]
+        sentences.append((text, label, level))
     require(bool(sentences), f"data.path={data.path} has no sentences in its files: fetch the archive again.")
     return pa.table(
         {

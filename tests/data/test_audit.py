@@ -1,0 +1,226 @@
+"""The audit: every fault that is planted is found and counted, what is sound is not accused, nothing is changed."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sentexp.config import load_config
+from sentexp.data.audit import MOJIBAKE, NEAR, audit, duplicate_free, near_pairs
+from sentexp.data.splits import NAMES, load_examples, normalise
+from sentexp.data.tokens import tokenize
+from sentexp.models.backbone import load_tokenizer, locate_backbone
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(locate_backbone(load_config("model=tiny").model))
+
+
+def look(data, tokenizer, max_length=None, near=True):
+    examples = load_examples(data, whole=True)
+    limit = max_length or data.max_length
+    tokens = {name: tokenize(examples.split(name), tokenizer, "{text}", limit, progress=False) for name in NAMES}
+    return audit(data.name, examples, tokens, limit, near), examples
+
+
+@pytest.fixture
+def planted(tmp_path, tokenizer):
+    """Return a function from rows by split, as (text, label), to their audit."""
+
+    def build(splits, *overrides, **options):
+        for name, rows in splits.items():
+            lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        words = ["data=csv", f"data.path={tmp_path}", "data.splits.validation=validation", "data.splits.test=test"]
+        return look(load_config(*words, *overrides).data, tokenizer, **options)
+
+    return build
+
+
+SOUND = {
+    "train": [
+        ("the cast is fine and funny", "good"),
+        ("a dull affair from start to end", "bad"),
+        ("naïve über café", "good"),
+    ],
+    "validation": [("we laughed a lot that evening", "good"), ("boring", "bad")],
+    "test": [("what a lovely little thing", "good"), ("北京的天气很好，我很喜欢", "bad")],
+}
+
+
+def plus(**more):
+    return {name: rows + more.get(name, []) for name, rows in SOUND.items()}
+
+
+def test_sound_data_are_not_accused(planted):
+    found, _ = planted(SOUND)
+    assert [finding.name for finding in found.findings if finding.found] == []
+    assert found.warnings == []
+    assert found.rows == {"train": 3, "validation": 2, "test": 2}
+    assert found.labels["train"] == {"bad": 1, "good": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "rows"),
+    [
+        ("repeated text (exact)", {"train": [("boring!", "bad")] * 3}, [2, 0, 0]),
+        ("repeated text (normalised)", {"test": [("So  WHAT", "bad"), ("so what", "bad")]}, [0, 0, 1]),
+        ("text also in train", {"test": [("The cast is  fine and funny", "good")]}, [None, 0, 1]),
+        ("text also in validation", {"test": [("Boring", "bad")]}, [None, None, 1]),
+        ("text that has another label elsewhere", {"test": [("Boring", "good")]}, [0, 1, 1]),
+        ("near-duplicate of a text in train", {"test": [("and the cast is fine, funny!!", "good")]}, [None, 0, 1]),
+        (
+            "near-duplicate of a text in its split",
+            {"train": [("the cast is fine and funny...", "good"), ("the cast is fine and funny?", "good")]},
+            [3, 0, 0],
+        ),
+        (
+            "near-duplicate of a text in validation",
+            {"test": [("that evening we laughed a lot", "good")]},
+            [None, None, 1],
+        ),
+        ("replacement character U+FFFD", {"train": [("f\ufffdr immer", "good")]}, [1, 0, 0]),
+        ("control character", {"validation": [("nul \0 here", "good"), ("c1 \x96 here", "bad")]}, [0, 2, 0]),
+        ("bidirectional control character", {"test": [("go \u202eback", "good")]}, [0, 0, 1]),
+        ("piece of HTML", {"train": [("so<br /><br />good", "good"), ("bread &amp; butter", "good")]}, [2, 0, 0]),
+        ("written-out escape such as \\u2019", {"train": [(r"can\u2019t wait", "good")]}, [1, 0, 0]),
+        ("spreadsheet formula", {"train": [("=cmd|' /C calc'!A0", "good"), ("=SUM(A1)", "bad")]}, [2, 0, 0]),
+        (MOJIBAKE, {"test": [("trÃ¨s agrÃ©able, lâ€™ami", "good")]}, [0, 0, 1]),
+        ("surrounding blanks, which were taken off", {"train": [(" so ", "bad")]}, [1, 0, 0]),
+    ],
+)
+def test_every_planted_fault_is_found(planted, name, more, rows):
+    found, _ = planted(plus(**more))
+    finding = found.finding(name)
+    assert [finding.rows.get(split) for split in NAMES] == rows
+    assert finding.examples or "exact" in name or "blanks" in name
+
+
+def test_examples_show_the_place_and_no_raw_control_character(planted):
+    found, _ = planted(plus(train=[("x" * 500 + " \x1b[31m red", "good")]))
+    (example,) = found.finding("control character").examples
+    assert r"\x1b[31m red" in example
+    assert example.isprintable()
+    assert example.startswith("train 4: ...")
+
+
+def test_emoji_quotes_and_mathematics_are_no_faults(planted):
+    more = [
+        ("i love it 👍🏽 :-) <3", "good"),
+        ("5 < 6 & 7 > 2", "bad"),
+        ("-- said no one", "bad"),
+        ("“really” — ‘yes’", "good"),
+    ]
+    found, _ = planted(plus(train=more))
+    assert [finding.name for finding in found.findings if finding.found] == []
+
+
+def test_warnings_are_sentences(planted):
+    extra = [("the cast is fine and funny", "good")]
+    found, _ = planted(
+        plus(train=[(f"so many good words {i} about film {i}", "good") for i in range(9)], test=extra), max_length=30
+    )
+    text = "\n".join(found.warnings)
+    assert "The largest class of the training split has 11.0 times the rows of the smallest" in text
+    assert "1 test texts also stand in the training split" in text
+    assert "cut at data.max_length=30" in text
+
+
+def test_a_class_that_a_split_lacks_is_told(planted):
+    found, _ = planted({**SOUND, "test": [("so lovely", "good")]}, "data.labels=[bad,good,so so]")
+    assert "No row of the test split has the label bad, so so: no metric of it can be measured there." in found.warnings
+    assert "No row of the train split has the label so so: it cannot be learnt." in found.warnings
+
+
+def test_rows_that_were_left_out_are_told(planted):
+    found, _ = planted(plus(train=[("", "good"), ("x", "so so")]), "data.labels=[bad,good]", "data.on_bad_rows=skip")
+    assert "Rows left out of the source's train split: 1 (empty text), 1 (unknown label)." in found.warnings
+
+
+def test_lengths_are_counted(planted):
+    found, _ = planted(plus(train=[("x" * 99, "bad")]), max_length=50)
+    assert found.token_quantiles["train"][-1] == 99
+    assert sum(found.tokens["train"]) == 4
+    assert found.cut["train"] == pytest.approx(1 / 4)
+    assert found.token_edges[-1] >= 99
+
+
+def test_an_audit_is_json(planted):
+    found, _ = planted(SOUND)
+    assert json.loads(json.dumps(found.to_dict()))["rows"] == found.rows
+
+
+def test_the_duplicate_free_rows_stand_nowhere_else(planted):
+    _, examples = planted(
+        plus(test=[("The cast is fine and FUNNY", "good"), ("Boring", "bad"), ("new", "bad"), ("New", "bad")])
+    )
+    assert duplicate_free(examples).tolist() == [True, True, False, False, True, False]
+
+
+def brute_force(texts):
+    words = [set(normalise(text).split()) for text in texts]
+    return {
+        (a, b)
+        for a in range(len(texts))
+        for b in range(a + 1, len(texts))
+        if min(len(words[a]), len(words[b])) >= 4 and len(words[a] & words[b]) / len(words[a] | words[b]) >= NEAR
+    }
+
+
+@given(st.lists(st.sets(st.sampled_from("abcdefghijklmno"), min_size=1, max_size=12), min_size=2, max_size=25))
+@settings(max_examples=60)
+def test_what_is_called_near_is_near(sets):
+    texts = list(dict.fromkeys(" ".join(sorted(words)) for words in sets))
+    left, right = near_pairs(pa.chunked_array([pa.array(texts, pa.large_string())]))
+    found = set(zip(left.tolist(), right.tolist(), strict=True))
+    assert found <= brute_force(texts)
+
+
+def test_near_duplicates_are_found_with_high_probability():
+    random = np.random.default_rng(0)
+    vocabulary = [f"word{index}" for index in range(5000)]
+    originals = [" ".join(random.choice(vocabulary, 20, replace=False)) for _ in range(500)]
+    copies = [text.replace(text.split()[3], "changed") for text in originals]  # Jaccard 19/21 = 0.905
+    left, right = near_pairs(pa.chunked_array([pa.array(originals + copies, pa.large_string())]))
+    pairs = set(zip(left.tolist(), right.tolist(), strict=True))
+    assert sum((index, index + 500) in pairs for index in range(500)) >= 498
+    assert all(b - a == 500 for a, b in pairs)
+
+
+def test_a_large_family_of_alike_texts_costs_no_square():
+    texts = [
+        " ".join(["thank", "you", "for", "your", "kind", "review", "of", "our", "house", f"number{i}"])
+        for i in range(3000)
+    ]
+    left, right = near_pairs(pa.chunked_array([pa.array(texts, pa.large_string())]))
+    assert set(left.tolist()) | set(right.tolist()) == set(range(3000))
+    assert len(left) < 16 * 3000
+
+
+def test_the_known_faults_of_the_real_data_are_found(shared, tokenizer):
+    sst2, _ = look(load_config("data=sst2", f"data.path={shared / 'sst2'}").data, tokenizer, near=False)
+    assert sum(sst2.finding("repeated text (exact)").rows[name] for name in ("train", "validation")) == 371
+    assert sst2.finding("surrounding blanks, which were taken off").rows == {"train": 67_349, "test": 872}
+    fpb, _ = look(load_config("data=fpb", f"data.path={shared / 'fpb'}").data, tokenizer)
+    assert 0 < sum(fpb.finding("repeated text (exact)").rows.values()) < 10
+    assert fpb.finding("text also in train").rows == {"validation": 0, "test": 0}
+    assert sum(fpb.finding("text that has another label elsewhere").rows.values()) == 4
+    words = ["data=csv", f"data.path={shared / 'imdb'}", "data.splits.test=test"]
+    imdb, _ = look(load_config(*words).data, tokenizer, near=False)
+    assert sum(imdb.finding("piece of HTML").rows.values()) > 1_500
+
+
+def test_the_known_faults_of_the_real_languages_are_found(shared, tokenizer):
+    words = ["data=multilingual", f"data.path={shared / 'multilingual'}"]
+    for language in ("french", "indonesian", "malay"):
+        found, _ = look(load_config(*words, f"data.languages={language}").data, tokenizer, near=False)
+        crossing = found.finding("text also in train").rows | found.finding("text also in validation").rows
+        assert sum(crossing.values()) > 0, language
+    asian, _ = look(load_config(*words, "data.languages=[english,chinese,japanese]").data, tokenizer, near=False)
+    assert asian.finding("text also in validation").rows["test"] > 0
+    german, _ = look(load_config(*words, "data.languages=german").data, tokenizer)
+    assert sum(german.finding("replacement character U+FFFD").rows.values()) == 4
