@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 NAMES = ("train", "validation", "test")
 MOST_SLICES = 100
+KEY = "key"
+BLOCK = 1 << 14  # rows that are Python strings at one time
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -36,13 +38,10 @@ class Examples:
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     stripped: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    _keys: dict[str, Numbers] = field(default_factory=dict)
 
     def keys(self, name: str) -> Numbers:
         """Return the keys of the texts of a split (see `text_keys`), shape (rows,)."""
-        if name not in self._keys:
-            self._keys[name] = text_keys(self.split(name))
-        return self._keys[name]
+        return text_keys(self.split(name))
 
     def split(self, name: str) -> "pa.Table":
         """Return a split by name."""
@@ -82,7 +81,7 @@ def load_examples(data: DataConfig, whole: bool = False) -> Examples:
         UserError: a fault in the source, a split without rows, or a train split with one class.
     """
     source = load_source(data)
-    splits = dict(source.splits)
+    splits = {name: rows.append_column(KEY, [text_keys(rows)]) for name, rows in source.splits.items()}
     if missing := [name for name in NAMES if name not in splits]:
         splits |= carve(splits["train"], {name: getattr(data, f"{name}_fraction") for name in missing}, data.split_seed)
     if isinstance(data, PhraseBank):  # carved as a whole, so that a sentence is in the same split at every level
@@ -131,7 +130,12 @@ def _require_few_slices(test: "pa.Table", data: DataConfig) -> None:
 
 def normalise(text: str) -> str:
     """Return the text by which duplicates are recognised: NFKC, case folded, white space collapsed."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join(fold(text).split())
+
+
+def fold(text: str) -> str:
+    """Return the text in NFKC, case folded; for ASCII that is lower case, which is faster."""
+    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
 
 
 def hash64(text: str, salt: str) -> int:
@@ -139,20 +143,25 @@ def hash64(text: str, salt: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{salt}\0{text}".encode()).digest()[:8])
 
 
-def text_keys(table: "pa.Table", salt: str = "split") -> Numbers:
-    """Return one uint64 for each row, shape (rows,): equal where the normalised texts are equal."""
-    keys = np.empty(table.num_rows, np.uint64)
-    start = 0
-    for chunk in table.column("text").chunks:
-        keys[start : start + len(chunk)] = [hash64(normalise(text), salt) for text in chunk.to_pylist()]
-        start += len(chunk)
+def text_keys(rows: "pa.Table", seed: int = 0) -> Numbers:
+    """Return one uint64 for each row, shape (rows,): equal where the normalised texts are equal.
+
+    Those of seed 0 tell duplicates, and are kept in the column `key` once they are known.
+    """
+    if seed == 0 and KEY in rows.column_names:
+        return np.asarray(rows.column(KEY))
+    salt = f"split{seed}" if seed else "split"
+    keys = np.empty(rows.num_rows, np.uint64)
+    for start in range(0, len(keys), BLOCK):
+        texts = rows.column("text").slice(start, BLOCK).to_pylist()
+        keys[start : start + len(texts)] = [hash64(normalise(text), salt) for text in texts]
     return keys
 
 
 def split_digest(rows: "pa.Table") -> str:
     """Return the SHA-256 over the texts and labels of a split, in order."""
     digest = hashlib.sha256()
-    for batch in rows.select(["text", "label"]).to_batches():
+    for batch in rows.select(["text", "label"]).to_batches(max_chunksize=BLOCK):
         labels, texts = batch.column("label").to_pylist(), batch.column("text").to_pylist()
         digest.update(
             "".join([f"{label}\0{len(text)}\0{text}\0" for label, text in zip(labels, texts, strict=True)]).encode()
@@ -171,8 +180,7 @@ def carve(train: "pa.Table", fractions: dict[str, float], seed: int = 0) -> dict
         fractions: by name, the shares that train gives up.
         seed: another seed is another split.
     """
-    salt = "split" if seed == 0 else f"split{seed}"
-    keys = text_keys(train, salt)
+    keys = text_keys(train, seed)
     units = _units(keys, train)
     # The hash of a unit is its smallest, its class that of most of its rows: neither depends on the order of the rows.
     hashes = np.full(int(units.max(initial=-1)) + 1, np.iinfo(np.uint64).max, np.uint64)
