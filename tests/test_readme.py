@@ -18,7 +18,8 @@ COMMANDS = sorted(set(re.findall(r"^ +python -m sentexp(.*?)(?:  +#.*)?$", READM
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_composes(command, tmp_path):
     words = shlex.split(command.replace("<folder>", "/somewhere"))
-    overrides = [word.partition(",")[0] for word in words if "=" in word]
+    sweeps = [word if "{" in word or "[" in word else word.partition(",")[0] for word in words]
+    overrides = [word for word in sweeps if "=" in word]
     assert all(word in VERBS or word.startswith("--") or word in ("job", "mine") for word in words if "=" not in word)
     if "mine" in words:
         write_examples(tmp_path)

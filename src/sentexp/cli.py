@@ -37,6 +37,7 @@ sentexp fine-tunes language models to classify sentiment.
 
   python -m sentexp                                  offline: a real pretrained model, real reviews, minutes on a CPU
   python -m sentexp peft=qlora data=sst2             any combination of the groups
+  python -m sentexp data=csv data.path=reviews.csv data.text=body data.label=stars        your own table
   python -m sentexp peft.r=8 optim.lr=1e-4 seed=1    any key of the configuration
   python -m sentexp --multirun peft.r=4,8,16         a sweep, one run after the other
   python -m sentexp audit data=fpb                   look for duplicates, leaks and faults in the data; train nothing

@@ -5,6 +5,7 @@ space; `near`: the sets of their words have a Jaccard similarity of at least `NE
 locality-sensitive hashing, and then computed.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -322,10 +323,11 @@ def _mojibake(texts: "pa.ChunkedArray") -> Numbers:
 
 
 def _histogram(tokens: dict[str, TokenRows]) -> tuple[list[int], dict[str, list[int]]]:
-    """Return bin edges from 0 to the longest row, and the rows of each split between them."""
+    """Return 40 bins up to the 99th percentile and one for what is longer, and the rows of each split in them."""
     longest = max(int(tokens[name].full_lengths.max()) for name in NAMES)
-    step = max(1, -(-longest // 40))
-    edges = np.arange(0, longest + step + 1, step)
+    usual = max(float(np.quantile(tokens[name].full_lengths, 0.99)) for name in NAMES)
+    step = max(1, math.ceil(usual / 40))
+    edges = np.append(np.arange(0, usual + step, step, dtype=int), longest + step)
     return edges.tolist(), {name: np.histogram(tokens[name].full_lengths, edges)[0].tolist() for name in NAMES}
 
 

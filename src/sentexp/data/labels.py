@@ -1,12 +1,13 @@
 """Labels and texts of raw rows: the classes, which value is which, and which rows cannot be used."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sentexp.config import BadRows, DataConfig, require_class_name
+from sentexp.data.spill import collect
 from sentexp.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 100
 LEFT_OUT, UNKNOWN = -1, -2
-BLANKS = r"^\s+|\s+$"
 
 
 def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> list[str]:
@@ -75,27 +75,31 @@ class Labeller:
         Raises:
             UserError: a row that cannot be used, unless `data.on_bad_rows` is `skip`.
         """
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        texts = pc.fill_null(table.column("text"), "")
-        bare = pc.utf8_trim_whitespace(texts)
-        changed = pc.sum(pc.not_equal(texts, bare)).as_py() or 0
         labels = self._label_indices(table.column("label"))
-        empty = np.asarray(pc.equal(bare, ""))
+        empty, changed = _look_at(table.column("text"))
         unknown = labels == UNKNOWN
         if self.data.on_bad_rows is BadRows.error:
             self._refuse_bad_rows(table, empty, unknown, where)
         unmapped = (labels == LEFT_OUT) & ~empty
         reasons = {"empty text": empty, "unknown label": unknown & ~empty, "left out by data.labels": unmapped}
         left_out = {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
-        columns = {name: table.column(name) for name in table.column_names}
-        columns["text"] = bare if self.data.strip else texts
-        columns["label"] = pa.array(labels, pa.int32())
-        conformed = pa.table(columns)
-        if left_out:
-            conformed = conformed.filter(pa.array((labels >= 0) & ~empty))
+        conformed = collect(self._pieces(table, labels, (labels >= 0) & ~empty))
         return conformed, left_out, changed if self.data.strip else 0
+
+    def _pieces(self, table: "pa.Table", labels: Any, kept: Any) -> Iterator["pa.Table"]:
+        """Yield the rows that are kept, batch after batch."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        start = 0
+        for batch in table.to_batches():
+            rows = slice(start, start + batch.num_rows)
+            start += batch.num_rows
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            if self.data.strip:
+                columns["text"] = pc.utf8_trim_whitespace(columns["text"])
+            columns["label"] = pa.array(labels[rows], pa.int32())
+            yield pa.table(columns).filter(pa.array(kept[rows]))
 
     def _label_indices(self, labels: "pa.ChunkedArray") -> "np.ndarray[Any, np.dtype[np.int32]]":
         """Return the class index of each label; each different value is looked at once."""
@@ -135,6 +139,19 @@ class Labeller:
             f"Row {row} of {where} has the label {word[:60]!r}, which is {legal}{hint}{_more(unknown)}: mend it, map "
             f"it with data.labels={{value: class, ...}}, {skip}."
         )
+
+
+def _look_at(texts: "pa.ChunkedArray") -> tuple[Any, int]:
+    """Return which texts are empty but for blanks, shape (rows,), and how many have surrounding blanks."""
+    import pyarrow.compute as pc
+
+    empty, changed = [np.zeros(0, bool)], 0
+    for chunk in texts.chunks:
+        filled = pc.fill_null(chunk, "")
+        bare = pc.utf8_trim_whitespace(filled)
+        changed += pc.sum(pc.not_equal(filled, bare)).as_py() or 0
+        empty.append(np.asarray(pc.equal(bare, "")))
+    return np.concatenate(empty), changed
 
 
 def _first(rows: Any) -> int:

@@ -2,7 +2,7 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from sentexp.config import AGREEMENT_LEVELS, DataConfig, PhraseBank
 from sentexp.data.sources import SLICE, load_source
+from sentexp.data.spill import collect
 from sentexp.errors import require
 
 if TYPE_CHECKING:
@@ -267,7 +268,11 @@ def _numbered(column: "pa.ChunkedArray") -> tuple[list[str], Numbers]:
 
 
 def _hashes(column: "pa.ChunkedArray", seed: int) -> Numbers:
-    return np.array([hash64(value or "", f"subset{seed}") for value in column.to_pylist()], np.uint64)
+    hashes = np.empty(len(column), np.uint64)
+    for start in range(0, len(column), BLOCK):
+        values = column.slice(start, BLOCK).to_pylist()
+        hashes[start : start + len(values)] = [hash64(value or "", f"subset{seed}") for value in values]
+    return hashes
 
 
 def _units(keys: Numbers, rows: "pa.Table") -> Numbers:
@@ -315,6 +320,15 @@ def _without_evaluated(splits: dict[str, "pa.Table"]) -> "pa.Table":
 
 
 def _take(rows: "pa.Table", numbers: Numbers) -> "pa.Table":
+    """Return some rows, whose numbers are in order, batch after batch."""
     import pyarrow as pa
 
-    return rows.take(pa.array(numbers, pa.int64()))
+    def pieces() -> Iterator[pa.Table]:
+        start = 0
+        yield rows.slice(0, 0)
+        for batch in rows.to_batches():
+            low, high = np.searchsorted(numbers, (start, start + batch.num_rows))
+            yield pa.Table.from_batches([batch.take(pa.array(numbers[low:high] - start, pa.int64()))])
+            start += batch.num_rows
+
+    return collect(pieces())

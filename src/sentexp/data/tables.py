@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sentexp.data.spill import LARGE, collect
 from sentexp.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -162,23 +163,26 @@ def _parse(file: Path, columns: dict[str, str], form: TextFormat) -> Table:
 
     wanted = list(dict.fromkeys(columns.values()))
     unique = [f"{index}" for index in range(len(present))]  # other columns may have any names, twice as well
-    table = arrow_csv.read_csv(
-        file,
-        read_options=arrow_csv.ReadOptions(
+    options: dict[str, Any] = {
+        "read_options": arrow_csv.ReadOptions(
             encoding=form.encoding, block_size=BLOCK, column_names=unique, skip_rows_after_names=1
         ),
-        parse_options=arrow_csv.ParseOptions(
+        "parse_options": arrow_csv.ParseOptions(
             delimiter=form.delimiter,
             quote_char='"' if form.quoting else False,
             newlines_in_values=bool(form.quoting),
             invalid_row_handler=skip,
         ),
-        convert_options=arrow_csv.ConvertOptions(
+        "convert_options": arrow_csv.ConvertOptions(
             include_columns=[unique[present.index(name)] for name in wanted],
             column_types=dict.fromkeys(unique, pa.large_string()),
             strings_can_be_null=False,
         ),
-    )
+    }
+    if file.stat().st_size > LARGE:  # one block after the other
+        table = collect(pa.Table.from_batches([batch]) for batch in arrow_csv.open_csv(file, **options))
+    else:
+        table = arrow_csv.read_csv(file, **options)
     notes = [f"{file}: {len(ragged):,} rows have not {len(present)} columns and were left out."] if ragged else []
     return Table(columns=table.rename_columns(wanted), skipped=len(ragged), notes=notes)
 
@@ -302,7 +306,11 @@ def _read_parquet(file: Path, columns: dict[str, str]) -> "pa.Table":
         schema = parquet.read_schema(file)
         require_columns(schema.names, columns, file)
         wanted = list(dict.fromkeys(columns.values()))
-        return as_strings(parquet.read_table(file, columns=wanted, memory_map=True), wanted, file)
+        with parquet.ParquetFile(file) as stream:
+            if stream.metadata.num_rows == 0:
+                return as_strings(stream.read(wanted), wanted, file)
+            batches = (pa.Table.from_batches([batch]) for batch in stream.iter_batches(columns=wanted))
+            return collect(as_strings(batch, wanted, file) for batch in batches)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{file} cannot be read as .parquet ({str(error).splitlines()[0][:200]}): mend it.") from None
 
@@ -312,18 +320,23 @@ def _read_json(file: Path, columns: dict[str, str], encoding: str | None) -> "pa
     import pyarrow as pa
 
     wanted = list(dict.fromkeys(columns.values()))
-    tables, first_row, present = [], 1, set[str]()
-    for rows in _json_blocks(file, encoding):
-        for number, row in enumerate(rows, start=first_row):
-            require(isinstance(row, dict), f"Row {number} of {file} is no JSON object with names and values.")
-            present |= row.keys()
-        tables.append(
-            pa.table({name: pa.array([_scalar(row.get(name)) for row in rows], pa.large_string()) for name in wanted})
-        )
-        first_row += len(rows)
-    require(first_row > 1, f"data.path={file} has 0 rows: it must hold at least one.")
+    present = set[str]()
+    seen = 0
+
+    def pieces() -> Iterator[pa.Table]:
+        nonlocal seen, present
+        for rows in _json_blocks(file, encoding):
+            for number, row in enumerate(rows, start=seen + 1):
+                require(isinstance(row, dict), f"Row {number} of {file} is no JSON object with names and values.")
+                present |= row.keys()
+            seen += len(rows)
+            columns = {name: [_scalar(row.get(name)) for row in rows] for name in wanted}
+            yield pa.table({name: pa.array(values, pa.large_string()) for name, values in columns.items()})
+        require(seen > 0, f"data.path={file} has 0 rows: it must hold at least one.")
+
+    table = collect(pieces())
     require_columns(sorted(present), columns, file)
-    return pa.concat_tables(tables)
+    return table
 
 
 def _json_blocks(file: Path, encoding: str | None) -> Iterator[list[Any]]:

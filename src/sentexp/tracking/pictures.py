@@ -81,16 +81,19 @@ def draw_data(
         left.bar(middles, shares, width, color=styles[split][0], label=f"{split} ({total:,})")
     names = list(next(iter(counts.values())))
     left.set_xticks(range(len(names)), names, rotation=30 if len(names) > 5 else 0)  # noqa: PLR2004 (fits the width)
-    left.set(title="Labels", ylabel="share of the split")
-    left.legend()
+    left.set(title="Labels", ylabel="share of the split", ylim=(0, 1.25 * left.get_ylim()[1]))
+    left.legend(loc="upper center", ncols=3)
     for split, histogram in histograms.items():
         total = max(1, sum(histogram))
         color, style = styles[split]
         right.stairs([count / total for count in histogram], edges, color=color, linestyle=style, label=split)
-    if max_length <= edges[-1]:
+    if max_length < edges[-1]:
         right.axvline(max_length, color="black", linewidth=0.8)
         right.annotate("cut", (max_length, right.get_ylim()[1]), va="top", ha="left")
-    right.set(title="Lengths", xlabel="tokens", ylabel="share of the split", xlim=(0, None))
+    # The last bin holds all that is longer, and goes beyond the picture.
+    right.set(
+        title="Lengths", xlabel="tokens", ylabel="share of the split", xlim=(0, max(edges[-2], max_length) * 1.05)
+    )
     right.legend()
     figure.savefig(file, dpi=120)
 
