@@ -30,7 +30,7 @@ IMBALANCED = 3
 WORDS = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+")  # scripts without spaces: characters
 SIGNS = {
     "replacement character U+FFFD": "\ufffd",
-    "control character": r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]",
+    "control character": r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]",
     "bidirectional control character": "[\u202a-\u202e\u2066-\u2069]",
     "piece of HTML": r"(?i)<br ?/?>|</?(p|div|span|a|b|i|em|strong|u|li|ul)( [^>]*)?>|&(amp|lt|gt|quot|nbsp|#[0-9]+);",
     "written-out escape such as \\u2019": r"\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}",
