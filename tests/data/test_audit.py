@@ -136,6 +136,16 @@ def test_a_class_that_a_split_lacks_is_told(planted):
     assert "No row of the train split has the label so so: it cannot be learnt." in found.warnings
 
 
+def test_groups_that_the_source_divides_are_told(tmp_path, tokenizer):
+    for name, who in {"train": "xy", "validation": "zx", "test": "zz"}.items():
+        rows = [json.dumps({"text": f"{name} {i}", "label": i, "who": who[i]}) for i in range(2)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join([*rows, json.dumps({"text": f"{name} no", "label": 0})]))
+    words = ["data=csv", f"data.path={tmp_path}", "data.splits.validation=validation", "data.splits.test=test"]
+    found, _ = look(load_config(*words, "data.group=who").data, tokenizer)
+    assert found.finding("group also in train").rows == {"validation": 1, "test": 0}
+    assert any("own splits divide: 1 validation, 0 test" in sentence for sentence in found.warnings)
+
+
 def test_rows_that_were_left_out_are_told(planted):
     found, _ = planted(plus(train=[("", "good"), ("x", "so so")]), "data.labels=[bad,good]", "data.on_bad_rows=skip")
     assert "Rows left out of the source's train split: 1 (empty text), 1 (unknown label)." in found.warnings

@@ -133,6 +133,14 @@ def test_labels_that_are_found_are_the_classes_in_their_order(tmp_path):
     assert own(tmp_path / "y.csv").labels == ["Bad", "good"]
 
 
+def test_labels_that_differ_in_case_only_are_one_class_and_that_is_told(tmp_path):
+    (tmp_path / "x.csv").write_text("text,label\na,good\nb,Bad\nc,GOOD\nd,Good\n")
+    found = own(tmp_path / "x.csv")
+    assert found.labels == ["Bad", "GOOD"]
+    assert labels(found.splits["train"]) == [1, 0, 1, 1]
+    assert found.notes == ["The labels GOOD, Good, good differ only in case and are one class."]
+
+
 def test_labels_are_mapped_and_left_out_by_configuration(tmp_path):
     stars = "".join(f"text {row},{row % 5 + 1}\n" for row in range(10))
     (tmp_path / "x.csv").write_text("body,stars\n" + stars)

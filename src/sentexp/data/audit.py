@@ -37,6 +37,7 @@ SIGNS = {
     "spreadsheet formula": r"^[=+@-][A-Za-z]+\(|^=|^[+@-][^|]*\|.*!",
 }
 """What makes a text suspicious, as patterns that RE2 and Python read alike."""
+GROUPED = "group also in train"
 MOJIBAKE = "piece of mojibake (bytes decoded with a wrong encoding)"
 NOTED_CUT = 0.01
 
@@ -149,13 +150,24 @@ class _Duplicates:
         """Return what is repeated within a split, what stands in another, and what has several labels."""
         within = {name: ~_firsts(self.keys[name]) for name in NAMES}
         exact = {name: self._exact(name, within[name]) for name in NAMES}
+        grouped = [self._grouped()] if "group" in self.examples.train.column_names else []
         return [
             Finding(name="repeated text (exact)", rows=exact),
             _finding("repeated text (normalised)", self.examples, within),
             _finding("text also in train", self.examples, {name: self._also_in(name, "train") for name in NAMES[1:]}),
             _finding("text also in validation", self.examples, {"test": self._also_in("test", "validation")}),
             _finding("text that has another label elsewhere", self.examples, self._contradicting()),
+            *grouped,
         ]
+
+    def _grouped(self) -> Finding:
+        """Return the rows whose group stands in train as well, where the source's own splits divide groups."""
+        import pyarrow.compute as pc
+
+        columns = {name: self.examples.split(name).column("group") for name in NAMES}
+        known = pc.unique(columns["train"].filter(pc.not_equal(pc.fill_null(columns["train"], ""), "")))
+        masks = {name: np.asarray(pc.is_in(columns[name], known)) for name in NAMES[1:]}
+        return _finding(GROUPED, self.examples, masks)
 
     def _exact(self, name: str, repeated: Numbers) -> int:
         """Return how many rows repeat the characters of an earlier one; they repeat its normalised form as well."""
@@ -362,6 +374,10 @@ def _duplicate_warnings(found: DataAudit) -> Iterator[str]:
             f"{leaked:,} test texts also stand in the training split: the test metrics are given without them as well "
             "(duplicate_free), and data.deduplicate=true removes them from training."
         )
+    grouped = [finding for finding in found.findings if finding.name == GROUPED]
+    if grouped and grouped[0].found:
+        told = ", ".join(f"{rows:,} {split}" for split, rows in grouped[0].rows.items())
+        yield f"Rows whose group also stands in the training split, which the source's own splits divide: {told}."
     if contradicting := sum(found.finding("text that has another label elsewhere").rows.values()):
         yield f"{contradicting:,} rows have a text that stands elsewhere with another label."
 

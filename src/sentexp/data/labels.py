@@ -17,16 +17,22 @@ MOST_CLASSES = 100
 LEFT_OUT, UNKNOWN = -1, -2
 
 
-def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> list[str]:
-    """Return the classes in the order of their indices: as configured, else the values found, in their order."""
+def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> tuple[list[str], list[str]]:
+    """Return the classes in the order of their indices, as configured or else as found, and notes on them.
+
+    Values that differ only in upper and lower case are one class, as they are for configured ones.
+    """
     named = data.class_names()
     if named is not None:
-        return named
+        return named, []
     import pyarrow.compute as pc
 
     found = {_word(value) for table in tables.values() for value in pc.unique(table.column("label")).to_pylist()}
     header = getattr(data, "label", None)  # a header that is repeated below is no class, and its row is refused
-    words = sorted(found - {"", header}, key=_order)
+    forms: dict[str, list[str]] = {}
+    for word in sorted(found - {"", header}, key=_order):
+        forms.setdefault(word.casefold(), []).append(word)
+    words = [alike[0] for alike in forms.values()]
     require(
         len(words) <= MOST_CLASSES,
         f"data={data.name} has {len(words):,} different labels ({', '.join(words[:3])}, ...): more than {MOST_CLASSES} "
@@ -39,7 +45,8 @@ def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> list[str]:
     )
     for word in words:
         require_class_name(word)
-    return words
+    merged = [alike for alike in forms.values() if len(alike) > 1]
+    return words, [f"The labels {', '.join(alike)} differ only in case and are one class." for alike in merged]
 
 
 class Labeller:
@@ -174,4 +181,4 @@ def _is_number(word: str) -> bool:
 
 def _order(word: str) -> tuple[bool, float, str]:
     """Return the sorting key of a label: numbers by value, then words."""
-    return (not _is_number(word), float(word) if _is_number(word) else 0.0, word.casefold())
+    return (not _is_number(word), float(word) if _is_number(word) else 0.0, word.casefold() + "\0" + word)

@@ -68,8 +68,9 @@ def load_source(data: DataConfig) -> Source:
             raw, notes, skipped = {"train": _rated(data)}, [], {}
         case _:
             raise TypeError(f"no source reads {type(data).__name__}")
-    labeller = Labeller(data, classes_of(data, raw))
-    source = Source(splits={}, labels=labeller.classes, notes=notes)
+    classes, more_notes = classes_of(data, raw)
+    labeller = Labeller(data, classes)
+    source = Source(splits={}, labels=classes, notes=notes + more_notes)
     for name, table in raw.items():
         source.splits[name], left_out, source.stripped[name] = labeller.conform(
             table, f"{data.path or data.name}, split {name}"
