@@ -171,6 +171,9 @@ def test_the_real_phrase_bank(shared):
         keys = [set(examples.keys(name)) for name in NAMES]
         assert sum(map(len, keys)) == len(set.union(*keys))
         assert abs(examples.test.num_rows - total / 10) <= 4
+    whole = load_examples(load_config("data=fpb", f"data.path={shared / 'fpb'}").data)
+    assert whole.available == {"train": 3_877, "validation": 484, "test": 485}
+    assert whole.digest() == "729ff661d0e562541c4969c94112fec153ac0fc17dd68dd4aa459a69c5352240"  # the published split
     for name in NAMES:  # a sentence is in the same split at every level, so that levels can be compared
         assert held["all"][name] <= held["75"][name] <= held["66"][name] <= held["50"][name]
     assert set(examples.slices("test")["agreement"]) == {"all"}

@@ -35,8 +35,8 @@ def result(folder):
 def test_the_default_run_learns(tmp_path):
     output = sentexp(tmp_path)
     metrics = result(tmp_path)["metrics"]
-    assert metrics["test/accuracy"] >= 0.80
-    assert metrics["test/auroc_macro"] >= 0.88
+    assert metrics["test/accuracy"] >= 0.78  # 0.83 in bf16 and 0.82 in fp32, where one standard error is 0.013
+    assert metrics["test/auroc_macro"] >= 0.87
     assert "4,885,632" in output  # 16 x (inputs + outputs) over 210 linear layers, and a head of 2 x 576
     (run,) = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
     assert run.info.run_id in output
