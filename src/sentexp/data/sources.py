@@ -59,50 +59,44 @@ def load_source(data: DataConfig) -> Source:
     """
     match data:
         case TableData():
-            raw, notes, skipped = _table_splits(data)
+            raw = _table_splits(data)
         case PhraseBank():
-            raw, notes, skipped = {"train": _phrase_bank(data)}, [], {}
+            raw = _Raw(splits={"train": _phrase_bank(data)})
         case Multilingual():
-            raw, notes, skipped = _languages(data)
+            raw = _languages(data)
         case RatedTexts():
-            raw, notes, skipped = {"train": _rated(data)}, [], {}
+            raw = _Raw(splits={"train": _rated(data)})
         case _:
             raise TypeError(f"no source reads {type(data).__name__}")
-    classes, more_notes = classes_of(data, raw)
+    classes, notes = classes_of(data, raw.splits)
     labeller = Labeller(data, classes)
-    source = Source(splits={}, labels=classes, notes=notes + more_notes)
-    for name, table in raw.items():
-        source.splits[name], left_out, source.stripped[name] = labeller.conform(
-            table, f"{data.path or data.name}, split {name}"
-        )
-        left_out |= {"ragged": skipped[name]} if skipped.get(name) else {}
-        source.left_out[name] = left_out
+    source = Source(splits={}, labels=classes, notes=raw.notes + notes)
+    for name, table in raw.splits.items():
+        where = f"{data.path or data.name}, split {name}"
+        source.splits[name], left_out, source.stripped[name] = labeller.conform(table, where)
+        source.left_out[name] = left_out | ({"ragged": raw.skipped[name]} if raw.skipped.get(name) else {})
     return source
 
 
-Raw = tuple[dict[str, "pa.Table"], list[str], dict[str, int]]
-"""Tables of strings by split, notes, and rows skipped by split."""
+@dataclass(kw_only=True, slots=True)
+class _Raw:
+    """Tables of strings by split, notes, and rows skipped by split."""
+
+    splits: dict[str, "pa.Table"]
+    notes: list[str] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
-def _table_splits(data: TableData) -> Raw:
+def _table_splits(data: TableData) -> _Raw:
     """Return the splits of a table: a package, a file, a folder in GLUE's or the hub's layout, or the hub."""
     columns = {"data.text": data.text, "data.label": data.label}
     columns |= {f"data.slices ({name})": name for name in data.slices}
     columns |= {"data.group": data.group} if data.group is not None else {}
     if data.path is None:
         _require_one_table(data, f"data={data.name} is one table of an installed package")
-        return {"train": _renamed(_package_table(data, columns), data)}, [], {}
+        return _Raw(splits={"train": _renamed(_package_table(data, columns), data)})
     if not is_local(data.path):
-        own = {name: split for name in ("train", "validation", "test") if (split := getattr(data.splits, name))}
-        tables = hub_tables("data.path", data.path, data.subset, data.revision, list(own.values()))
-        for table in tables.values():
-            require_columns(table.column_names, columns, data.path)
-        wanted = list(columns.values())
-        return (
-            {name: _renamed(as_strings(tables[split], wanted, data.path), data) for name, split in own.items()},
-            [],
-            {},
-        )
+        return _Raw(splits=_hub_splits(data, data.path, columns))
     form = TextFormat(
         encoding=data.encoding,
         delimiter=data.delimiter,
@@ -112,24 +106,32 @@ def _table_splits(data: TableData) -> Raw:
     return _read_splits(_split_files(data), columns, form, lambda table, _: _renamed(table, data))
 
 
+def _hub_splits(data: TableData, repo: str, columns: dict[str, str]) -> dict[str, "pa.Table"]:
+    own = {name: split for name in ("train", "validation", "test") if (split := getattr(data.splits, name))}
+    tables = hub_tables("data.path", repo, data.subset, data.revision, list(own.values()))
+    for table in tables.values():
+        require_columns(table.column_names, columns, repo)
+    wanted = list(columns.values())
+    return {name: _renamed(as_strings(tables[split], wanted, repo), data) for name, split in own.items()}
+
+
 def _read_splits(
     files: dict[str, list[Path]],
     columns: dict[str, str],
     form: TextFormat,
     finish: Callable[["pa.Table", Path], "pa.Table"],
-) -> Raw:
+) -> _Raw:
     """Read and join the files of each split."""
     import pyarrow as pa
 
-    splits, notes, skipped = {}, [], {}
+    raw = _Raw(splits={})
     for name, parts in files.items():
         tables = [read_table(part, columns, form) for part in parts]
-        splits[name] = pa.concat_tables(
-            [finish(table.columns, part) for table, part in zip(tables, parts, strict=True)]
-        )
-        notes += [note for table in tables for note in table.notes]
-        skipped[name] = sum(table.skipped for table in tables)
-    return splits, notes, skipped
+        finished = [finish(table.columns, part) for table, part in zip(tables, parts, strict=True)]
+        raw.splits[name] = pa.concat_tables(finished)
+        raw.notes += [note for table in tables for note in table.notes]
+        raw.skipped[name] = sum(table.skipped for table in tables)
+    return raw
 
 
 def _renamed(table: "pa.Table", data: TableData) -> "pa.Table":
@@ -200,7 +202,7 @@ def _files_of(split: str, files: list[Path], where: str) -> list[Path]:
     return matching
 
 
-def _languages(data: Multilingual) -> Raw:
+def _languages(data: Multilingual) -> _Raw:
     """Return the splits of the chosen languages; a language without a training split is only evaluated."""
     import pyarrow as pa
 
@@ -242,15 +244,15 @@ def _languages(data: Multilingual) -> Raw:
         return table.append_column(SLICE + "language", language)
 
     columns = {"text of multilingual": "text", "label of multilingual": "label"}
-    raw, notes, skipped = _read_splits(
+    raw = _read_splits(
         {name: parts for name, parts in files.items() if parts},
         columns,
         TextFormat(skip_ragged=data.on_bad_rows is BadRows.skip),
         with_language,
     )
     if untrained:
-        notes.append(f"{', '.join(untrained)}: no training texts here, so only validation and test hold them.")
-    return raw, notes, skipped
+        raw.notes.append(f"{', '.join(untrained)}: no training texts here, so only validation and test hold them.")
+    return raw
 
 
 def _phrase_bank(data: PhraseBank) -> "pa.Table":
