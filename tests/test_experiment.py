@@ -186,6 +186,16 @@ def test_slices_and_duplicate_free_rows_have_metrics_of_their_own(config, review
     assert {"data_audit.json", "data_audit.png"} <= names
 
 
+def test_the_logits_of_the_test_split_are_in_its_order(config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(experiment, "_slice_metrics", lambda module, examples: seen.append((module, examples)) or {})
+    run(config("trainer.eval_batch_size=3"))
+    ((module, examples),) = seen
+    logits, targets = module.test_logits()
+    assert targets.tolist() == examples.targets("test").tolist()
+    assert logits.shape == (8, 2)
+
+
 def test_weights_and_gamma_change_the_training_and_are_recorded(config, tmp_path, store):
     def losses(*overrides):
         result = run(

@@ -151,6 +151,9 @@ def test_labels_are_mapped_and_left_out_by_configuration(tmp_path):
     assert found.left_out == {"train": {"left out by data.labels": 2}}
     with pytest.raises(UserError, match=r"Row 5 of .* has the label '5', which is none of data.labels="):
         own(tmp_path / "x.csv", "data.text=body", "data.label=stars", mapping.replace(", 5: positive", ""))
+    (tmp_path / "x.csv").write_text("body,stars\na,1\nb,0\n")  # 0 is no number of a class where labels are mapped
+    with pytest.raises(UserError, match=r"Row 2 of .* has the label '0', which is none of data.labels=.*5"):
+        own(tmp_path / "x.csv", "data.text=body", "data.label=stars", mapping)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +281,14 @@ def test_the_phrase_bank_is_read_from_a_folder_or_a_zip_in_any_layout(tmp_path):
         assert texts(rows) == ["Sales rose to EUR 5 mn .", "Profit fell , it said .", "It has 3 @ 4 shops ."]
         assert labels(rows) == [2, 0, 1]
         assert rows.column("slice.agreement").to_pylist() == ["all", "66", "50"]
+
+
+def test_a_phrase_that_stands_twice_may_have_two_levels(tmp_path):
+    files = phrase_files()
+    files["Sentences_50Agree.txt"] += b"Profit fell , it said .@negative\r\n"
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert phrases(tmp_path).column("slice.agreement").to_pylist() == ["all", "66", "50", "50"]
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,16 @@ def test_a_subset_takes_groups_one_after_the_other():
 def test_slices_have_their_share_of_every_part():
     labels, slices = [i % 2 for i in range(400)], ["a" if i % 4 < 3 else "b" for i in range(400)]
     rows = table([f"text {i}" for i in range(400)], labels, slice_x=slices)
-    for part in (carve(rows, FRACTIONS)["test"], rows.take(subset(rows, 80, 0, "k"))):
-        assert abs(Counter(part.column("slice.x").to_pylist())["b"] - 20) <= 2
+    parts = [carve(rows, FRACTIONS)["test"], *(rows.take(subset(rows, size, 0, "k")) for size in range(4, 400, 12))]
+    for part in parts:
+        assert abs(Counter(part.column("slice.x").to_pylist())["b"] - part.num_rows / 4) <= 1
+
+
+def test_rows_without_a_group_are_divided_one_by_one():
+    parts = carve(
+        table([f"text {i}" for i in range(100)], [0] * 100, group=pa.array([None] * 100, pa.string())), FRACTIONS
+    )
+    assert parts["test"].num_rows == 20
 
 
 def test_another_seed_is_another_split_and_another_subset():
