@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from safetensors.torch import save_file
 
 from sentexp import experiment
+from sentexp.config import load_config
 from sentexp.data.datamodule import pad
 from sentexp.errors import UserError
 from sentexp.experiment import run
@@ -184,6 +185,27 @@ def test_slices_and_duplicate_free_rows_have_metrics_of_their_own(config, review
     assert recorded["test/region/süd/accuracy"] == metrics["test/region/süd/accuracy"]
     names = {item.path for item in MlflowClient(store).list_artifacts(result.run_id)}
     assert {"data_audit.json", "data_audit.png"} <= names
+
+
+def test_slices_whose_values_are_written_alike_stay_apart(config, tmp_path):
+    rows = [
+        f"text {i} {'good' if i % 2 else 'bad'},{i % 2},{('a=b', 'a/b', 'a_b', '', 'none')[i % 5]}" for i in range(300)
+    ]
+    (tmp_path / "x.csv").write_text("sentence,label,x\n" + "\n".join(rows) + "\n")
+    none = ["data.splits.validation=null", "data.splits.test=null", "trainer.max_steps=1"]
+    metrics = run(config(f"data.path={tmp_path / 'x.csv'}", "data.slices=x", *none)).metrics
+    counted = {key: value for key, value in metrics.items() if key.startswith("test/x/") and key.endswith("/rows")}
+    assert len(counted) == 5
+    assert sum(counted.values()) == sum(
+        metrics[f"test/x/{name}/rows"] for name in ("a_b", "a_b_", "a_b__", "none", "none_")
+    )
+
+
+@pytest.mark.parametrize("words", [["data=tweets"], ["data=imdb", "data.max_length=64"]])
+def test_the_other_embedded_data_sets_train(config, words, tmp_path):
+    subsets = ["data.train_subset=16", "data.validation_subset=8", "data.test_fraction=0.002", "trainer.max_steps=1"]
+    quick = ["model=tiny", "tracking=none", "trainer.progress_bar=false", f"output_dir={tmp_path}"]
+    assert run(load_config(*words, *subsets, *quick)).metrics["train/steps"] == 1
 
 
 def test_the_logits_of_the_test_split_are_in_its_order(config, monkeypatch):

@@ -176,6 +176,11 @@ def _job(verb: str, config: "DictConfig", failures: list[str], full_error: bool)
         if is_disk_full(error) and not full_error:
             where = getattr(error, "filename", None) or config.output_dir
             _complain(f"No space is left to write {where}: free some and run the same command, which goes on.")
+        elif isinstance(error, OSError) and error.filename and not full_error:
+            _complain(
+                f"{error.filename} cannot be used ({error.strerror}): SENTEXP_CACHE names the folder of the cache, "
+                "output_dir that of the runs."
+            )
         else:
             traceback.print_exc()
     except SystemExit:  # Lightning turns an interrupt into an exit

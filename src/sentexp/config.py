@@ -253,17 +253,23 @@ class PackageTable(PackageFile):
     where: dict[str, str] = field(default_factory=dict)
 
 
+AUTO = "auto"
+
+
 @dataclass(kw_only=True, slots=True)
 class Splits:
-    """The source's name for each split; null means: carved from train by hash of the normalised text."""
+    """The source's name for each split; null means: carved from train by hash of the normalised text.
+
+    `auto` is the source's own validation or test split if it has one by that name, and else null.
+    """
 
     train: str = "train"
-    validation: str | None = None
-    test: str | None = None
+    validation: str | None = AUTO
+    test: str | None = AUTO
 
     def __post_init__(self) -> None:
         """One split of the source is one split of the run (law 10)."""
-        named = [name for name in (self.train, self.validation, self.test) if name is not None]
+        named = [name for name in (self.train, self.validation, self.test) if name not in (None, AUTO)]
         require(
             len(set(named)) == len(named),
             f"data.splits.train={self.train}, data.splits.validation={self.validation} and data.splits.test="
@@ -386,6 +392,8 @@ class TableData(DataConfig):
                     f"data.encoding={self.encoding} is no encoding that Python knows: utf-8, latin-1, cp1252 and "
                     "utf-16 are usual, and null detects it."
                 ) from None
+        if self.delimiter == "\\t":  # as people type it in a shell
+            self.delimiter = "\t"
         require(
             self.delimiter is None or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n'),
             f"data.delimiter={self.delimiter!r} must be one character such as ; or \\t, or null for the one that "
@@ -650,6 +658,9 @@ def flatten(config: object, prefix: str = "") -> dict[str, Any]:
         value, key = getattr(config, item.name), prefix + item.name
         if is_dataclass(value):
             leaves |= flatten(value, key + ".")
+        elif isinstance(value, dict) and any(is_dataclass(part) for part in value.values()):
+            for name, part in value.items():
+                leaves |= flatten(part, f"{key}.{name}.")
         else:
             leaves[key] = value.name if isinstance(value, Enum) else value
     return leaves
@@ -750,8 +761,8 @@ def require_class_name(name: str) -> None:
     """Refuse a class whose metrics MLflow could not name."""
     require(
         re.fullmatch(r"[\w .:/-]+", name) is not None,
-        f"data.labels holds {name!r}: MLflow takes letters, digits, spaces and _ - . : / in a name; give the class "
-        f"another one, as in data.labels={{{name!r}: other_name, ...}}.",
+        f"data.labels holds {name!r}: MLflow takes letters, digits, spaces and _ - . : / in a name; map it to another "
+        "one with `labels: {<value>: <class>}` in a file of your own, mine/data/<name>.yaml, and --config-dir mine.",
     )
 
 

@@ -91,7 +91,8 @@ def explain(words: list[str], error: Exception) -> str:
             except HydraException as fault:
                 return (
                     f"{text} is no override that hydra can read ({str(fault).splitlines()[0]}): write key=value, and "
-                    "quote values with spaces, commas or brackets."
+                    "quote a value with a space, a bracket, ~ or a letter beyond ASCII twice, as in "
+                    "\"data.path='~/my films.csv'\"."
                 )
             for single in _singles(override, text):
                 try:

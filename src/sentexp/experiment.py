@@ -199,8 +199,10 @@ def _slice_metrics(module: ClassifierModule, examples: Examples) -> dict[str, fl
     masks = {"duplicate_free": torch.from_numpy(duplicate_free(examples))}
     for column, values in examples.slices("test").items():
         for value, mask in values.items():
-            named = re.sub(r"[^\w .:-]", "_", value) or "none"  # what MLflow takes
-            masks[f"{column}/{named}"] = torch.from_numpy(mask)
+            named = f"{column}/" + (re.sub(r"[^\w .:-]", "_", value) or "none")  # what MLflow takes
+            while named in masks:  # another value is written alike
+                named += "_"
+            masks[named] = torch.from_numpy(mask)
     return {f"test/{k}": v for k, v in slice_metrics(examples.labels, *module.test_logits(), masks).items()}
 
 

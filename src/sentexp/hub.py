@@ -49,6 +49,20 @@ def snapshot(key: str, repo: str, revision: str | None, kind: Kind, files: Seque
         return Path(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(files)))
 
 
+def hub_splits(key: str, repo: str, subset: str | None, revision: str | None) -> list[str]:
+    """Return the names of the splits of a data set on the hub; raises as `hub_tables`."""
+    from datasets import get_dataset_split_names
+
+    with _hub_errors(key, repo, revision, "dataset"):
+        try:
+            return list(get_dataset_split_names(repo, subset, revision=revision))
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{key}={repo} does not tell its splits ({str(error).splitlines()[0][:300]}): name a subset with "
+                "data.subset, or the splits with data.splits."
+            ) from None
+
+
 def hub_tables(
     key: str, repo: str, subset: str | None, revision: str | None, splits: Sequence[str]
 ) -> dict[str, "pa.Table"]:

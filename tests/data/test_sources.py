@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from sentexp.config import load_config
 from sentexp.data.sources import LARGEST_MEMBER, load_source
 from sentexp.errors import UserError
-from sentexp.hub import hub_tables
+from sentexp.hub import hub_splits, hub_tables
 
 
 def source(path, *overrides):
@@ -71,6 +71,7 @@ def test_a_repository_in_the_hubs_layout_is_read_by_its_card(tmp_path, monkeypat
     tables = hub_tables("data.path", str(repository), "b", None, ["train", "validation"])
     assert tables["train"].column("sentence").to_pylist() == ["fine", "dull"]
     assert tables["train"].column("label").to_pylist() == [1, 0]
+    assert hub_splits("data.path", str(repository), "b", None) == ["train", "validation"]
     with pytest.raises(UserError, match=r"has no split 'test' that can be read .*data.splits"):
         hub_tables("data.path", str(repository), "b", None, ["test"])
     with pytest.raises(UserError, match=r"has no split 'train' that can be read .*data.subset"):
@@ -98,7 +99,7 @@ def test_labels_are_read_by_name_or_number(tmp_path):
     [
         ("body,label\na,1\n", (), r"data.text=sentence is not a column of .*: its columns are body, label"),
         ("sentence,stars\na,1\n", (), r"data.label=label is not a column of .*: its columns are sentence, stars"),
-        ("sentence,label\na,1\n", ("data.slices=region",), r"data.slices \(region\)=region is not a column"),
+        ("sentence,label\na,1\n", ("data.slices=region",), r"data.slices\[0\]=region is not a column"),
         ("sentence,label\na,1\n", ("data.group=who",), r"data.group=who is not a column"),
         ("sentence,label\na,1\nb,7\n", (), r"Row 2 of .* has the label '7', which is none of .*negative.*positive"),
         (
@@ -163,7 +164,7 @@ def test_labels_are_mapped_and_left_out_by_configuration(tmp_path):
         ([("a", "good"), ("b", "good")], r"has one label only, good: a classifier needs at least two"),
         (
             [("a", "good!"), ("b", "bad")],
-            r"data.labels holds 'good!': MLflow takes .*data.labels=\{'good!': other_name",
+            r"data.labels holds 'good!': MLflow takes .*in a file of your own",
         ),
         ([("a", "good"), ("b", ""), ("c", "bad")], r"Row 2 of .* has no label"),
     ],
@@ -195,6 +196,22 @@ def test_splits_may_be_files_of_their_own(tmp_path):
     found = own(tmp_path, "data.splits.train=fit", "data.splits.test=held_out.csv")
     assert texts(found.splits["train"]) == ["fit a", "fit b"]
     assert texts(found.splits["test"]) == ["held_out a", "held_out b"]
+
+
+def test_splits_of_the_usual_names_are_taken_where_they_are(tmp_path):
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{name} a,1\n{name} b,0\n")
+    assert set(own(tmp_path).splits) == {"train", "validation"}
+    assert set(own(tmp_path, "data.splits.validation=null").splits) == {"train"}
+    (tmp_path / "test.csv").write_text("text,label\nx,1\n")
+    assert texts(own(tmp_path).splits["test"]) == ["x"]
+
+
+def test_splits_of_the_usual_names_are_taken_from_the_hub(monkeypatch):
+    table = pa.table({"text": ["fine ", "dull"], "label": [1, 0]})
+    monkeypatch.setattr("sentexp.data.sources.hub_splits", lambda *_: ["train", "test", "unsupervised"])
+    monkeypatch.setattr("sentexp.data.sources.hub_tables", lambda *given: dict.fromkeys(given[-1], table))
+    assert set(load_source(load_config("data=imdb", "data.path=stanfordnlp/imdb").data).splits) == {"train", "test"}
 
 
 def test_two_files_for_one_split_are_not_guessed_at(tmp_path):
@@ -312,6 +329,16 @@ def test_a_bomb_in_an_archive_is_not_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("Sentences_50Agree.txt", b"0" * (LARGEST_MEMBER + 1))
     with pytest.raises(UserError, match=r"bytes: the real one is below one million"):
+        phrases(tmp_path / "x.zip")
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("Sentences_50Agree.txt", b"a sentence of news@neutral\r\n" * 500)
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    content[70:90] = bytes(20)
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"x.zip is no whole zip"):
         phrases(tmp_path / "x.zip")
 
 

@@ -73,6 +73,27 @@ def test_an_encoding_that_is_detected_is_told(tmp_path):
     assert "x.csv is not UTF-8 (line 3); read as cp1252, which was detected: 'le café" in table.notes[0]
 
 
+@pytest.mark.parametrize("rows", [20, 60, 1_800])
+@pytest.mark.parametrize("language", ["portuguese", "spanish", "italian", "french", "german"])
+def test_western_languages_are_read_as_they_were_written(tmp_path, shared, language, rows):
+    whole = read_table(shared / "multilingual" / language / "train.csv", WANTED, TextFormat()).columns
+    texts = [text.encode("cp1252", "ignore").decode("cp1252") for text in whole["text"].to_pylist()[:rows]]
+    quoted = ['"' + text.replace('"', '""') + '",1\n' for text in texts]
+    found, _ = read(tmp_path / "x.csv", ("text,label\n" + "".join(quoted)).encode("cp1252"))
+    assert [text for text, _ in found] == texts
+
+
+def test_another_script_is_read_as_it_was_written(tmp_path):
+    text = "Сегодня мы смотрели хороший фильм и нам очень понравилось"
+    rows, _ = read(tmp_path / "x.csv", ("text,label\n" + f"{text},1\n" * 20).encode("cp1251"))
+    assert rows[0][0] == text
+
+
+def test_an_encoding_for_which_nothing_speaks_is_asked_for(tmp_path):
+    with pytest.raises(UserError, match=r"Line 2 of .* is not utf-8: name its encoding with data.encoding=<name>, or"):
+        read(tmp_path / "x.csv", ("text,label\n" + "とても良い映画です,1\n" * 20).encode("cp932"))
+
+
 def test_a_wrong_encoding_names_the_line_and_the_likely_one(tmp_path):
     with pytest.raises(UserError, match=r"Line 3 of .*x.csv is not utf-8: .*data.encoding=<name> \(cp1252 is likely\)"):
         read(tmp_path / "x.csv", LATIN, encoding="utf-8")
@@ -120,6 +141,10 @@ def test_other_columns_may_have_any_names(tmp_path):
     assert read(tmp_path / "x.csv", "a,text,a,,label\n1,good,2,3,1\n")[0] == [("good", "1")]
 
 
+def test_blank_lines_are_no_rows(tmp_path):
+    assert read(tmp_path / "x.csv", "\n\ntext,label\n\ngood,1\n\n")[0] == [("good", "1")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
@@ -131,7 +156,16 @@ def test_other_columns_may_have_any_names(tmp_path):
             r"data.text=text is the name of 2 columns of .*x.csv: rename all but one",
         ),
         ("x.csv", "body,label\na,1\n", r"data.text=text is not a column of .*x.csv: its columns are body, label\."),
-        ("x.csv", "text;label\na;1\n", r"its columns are text;label; pass data.delimiter=';' if that divides them"),
+        ("x.csv", "text,label", r"x.csv has 0 rows"),
+        ("x.csv", "\n\n", r"x.csv has no header"),
+        ("x.csv", "text;label\na;1\n", r"its columns are text;label; pass \"data.delimiter=';'\" if that divides them"),
+        ("x.csv", 'text,label\n"a",1\n"b,0\n"c",1\n', r"Row 2 of .*x.csv has a quotation mark that is not closed"),
+        ("x.csv", 'text,label\n"a "b" c",1\n', r"Row 1 of .*or not doubled inside a text .*data.quoting=false"),
+        (
+            "x.jsonl",
+            '{"text": "a", "label": 1}\n{"text": "\\ud83d", "label": 1}\n',
+            r"Row 2 of .* half of a surrogate pair",
+        ),
         ("x.jsonl", "", r"is empty"),
         ("x.jsonl", '{"text": "a", "label": 1}\n{"text"\n', r"Line 2 of .*x.jsonl is not JSON"),
         ("x.jsonl", '{"text": "a", "label": 1}\n3\n', r"Row 2 of .*x.jsonl is no JSON object"),
@@ -156,9 +190,8 @@ def test_a_folder_with_the_name_of_a_file_is_told(tmp_path):
         read(tmp_path / "x.csv")
 
 
-def test_a_quotation_mark_that_is_never_closed_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("sentexp.data.tables.BLOCK", 1 << 12)
-    with pytest.raises(UserError, match=r"(quotation mark is probably not closed|has not the 2 columns)"):
+def test_a_quotation_mark_that_is_never_closed_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"Row 2 of .* has a quotation mark that is not closed"):
         read(tmp_path / "x.csv", 'text,label\na,1\n"open,0\n' + "b,1\n" * 5000)
 
 

@@ -121,6 +121,14 @@ def test_a_failure_in_mid_way_leaves_no_file_under_its_name(tokenizer, tmp_path,
     assert files(tmp_path, "part") == []
 
 
+def test_a_damaged_file_is_made_again(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
+    first = tokenize(rows("a film", "b"), tokenizer, "{text}", 50, progress=False).ids([0, 1])
+    (file,) = files(tmp_path, "arrow")
+    file.write_bytes(file.read_bytes()[:200])
+    assert tokenize(rows("a film", "b"), tokenizer, "{text}", 50, progress=False).ids([0, 1]) == first
+
+
 PROCESS = """
 import sys
 import pyarrow as pa

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentexp.config import (
     AGREEMENT_LEVELS,
+    AUTO,
     RATING_LIMIT,
     BadRows,
     DataConfig,
@@ -21,7 +23,7 @@ from sentexp.config import (
 from sentexp.data.labels import Labeller, classes_of
 from sentexp.data.tables import SUFFIXES, TextFormat, as_strings, read_lines, read_table, require_columns
 from sentexp.errors import UserError, require
-from sentexp.hub import hub_tables, is_local, local_path, snapshot
+from sentexp.hub import hub_splits, hub_tables, is_local, local_path, snapshot
 from sentexp.installed import locate
 
 if TYPE_CHECKING:
@@ -90,7 +92,7 @@ class _Raw:
 def _table_splits(data: TableData) -> _Raw:
     """Return the splits of a table: a package, a file, a folder in GLUE's or the hub's layout, or the hub."""
     columns = {"data.text": data.text, "data.label": data.label}
-    columns |= {f"data.slices ({name})": name for name in data.slices}
+    columns |= {f"data.slices[{number}]": name for number, name in enumerate(data.slices)}
     columns |= {"data.group": data.group} if data.group is not None else {}
     if data.path is None:
         _require_one_table(data, f"data={data.name} is one table of an installed package")
@@ -108,6 +110,12 @@ def _table_splits(data: TableData) -> _Raw:
 
 def _hub_splits(data: TableData, repo: str, columns: dict[str, str]) -> dict[str, "pa.Table"]:
     own = {name: split for name in ("train", "validation", "test") if (split := getattr(data.splits, name))}
+    if AUTO in own.values():
+        there = hub_splits("data.path", repo, data.subset, data.revision)
+        for name in [name for name, split in own.items() if split == AUTO]:
+            found = [split for split in ALIASES[name] if split in there]
+            own |= {name: found[0]} if found else {}
+    own = {name: split for name, split in own.items() if split != AUTO}
     tables = hub_tables("data.path", repo, data.subset, data.revision, list(own.values()))
     for table in tables.values():
         require_columns(table.column_names, columns, repo)
@@ -137,16 +145,17 @@ def _read_splits(
 def _renamed(table: "pa.Table", data: TableData) -> "pa.Table":
     """Return the columns under the names that every source gives them."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     columns = {"text": table.column(data.text), "label": table.column(data.label)}
     if data.group is not None:
-        columns["group"] = table.column(data.group)
+        columns["group"] = pc.utf8_trim_whitespace(table.column(data.group))
     return pa.table(columns | {SLICE + name: table.column(name) for name in data.slices})
 
 
 def _require_one_table(data: TableData, what: str) -> None:
     require(
-        data.splits.validation is None and data.splits.test is None,
+        data.splits.validation in (None, AUTO) and data.splits.test in (None, AUTO),
         f"{what}, but data.splits.validation={data.splits.validation} and data.splits.test={data.splits.test}: set "
         "them to null, so that they are carved from it, or name a folder that has them with data.path.",
     )
@@ -177,21 +186,22 @@ def _split_files(data: TableData) -> dict[str, list[Path]]:
     found = {}
     for name in ("train", "validation", "test"):
         split = getattr(data.splits, name)
+        if split == AUTO:
+            split = name if _named(name, files) else None
         if split is not None:
             found[name] = _files_of(split, files, f"data.path={data.path}")
     return found
 
 
 def _files_of(split: str, files: list[Path], where: str) -> list[Path]:
-    """Return the file of a split, or its shards, by the names that people give them."""
-    stems = "|".join(re.escape(alias) for alias in ALIASES.get(split, (split,)))
-    matching = [file for file in files if file.name == split or re.fullmatch(rf"({stems})(-\d+-of-\d+)?", file.stem)]
+    """Return the file of a split, or its shards."""
+    matching = _named(split, files)
     present = ", ".join(dict.fromkeys(file.name for file in files)) or "no table files"
     require(
         bool(matching),
-        f"{where} has no file for the split {split!r} (found: {present}): name the splits with data.splits.train, "
-        "data.splits.validation and data.splits.test (null carves one from train), a folder in it with data.subset, "
-        "or one of the files with data.path.",
+        f"{where} has no file for the split {split!r} (found: {present}): name its files with data.splits.train, "
+        "data.splits.validation and data.splits.test (null carves the last two from train), a folder in it with "
+        "data.subset, or one of the files with data.path.",
     )
     kinds = {re.sub(r"-\d+-of-\d+$", "", file.stem) + file.suffix for file in matching}
     require(
@@ -200,6 +210,12 @@ def _files_of(split: str, files: list[Path], where: str) -> list[Path]:
         f"data.splits.{'validation' if split in ALIASES['validation'] else split}=<name with its ending>.",
     )
     return matching
+
+
+def _named(split: str, files: list[Path]) -> list[Path]:
+    """Return the files of a split by the names that people give them."""
+    stems = "|".join(re.escape(alias) for alias in ALIASES.get(split, (split,)))
+    return [file for file in files if file.name == split or re.fullmatch(rf"({stems})(-\d+-of-\d+)?", file.stem)]
 
 
 def _languages(data: Multilingual) -> _Raw:
@@ -292,7 +308,7 @@ def _agreement_lines(data: PhraseBank, name: str) -> list[str]:
                 return read_lines(stream, "latin-1")
         archives = sorted(root.rglob("*.zip"))
     else:
-        archives = [root] if zipfile.is_zipfile(root) else []
+        archives = [root]
     require(
         bool(archives),
         f"data.path={data.path} has no {name} and no zip that could hold it: pass the folder of the four "
@@ -301,7 +317,7 @@ def _agreement_lines(data: PhraseBank, name: str) -> list[str]:
     try:
         with zipfile.ZipFile(archives[0]) as archive:
             return _member_lines(archive, name)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise UserError(f"{archives[0]} is no whole zip ({error}): fetch it again.") from None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentexp.config import AGREEMENT_LEVELS, DataConfig, PhraseBank
-from sentexp.data.sources import SLICE, load_source
+from sentexp.data.sources import SLICE, Source, load_source
 from sentexp.data.spill import collect
 from sentexp.errors import require
 
@@ -88,11 +88,7 @@ def load_examples(data: DataConfig, whole: bool = False) -> Examples:
     if isinstance(data, PhraseBank):  # carved as a whole, so that a sentence is in the same split at every level
         splits = {name: _of_agreement(rows, data.agreement) for name, rows in splits.items()}
     for name in NAMES:
-        require(
-            splits[name].num_rows > 0,
-            f"data={data.name} has no rows in the {name} split: give it more rows, or change data.{name}_fraction or "
-            f"data.splits.{name}.",
-        )
+        require(splits[name].num_rows > 0, f"data={data.name} has no rows in the {name} split: {_why(name, source)}")
     _require_few_slices(splits["test"], data)
     available = {name: splits[name].num_rows for name in NAMES}
     if data.deduplicate:
@@ -115,6 +111,18 @@ def load_examples(data: DataConfig, whole: bool = False) -> Examples:
         stripped=source.stripped,
         notes=source.notes,
     )
+
+
+def _why(name: str, source: Source) -> str:
+    """Return why a split is probably empty, and what to do."""
+    left = sum(count for reasons in source.left_out.values() for count in reasons.values())
+    kept = sum(rows.num_rows for rows in source.splits.values())
+    told = f"{left:,} rows were left out, which leaves {kept:,}; " if left else f"there are {kept:,} rows; "
+    if "group" in source.splits["train"].column_names:
+        told += "rows of a group (data.group), and of groups that share a text, stay together; "
+    if name == "train":
+        return f"{told}give it more rows."
+    return f"{told}give it more rows, or change data.{name}_fraction or data.splits.{name}."
 
 
 def _require_few_slices(test: "pa.Table", data: DataConfig) -> None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from sentexp.data.spill import LARGE, collect
 from sentexp.errors import UserError, require
@@ -21,6 +21,12 @@ BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", cod
 BLOCK = 1 << 24
 SAMPLE = 1 << 18
 USUAL = "cp1252"
+WESTERN = (
+    "Unknown", "English", "French", "Spanish", "Portuguese", "Italian", "German", "Dutch", "Danish", "Swedish",
+    "Norwegian", "Finnish", "Catalan", "Indonesian",
+)  # fmt: skip
+TIE = 0.1
+LONGEST_FIELD = (1 << 31) - 1
 
 
 @dataclass(kw_only=True, slots=True)
@@ -153,8 +159,10 @@ def _parse(file: Path, columns: dict[str, str], form: TextFormat) -> Table:
 
     assert form.encoding is not None
     assert form.delimiter is not None
-    present = _header(file, form)
+    present, blank = _header(file, form)
     require_columns(present, columns, file, _other_delimiter(present, form.delimiter))
+    if form.quoting:
+        _require_closed_quotes(file, form)
     ragged: list[Any] = []
 
     def skip(row: Any) -> str:
@@ -165,7 +173,7 @@ def _parse(file: Path, columns: dict[str, str], form: TextFormat) -> Table:
     unique = [f"{index}" for index in range(len(present))]  # other columns may have any names, twice as well
     options: dict[str, Any] = {
         "read_options": arrow_csv.ReadOptions(
-            encoding=form.encoding, block_size=BLOCK, column_names=unique, skip_rows_after_names=1
+            encoding=form.encoding, block_size=BLOCK, column_names=unique, skip_rows=blank, skip_rows_after_names=1
         ),
         "parse_options": arrow_csv.ParseOptions(
             delimiter=form.delimiter,
@@ -187,15 +195,43 @@ def _parse(file: Path, columns: dict[str, str], form: TextFormat) -> Table:
     return Table(columns=table.rename_columns(wanted), skipped=len(ragged), notes=notes)
 
 
-def _header(file: Path, form: TextFormat) -> list[str]:
+def _header(file: Path, form: TextFormat) -> tuple[list[str], int]:
+    """Return the names of the columns, and the number of blank lines above them."""
     with file.open(encoding=_python_name(form.encoding), newline="") as lines:
-        quoting: Any = csv.QUOTE_MINIMAL if form.quoting else csv.QUOTE_NONE
+        rows = enumerate(_rows(lines, form, strict=False))
         try:
-            return next(
-                csv.reader((line.replace("\0", "") for line in lines), delimiter=form.delimiter or ",", quoting=quoting)
-            )
+            blank, names = next((number, row) for number, row in rows if row)
         except (StopIteration, csv.Error):
             raise UserError(f"{file} has no header: its first line must name the columns.") from None
+        require(
+            any(row for _, row in rows), f"data.path={file} has 0 rows: it must hold at least one row below its header."
+        )
+        return names, blank
+
+
+def _rows(lines: IO[str], form: TextFormat, strict: bool) -> Iterator[list[str]]:
+    quoting: Any = csv.QUOTE_MINIMAL if form.quoting else csv.QUOTE_NONE
+    return csv.reader(lines, delimiter=form.delimiter or ",", quoting=quoting, strict=strict)
+
+
+def _require_closed_quotes(file: Path, form: TextFormat) -> None:
+    """Refuse a quotation mark that would join rows or vanish: Arrow reads on over one that is not closed."""
+    with file.open("rb") as stream:
+        if not any(b'"' in block for block in iter(lambda: stream.read(BLOCK), b"")):
+            return
+    limit = csv.field_size_limit(LONGEST_FIELD)
+    number = 0
+    try:
+        with file.open(encoding=_python_name(form.encoding), newline="") as lines:
+            for row in _rows(lines, form, strict=True):
+                number += bool(row)
+    except csv.Error as error:
+        raise UserError(
+            f"Row {number} of {file} has a quotation mark that is not closed, or not doubled inside a text ({error}): "
+            "mend it, or pass data.quoting=false if the file does not quote."
+        ) from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _python_name(encoding: str | None) -> str | None:
@@ -208,7 +244,7 @@ def _other_delimiter(present: list[str], delimiter: str) -> str:
     if len(present) == 1:
         for other in (";", "\t", ",", "|"):
             if other != delimiter and other in present[0]:
-                return f"; pass data.delimiter='{other if other != chr(9) else chr(92) + 't'}' if that divides them"
+                return f"; pass \"data.delimiter='{other.replace(chr(9), chr(92) + 't')}'\" if that divides them"
     return ""
 
 
@@ -218,7 +254,7 @@ def _unreadable(file: Path, form: TextFormat, error: Exception) -> UserError:
     from pyarrow import csv as arrow_csv
 
     reason = str(error)
-    present = len(_header(file, form))
+    present = len(_header(file, form)[0])
     with file.open("rb") as stream:
         try:
             reader = arrow_csv.open_csv(
@@ -287,15 +323,21 @@ def _first_undecodable(file: Path, encoding: str) -> _Place:
 
 
 def _detect(sample: bytes) -> str | None:
-    """Return the probable encoding of bytes that are not UTF-8; cp1252, the usual one, wins a tie."""
+    """Return the probable encoding of bytes that are not UTF-8.
+
+    The encodings of one byte a letter differ in so few letters of a western language that the detector confuses them;
+    cp1252 is the one that such files have. None if nothing in the bytes speaks for any encoding.
+    """
     from charset_normalizer import from_bytes
 
     matches = from_bytes(sample)
     best = matches.best()
     if best is None:
         return None
-    tied = [m.encoding for m in matches if (m.chaos, m.coherence) == (best.chaos, best.coherence)]
-    return USUAL if USUAL in tied else best.encoding
+    near = [m for m in matches if m.coherence > best.coherence - TIE and m.chaos < best.chaos + TIE]
+    if any(match.language in WESTERN for match in near) and USUAL in [match.encoding for match in matches]:
+        return USUAL
+    return best.encoding if best.coherence > 0 else None
 
 
 def _read_parquet(file: Path, columns: dict[str, str]) -> "pa.Table":
@@ -331,7 +373,13 @@ def _read_json(file: Path, columns: dict[str, str], encoding: str | None) -> "pa
                 present |= row.keys()
             seen += len(rows)
             columns = {name: [_scalar(row.get(name)) for row in rows] for name in wanted}
-            yield pa.table({name: pa.array(values, pa.large_string()) for name, values in columns.items()})
+            try:
+                yield pa.table({name: pa.array(values, pa.large_string()) for name, values in columns.items()})
+            except UnicodeEncodeError:
+                number = _first_unencodable(columns) + seen - len(rows)
+                raise UserError(
+                    f"Row {number} of {file} holds half of a surrogate pair, which is no character: mend it."
+                ) from None
         require(seen > 0, f"data.path={file} has 0 rows: it must hold at least one.")
 
     table = collect(pieces())
@@ -362,11 +410,20 @@ def _json_blocks(file: Path, encoding: str | None) -> Iterator[list[Any]]:
         except UnicodeError:
             line_number = _first_undecodable(file, encoding or "utf-8").line
             raise UserError(
-                f"Line {line_number} of {file} is not {encoding}: name its encoding with data.encoding=<name>."
+                f"Line {line_number} of {file} is not {(encoding or '').removesuffix('-sig')}: name its encoding with "
+                "data.encoding=<name>."
             ) from None
         except json.JSONDecodeError as error:
             line_number = error.lineno if start == "[" else number
             raise UserError(f"Line {line_number} of {file} is not JSON ({error.msg}): mend it.") from None
+
+
+def _first_unencodable(columns: dict[str, list[str | None]]) -> int:
+    """Return the first row, counted from 1, that holds what UTF-8 cannot say."""
+    for number, row in enumerate(zip(*columns.values(), strict=True), start=1):
+        if any(value != (value or "").encode("utf-8", "ignore").decode() for value in row if value):
+            return number
+    return 0
 
 
 def _scalar(value: Any) -> str | None:

@@ -93,7 +93,6 @@ def tokenize(
     Raises:
         UserError: `max_length` leaves no room for the text, or a text has no tokens.
     """
-    import pyarrow as pa
     from filelock import FileLock
 
     frame = len(tokenizer(template.replace("{text}", ""))["input_ids"])
@@ -102,18 +101,30 @@ def tokenize(
         f"data.max_length={max_length} leaves no room for the text: task.template alone has {frame} tokens.",
     )
     file = cache_dir() / "tokens" / f"{_key(rows, tokenizer, template, max_length)}.arrow"
-    if not file.is_file():
+    tokens = _read(file)
+    if tokens is None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            if not file.is_file():
+            if _read(file) is None:
                 partial = file.with_suffix(".part")
                 _write(partial, rows, tokenizer, template, max_length, progress)
                 partial.replace(file)
-    tokens = TokenRows(pa.ipc.open_file(pa.memory_map(str(file))).read_all())
+        tokens = _read(file)
+    assert tokens is not None
     require(
         int(tokens.full_lengths.min()) > 0, "A text has no tokens: remove the row, or give task.template some words."
     )
     return tokens
+
+
+def _read(file: Path) -> TokenRows | None:
+    """Return the tokens in a file; None if it is not there, or is damaged."""
+    import pyarrow as pa
+
+    try:
+        return TokenRows(pa.ipc.open_file(pa.memory_map(str(file))).read_all())
+    except (FileNotFoundError, pa.ArrowInvalid, KeyError):
+        return None
 
 
 def _write(
