@@ -141,6 +141,12 @@ def test_other_columns_may_have_any_names(tmp_path):
     assert read(tmp_path / "x.csv", "a,text,a,,label\n1,good,2,3,1\n")[0] == [("good", "1")]
 
 
+def test_a_very_long_text_is_a_text(tmp_path):
+    text = "a long story, " * 100_000
+    assert read(tmp_path / "x.csv", f'text,label\n"{text}",1\n')[0] == [(text, "1")]
+    assert read(tmp_path / "x.tsv", f"text\tlabel\n{text}\t1\n")[0] == [(text, "1")]
+
+
 def test_blank_lines_are_no_rows(tmp_path):
     assert read(tmp_path / "x.csv", "\n\ntext,label\n\ngood,1\n\n")[0] == [("good", "1")]
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -197,7 +198,7 @@ def _parse(file: Path, columns: dict[str, str], form: TextFormat) -> Table:
 
 def _header(file: Path, form: TextFormat) -> tuple[list[str], int]:
     """Return the names of the columns, and the number of blank lines above them."""
-    with file.open(encoding=_python_name(form.encoding), newline="") as lines:
+    with _long_fields(), file.open(encoding=_python_name(form.encoding), newline="") as lines:
         rows = enumerate(_rows(lines, form, strict=False))
         try:
             blank, names = next((number, row) for number, row in rows if row)
@@ -219,10 +220,9 @@ def _require_closed_quotes(file: Path, form: TextFormat) -> None:
     with file.open("rb") as stream:
         if not any(b'"' in block for block in iter(lambda: stream.read(BLOCK), b"")):
             return
-    limit = csv.field_size_limit(LONGEST_FIELD)
     number = 0
     try:
-        with file.open(encoding=_python_name(form.encoding), newline="") as lines:
+        with _long_fields(), file.open(encoding=_python_name(form.encoding), newline="") as lines:
             for row in _rows(lines, form, strict=True):
                 number += bool(row)
     except csv.Error as error:
@@ -230,6 +230,14 @@ def _require_closed_quotes(file: Path, form: TextFormat) -> None:
             f"Row {number} of {file} has a quotation mark that is not closed, or not doubled inside a text ({error}): "
             "mend it, or pass data.quoting=false if the file does not quote."
         ) from None
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let Python's reader take texts of any length."""
+    limit = csv.field_size_limit(LONGEST_FIELD)
+    try:
+        yield
     finally:
         csv.field_size_limit(limit)
 
