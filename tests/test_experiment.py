@@ -201,6 +201,17 @@ def test_slices_whose_values_are_written_alike_stay_apart(config, tmp_path):
     )
 
 
+def test_many_classes_do_not_fill_the_terminal(config, tmp_path, capsys):
+    rows = [f"text {i} of class {i % 20},c{i % 20}" for i in range(400)]
+    (tmp_path / "x.csv").write_text("sentence,label\n" + "\n".join(rows) + "\n")
+    none = ["data.splits.validation=null", "data.splits.test=null", "trainer.max_steps=1"]
+    labels = f"data.labels=[{','.join(f'c{i}' for i in range(20))}]"
+    run(config(f"data.path={tmp_path / 'x.csv'}", labels, *none))
+    output = capsys.readouterr().out
+    assert "classes ┃ smallest ┃ largest" in output
+    assert "The confusion matrix of 20 classes is in result.json" in output
+
+
 @pytest.mark.parametrize("words", [["data=tweets"], ["data=imdb", "data.max_length=64"]])
 def test_the_other_embedded_data_sets_train(config, words, tmp_path):
     subsets = ["data.train_subset=16", "data.validation_subset=8", "data.test_fraction=0.002", "trainer.max_steps=1"]

@@ -13,6 +13,7 @@ from sentexp.data.splits import NAMES
 from sentexp.models.adapters import KINDS, ParameterAudit
 from sentexp.training.metrics import SLICE_METRICS
 
+MOST_COLUMNS = 12
 OUT = Console(highlight=False, soft_wrap=True)
 
 
@@ -24,9 +25,13 @@ def say(sentence: str) -> None:
 def print_data(found: DataAudit) -> None:
     """Print rows and labels per split, how many texts are cut at the maximum length, and what is probably wrong."""
     labels = list(found.labels["train"])
-    table = Table("split", "rows", "of", *map(escape, labels), "cut", title=f"data={found.data}", title_justify="left")
+    many = len(labels) > MOST_COLUMNS
+    columns = ["classes", "smallest", "largest"] if many else [escape(label) for label in labels]
+    table = Table("split", "rows", "of", *columns, "cut", title=f"data={found.data}", title_justify="left")
     for split in NAMES:
-        per_class = [f"{found.labels[split][label]:,}" for label in labels]
+        counts = list(found.labels[split].values())
+        shown = [sum(count > 0 for count in counts), min(counts), max(counts)] if many else counts
+        per_class = [f"{count:,}" for count in shown]
         table.add_row(
             split, f"{found.rows[split]:,}", f"{found.available[split]:,}", *per_class, f"{found.cut[split]:.1%}"
         )
@@ -71,12 +76,20 @@ def print_result(metrics: Mapping[str, float], labels: list[str], confusion: lis
         validation = metrics.get(f"best/{name}")
         table.add_row(Text(name), "" if validation is None else f"{validation:.4f}", f"{metrics[f'test/{name}']:.4f}")
     OUT.print(table)
+    _print_confusion(labels, confusion)
+    _print_slices(metrics)
+    say(f"{seconds:.0f} s in all; peak memory {metrics['peak_memory_gib']:.1f} GiB")
+
+
+def _print_confusion(labels: list[str], confusion: list[list[int]]) -> None:
+    """Print the confusion matrix, unless it has too many columns for a terminal."""
+    if len(labels) > MOST_COLUMNS:
+        say(f"The confusion matrix of {len(labels)} classes is in result.json and confusion_matrix.png.")
+        return
     matrix = Table("true \\ predicted", *map(escape, labels), title="test split", title_justify="left")
     for label, row in zip(labels, confusion, strict=True):
         matrix.add_row(Text(label), *(f"{count:,}" for count in row))
     OUT.print(matrix)
-    _print_slices(metrics)
-    say(f"{seconds:.0f} s in all; peak memory {metrics['peak_memory_gib']:.1f} GiB")
 
 
 def _print_slices(metrics: Mapping[str, float]) -> None:
