@@ -206,7 +206,7 @@ def test_many_classes_do_not_fill_the_terminal(config, tmp_path, capsys):
     (tmp_path / "x.csv").write_text("sentence,label\n" + "\n".join(rows) + "\n")
     none = ["data.splits.validation=null", "data.splits.test=null", "trainer.max_steps=1"]
     labels = f"data.labels=[{','.join(f'c{i}' for i in range(20))}]"
-    run(config(f"data.path={tmp_path / 'x.csv'}", labels, *none))
+    run(config(f"data.path={tmp_path / 'x.csv'}", labels, "data.validation_fraction=0.1", *none))
     output = capsys.readouterr().out
     assert "classes ┃ smallest ┃ largest" in output
     assert "The confusion matrix of 20 classes is in result.json" in output
