@@ -105,9 +105,8 @@ def audit(name: str, examples: Examples, tokens: dict[str, TokenRows], max_lengt
     if near:
         findings += _near_duplicates(examples, duplicates)
     findings += _signs(examples)
-    stripped = {split: examples.stripped.get(split, 0) for split in examples.stripped}
-    if any(stripped.values()):
-        findings.append(Finding(name="surrounding blanks, which were taken off", rows=stripped))
+    if any(examples.stripped.values()):
+        findings.append(Finding(name="surrounding blanks, which were taken off", rows=dict(examples.stripped)))
     edges, histogram = _histogram(tokens)
     labelled = [count for count in counts["train"].values() if count]
     result = DataAudit(
