@@ -29,7 +29,7 @@ from sentexp.installed import locate
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ALIASES = {"validation": ("validation", "valid", "val", "dev"), "train": ("train",), "test": ("test",)}
+ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 AGREEMENT_FILES = {
     level: f"Sentences_{'AllAgree' if level == 'all' else level + 'Agree'}.txt" for level in AGREEMENT_LEVELS
 }
@@ -109,7 +109,7 @@ def _table_splits(data: TableData) -> _Raw:
 
 
 def _hub_splits(data: TableData, repo: str, columns: dict[str, str]) -> dict[str, "pa.Table"]:
-    own = {name: split for name in ("train", "validation", "test") if (split := getattr(data.splits, name))}
+    own = {name: split for name in ALIASES if (split := getattr(data.splits, name))}
     if AUTO in own.values():
         there = hub_splits("data.path", repo, data.subset, data.revision)
         for name in [name for name, split in own.items() if split == AUTO]:
@@ -184,7 +184,7 @@ def _split_files(data: TableData) -> dict[str, list[Path]]:
         file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.suffix.lower() in SUFFIXES
     )
     found = {}
-    for name in ("train", "validation", "test"):
+    for name in ALIASES:
         split = getattr(data.splits, name)
         if split == AUTO:
             split = name if _named(name, files) else None
@@ -246,7 +246,7 @@ def _languages(data: Multilingual) -> _Raw:
             for alias in ALIASES[name]
             if (file := folders[language] / f"{alias}.csv").is_file()
         ]
-        for name in ("train", "validation", "test")
+        for name in ALIASES
     }
     untrained = [name for name in chosen if not any(file.parent.name == name for file in files["train"])]
     require(
@@ -290,12 +290,8 @@ def _phrase_bank(data: PhraseBank) -> "pa.Table":
         level = [level for level in AGREEMENT_LEVELS if held[level][line] >= seen[line]][-1]
         sentences.append((text, label, level))
     require(bool(sentences), f"data.path={data.path} has no sentences in its files: fetch the archive again.")
-    return pa.table(
-        {
-            name: pa.array(values, pa.large_string())
-            for name, values in zip(("text", "label", SLICE + "agreement"), zip(*sentences, strict=True), strict=True)
-        }
-    )
+    columns = [pa.array(values, pa.large_string()) for values in zip(*sentences, strict=True)]
+    return pa.Table.from_arrays(columns, names=["text", "label", SLICE + "agreement"])
 
 
 def _agreement_lines(data: PhraseBank, name: str) -> list[str]:

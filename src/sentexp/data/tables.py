@@ -1,6 +1,5 @@
 """Tables in files: CSV, TSV, JSON Lines, JSON and Parquet, read through Arrow as columns of strings."""
 
-import codecs
 import csv
 import io
 import json
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from sentexp.data.encodings import detect, first_undecodable, marked_encoding, python_name
 from sentexp.data.spill import LARGE, collect
 from sentexp.errors import UserError, require
 
@@ -18,15 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 BLOCK = 1 << 24
-SAMPLE = 1 << 18
-USUAL = "cp1252"
-WESTERN = (
-    "Unknown", "English", "French", "Spanish", "Portuguese", "Italian", "German", "Dutch", "Danish", "Swedish",
-    "Norwegian", "Finnish", "Catalan", "Indonesian",
-)  # fmt: skip
-TIE = 0.1
 LONGEST_FIELD = (1 << 31) - 1
 
 
@@ -80,7 +72,7 @@ def read_table(file: Path, columns: dict[str, str], form: TextFormat) -> Table:
             table = Table(columns=_read_json(file, columns, form.encoding))
     require(
         table.columns.num_rows > 0,
-        f"data.path={file} has 0 rows: it must hold at least one row{_below_header(file)}.",
+        f"data.path={file} has 0 rows{' that fit its header' if table.skipped else ''}: it must hold at least one.",
     )
     return table
 
@@ -114,15 +106,11 @@ def require_columns(present: Sequence[str], columns: dict[str, str], where: obje
         )
 
 
-def _below_header(file: Path) -> str:
-    return " below its header" if file.suffix.lower() in (".csv", ".tsv") else ""
-
-
 def _read_delimited(file: Path, columns: dict[str, str], form: TextFormat, delimiter: str, quoting: bool) -> Table:
     import pyarrow as pa
 
     form = TextFormat(
-        encoding=form.encoding or _marked_encoding(file),
+        encoding=form.encoding or marked_encoding(file),
         delimiter=form.delimiter or delimiter,
         quoting=quoting if form.quoting is None else form.quoting,
         skip_ragged=form.skip_ragged,
@@ -134,8 +122,8 @@ def _read_delimited(file: Path, columns: dict[str, str], form: TextFormat, delim
     except (UnicodeError, pa.ArrowInvalid) as error:
         if not isinstance(error, UnicodeError) and "UTF8" not in str(error):
             raise _unreadable(file, form, error) from None
-    place = _first_undecodable(file, form.encoding)
-    detected = _detect(place.sample)
+    place = first_undecodable(file, form.encoding)
+    detected = detect(place.sample)
     require(
         not named and detected is not None,
         f"Line {place.line} of {file} is not {form.encoding}: name its encoding with data.encoding=<name>"
@@ -198,7 +186,7 @@ def _parse(file: Path, columns: dict[str, str], form: TextFormat) -> Table:
 
 def _header(file: Path, form: TextFormat) -> tuple[list[str], int]:
     """Return the names of the columns, and the number of blank lines above them."""
-    with _long_fields(), file.open(encoding=_python_name(form.encoding), newline="") as lines:
+    with _long_fields(), file.open(encoding=python_name(form.encoding), newline="") as lines:
         rows = enumerate(_rows(lines, form, strict=False))
         try:
             blank, names = next((number, row) for number, row in rows if row)
@@ -222,7 +210,7 @@ def _require_closed_quotes(file: Path, form: TextFormat) -> None:
             return
     number = 0
     try:
-        with _long_fields(), file.open(encoding=_python_name(form.encoding), newline="") as lines:
+        with _long_fields(), file.open(encoding=python_name(form.encoding), newline="") as lines:
             for row in _rows(lines, form, strict=True):
                 number += bool(row)
     except csv.Error as error:
@@ -240,11 +228,6 @@ def _long_fields() -> Iterator[None]:
         yield
     finally:
         csv.field_size_limit(limit)
-
-
-def _python_name(encoding: str | None) -> str | None:
-    """Return the encoding in which Python takes a byte order mark away, as Arrow does."""
-    return "utf-8-sig" if encoding == "utf-8" else encoding
 
 
 def _other_delimiter(present: list[str], delimiter: str) -> str:
@@ -301,53 +284,6 @@ def _unreadable(file: Path, form: TextFormat, error: Exception) -> UserError:
     return UserError(f"{file} cannot be read as {file.suffix} ({reason.splitlines()[0][:200]}): mend the file.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a file stops being in an encoding: the line, counted from 1, and the bytes around."""
-
-    line: int
-    line_bytes: bytes
-    sample: bytes
-
-    def text(self, encoding: str) -> str:
-        return self.line_bytes.decode(encoding, errors="replace").strip()[:60]
-
-
-def _marked_encoding(file: Path) -> str | None:
-    with file.open("rb") as stream:
-        start = stream.read(3)
-    return next((name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
-
-
-def _first_undecodable(file: Path, encoding: str) -> _Place:
-    """Return the first line that the encoding cannot read."""
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                line.decode(encoding)
-            except UnicodeError:
-                return _Place(number, line, line + stream.read(SAMPLE))
-    return _Place(1, b"", b"")  # an encoding of several bytes, whose lines do not end where bytes say
-
-
-def _detect(sample: bytes) -> str | None:
-    """Return the probable encoding of bytes that are not UTF-8.
-
-    The encodings of one byte a letter differ in so few letters of a western language that the detector confuses them;
-    cp1252 is the one that such files have. None if nothing in the bytes speaks for any encoding.
-    """
-    from charset_normalizer import from_bytes
-
-    matches = from_bytes(sample)
-    best = matches.best()
-    if best is None:
-        return None
-    near = [m for m in matches if m.coherence > best.coherence - TIE and m.chaos < best.chaos + TIE]
-    if any(match.language in WESTERN for match in near) and USUAL in [match.encoding for match in matches]:
-        return USUAL
-    return best.encoding if best.coherence > 0 else None
-
-
 def _read_parquet(file: Path, columns: dict[str, str]) -> "pa.Table":
     import pyarrow as pa
     from pyarrow import parquet
@@ -396,7 +332,7 @@ def _read_json(file: Path, columns: dict[str, str], encoding: str | None) -> "pa
 
 
 def _json_blocks(file: Path, encoding: str | None) -> Iterator[list[Any]]:
-    encoding = _python_name(encoding or _marked_encoding(file) or "utf-8")
+    encoding = python_name(encoding or marked_encoding(file) or "utf-8")
     with file.open(encoding=encoding) as stream:
         try:
             start = stream.read(1)
@@ -416,7 +352,7 @@ def _json_blocks(file: Path, encoding: str | None) -> Iterator[list[Any]]:
                 if block:
                     yield block
         except UnicodeError:
-            line_number = _first_undecodable(file, encoding or "utf-8").line
+            line_number = first_undecodable(file, encoding or "utf-8").line
             raise UserError(
                 f"Line {line_number} of {file} is not {(encoding or '').removesuffix('-sig')}: name its encoding with "
                 "data.encoding=<name>."
