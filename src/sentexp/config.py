@@ -7,13 +7,15 @@ imported. The group options in `conf/<group>/<option>.yaml` give the values; thi
 import codecs
 import math
 import re
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sentexp.errors import UserError, require
 
@@ -58,6 +60,22 @@ class HeadInit(Enum):
 
     normal = "normal"
     label_words = "label_words"
+
+
+class AnswerLoss(Enum):
+    """What `task=causal_lm` learns from: the answer's tokens, the choice among the label words, or the whole text."""
+
+    answer = "answer"
+    label_words = "label_words"
+    full = "full"
+
+
+class PriorCorrection(Enum):
+    """What is taken for a prompt's own preference among the labels, and divided out of the probabilities."""
+
+    none = "none"
+    contextual = "contextual"
+    batch = "batch"
 
 
 class OptimizerName(Enum):
@@ -495,32 +513,134 @@ RATING_LIMIT = 4.0
 
 @dataclass(kw_only=True, slots=True)
 class TaskConfig:
-    """What the backbone is asked to do. `template` frames each text; `{text}` stands for it.
+    """What the backbone is asked to do.
 
     `focal_gamma` is the gamma of the focal loss, which gives rows that are already right less weight (Lin et al. 2017,
     eq. 4); 0 is plain cross-entropy.
     """
 
-    template: str = "{text}"
     focal_gamma: float = 0.0
 
     def __post_init__(self) -> None:
-        """The text must appear once, and gamma is not negative."""
+        """Gamma is not negative."""
         require(
             0 <= self.focal_gamma < math.inf,
             f"task.focal_gamma={self.focal_gamma} must be 0 (cross-entropy) or more (2 is usual).",
-        )
-        require(
-            self.template.count("{text}") == 1,
-            f"task.template={self.template!r} must hold {{text}} exactly once.",
         )
 
 
 @dataclass(kw_only=True, slots=True)
 class SequenceClassification(TaskConfig):
-    """`task=seq_cls`: a linear head over the last token of the framed text (PEFT's `SEQ_CLS`)."""
+    """`task=seq_cls`: a linear head over the last token of the framed text (PEFT's `SEQ_CLS`).
 
+    `template` frames each text; `{text}` stands for it.
+    """
+
+    template: str = "{text}"
     head_init: HeadInit = HeadInit.normal
+
+    def __post_init__(self) -> None:
+        """The text must appear once."""
+        TaskConfig.__post_init__(self)
+        _require_text_slot("task.template", self.template)
+
+
+@dataclass(kw_only=True, slots=True)
+class PromptTemplate:
+    """A prompt for `task=causal_lm`: what is said, and the Jinja chat template that puts it together.
+
+    `{labels}` stands for the label words ("negative or positive") and `{text}` for the text. `chat_template` gets the
+    messages of the roles system, user and assistant, as in transformers; null is the tokenizer's own.
+    """
+
+    user: str
+    system: str = ""
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        """The text must appear once."""
+        _require_text_slot("user in task.template", self.user)
+
+
+@dataclass(kw_only=True, slots=True)
+class CausalLM(TaskConfig):
+    """`task=causal_lm`: the model reads an instruction and a text, and answers with a label (PEFT's `CAUSAL_LM`).
+
+    `template` is `auto`, a name in `conf/template`, a YAML file, the template itself as a mapping, or a string that
+    holds `{text}`. `system` replaces its system prompt. `label_words` is a list in the order of the labels, or a
+    mapping from labels to words; null is the labels.
+    """
+
+    template: Any = "auto"
+    system: str | None = None
+    label_words: Any = None
+    loss: AnswerLoss = AnswerLoss.answer
+    length_normalization: bool = False
+    calibration: PriorCorrection = PriorCorrection.none
+    shots: int = 0
+    shots_seed: int = 0
+    generate: bool = False
+
+    def __post_init__(self) -> None:
+        """Read the template, and check the label words."""
+        TaskConfig.__post_init__(self)
+        if self.template != AUTO:
+            self.template = load_template(self.template)
+        words = list(self.label_words.values()) if isinstance(self.label_words, dict) else self.label_words
+        require(
+            words is None
+            or (
+                isinstance(words, list)
+                and all(str(word).strip() for word in words)
+                and len({str(word).strip() for word in words}) == len(words)
+            ),
+            f"task.label_words={self.label_words} must be a different word for each label, as a list in the order of "
+            "the labels or a mapping such as {negative: bad, positive: good}; null is the labels themselves.",
+        )
+        require(
+            self.loss is not AnswerLoss.full or self.focal_gamma == 0,
+            f"task.focal_gamma={self.focal_gamma} weighs answers, and task.loss=full learns the whole text: use "
+            "task.loss=answer or label_words.",
+        )
+        _at_least("task.shots", self.shots, 0)
+        _at_least("task.shots_seed", self.shots_seed, 0)
+
+
+def load_template(given: object) -> PromptTemplate:
+    """Return a template from its name in `conf/template`, a YAML file, a mapping, or a string that holds `{text}`.
+
+    Raises:
+        UserError: there is none by that name, it has a wrong key, or it has no place for the text.
+    """
+    if isinstance(given, PromptTemplate):
+        return given
+    if isinstance(given, str):
+        if "{text}" in given:
+            return replace(load_template("completion"), user=given)
+        named, own = conf_dir() / TEMPLATE_GROUP / f"{given}.yaml", Path(given).expanduser()
+        names = [AUTO, *sorted(file.stem for file in named.parent.glob("*.yaml"))]
+        require(
+            named.is_file() or (own.suffix in (".yaml", ".yml") and own.is_file()),
+            f"task.template={given!r} must be one of {', '.join(names)}, a YAML file that is there, or a string that "
+            "holds {text}.",
+        )
+        try:
+            given = OmegaConf.to_container(OmegaConf.load(named if named.is_file() else own))
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"task.template={own} is no YAML file: {str(error).splitlines()[0]}.") from None
+    legal = [item.name for item in fields(PromptTemplate)]
+    require(
+        isinstance(given, dict)
+        and "user" in given
+        and set(given) <= set(legal)
+        and all(isinstance(value, str) or (key == "chat_template" and value is None) for key, value in given.items()),
+        f"task.template={given} must hold user (with {{text}} in it), and may hold system and chat_template, as texts.",
+    )
+    return PromptTemplate(**given)  # type: ignore[arg-type]
+
+
+TEMPLATE_GROUP = "template"
+"""The folder of `conf` whose files `task.template` names: no group of hydra's, so that a plain key chooses."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -605,8 +725,10 @@ class TrainerConfig:
         )
 
 
-METRICS = ("loss", "accuracy", "auroc_macro", "f1_macro", "precision_macro", "recall_macro")
+METRICS = ("loss", "accuracy", "auroc_macro", "f1_macro", "precision_macro", "recall_macro", "ece", "brier")
 """The metrics of every split; the classes that a split does not hold stay out of the macro averages."""
+
+LOWER_IS_BETTER = ("loss", "ece", "brier")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -640,14 +762,40 @@ class Config:
     trainer: TrainerConfig = MISSING
     tracking: TrackingConfig = MISSING
     seed: int = 42
+    baseline: bool | None = None
     output_dir: str = "outputs"
 
     def __post_init__(self) -> None:
-        """Check the seed."""
+        """Check the seed, and what a task without a head cannot do."""
         require(0 <= self.seed < 2**32, f"seed={self.seed} must be at least 0 and below 2**32.")
+        if isinstance(self.task, CausalLM):
+            self._check_answering(self.task)
+
+    def _check_answering(self, task: CausalLM) -> None:
+        require(
+            not isinstance(self.peft, HeadOnly),
+            "peft=head trains a classification head, and task=causal_lm has none: use peft=lora, or task=seq_cls.",
+        )
+        require(
+            self.optim.head_lr is None,
+            f"optim.head_lr={self.optim.head_lr} is the rate of a classification head, and task=causal_lm has none: "
+            "leave it null.",
+        )
+        require(
+            task.shots == 0 or isinstance(self.peft, Untuned) or self.baseline is not False,
+            f"task.shots={task.shots} is for the prompt of the untuned base: use peft=none, or baseline=true to see it "
+            "beside the tuned model.",
+        )
+        names = self.data.class_names()
+        given = task.label_words
+        if names is not None and given is not None:
+            require(
+                set(given) == set(names) if isinstance(given, dict) else len(given) == len(names),
+                f"task.label_words={given} must give one word to each of the labels {', '.join(names)}.",
+            )
 
 
-BOOKKEEPING = ("tracking", "output_dir", "trainer.progress_bar", "trainer.log_every_n_steps", "trainer.save_steps")
+BOOKKEEPING = ("tracking", "output_dir", "baseline", "trainer.progress_bar", "trainer.log_every_n_steps", "trainer.save_steps")
 """Keys that change where and how often a run is written down, never what it computes."""
 
 
@@ -694,7 +842,7 @@ def register_schemas() -> None:
     polymorphic: dict[str, dict[str, type]] = {
         "peft": {"none": Untuned, "head": HeadOnly, "full": FullFineTuning, "lora": Lora, "ia3": IA3},
         "data": {"table": TableData, "phrasebank": PhraseBank, "multilingual": Multilingual, "rated": RatedTexts},
-        "task": {"seq_cls": SequenceClassification},
+        "task": {"seq_cls": SequenceClassification, "causal_lm": CausalLM},
     }
     for group, kinds in polymorphic.items():
         for name, node in kinds.items():
@@ -709,13 +857,16 @@ def load_config(*overrides: str) -> Config:
         hydra.errors.HydraException: an override that does not compose.
     """
     from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
 
     register_schemas()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = OmegaConf.to_object(compose("config", list(overrides)))
     assert isinstance(config, Config)
     return config
+
+
+def _require_text_slot(key: str, template: str) -> None:
+    require(template.count("{text}") == 1, f"{key}={template!r} must hold {{text}} exactly once.")
 
 
 def _at_least(key: str, value: int, least: int) -> None:

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from sentexp.config import CausalLM, TaskConfig
 from sentexp.data.audit import DataAudit
 from sentexp.data.splits import NAMES
 from sentexp.models.adapters import KINDS, ParameterAudit
@@ -73,12 +74,43 @@ def print_result(metrics: Mapping[str, float], labels: list[str], confusion: lis
     table = Table("metric", "validation", "test", title="result", title_justify="left")
     names = [name for key in metrics if (name := key.removeprefix("test/")) != key and "/" not in name]
     for name in names:
-        validation = metrics.get(f"best/{name}")
-        table.add_row(Text(name), "" if validation is None else f"{validation:.4f}", f"{metrics[f'test/{name}']:.4f}")
+        table.add_row(Text(name), _number(name, metrics.get(f"best/{name}")), _number(name, metrics[f"test/{name}"]))
     OUT.print(table)
     _print_confusion(labels, confusion)
     _print_slices(metrics)
     say(f"{seconds:.0f} s in all; peak memory {metrics['peak_memory_gib']:.1f} GiB")
+
+
+def print_answers(counts: Mapping[str, str]) -> None:
+    """Print what a language model answered where it named no label."""
+    titles = {
+        "irregular_outputs": "irregular outputs by first token",
+        "irregular_generations": "irregular written answers by first word",
+    }
+    for name, counted in counts.items():
+        say(f"{titles[name]}: {counted}")
+
+
+def print_comparison(metrics: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the run beside its baselines, by their titles, on the same test rows, and how far its accuracy is above."""
+    if not baselines:
+        return
+    beside = dict(sorted(baselines.items(), key=lambda item: item[1]["test/accuracy"])) | {"this run": metrics}
+    table = Table("test split", *beside, title="beside the baselines", title_justify="left")
+    for metric in (*SLICE_METRICS, "off_label_mass", "irregular_outputs"):
+        values = [_number(metric, found.get(f"test/{metric}")) for found in beside.values()]
+        if any(values):
+            table.add_row(metric, *values)
+    table.add_section()
+    ahead = [f"{metrics['test/accuracy'] - found['test/accuracy']:+.4f}" for found in list(beside.values())[:-1]]
+    table.add_row("accuracy of this run against it", *ahead, "")
+    OUT.print(table)
+
+
+def _number(metric: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if metric.startswith("irregular") else f"{value:.4f}"
 
 
 def _print_confusion(labels: list[str], confusion: list[list[int]]) -> None:
@@ -107,7 +139,7 @@ def _print_slices(metrics: Mapping[str, float]) -> None:
         OUT.print(table)
 
 
-def print_whereabouts(run_id: str | None, where: str, folder: Path, weights: Path) -> None:
+def print_whereabouts(run_id: str | None, where: str, folder: Path, weights: Path, task: TaskConfig) -> None:
     """Print where the run is recorded, and commands to try next."""
     say(f"MLflow run {run_id} in {where}" if run_id else f"recorded {where}")
     say(f"weights in {weights}, result in {folder / 'result.json'}")
@@ -115,7 +147,11 @@ def print_whereabouts(run_id: str | None, where: str, folder: Path, weights: Pat
     say("Next, for instance:")
     if run_id:
         say("  make ui                                          # look at the run in the MLflow UI")
-    say("  python -m sentexp peft=head                      # the same without an adapter: what does it add?")
+    if isinstance(task, CausalLM):
+        say("  python -m sentexp task=causal_lm peft=none task.shots=4  # the untuned model, with examples in its prompt")
+    else:
+        say("  python -m sentexp peft=head                      # the same without an adapter: what does it add?")
+        say("  python -m sentexp task=causal_lm                 # a prompt that is answered by a label word")
     say("  python -m sentexp data.train_subset=null         # all training rows")
     say("  python -m sentexp --multirun peft.r=4,8,16       # a sweep")
     say("  python -m sentexp --help                         # every group and option")

@@ -2,8 +2,9 @@
 
 import gc
 import json
-import re
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,26 +13,23 @@ import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
 
 from sentexp import console
-from sentexp.config import METRICS, Config, FullFineTuning, HeadInit, SequenceClassification, Untuned, method_name
-from sentexp.data.audit import DataAudit, duplicate_free
-from sentexp.data.datamodule import DataModule
-from sentexp.data.imbalance import class_weights, row_weights
-from sentexp.data.splits import Examples
+from sentexp.assembly import build_data, build_model, build_module
+from sentexp.baselines import Baseline, measure_baselines, untuned_identity
+from sentexp.config import METRICS, CausalLM, Config, Untuned, flatten, method_name
+from sentexp.data.audit import DataAudit
 from sentexp.errors import require
 from sentexp.hardware import peak_memory_gib
 from sentexp.materials import Materials, gather
-from sentexp.models.adapters import ParameterAudit, attach
-from sentexp.models.backbone import load_classifier
+from sentexp.models.adapters import ParameterAudit
 from sentexp.models.saving import save_trained
-from sentexp.models.scoring import SequenceClassifier, start_head_at_label_words
-from sentexp.recording import Sinks, record_audit, record_provenance, recorded
+from sentexp.recording import Sinks, count_answers, record_audit, record_provenance, recorded
 from sentexp.tracking.folder import RunFolder
 from sentexp.tracking.identity import fingerprint
-from sentexp.tracking.pictures import draw_confusion_matrix, draw_learning_curve
+from sentexp.tracking.pictures import draw_confusion_matrix, draw_learning_curve, draw_reliability
 from sentexp.tracking.store import Record, open_record
+from sentexp.training.calibration import fit_temperature, reliability
 from sentexp.training.checkpoint import Checkpoints, remove_checkpoints
-from sentexp.training.metrics import slice_metrics
-from sentexp.training.module import ClassifierModule
+from sentexp.training.metrics import SLICE_METRICS, confusion_matrix, slice_scores, split_metrics
 from sentexp.training.trainer import OutOfMemory, build_trainer, evaluate, fit, halve_micro_batch
 
 
@@ -47,6 +45,9 @@ class Result:
     confusion: list[list[int]]
     parameters: ParameterAudit
     objective: float
+    baselines: dict[str, Baseline]
+    answers: dict[str, str]
+    reliability: dict[str, list[tuple[float, float, int]]]
 
 
 def run(config: Config) -> Result:
@@ -57,6 +58,7 @@ def run(config: Config) -> Result:
     """
     started = time.monotonic()
     materials = gather(config)
+    config = materials.config
     identity = fingerprint(config, materials.examples.digest(), materials.backbone.revision)
     with RunFolder(Path(config.output_dir) / identity) as folder:
         name = f"{config.model.name}-{method_name(config.peft)}-{config.data.name}"
@@ -66,6 +68,8 @@ def run(config: Config) -> Result:
                 console.say(f"Going on with run {identity} in {folder.path}, which did not finish")
             folder.remember(run_id=record.run_id, identity=identity)
             record_provenance(record, materials, identity, folder.path)
+            if isinstance(config.task, CausalLM) and isinstance(config.peft, Untuned):
+                record.set_tags({"baseline.identity": untuned_identity(materials)})
             result = _attempt_until_it_fits(materials, record, folder, identity)
             _conclude(result, record, folder, materials, time.monotonic() - started)
     gc.collect()  # the backbone is in reference cycles: the next run of a sweep must find it gone (law 8)
@@ -135,30 +139,16 @@ def _attempt_until_it_fits(materials: Materials, record: Record, folder: RunFold
 
 
 def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: str) -> Result:
-    """Build the model, train it, and test its best checkpoint."""
-    config = materials.config
-    labels = materials.examples.labels
+    """Build the model, measure what it is compared with, train it, and test its best checkpoint."""
+    config, labels = materials.config, materials.examples.labels
     L.seed_everything(config.seed, verbose=False)
-    model, parameters = _build_model(materials)
+    model, parameters = build_model(materials)
     console.print_parameters(method_name(config.peft), parameters)
-    data = DataModule(
-        materials.tokens,
-        materials.tokenizer,
-        config.trainer,
-        config.seed,
-        row_weights(config.data, materials.examples),
-    )
-    module = ClassifierModule(
-        SequenceClassifier(model),
-        labels,
-        config.optim,
-        config.seed,
-        config.trainer.log_every_n_steps,
-        class_weights(config.data, materials.examples),
-        config.task.focal_gamma,
-    )
+    baselines = measure_baselines(materials, model) if _wants_baselines(config) else {}
+    data, module = build_data(materials), build_module(materials, model)
     checkpoints = Checkpoints(folder.path, config.trainer.monitor, config.trainer.save_steps)
-    trainer = build_trainer(config.trainer, materials.precision, materials.device, Sinks(record, folder), checkpoints)
+    sinks = Sinks(record, folder)
+    trainer = build_trainer(config.trainer, materials.precision, materials.device, sinks, checkpoints)
 
     began = time.monotonic()
     if isinstance(config.peft, Untuned):
@@ -167,17 +157,23 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
         fit(trainer, module, data, checkpoints)
     train_seconds = time.monotonic() - began
     metrics = evaluate(trainer, module, data, "test")
-    sliced = _slice_metrics(module, materials.examples)
-    record.log_metrics(sliced, trainer.global_step)
-    metrics |= sliced
+    answers = count_answers(materials, module.test)
+    record.set_tags(answers.tags)
+    temperature = fit_temperature(*module.validation)
+    cooled = split_metrics(labels, module.test.logits / temperature, module.test.targets)
+    derived = answers.metrics | {f"test/{name}_calibrated": cooled[name] for name in ("loss", "ece", "brier")}
+    derived |= {"temperature": temperature} | slice_scores(materials.examples, module.test.logits)
+    derived |= _differences(metrics, baselines)
+    record.log_metrics(derived, trainer.global_step)
+    metrics |= derived
 
     base = config.model.path or str(materials.backbone.folder)
-    facts = {"labels": labels, "template": config.task.template, "max_length": config.data.max_length}
+    facts = {"task": flatten(config.task), "labels": labels, "prompt": asdict(materials.prompt)}
+    facts |= {"max_length": config.data.max_length, "temperature": temperature}
     weights = save_trained(model, materials.tokenizer, config.peft, base, facts, folder.path)
-    steps = trainer.global_step
     metrics |= _best(folder, checkpoints.best_step) | {
         "train/seconds": train_seconds,
-        "train/steps": steps,
+        "train/steps": trainer.global_step,
         "parameters/trainable": parameters.trainable_total,
         "parameters/total": parameters.total,
         "peak_memory_gib": peak_memory_gib(materials.device),
@@ -188,45 +184,32 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
         folder=folder.path,
         weights=weights,
         metrics=metrics,
-        confusion=module.test_metrics.confusion.compute().int().tolist(),
+        confusion=confusion_matrix(labels, module.test.logits, module.test.targets),
         parameters=parameters,
         objective=metrics[config.trainer.monitor.replace("validation/", "best/")],
+        baselines=baselines,
+        answers=answers.tags,
+        reliability={
+            "as it is": reliability(module.test.logits, module.test.targets),
+            f"at temperature {temperature:.2f}": reliability(module.test.logits / temperature, module.test.targets),
+        },
     )
 
 
-def _slice_metrics(module: ClassifierModule, examples: Examples) -> dict[str, float]:
-    """Return the test metrics of each slice, and of the rows whose text stands nowhere else."""
-    masks = {"duplicate_free": torch.from_numpy(duplicate_free(examples))}
-    for column, values in examples.slices("test").items():
-        for value, mask in values.items():
-            named = f"{column}/" + (re.sub(r"[^\w .:-]", "_", value) or "none")  # what MLflow takes
-            while named in masks:  # another value is written alike
-                named += "_"
-            masks[named] = torch.from_numpy(mask)
-    return {f"test/{k}": v for k, v in slice_metrics(examples.labels, *module.test_logits(), masks).items()}
+def _wants_baselines(config: Config) -> bool:
+    """Tell whether the result is compared: always where it is asked for, and by default for `causal_lm`."""
+    return isinstance(config.task, CausalLM) if config.baseline is None else config.baseline
 
 
-def _build_model(materials: Materials) -> tuple[torch.nn.Module, ParameterAudit]:
-    """Load backbone and head, and attach what is trained."""
-    config = materials.config
-    model = load_classifier(
-        materials.backbone,
-        materials.tokenizer,
-        materials.examples.labels,
-        config.peft,
-        config.model.attn_implementation,
-        materials.precision,
-        materials.device,
-        trains_backbone=isinstance(config.peft, FullFineTuning),
-    )
-    assert isinstance(config.task, SequenceClassification)
-    if config.task.head_init is HeadInit.label_words:
-        start_head_at_label_words(
-            model, materials.backbone, materials.tokenizer, config.task.template, materials.examples.labels
-        )
-    if config.trainer.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    return attach(model, config.peft)
+def _differences(metrics: Mapping[str, float], baselines: Mapping[str, Baseline]) -> dict[str, float]:
+    """Return by how much the run's test metrics are above those of each baseline, and these themselves."""
+    values = {}
+    for name, baseline in baselines.items():
+        for metric in SLICE_METRICS:
+            theirs = baseline.metrics.get(f"test/{metric}", math.nan)
+            values[f"baseline/{name}/{metric}"] = theirs
+            values[f"difference/{name}/{metric}"] = metrics[f"test/{metric}"] - theirs
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _conclude(result: Result, record: Record, folder: RunFolder, materials: Materials, seconds: float) -> None:
@@ -235,24 +218,29 @@ def _conclude(result: Result, record: Record, folder: RunFolder, materials: Mate
     labels = materials.examples.labels
     summary: dict[str, Any] = {"identity": result.identity, "run_id": result.run_id, "metrics": result.metrics}
     summary |= {"labels": labels, "confusion_matrix": result.confusion, "parameters": asdict(result.parameters)}
+    summary |= {"baselines": {name: asdict(baseline) for name, baseline in result.baselines.items()}}
+    summary |= {"answers": result.answers, "reliability": result.reliability}
     (folder.path / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw_confusion_matrix(result.confusion, labels, folder.path / "confusion_matrix.png")
+    draw_reliability(result.reliability, folder.path / "reliability.png")
     draw_learning_curve(
         folder.history("train/loss"),
         folder.history("validation/loss"),
         folder.history("validation/accuracy"),
         folder.path / "learning_curve.png",
     )
-    record.log_metrics(
-        {k: v for k, v in result.metrics.items() if not k.startswith("test/")}, int(result.metrics["train/steps"])
-    )
-    for name in ("result.json", "confusion_matrix.png", "learning_curve.png"):
+    logged = ("test/", "baseline/", "difference/", "temperature")
+    costs = {k: v for k, v in result.metrics.items() if not k.startswith(logged)}
+    record.log_metrics(costs, int(result.metrics["train/steps"]))
+    for name in ("result.json", "confusion_matrix.png", "learning_curve.png", "reliability.png"):
         record.log_files(folder.path / name)
     record.log_files(result.weights, result.weights.name)
     folder.forget()
     remove_checkpoints(folder.path)
     console.print_result(result.metrics, labels, result.confusion, seconds)
-    console.print_whereabouts(result.run_id, record.where, result.folder, result.weights)
+    console.print_answers(result.answers)
+    console.print_comparison(result.metrics, {found.title: found.metrics for found in result.baselines.values()})
+    console.print_whereabouts(result.run_id, record.where, result.folder, result.weights, materials.config.task)
 
 
 def _best(folder: RunFolder, step: int) -> dict[str, float]:

@@ -1,13 +1,14 @@
-"""What a run is made of, before any training second: device, backbone, tokenizer, examples, their tokens and audit."""
+"""What a run is made of, before any training second: device, backbone, tokenizer, examples, prompt, tokens, audit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from sentexp import console
-from sentexp.config import Config, Precision
+from sentexp.config import CausalLM, Config, Precision, Untuned
 from sentexp.data.audit import DataAudit, audit
+from sentexp.data.prompts import Prompt, build_prompt, choose_shots, resolve_template
 from sentexp.data.splits import NAMES, Examples, load_examples
 from sentexp.data.tokens import TokenRows, tokenize
 from sentexp.errors import require
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, slots=True)
 class Materials:
-    """What every attempt at a run shares."""
+    """What every attempt at a run shares. `prompt` frames the texts of `tokens`; `positions` is the model's limit."""
 
     config: Config
     device: torch.device
@@ -28,6 +29,8 @@ class Materials:
     backbone: Backbone
     tokenizer: "PreTrainedTokenizerBase"
     examples: Examples
+    positions: int
+    prompt: Prompt
     tokens: dict[str, TokenRows]
     data_audit: DataAudit
 
@@ -36,7 +39,7 @@ def gather(config: Config, whole: bool = False, near: bool = False) -> Materials
     """Find backbone and data, tokenise, audit, and show what was found.
 
     Args:
-        config: of the run.
+        config: of the run; in the materials, a prompt template that was chosen by name stands as it is.
         whole: leave the subsets of the data out.
         near: look for near-duplicates as well.
 
@@ -48,31 +51,50 @@ def gather(config: Config, whole: bool = False, near: bool = False) -> Materials
     reset_peak_memory(device)
     examples = load_examples(config.data, whole)
     backbone = locate_backbone(config.model)
+    positions = max_positions(backbone)
     require(
-        config.data.max_length <= max_positions(backbone),
-        f"data.max_length={config.data.max_length} is more than the {max_positions(backbone)} positions of "
+        config.data.max_length <= positions,
+        f"data.max_length={config.data.max_length} is more than the {positions} positions of "
         f"model={config.model.name}.",
     )
     tokenizer = load_tokenizer(backbone)
-    tokens = {
-        split: tokenize(
-            examples.split(split),
-            tokenizer,
-            config.task.template,
-            config.data.max_length,
-            config.trainer.progress_bar,
-        )
-        for split in NAMES
-    }
-    data_audit = audit(config.data.name, examples, tokens, config.data.max_length, near)
+    if isinstance(config.task, CausalLM):
+        config = replace(config, task=replace(config.task, template=resolve_template(config.task, tokenizer)))
+    prompt = build_prompt(config.task, tokenizer, examples.labels)
+    tokens = tokenize_splits(config, examples, tokenizer, prompt, positions)
+    data_audit = audit(config.data.name, examples, tokens, near)
     console.print_data(data_audit)
-    return Materials(
+    materials = Materials(
         config=config,
         device=device,
         precision=precision,
         backbone=backbone,
         tokenizer=tokenizer,
         examples=examples,
+        positions=positions,
+        prompt=prompt,
         tokens=tokens,
         data_audit=data_audit,
     )
+    return with_shots(materials) if isinstance(config.peft, Untuned) else materials
+
+
+def with_shots(materials: Materials) -> Materials:
+    """Return the materials of the untuned base: `task.shots` examples from train stand in its prompt."""
+    task, examples = materials.config.task, materials.examples
+    if not isinstance(task, CausalLM) or task.shots == 0:
+        return materials
+    shots = choose_shots(examples, task, ~materials.tokens["train"].cut)
+    prompt = build_prompt(task, materials.tokenizer, examples.labels, shots)
+    tokens = tokenize_splits(materials.config, examples, materials.tokenizer, prompt, materials.positions)
+    return replace(materials, prompt=prompt, tokens=tokens)
+
+
+def tokenize_splits(
+    config: Config, examples: Examples, tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, positions: int
+) -> dict[str, TokenRows]:
+    """Return the tokens of every split in the frame of a prompt."""
+    length, progress = config.data.max_length, config.trainer.progress_bar
+    return {
+        split: tokenize(examples.split(split), tokenizer, prompt, length, positions, progress) for split in NAMES
+    }

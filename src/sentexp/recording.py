@@ -4,7 +4,7 @@ import json
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -16,10 +16,12 @@ from sentexp.data.imbalance import class_weights
 from sentexp.errors import UserError
 from sentexp.hardware import describe
 from sentexp.materials import Materials
+from sentexp.models.answers import irregular_tokens, read_answers
 from sentexp.tracking.folder import RunFolder
 from sentexp.tracking.pictures import draw_data
 from sentexp.tracking.provenance import command, git_state, library_versions, mask_uri
 from sentexp.tracking.store import Record
+from sentexp.training.module import Evaluation
 
 AUDIT_FILES = ("data_audit.json", "data_audit.png")
 
@@ -67,11 +69,37 @@ def record_provenance(record: Record, materials: Materials, identity: str, folde
     derived |= {f"class_weight.{n}": str(w) for n, w in zip(materials.examples.labels, weights, strict=False)}
     record.log_params({"peft": method_name(config.peft), **flatten(public), **derived})
     record.set_tags({"identity": identity, "command": command(), "mlflow.source.name": "sentexp", **git_state()})
+    if materials.prompt.answers:
+        shown = materials.prompt.frame("{text}") + materials.tokenizer.decode(materials.prompt.lead)
+        record.log_text(shown, "prompt.txt")
     environment = {"libraries": library_versions(), "machine": describe(materials.device)}
     record.log_text(json.dumps(environment, indent=2), "environment.json")
     record.set_tags({f"version.{name}": version for name, version in environment["libraries"].items()})
     record.set_tags({f"machine.{name}": value for name, value in environment["machine"].items()})
     record_data(record, materials, folder)
+
+
+@dataclass(kw_only=True, slots=True)
+class AnswerCounts:
+    """What a language model answered to the test rows: counts as tags, as people read them, and as metrics."""
+
+    tags: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def count_answers(materials: Materials, test: Evaluation) -> AnswerCounts:
+    """Return the irregular outputs by first token, and of the answers that were written, where there are any."""
+    found = AnswerCounts()
+    tokenizer = materials.tokenizer
+    if test.first_token is not None and test.irregular is not None:
+        found.tags["irregular_outputs"] = str(irregular_tokens(tokenizer, test.first_token, test.irregular))
+    if test.generated is not None:
+        read, irregular = read_answers(tokenizer, test.generated, materials.prompt)
+        right = sum(label == target for label, target in zip(read, test.targets.tolist(), strict=True))
+        found.tags["irregular_generations"] = str(irregular)
+        found.metrics["test/irregular_generations"] = float(irregular.total())
+        found.metrics["test/generated_accuracy"] = right / len(read)
+    return found
 
 
 def record_data(record: Record, materials: Materials, folder: Path) -> None:

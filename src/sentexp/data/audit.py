@@ -83,14 +83,13 @@ class DataAudit:
         return next(finding for finding in self.findings if finding.name == name)
 
 
-def audit(name: str, examples: Examples, tokens: dict[str, TokenRows], max_length: int, near: bool) -> DataAudit:
+def audit(name: str, examples: Examples, tokens: dict[str, TokenRows], near: bool) -> DataAudit:
     """Look at every row of the three splits.
 
     Args:
         name: of the data set.
         examples: the splits.
         tokens: their token ids.
-        max_length: where texts are cut.
         near: look for near-duplicates as well, which takes longer than all the rest.
     """
     counts = examples.counts()
@@ -109,12 +108,12 @@ def audit(name: str, examples: Examples, tokens: dict[str, TokenRows], max_lengt
         available=examples.available,
         labels=counts,
         imbalance=max(labelled) / min(labelled),
-        max_length=max_length,
-        cut={split: tokens[split].cut for split in NAMES},
+        max_length=tokens["train"].limit - tokens["train"].frame,
+        cut={split: float(tokens[split].cut.mean()) for split in NAMES},
         token_edges=edges,
         tokens=histogram,
         token_quantiles={
-            split: np.quantile(tokens[split].full_lengths, (0.05, 0.5, 0.95, 1)).astype(int).tolist() for split in NAMES
+            split: np.quantile(tokens[split].text_lengths, (0.05, 0.5, 0.95, 1)).astype(int).tolist() for split in NAMES
         },
         findings=findings,
         warnings=[],
@@ -272,11 +271,11 @@ def _mojibake(texts: "pa.ChunkedArray") -> Numbers:
 
 def _histogram(tokens: dict[str, TokenRows]) -> tuple[list[int], dict[str, list[int]]]:
     """Return 40 bins up to the 99th percentile and one for what is longer, and the rows of each split in them."""
-    longest = max(int(tokens[name].full_lengths.max()) for name in NAMES)
-    usual = max(float(np.quantile(tokens[name].full_lengths, 0.99)) for name in NAMES)
+    longest = max(int(tokens[name].text_lengths.max()) for name in NAMES)
+    usual = max(float(np.quantile(tokens[name].text_lengths, 0.99)) for name in NAMES)
     step = max(1, math.ceil(usual / 40))
     edges = np.append(np.arange(0, usual + step, step, dtype=int), longest + step)
-    return edges.tolist(), {name: np.histogram(tokens[name].full_lengths, edges)[0].tolist() for name in NAMES}
+    return edges.tolist(), {name: np.histogram(tokens[name].text_lengths, edges)[0].tolist() for name in NAMES}
 
 
 def _warnings(found: DataAudit, examples: Examples) -> list[str]:
@@ -323,7 +322,10 @@ def _text_warnings(found: DataAudit) -> Iterator[str]:
     if cut:
         told = ", ".join(f"{share:.1%} of {split}" for split, share in cut.items())
         longest = max(values[-1] for values in found.token_quantiles.values())
-        yield f"Texts are cut at data.max_length={found.max_length} tokens: {told}; the longest has {longest:,}."
+        yield (
+            f"Texts are cut at {found.max_length:,} tokens (data.max_length, or what the prompt leaves of the model's "
+            f"positions): {told}; the longest has {longest:,}."
+        )
     for finding in found.findings:
         if finding.name in (*SIGNS, MOJIBAKE) and (total := sum(finding.rows.values())):
             yield f"{total:,} {'text holds' if total == 1 else 'texts hold'} a {finding.name}."

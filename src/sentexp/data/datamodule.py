@@ -157,11 +157,20 @@ class DataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the validation batches, sorted by length."""
-        return self._loader("validation", self._by_length("validation"))
+        return self.by_length("validation")
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test batches, sorted by length; `Batch.rows` gives the original order."""
-        return self._loader("test", self._by_length("test"))
+        return self.by_length("test")
+
+    def by_length(self, split: str, most: int | None = None) -> DataLoader[Batch]:
+        """Return the batches of a split sorted by length, of `most` evenly spaced rows where it has more."""
+        lengths = torch.as_tensor(self.splits[split].lengths)
+        rows = torch.arange(len(lengths))
+        if most is not None and len(rows) > most:
+            rows = rows[torch.linspace(0, len(rows) - 1, most).long()]
+        ordered = rows[lengths[rows].argsort(stable=True)]
+        return self._loader(split, [(part.tolist(), len(part)) for part in _cut(ordered, self.config.eval_batch_size)])
 
     def state_dict(self) -> dict[str, int]:
         """Return the position in the training rows for a checkpoint: the epoch and its finished micro-batches."""
@@ -175,11 +184,6 @@ class DataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue at the position of a checkpoint."""
         self.resume_at = (state_dict["epoch"], state_dict["batches"])
-
-    def _by_length(self, split: str) -> list[tuple[list[int], int]]:
-        lengths = torch.as_tensor(self.splits[split].lengths)
-        parts = _cut(lengths.argsort(stable=True), self.config.eval_batch_size)
-        return [(part.tolist(), len(part)) for part in parts]
 
     def _loader(self, split: str, order: Any) -> DataLoader[Batch]:
         batches = _Batches(self.splits[split], self.tokenizer.pad_token_id, self.tokenizer.padding_side)

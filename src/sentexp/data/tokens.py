@@ -4,11 +4,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sentexp.data.prompts import Prompt
 from sentexp.data.splits import Numbers, split_digest
 from sentexp.errors import require
 from sentexp.installed import cache_dir
@@ -18,37 +20,42 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 8192
-FORMAT = "2"  # of the files in the cache
+FORMAT = "3"  # of the files in the cache
 
 
 class TokenRows:
     """The token ids of a split, memory-mapped from the cache.
 
     Args:
-        table: columns `input_ids` (list of int32, cut at the maximum length), `full_length` and `label`.
+        table: columns `input_ids` (list of int32, cut at the limit), `full_length` and `label`; in its metadata `limit`,
+            the most tokens of a row, and `frame`, how many of them stand around the text.
     """
 
     def __init__(self, table: "pa.Table") -> None:
         chunks = table.column("input_ids").chunks
         self._chunks = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in chunks]
         self._starts = np.cumsum([0, *map(len, chunks)])
-        self.full_lengths: Numbers = table.column("full_length").to_numpy()
-        """Tokens of each row before it was cut, shape (rows,)."""
+        self._full_lengths: Numbers = table.column("full_length").to_numpy()
         self.labels: Numbers = table.column("label").to_numpy()
-        self.max_length = int((table.schema.metadata or {}).get(b"max_length", 1 << 30))
+        self.limit, self.frame = (int(table.schema.metadata[key]) for key in (b"limit", b"frame"))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def lengths(self) -> Numbers:
-        """Tokens of each row, shape (rows,)."""
-        return np.minimum(self.full_lengths, self.max_length)
+        """Tokens of each row with its frame, as it is, shape (rows,)."""
+        return np.minimum(self._full_lengths, self.limit)
 
     @property
-    def cut(self) -> float:
-        """The share of rows that were longer than the maximum length."""
-        return float((self.full_lengths > self.max_length).mean())
+    def text_lengths(self) -> Numbers:
+        """Tokens of each text before it was cut, without its frame, shape (rows,)."""
+        return self._full_lengths - self.frame
+
+    @property
+    def cut(self) -> Numbers:
+        """Whether a text lost its end, shape (rows,)."""
+        return self._full_lengths > self.limit
 
     def ids(self, rows: Sequence[int]) -> list[list[int]]:
         """Return the token ids of some rows."""
@@ -62,57 +69,78 @@ class TokenRows:
 
 
 def encode(
-    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", template: str, max_length: int
+    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, limit: int
 ) -> tuple[list[list[int]], list[int]]:
-    """Return the token ids of each text in its frame, at most `max_length` of them, and their number before the cut.
+    """Return the token ids of each text in its frame, at most `limit` of them, and their number before the cut.
 
-    A longer text loses its end; what follows the text in the template is kept, so that the last token is the same.
+    A longer text loses its end; what follows the text in the frame is kept, so that the last token is the same.
     """
-    frame = template.partition("{text}")[2]
-    tail = len(tokenizer(frame, add_special_tokens=False)["input_ids"])
-    framed = [template.replace("{text}", text) for text in texts]
+    tail = len(tokenizer(prompt.tail, add_special_tokens=False)["input_ids"]) + len(prompt.lead)
+    framed = [prompt.frame(text) for text in texts]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        encoded = tokenizer(framed, verbose=False)["input_ids"]
+        rows = tokenizer(framed, add_special_tokens=prompt.special_tokens, verbose=False)["input_ids"]
     else:  # the same ids without masks and offsets: several times faster
         backend.no_truncation()
         backend.no_padding()
-        encoded = [item.ids for item in backend.encode_batch_fast(framed)]
-    cut = [ids if len(ids) <= max_length else ids[: max_length - tail] + ids[len(ids) - tail :] for ids in encoded]
+        rows = [item.ids for item in backend.encode_batch_fast(framed, add_special_tokens=prompt.special_tokens)]
+    encoded = [ids + prompt.lead for ids in rows] if prompt.lead else rows
+    cut = [ids if len(ids) <= limit else ids[: limit - tail] + ids[len(ids) - tail :] for ids in encoded]
     return cut, [len(ids) for ids in encoded]
 
 
+def frame_length(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> int:
+    """Return how many tokens stand around a text."""
+    framed = tokenizer(prompt.frame(""), add_special_tokens=prompt.special_tokens, verbose=False)["input_ids"]
+    return len(framed) + len(prompt.lead)
+
+
 def tokenize(
-    rows: "pa.Table", tokenizer: "PreTrainedTokenizerBase", template: str, max_length: int, progress: bool
+    rows: "pa.Table",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Prompt,
+    max_length: int,
+    positions: int,
+    progress: bool,
 ) -> TokenRows:
     """Return the token ids of a split; tokenised once, then read from the cache.
 
     The file is moved into place when it is whole, under a lock, so that neither a killed process nor a second one at
     the same time leaves half a file.
 
+    Args:
+        rows: a split.
+        tokenizer: of the backbone.
+        prompt: what stands around a text.
+        max_length: the most tokens of a text.
+        positions: the most tokens that the backbone can read, answer included.
+        progress: show it.
+
     Raises:
-        UserError: `max_length` leaves no room for the text, or a text has no tokens.
+        UserError: the prompt leaves no room for a text, or a text has no tokens.
     """
     from filelock import FileLock
 
-    frame = len(tokenizer(template.replace("{text}", ""))["input_ids"])
+    frame = frame_length(tokenizer, prompt)
+    limit = min(frame + max_length, positions - prompt.longest_answer)
     require(
-        max_length > frame,
-        f"data.max_length={max_length} leaves no room for the text: task.template alone has {frame} tokens.",
+        limit > frame,
+        f"task.template leaves no room for the text: the prompt has {frame:,} tokens, its answer up to "
+        f"{prompt.longest_answer}, and the model reads {positions:,}: use a shorter one, or fewer task.shots.",
     )
-    file = cache_dir() / "tokens" / f"{_key(rows, tokenizer, template, max_length)}.arrow"
+    file = cache_dir() / "tokens" / f"{_key(rows, tokenizer, prompt, limit)}.arrow"
     tokens = _read(file)
     if tokens is None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if _read(file) is None:
                 partial = file.with_suffix(".part")
-                _write(partial, rows, tokenizer, template, max_length, progress)
+                _write(partial, rows, tokenizer, prompt, (limit, frame), progress)
                 partial.replace(file)
         tokens = _read(file)
     assert tokens is not None
     require(
-        int(tokens.full_lengths.min()) > 0, "A text has no tokens: remove the row, or give task.template some words."
+        int(tokens.lengths.min()) > 0, "A text has no tokens: remove the row, or give task.template some words."
     )
     return tokens
 
@@ -131,8 +159,8 @@ def _write(
     file: Path,
     rows: "pa.Table",
     tokenizer: "PreTrainedTokenizerBase",
-    template: str,
-    max_length: int,
+    prompt: Prompt,
+    sizes: tuple[int, int],
     progress: bool,
 ) -> None:
     import pyarrow as pa
@@ -140,20 +168,20 @@ def _write(
 
     schema = pa.schema(
         {"input_ids": pa.list_(pa.int32()), "full_length": pa.int32(), "label": pa.int32()},
-        metadata={"max_length": str(max_length)},
+        metadata={"limit": str(sizes[0]), "frame": str(sizes[1])},
     )
     bar = tqdm(total=rows.num_rows, desc="Tokenising", unit="row", disable=not progress, file=sys.stderr, leave=False)
     with bar, pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in rows.select(["text", "label"]).to_batches(max_chunksize=BATCH):
-            ids, lengths = encode(batch.column("text").to_pylist(), tokenizer, template, max_length)
+            ids, lengths = encode(batch.column("text").to_pylist(), tokenizer, prompt, sizes[0])
             arrays: list[Any] = [pa.array(ids, schema.types[0]), pa.array(lengths, pa.int32()), batch.column("label")]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
             bar.update(len(ids))
 
 
-def _key(rows: "pa.Table", tokenizer: "PreTrainedTokenizerBase", template: str, max_length: int) -> str:
+def _key(rows: "pa.Table", tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, limit: int) -> str:
     """Return a digest of everything that the token ids depend on."""
-    digest = hashlib.sha256(json.dumps([FORMAT, template, max_length, type(tokenizer).__name__]).encode())
+    digest = hashlib.sha256(json.dumps([FORMAT, asdict(prompt), limit, type(tokenizer).__name__]).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update(
         json.dumps(tokenizer.get_vocab(), sort_keys=True).encode() if backend is None else backend.to_str().encode()

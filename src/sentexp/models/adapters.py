@@ -10,7 +10,7 @@ from torch import nn
 
 from sentexp.config import IA3, Bias, FullFineTuning, HeadOnly, Lora, PeftConfig, Untuned
 from sentexp.errors import UserError, require
-from sentexp.models.backbone import HEAD_NAMES, head_of
+from sentexp.models.backbone import HEAD_NAMES, find_head, head_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +42,7 @@ def attach(model: "PreTrainedModel", peft: PeftConfig) -> tuple[nn.Module, Param
     """Freeze the backbone, attach what is to be trained, and audit it.
 
     Args:
-        model: a sequence classifier with a fresh head.
+        model: a sequence classifier with a fresh head, or a language model.
         peft: one of the kinds of the `peft` group.
 
     Returns:
@@ -52,7 +52,8 @@ def attach(model: "PreTrainedModel", peft: PeftConfig) -> tuple[nn.Module, Param
         UserError: target modules that match nothing.
         RuntimeError: the trainable parameters are not those that the shapes imply.
     """
-    head = sum(parameter.numel() for parameter in head_of(model).parameters())
+    own_head = find_head(model)
+    head = 0 if own_head is None else sum(parameter.numel() for parameter in own_head.parameters())
     model.requires_grad_(False)
     trained: nn.Module = model
     targets: list[str] = []
@@ -103,7 +104,9 @@ def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> No
 def _peft_config(model: "PreTrainedModel", peft: Lora | IA3) -> Any:
     import peft as library
 
-    shared: dict[str, Any] = {"task_type": library.TaskType.SEQ_CLS, "modules_to_save": [_head_name(model)]}
+    shared: dict[str, Any] = {"task_type": library.TaskType.CAUSAL_LM}
+    if find_head(model) is not None:
+        shared = {"task_type": library.TaskType.SEQ_CLS, "modules_to_save": [_head_name(model)]}
     conv1d = any(type(module).__name__ == "Conv1D" for module in model.modules())
     if isinstance(peft, IA3):
         if peft.target_modules is not None:
@@ -125,10 +128,13 @@ def _peft_config(model: "PreTrainedModel", peft: Lora | IA3) -> Any:
     )
 
 
-def _names(model: nn.Module, key: str, targets: str | list[str]) -> list[str]:
+def _names(model: "PreTrainedModel", key: str, targets: str | list[str]) -> list[str]:
     """Return targets as names or paths for PEFT, once each is known to match a linear layer of the backbone."""
+    output = model.get_output_embeddings()
     linear = [
-        path for path, module in model.named_modules() if _shape(module) and path.split(".")[-1] not in HEAD_NAMES
+        path
+        for path, module in model.named_modules()
+        if _shape(module) and path.split(".")[-1] not in HEAD_NAMES and module is not output
     ]
     leaves = sorted({path.split(".")[-1] for path in linear})
     if targets == "all-linear":
@@ -211,7 +217,7 @@ def _kind(path: str, parameter: nn.Parameter) -> str:
         return "adapter"
     if any(name in parts for name in HEAD_NAMES):
         return "head"
-    if any(part in ("embed_tokens", "wte", "wpe") for part in parts):
+    if any(part in ("embed_tokens", "wte", "wpe", "lm_head", "embed_out") for part in parts):
         return "embeddings"
     return "linear layers" if parameter.ndim > 1 else "norms and biases"
 

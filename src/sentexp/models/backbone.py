@@ -38,6 +38,21 @@ class Backbone:
     revision: str
 
 
+@dataclass(kw_only=True, slots=True)
+class Loading:
+    """How weights are loaded.
+
+    `storage` says how frozen linear layers are quantised. Frozen weights are stored in `precision`, the arithmetic;
+    those that train (`trains_backbone`) in float32. Quantised ones are placed on `device`.
+    """
+
+    storage: PeftConfig
+    attention: Attention
+    precision: Precision
+    device: torch.device
+    trains_backbone: bool = False
+
+
 def locate_backbone(model: ModelConfig) -> Backbone:
     """Return the folder of the backbone, converting, creating or downloading it where needed.
 
@@ -95,49 +110,59 @@ def max_positions(backbone: Backbone) -> int:
     return int(config.get_text_config().max_position_embeddings)
 
 
-def load_classifier(
-    backbone: Backbone,
-    tokenizer: "PreTrainedTokenizerBase",
-    labels: list[str],
-    storage: PeftConfig,
-    attention: Attention,
-    precision: Precision,
-    device: torch.device,
-    trains_backbone: bool,
-) -> "PreTrainedModel":
+def load_classifier(backbone: Backbone, tokenizer: "PreTrainedTokenizerBase", labels: list[str], load: Loading) -> "PreTrainedModel":
     """Return transformers' sequence classifier over the backbone, its head fresh, float32 and never quantised.
 
     Args:
         backbone: where the weights are.
         tokenizer: gives the pad id.
         labels: class names, in the order of the logits.
-        storage: quantisation of the frozen linear layers.
-        attention: attention implementation.
-        precision: arithmetic; frozen weights are stored in it, trained ones in float32.
-        device: where bitsandbytes must place quantised weights.
-        trains_backbone: True for full fine-tuning, whose weights stay in float32.
+        load: how.
 
     Raises:
         UserError: weights that do not fit the architecture, or an architecture without a sequence classifier.
     """
     from transformers import AutoModelForSequenceClassification
+
+    named = dict(enumerate(labels))
+    options = {"num_labels": len(labels), "id2label": named, "label2id": {name: index for index, name in named.items()}}
+    model = _load(AutoModelForSequenceClassification, backbone, tokenizer, load, **options)
+    head_of(model).float()
+    return model
+
+
+def load_language_model(backbone: Backbone, tokenizer: "PreTrainedTokenizerBase", load: Loading) -> "PreTrainedModel":
+    """Return transformers' causal language model over the backbone; its output matrix is never quantised.
+
+    Args:
+        backbone: where the weights are.
+        tokenizer: gives the pad id.
+        load: how.
+
+    Raises:
+        UserError: weights that do not fit the architecture, or an architecture that is no causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, backbone, tokenizer, load)
+
+
+def _load(
+    auto: Any, backbone: Backbone, tokenizer: "PreTrainedTokenizerBase", load: Loading, **options: Any
+) -> "PreTrainedModel":
     from transformers.utils import logging
 
-    options: dict[str, Any] = {}
-    if storage.quantization is not Quantization.none:
-        options |= {"quantization_config": _bitsandbytes(storage, precision), "device_map": {"": device}}
-    if attention is not Attention.auto:
-        options["attn_implementation"] = attention.name
+    if load.storage.quantization is not Quantization.none:
+        options |= {"quantization_config": _bitsandbytes(load), "device_map": {"": load.device}}
+    if load.attention is not Attention.auto:
+        options["attn_implementation"] = load.attention.name
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)  # asks for a package that fetches code from the hub
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
+        model, report = auto.from_pretrained(
             backbone.folder,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
-            dtype=torch.float32 if trains_backbone else DTYPES[precision],
+            dtype=torch.float32 if load.trains_backbone else DTYPES[load.precision],
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -153,9 +178,8 @@ def load_classifier(
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.use_cache = False
-    head_of(model).float()
     _evaluate_as_trained(model)
-    return model
+    return model  # type: ignore[no-any-return]
 
 
 def _evaluate_as_trained(model: "PreTrainedModel") -> None:
@@ -168,25 +192,38 @@ def _evaluate_as_trained(model: "PreTrainedModel") -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def head_of(model: torch.nn.Module) -> torch.nn.Linear:
-    """Return the classification head of a transformers sequence classifier, wrapped by PEFT or not."""
+def find_head(model: torch.nn.Module) -> torch.nn.Linear | None:
+    """Return the classification head of a transformers model, wrapped by PEFT or not; a language model has none."""
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and path.split(".")[-1] in HEAD_NAMES:
             return module
         if path.split(".")[-1] in HEAD_NAMES and hasattr(module, "modules_to_save"):
             return module.modules_to_save["default"]  # type: ignore[no-any-return]
+    return None
+
+
+def head_of(model: torch.nn.Module) -> torch.nn.Linear:
+    """Return the classification head of a transformers sequence classifier, wrapped by PEFT or not.
+
+    Raises:
+        UserError: the model has none.
+    """
+    head = find_head(model)
+    if head is not None:
+        return head
     raise UserError(
         f"{type(model).__name__} has no linear head named {' or '.join(HEAD_NAMES)} over the last token: task=seq_cls "
         "needs a decoder such as Llama or GPT-2."
     )
 
 
-def _bitsandbytes(storage: PeftConfig, precision: Precision) -> Any:
+def _bitsandbytes(load: Loading) -> Any:
     from transformers import BitsAndBytesConfig
 
+    storage = load.storage
     if storage.quantization is Quantization.int8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[*HEAD_NAMES, "lm_head"])
-    compute = precision if storage.compute_dtype is Precision.auto else storage.compute_dtype
+    compute = load.precision if storage.compute_dtype is Precision.auto else storage.compute_dtype
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=storage.quantization.name,

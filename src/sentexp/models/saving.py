@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sentexp.config import FullFineTuning, HeadOnly, PeftConfig, Untuned
-from sentexp.models.backbone import head_of
+from sentexp.models.backbone import find_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,29 +26,30 @@ def save_trained(
     """Write what was trained and return its folder; an older one of the same run is replaced.
 
     `adapter/` is PEFT's own form, with the head in it; `model/` is a whole fine-tuned model; `head/` is the head
-    alone. The tokenizer and `sentexp.json` go with each.
+    alone; `prompt/` holds neither, for an untuned language model. The tokenizer and `sentexp.json` go with each.
 
     Args:
         model: the trained model, wrapped by PEFT where there is an adapter.
         tokenizer: of the backbone.
         peft: the way of training.
         base: hub id or folder of the backbone, for PEFT's configuration.
-        facts: what is needed to score texts as in the run: labels, template, maximum length.
+        facts: what is needed to score texts as in the run: task, labels, prompt, maximum length, temperature.
         parent: the run's folder.
     """
-    name = {Untuned: "head", HeadOnly: "head", FullFineTuning: "model"}.get(type(peft), "adapter")
+    head = find_head(model)
+    kinds = {Untuned: "prompt" if head is None else "head", HeadOnly: "head", FullFineTuning: "model"}
+    name = kinds.get(type(peft), "adapter")
     folder = parent / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if name == "head":
-        head = head_of(model)
+    if name == "head" and head is not None:
         save_file(
             {f"score.{key}": value.detach().cpu() for key, value in head.state_dict().items()},
             folder / "head.safetensors",
         )
-    elif name == "model":
+    if name == "model":
         model.save_pretrained(folder)  # type: ignore[operator]
-    else:
+    if name == "adapter":
         config: Any = model.peft_config["default"]  # type: ignore[index]
         config.base_model_name_or_path = base
         model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]

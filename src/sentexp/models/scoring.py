@@ -1,6 +1,6 @@
-"""Scoring: logits of the classes from the last token's hidden state, pooled by position (law 4)."""
+"""Scoring by a head: logits of the classes from the last token's hidden state, pooled by position (law 4)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,19 @@ from sentexp.models.backbone import Backbone, head_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Scores(NamedTuple):
+    """What a model says about rows: `logits` are float32, shape (rows, classes), their softmax the probabilities.
+
+    A language model also gives `outside`, the probability of all that is no label; `first_token`, its most likely next
+    token; and `irregular`, whether no label begins with that token: all of shape (rows,).
+    """
+
+    logits: Tensor
+    outside: Tensor | None = None
+    first_token: Tensor | None = None
+    irregular: Tensor | None = None
 
 
 class SequenceClassifier(nn.Module):
@@ -25,25 +38,37 @@ class SequenceClassifier(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return float32 logits of shape (rows, classes).
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Scores:
+        """Return the scores of rows.
 
         Args:
             input_ids: token ids, shape (rows, tokens), padded on either side.
             attention_mask: 1 at tokens and 0 at padding, same shape.
         """
-        model: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # type: ignore[operator]
-        hidden = model.base_model(
+        pooled = self.features(input_ids, attention_mask)
+        with torch.autocast(pooled.device.type, enabled=False):
+            logits: Tensor = head_of(base_of(self.model))(pooled)
+        return Scores(logits)
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the float32 hidden states of the last tokens, shape (rows, hidden): what the head reads."""
+        hidden = base_of(self.model).base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
             use_cache=False,
         ).last_hidden_state
         last = attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1)
-        pooled = hidden[torch.arange(len(last), device=last.device), last]
-        with torch.autocast(pooled.device.type, enabled=False):
-            logits: Tensor = head_of(model)(pooled.float())
-        return logits
+        return hidden[torch.arange(len(last), device=last.device), last].float()  # type: ignore[no-any-return]
+
+    def losses(self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of each row, shape (rows,)."""
+        return nn.functional.cross_entropy(self(input_ids, attention_mask).logits, targets, reduction="none")
+
+
+def base_of(model: nn.Module) -> Any:
+    """Return the transformers model, with its adapter inside where PEFT has put one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 def start_head_at_label_words(

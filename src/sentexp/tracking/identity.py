@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from sentexp.config import BOOKKEEPING, Config, flatten
 
@@ -22,6 +23,10 @@ def fingerprint(config: Config, data_digest: str, backbone_revision: str) -> str
     """
     left_out = (*BOOKKEEPING, "data.path", "model.path")
     leaves = {key: value for key, value in flatten(config).items() if not key.startswith(left_out)}
-    kind = type(config.peft).__name__
-    parts = [kind, json.dumps(leaves, sort_keys=True), data_digest, backbone_revision, code_version()]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return digest_of(type(config.peft).__name__, type(config.task).__name__, leaves, data_digest, backbone_revision)
+
+
+def digest_of(*parts: Any) -> str:
+    """Return 16 hexadecimal digits over parts that JSON can hold, and the code."""
+    text = json.dumps([*parts, code_version()], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -52,6 +52,29 @@ def draw_confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str]
     figure.savefig(file, dpi=120)
 
 
+def draw_reliability(curves: Mapping[str, Sequence[tuple[float, float, int]]], file: Path) -> None:
+    """Draw accuracy over confidence, and how many rows have it; on the diagonal, probabilities are what they say.
+
+    Args:
+        curves: by name, (mean confidence, accuracy, rows) of each bin.
+        file: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5.5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.plot((0, 1), (0, 1), color="darkgrey", linewidth=1)
+    styles = (("black", "-", "o"), ("dimgrey", "--", "s"), ("darkgrey", ":", "^"))
+    for (name, bins), (color, style, marker) in zip(curves.items(), styles, strict=False):
+        confidence, accuracy, rows = zip(*bins, strict=True)
+        top.plot(confidence, accuracy, style, color=color, marker=marker, label=name, linewidth=1)
+        bottom.plot(confidence, rows, style, color=color, marker=marker, linewidth=1)
+    top.set(title="Reliability, test split", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    top.legend()
+    bottom.set(xlabel="confidence: the largest probability", ylabel="rows", ylim=(0, None))
+    figure.savefig(file, dpi=120)
+
+
 def draw_data(
     counts: Mapping[str, Mapping[str, int]],
     edges: Sequence[int],

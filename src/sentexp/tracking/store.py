@@ -14,6 +14,7 @@ from sentexp.tracking.provenance import mask_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 
@@ -158,6 +159,25 @@ class MlflowRecord(Record):
 def open_record(tracking: TrackingConfig, name: str, resume: str | None) -> Record:
     """Return where this run is recorded, as `tracking.backend` says."""
     return Record() if tracking.backend is TrackingBackend.none else MlflowRecord(tracking, name, resume)
+
+
+def find_finished(tracking: TrackingConfig, tag: str, value: str) -> "Run | None":
+    """Return the latest finished MLflow run of the experiment whose tag has this value, if there is one.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    if tracking.backend is TrackingBackend.none:
+        return None
+    uri = store_uri(tracking)
+    with _store_errors(mask_uri(uri)):
+        client = _connect(uri)
+        runs = client.search_runs(
+            [_experiment(client, tracking.experiment, uri)],
+            f"attributes.status = 'FINISHED' AND tags.`{tag}` = '{value}'",
+            max_results=1,
+        )
+    return runs[0] if runs else None
 
 
 def store_uri(tracking: TrackingConfig) -> str:

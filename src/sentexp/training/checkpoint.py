@@ -8,15 +8,17 @@ import lightning as L  # noqa: N812 (the library's own abbreviation)
 from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load_file, save_file
 
+from sentexp.config import LOWER_IS_BETTER
 from sentexp.models.adapters import load_trainable_state, trainable_state
 from sentexp.training.module import ClassifierModule
 
 BEST, LAST = "best.safetensors", "last.ckpt"
+LOGITS, TARGETS = "validation/logits", "validation/targets"
 
 
 def mode_of(monitor: str) -> str:
-    """Return `min` for a loss and `max` for every other metric."""
-    return "min" if monitor.endswith("loss") else "max"
+    """Return `min` for losses and errors, and `max` for every other metric."""
+    return "min" if monitor.rpartition("/")[2] in LOWER_IS_BETTER else "max"
 
 
 class Checkpoints(L.Callback):
@@ -78,8 +80,10 @@ class Checkpoints(L.Callback):
         self.evaluated_at = state_dict["evaluated_at"]
 
     def restore_best(self, module: ClassifierModule) -> None:
-        """Put the best weights into the module."""
-        load_trainable_state(module.classifier, load_file(self.best_file))
+        """Put the best weights into the module, and what they said about the validation split."""
+        tensors = load_file(self.best_file)
+        module.keep_validation(tensors.pop(LOGITS), tensors.pop(TARGETS))
+        load_trainable_state(module.classifier, tensors)
 
 
 class ResumableEarlyStopping(EarlyStopping):
@@ -106,5 +110,7 @@ def _validation_follows(trainer: L.Trainer) -> bool:
 
 def _save_atomically(module: ClassifierModule, file: Path) -> None:
     unfinished = file.with_suffix(".partial")
-    save_file(trainable_state(module.classifier), unfinished)
+    logits, targets = module.kept_validation
+    evaluated = {LOGITS: logits.contiguous(), TARGETS: targets.contiguous()}
+    save_file(trainable_state(module.classifier) | evaluated, unfinished)
     unfinished.replace(file)

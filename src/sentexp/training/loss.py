@@ -1,18 +1,17 @@
-"""The loss of a row: cross-entropy, weighted by class, and focused on the rows that are still wrong."""
+"""The loss of a row, weighted by its class, and focused on the rows that are still wrong."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def row_losses(logits: Tensor, targets: Tensor, class_weights: Tensor | None, focal_gamma: float) -> Tensor:
-    """Return the loss of each row, shape (rows,): w_y * (1 - p_y)^gamma * -log p_y (Lin et al. 2017, eq. 5).
+def weigh(losses: Tensor, targets: Tensor, class_weights: Tensor | None, focal_gamma: float) -> Tensor:
+    """Return the weighted loss of each row, shape (rows,): w_y * (1 - p_y)^gamma * -log p_y (Lin et al. 2017, eq. 5).
 
     Args:
-        logits: float32, shape (rows, classes).
+        losses: -log p_y, the negative log-likelihood of each row's answer, shape (rows,).
         targets: class indices, shape (rows,).
         class_weights: w, shape (classes,); None is 1 for each.
-        focal_gamma: gamma; 0 is cross-entropy.
+        focal_gamma: gamma; 0 is the plain likelihood.
     """
-    losses = nn.functional.cross_entropy(logits, targets, reduction="none")
     if focal_gamma > 0:
         wrong = 1 - (-losses).exp()
         # The gradient of x^gamma at 0 is not finite for gamma < 1; a row that is right to the last bit has no loss.

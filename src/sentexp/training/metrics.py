@@ -1,6 +1,7 @@
 """Metrics of a split and of its slices, from torchmetrics; a class that is not there never enters a mean (law 5)."""
 
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from typing import cast
@@ -12,19 +13,26 @@ from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassAUROC,
+    MulticlassCalibrationError,
     MulticlassConfusionMatrix,
     MulticlassF1Score,
     MulticlassPrecision,
     MulticlassRecall,
 )
 
+from sentexp.data.audit import duplicate_free
+from sentexp.data.splits import Examples
+
+BINS = 15
 SLICE_METRICS = ("accuracy", "f1_macro", "auroc_macro")
 
 
 class SplitMetrics(nn.Module):
-    """Loss, accuracy, AUROC, F1, precision and recall over all rows of a split, ragged last batch included.
+    """Loss, accuracy, AUROC, F1, precision, recall and calibration over the rows of a split.
 
-    `auroc_macro` is the mean of the one-against-rest areas; for two classes that is the area of either class.
+    `auroc_macro` is the mean of the one-against-rest areas; for two classes that is the area of either class. `ece` is
+    the expected calibration error over 15 bins of the largest probability (Guo et al. 2017, eq. 3), `brier` the mean of
+    the summed squared errors of the probabilities, from 0 to 2 (Brier 1950).
 
     Args:
         labels: class names, in the order of the probabilities.
@@ -36,6 +44,8 @@ class SplitMetrics(nn.Module):
         self.labels = labels
         self.loss = MeanMetric()
         self.accuracy = MulticlassAccuracy(classes, average="micro")
+        self.ece = MulticlassCalibrationError(classes, n_bins=BINS, norm="l1")
+        self.brier = MeanMetric()
         self.confusion = MulticlassConfusionMatrix(classes)
         self.per_class = nn.ModuleDict(
             {
@@ -55,7 +65,9 @@ class SplitMetrics(nn.Module):
         """
         probabilities = logits.float().softmax(-1)
         self.loss.update(nn.functional.cross_entropy(logits.float(), targets, reduction="none"))
-        for metric in (self.accuracy, self.confusion, *self._each()):
+        errors = probabilities - nn.functional.one_hot(targets, len(self.labels))
+        self.brier.update(errors.square().sum(-1))
+        for metric in (self.accuracy, self.confusion, self.ece, *self._each()):
             metric.update(probabilities, targets)
 
     def compute(self, per_class: bool = False) -> dict[str, float]:
@@ -68,12 +80,7 @@ class SplitMetrics(nn.Module):
             values[f"{name}_macro"] = float(scores[present].mean())
             if per_class and name != "auroc":
                 values |= {f"{name}_{self.labels[index]}": float(scores[index]) for index in present}
-        return values
-
-    def reset(self) -> None:
-        """Forget all rows."""
-        for metric in (self.loss, self.accuracy, self.confusion, *self._each()):
-            metric.reset()
+        return values | {"ece": float(self.ece.compute()), "brier": float(self.brier.compute())}
 
     def _each(self) -> list[Metric]:
         return cast("list[Metric]", list(self.per_class.values()))
@@ -85,6 +92,37 @@ class SplitMetrics(nn.Module):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No positive samples in targets")
             return metric.compute()  # type: ignore[no-any-return]
+
+
+def split_metrics(labels: list[str], logits: Tensor, targets: Tensor, per_class: bool = False) -> dict[str, float]:
+    """Return the metrics of all rows of a split at once (see `SplitMetrics`)."""
+    metrics = SplitMetrics(labels)
+    metrics.update(logits, targets)
+    return metrics.compute(per_class)
+
+
+def confusion_matrix(labels: list[str], logits: Tensor, targets: Tensor) -> list[list[int]]:
+    """Return counts of true labels (rows) against predicted labels (columns)."""
+    metric = MulticlassConfusionMatrix(len(labels))
+    return metric(logits, targets).int().tolist()  # type: ignore[no-any-return]
+
+
+def slice_scores(examples: Examples, logits: Tensor) -> dict[str, float]:
+    """Return `test/<slice>/<metric>` for each slice of the test split, and for the rows whose text stands nowhere else.
+
+    Args:
+        examples: of the run.
+        logits: of the test rows, in order, shape (rows, classes).
+    """
+    masks = {"duplicate_free": torch.from_numpy(duplicate_free(examples))}
+    for column, values in examples.slices("test").items():
+        for value, mask in values.items():
+            named = f"{column}/" + (re.sub(r"[^\w .:-]", "_", value) or "none")  # what MLflow takes
+            while named in masks:  # another value is written alike
+                named += "_"
+            masks[named] = torch.from_numpy(mask)
+    targets = torch.from_numpy(examples.targets("test")).long()
+    return {f"test/{k}": v for k, v in slice_metrics(examples.labels, logits, targets, masks).items()}
 
 
 def slice_metrics(labels: list[str], logits: Tensor, targets: Tensor, slices: Mapping[str, Tensor]) -> dict[str, float]:
@@ -100,8 +138,6 @@ def slice_metrics(labels: list[str], logits: Tensor, targets: Tensor, slices: Ma
     for name, mask in slices.items():
         values[f"{name}/rows"] = float(mask.sum())
         if mask.any():
-            metrics = SplitMetrics(labels)
-            metrics.update(logits[mask], targets[mask])
-            computed = metrics.compute()
+            computed = split_metrics(labels, logits[mask], targets[mask])
             values |= {f"{name}/{key}": computed[key] for key in SLICE_METRICS if math.isfinite(computed[key])}
     return values

@@ -2,19 +2,20 @@
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
 from torch import Tensor, nn
 
-from sentexp.config import OptimConfig
+from sentexp.config import OptimConfig, PriorCorrection
 from sentexp.data.datamodule import Batch
 from sentexp.errors import UserError
 from sentexp.models.adapters import load_trainable_state, trainable_state
-from sentexp.models.backbone import head_of
-from sentexp.training.loss import row_losses
-from sentexp.training.metrics import SplitMetrics
+from sentexp.models.backbone import find_head
+from sentexp.models.likelihood import label_prior, without_prior
+from sentexp.training.loss import weigh
+from sentexp.training.metrics import split_metrics
 from sentexp.training.optim import build_optimizer, build_schedule
 
 if TYPE_CHECKING:
@@ -22,6 +23,27 @@ if TYPE_CHECKING:
 
 
 SPEED_WINDOW = 60.0
+
+
+class Evaluation(NamedTuple):
+    """What a model said about the rows of a split, in their order; see `Scores`. `generated` are tokens of answers."""
+
+    targets: Tensor
+    logits: Tensor
+    outside: Tensor | None = None
+    first_token: Tensor | None = None
+    irregular: Tensor | None = None
+    generated: Tensor | None = None
+
+
+def answer_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """Return the mean probability of all that is no label, and the number of irregular outputs, of a language model."""
+    if evaluation.outside is None or evaluation.irregular is None:
+        return {}
+    return {
+        "off_label_mass": float(evaluation.outside.mean()),
+        "irregular_outputs": float(evaluation.irregular.sum()),
+    }
 
 
 class ClassifierModule(L.LightningModule):
@@ -35,6 +57,9 @@ class ClassifierModule(L.LightningModule):
         log_every_n_steps: how often the loss is looked at for being a number.
         class_weights: of the training loss, one for each label; None is 1 for each.
         focal_gamma: of the training loss; 0 is cross-entropy.
+        correction: the prior that is divided out of the probabilities in every evaluation.
+        content_free: token ids and mask of texts that say nothing, for `PriorCorrection.contextual`.
+        generates: let the model write its answers to the test rows.
     """
 
     def __init__(
@@ -46,20 +71,28 @@ class ClassifierModule(L.LightningModule):
         log_every_n_steps: int,
         class_weights: list[float] | None = None,
         focal_gamma: float = 0.0,
+        correction: PriorCorrection = PriorCorrection.none,
+        content_free: tuple[Tensor, Tensor] | None = None,
+        generates: bool = False,
     ) -> None:
         super().__init__()
         self.classifier = classifier
         self.optim = optim
         self.seed = seed
         self.log_every_n_steps = log_every_n_steps
-        self.validation_metrics = SplitMetrics(labels)
-        self.test_metrics = SplitMetrics(labels)
+        self.labels = labels
+        self.correction = correction
+        self.content_free = content_free
+        self.generates = generates
+        self.prior: Tensor | None = None
+        self.test: Evaluation
+        self.kept_validation: tuple[Tensor, Tensor]
         self.strict_loading = False  # a checkpoint holds what trains, not the backbone (law 8)
         self.focal_gamma = focal_gamma
         self.class_weights: Tensor | None
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
-        self._test_parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._parts: list[tuple[Tensor | None, ...]] = []
         self._pace: deque[tuple[float, int]] = deque()
 
     def on_train_start(self) -> None:
@@ -81,8 +114,8 @@ class ClassifierModule(L.LightningModule):
         Class weights do not change the divisor, so that the loss of a step does not depend on how it is cut (law 9).
         """
         del batch_idx
-        logits = self.classifier(batch.input_ids, batch.attention_mask)
-        loss = row_losses(logits, batch.labels, self.class_weights, self.focal_gamma).sum() / batch.step_rows
+        losses = self.classifier.losses(batch.input_ids, batch.attention_mask, batch.labels)
+        loss = weigh(losses, batch.labels, self.class_weights, self.focal_gamma).sum() / batch.step_rows
         mean = loss.detach() * batch.step_rows / len(batch.labels)
         self.log("train/loss", mean, prog_bar=True)
         self._log_speed(len(batch.labels))
@@ -91,40 +124,69 @@ class ClassifierModule(L.LightningModule):
         return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the validation metrics."""
-        del batch_idx
-        self.validation_metrics.update(self.classifier(batch.input_ids, batch.attention_mask), batch.labels)
+        """Score a batch."""
+        self._score(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics."""
-        self._refuse_what_is_no_number(self.validation_metrics.loss.compute())
-        self._log_metrics("validation", self.validation_metrics, per_class=False)
+        """Log the validation metrics, and keep the logits as they are: they fit the temperature, and a batch prior."""
+        raw = self._take_parts()
+        self.keep_validation(raw.logits, raw.targets)
+        metrics = split_metrics(self.labels, *self.validation) | answer_metrics(raw)
+        self._refuse_what_is_no_number(torch.tensor(metrics["loss"]))
+        for name, value in metrics.items():
+            self.log(f"validation/{name}", value, prog_bar=name == "accuracy")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the test metrics, and keep its logits."""
-        del batch_idx
-        logits = self.classifier(batch.input_ids, batch.attention_mask)
-        self.test_metrics.update(logits, batch.labels)
-        self._test_parts.append((batch.rows.cpu(), logits.float().cpu(), batch.labels.cpu()))
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the logits of an earlier test."""
-        self._test_parts.clear()
-
-    def test_logits(self) -> tuple[Tensor, Tensor]:
-        """Return logits (rows, classes) and class indices (rows,) of the test split, in its order."""
-        rows, logits, targets = (torch.cat(parts) for parts in zip(*self._test_parts, strict=True))
-        order = rows.argsort()
-        return logits[order], targets[order]
+        """Score a batch, and let the model write its answers where that is wanted."""
+        generated = self.classifier.generate(batch.input_ids, batch.attention_mask) if self.generates else None
+        self._score(batch, batch_idx, generated)
 
     def on_test_epoch_end(self) -> None:
-        """Log the test metrics, per class as well; the confusion matrix stays in `test_metrics` until it is read."""
-        for name, value in self.test_metrics.compute(per_class=True).items():
+        """Log the test metrics, per class as well; `test` holds what they are computed from."""
+        raw = self._take_parts()
+        self.test = raw._replace(logits=self._corrected(raw.logits))
+        metrics = split_metrics(self.labels, self.test.logits, raw.targets, per_class=True) | answer_metrics(raw)
+        for name, value in metrics.items():
             self.log(f"test/{name}", value)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Return row numbers, shape (rows,), and the features that a head reads, shape (rows, hidden)."""
+        del batch_idx
+        return batch.rows.cpu(), self.classifier.features(batch.input_ids, batch.attention_mask).cpu()
+
+    @property
+    def validation(self) -> tuple[Tensor, Tensor]:
+        """Logits (rows, classes) and class indices (rows,) of the validation split, in its order."""
+        logits, targets = self.kept_validation
+        return self._corrected(logits), targets
+
+    def keep_validation(self, logits: Tensor, targets: Tensor) -> None:
+        """Take these for the logits, before any correction, and class indices of the validation split."""
+        self.kept_validation = logits, targets
+        if self.correction is PriorCorrection.batch:
+            self.prior = label_prior(logits)
+
+    def _score(self, batch: Batch, batch_idx: int, generated: Tensor | None = None) -> None:
+        if batch_idx == 0 and self.content_free is not None:
+            ids, mask = (part.to(self.device) for part in self.content_free)
+            self.prior = label_prior(self.classifier(ids, mask).logits).cpu()
+        scores = self.classifier(batch.input_ids, batch.attention_mask)
+        parts = (batch.rows, batch.labels, *scores, generated)
+        self._parts.append(tuple(None if part is None else part.cpu() for part in parts))
+
+    def _take_parts(self) -> Evaluation:
+        """Return what was scored since the last time, in the order of the split."""
+        rows, *others = (None if part[0] is None else torch.cat(part) for part in zip(*self._parts, strict=True))
+        self._parts.clear()
+        order = rows.argsort()
+        return Evaluation(*(None if part is None else part[order] for part in others))
+
+    def _corrected(self, logits: Tensor) -> Tensor:
+        return logits if self.prior is None else without_prior(logits, self.prior)
 
     def configure_optimizers(self) -> "OptimizerLRScheduler":
         """Return the optimizer and its schedule, stepped once per optimizer step."""
-        optimizer = build_optimizer(self.optim, self.classifier, head_of(self.classifier), self.device)
+        optimizer = build_optimizer(self.optim, self.classifier, find_head(self.classifier), self.device)
         schedule = build_schedule(self.optim, optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -136,11 +198,6 @@ class ClassifierModule(L.LightningModule):
         """Put adapter and head back."""
         load_trainable_state(self.classifier, checkpoint["state_dict"])
         checkpoint["state_dict"] = {}
-
-    def _log_metrics(self, split: str, metrics: SplitMetrics, per_class: bool) -> None:
-        for name, value in metrics.compute(per_class).items():
-            self.log(f"{split}/{name}", value, prog_bar=name == "accuracy")
-        metrics.reset()
 
     def _refuse_what_is_no_number(self, loss: Tensor) -> None:
         """Stop a training that has diverged; looked at now and then, as looking waits for a GPU."""

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
 
-def build_optimizer(optim: OptimConfig, model: nn.Module, head: nn.Module, device: torch.device) -> "Optimizer":
+def build_optimizer(optim: OptimConfig, model: nn.Module, head: nn.Module | None, device: torch.device) -> "Optimizer":
     """Return the optimizer over the parameters that train; matrices are decayed, vectors are not.
 
     Raises:
         UserError: a paged optimizer without a CUDA GPU.
     """
-    owned = {id(parameter) for parameter in head.parameters()}
+    owned = set() if head is None else {id(parameter) for parameter in head.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -12,9 +12,11 @@ import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from sentexp.config import Precision, TrainerConfig
-from sentexp.data.datamodule import DataModule
+from sentexp.data.datamodule import Batch, DataModule
 from sentexp.errors import UserError
 from sentexp.training.checkpoint import Checkpoints, ResumableEarlyStopping, mode_of
 from sentexp.training.module import ClassifierModule
@@ -71,7 +73,7 @@ class SinkLogger(Logger):
 
 
 def build_trainer(
-    config: TrainerConfig, precision: Precision, device: torch.device, sink: MetricSink, checkpoints: Checkpoints
+    config: TrainerConfig, precision: Precision, device: torch.device, sink: MetricSink, *last: Callback
 ) -> L.Trainer:
     """Return a Lightning trainer for one run on one device.
 
@@ -80,7 +82,7 @@ def build_trainer(
         precision: arithmetic, resolved.
         device: where to run.
         sink: where metrics go.
-        checkpoints: the callback that saves; it comes last, so that it saves what the others have decided.
+        last: callbacks after the others: the one that saves must save what they have decided.
     """
     callbacks: list[Callback] = []
     if config.early_stopping_patience is not None:
@@ -106,7 +108,7 @@ def build_trainer(
         gradient_clip_val=config.gradient_clip_val,
         log_every_n_steps=config.log_every_n_steps,
         logger=logger,
-        callbacks=[*callbacks, checkpoints],
+        callbacks=[*callbacks, *last],
         enable_checkpointing=False,
         enable_progress_bar=config.progress_bar,
         enable_model_summary=False,
@@ -144,6 +146,19 @@ def evaluate(trainer: L.Trainer, module: ClassifierModule, data: DataModule, spl
     with _quiet(), _out_of_memory():
         (metrics,) = run(module, datamodule=data, verbose=False)
     return dict(metrics)
+
+
+def predict(trainer: L.Trainer, module: ClassifierModule, batches: DataLoader[Batch]) -> tuple[Tensor, Tensor]:
+    """Return row numbers in order, shape (rows,), and their features, shape (rows, hidden).
+
+    Raises:
+        OutOfMemory: a batch did not fit.
+    """
+    with _quiet(), _out_of_memory():
+        parts = trainer.predict(module, batches)
+    rows, features = (torch.cat(part) for part in zip(*(parts or []), strict=True))
+    order = rows.argsort()
+    return rows[order], features[order]
 
 
 def halve_micro_batch(config: TrainerConfig) -> tuple[int, int]:

@@ -1,0 +1,81 @@
+"""From materials to what Lightning runs: the model, its scoring, the module, the data."""
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from sentexp.config import CausalLM, FullFineTuning, HeadInit, PriorCorrection, SequenceClassification
+from sentexp.data.datamodule import DataModule, pad
+from sentexp.data.imbalance import class_weights, row_weights
+from sentexp.data.prompts import CONTENT_FREE
+from sentexp.data.tokens import encode
+from sentexp.materials import Materials
+from sentexp.models.adapters import ParameterAudit, attach
+from sentexp.models.backbone import Loading, load_classifier, load_language_model
+from sentexp.models.likelihood import LabelScorer
+from sentexp.models.scoring import SequenceClassifier, start_head_at_label_words
+from sentexp.training.module import ClassifierModule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def build_model(materials: Materials) -> tuple[nn.Module, ParameterAudit]:
+    """Load the backbone, with a head where the task has one, and attach what is trained."""
+    config = materials.config
+    load = Loading(
+        storage=config.peft,
+        attention=config.model.attn_implementation,
+        precision=materials.precision,
+        device=materials.device,
+        trains_backbone=isinstance(config.peft, FullFineTuning),
+    )
+    if isinstance(config.task, CausalLM):
+        model = load_language_model(materials.backbone, materials.tokenizer, load)
+    else:
+        assert isinstance(config.task, SequenceClassification)
+        model = _classifier(materials, config.task, load)
+    if config.trainer.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return attach(model, config.peft)
+
+
+def build_module(materials: Materials, model: nn.Module) -> ClassifierModule:
+    """Return the Lightning module that scores as the task and the prompt say."""
+    config, task = materials.config, materials.config.task
+    shared = {
+        "labels": materials.examples.labels,
+        "optim": config.optim,
+        "seed": config.seed,
+        "log_every_n_steps": config.trainer.log_every_n_steps,
+        "class_weights": class_weights(config.data, materials.examples),
+        "focal_gamma": task.focal_gamma,
+    }
+    if not isinstance(task, CausalLM):
+        return ClassifierModule(SequenceClassifier(model), **shared)
+    content_free = None
+    if task.calibration is PriorCorrection.contextual:
+        rows, _ = encode(CONTENT_FREE, materials.tokenizer, materials.prompt, materials.positions)
+        content_free = pad(rows, materials.tokenizer.pad_token_id, "left")
+    return ClassifierModule(
+        LabelScorer(model, materials.prompt, task, materials.tokenizer.pad_token_id),
+        **shared,
+        correction=task.calibration,
+        content_free=content_free,
+        generates=task.generate,
+    )
+
+
+def build_data(materials: Materials) -> DataModule:
+    """Return the batches of the tokenised splits."""
+    config = materials.config
+    weights = row_weights(config.data, materials.examples)
+    return DataModule(materials.tokens, materials.tokenizer, config.trainer, config.seed, weights)
+
+
+def _classifier(materials: Materials, task: SequenceClassification, load: Loading) -> "PreTrainedModel":
+    labels = materials.examples.labels
+    model = load_classifier(materials.backbone, materials.tokenizer, labels, load)
+    if task.head_init is HeadInit.label_words:
+        start_head_at_label_words(model, materials.backbone, materials.tokenizer, task.template, labels)
+    return model

@@ -1,0 +1,194 @@
+"""What a result is compared with: the untuned base, a linear probe, TF-IDF, the majority class.
+
+Each is an MLflow run of its own, found again by the identity of what it depends on, so that it is computed once.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sentexp import console
+from sentexp.assembly import build_data, build_module
+from sentexp.config import CausalLM, FullFineTuning, PriorCorrection, Untuned, flatten
+from sentexp.data.splits import NAMES, Numbers, split_digest
+from sentexp.materials import Materials, with_shots
+from sentexp.recording import count_answers, recorded
+from sentexp.tracking.identity import digest_of
+from sentexp.tracking.provenance import command, git_state
+from sentexp.tracking.store import Record, find_finished, open_record
+from sentexp.training.metrics import slice_scores, split_metrics
+from sentexp.training.trainer import build_trainer, evaluate, predict
+
+PROBE_ROWS = 10_000
+PROBE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+TFIDF_STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
+WORD = r"(?u)[\u3040-\u30ff\u3400-\u9fff]|\w+"  # Chinese and Japanese are written without blanks: a word is a letter
+
+
+@dataclass(kw_only=True, slots=True)
+class Baseline:
+    """A result to compare with: its name for people, its test metrics, the MLflow run that holds it."""
+
+    title: str
+    metrics: dict[str, float]
+    run_id: str | None
+
+
+def measure_baselines(materials: Materials, model: nn.Module) -> dict[str, Baseline]:
+    """Return what a run of these materials is compared with, by name; what is recorded already is not computed again.
+
+    For `causal_lm` that is the untuned base, with `task.shots` examples; for `seq_cls` a linear probe on its features;
+    for both TF-IDF with a logistic regression, and the majority class.
+
+    Args:
+        materials: of the run.
+        model: before any training.
+    """
+    kinds: dict[str, tuple[str, Any, Callable[[Record], dict[str, float]]]] = {
+        "majority": ("majority class", [], lambda _: _scored(materials, _majority(materials))),
+        "tfidf": ("TF-IDF + logistic regression", [WORD], lambda _: _scored(materials, _tfidf(materials))),
+    }
+    if not isinstance(materials.config.task, CausalLM):
+        probe = _model_parts(materials)
+        kinds["linear_probe"] = ("linear probe", probe, lambda _: _scored(materials, _probe(materials, model)))
+    elif not isinstance(materials.config.peft, Untuned):
+        base = with_shots(materials)
+        shots = f" ({materials.config.task.shots} shots)" if base is not materials else ""
+        kinds["untuned"] = (f"untuned base{shots}", _untuned_parts(base), lambda record: _untuned(base, model, record))
+    return {kind: _kept(materials, kind, *rest) for kind, rest in kinds.items()}
+
+
+def untuned_identity(base: Materials) -> str:
+    """Return the identity of an untuned language model's result: a run of `peft=none` is one, too."""
+    return digest_of("untuned", _untuned_parts(base), [])
+
+
+def _untuned_parts(base: Materials) -> list[Any]:
+    """Return what the result of an untuned language model depends on: model, prompt, scoring and test rows."""
+    task = base.config.task
+    assert isinstance(task, CausalLM)
+    scoring = [task.length_normalization, task.calibration.name, task.generate]
+    prior = split_digest(base.examples.validation) if task.calibration is PriorCorrection.batch else ""
+    slices = base.examples.test.column_names
+    return [*_model_parts(base), scoring, prior, slices, split_digest(base.examples.test)]
+
+
+def _model_parts(materials: Materials) -> list[Any]:
+    """Return what the features of the frozen backbone depend on."""
+    config = materials.config
+    storage = [config.peft.quantization.name, config.peft.double_quant, config.peft.compute_dtype.name]
+    frozen = not isinstance(config.peft, FullFineTuning)  # in the precision of the run, or in float32
+    return [
+        materials.backbone.revision,
+        storage,
+        frozen,
+        materials.precision.name,
+        asdict(materials.prompt),
+        materials.tokens["test"].limit,
+    ]
+
+
+def _kept(
+    materials: Materials, kind: str, title: str, parts: list[Any], compute: Callable[[Record], dict[str, float]]
+) -> Baseline:
+    """Return a baseline from its MLflow run, or compute it and record it as one."""
+    tracking, examples = materials.config.tracking, materials.examples
+    whole = [] if kind == "untuned" else [examples.digest()]  # all but the untuned base learn from the training rows
+    identity = digest_of(kind, parts, whole)
+    found = find_finished(tracking, "baseline.identity", identity)
+    if found is not None:
+        metrics = {key: value for key, value in found.data.metrics.items() if key.startswith("test/")}
+        return Baseline(title=title, metrics=metrics, run_id=found.info.run_id)
+    console.say(f"Baseline: {title}")
+    record = open_record(tracking, f"{title} on {materials.config.data.name}", None)
+    with recorded(record):
+        record.set_tags({"baseline.identity": identity, "baseline": kind, "command": command(), **git_state()})
+        config = materials.config
+        record.log_params({"baseline": kind, **flatten(config.model, "model."), **flatten(config.data, "data.")})
+        if kind == "untuned":
+            record.log_params(flatten(config.task, "task."))
+        metrics = compute(record)
+        record.log_metrics(metrics)
+    return Baseline(title=title, metrics=metrics, run_id=record.run_id)
+
+
+def _untuned(base: Materials, model: nn.Module, record: Record) -> dict[str, float]:
+    """Test the language model as it is: its adapter, which has learned nothing yet, is switched off."""
+    module, data = build_module(base, model), build_data(base)
+    trainer = build_trainer(base.config.trainer, base.precision, base.device, Record())
+    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():  # type: ignore[operator]
+        if module.correction is PriorCorrection.batch:
+            evaluate(trainer, module, data, "validation")
+        metrics = evaluate(trainer, module, data, "test")
+    counted = count_answers(base, module.test)
+    record.set_tags(counted.tags)
+    return metrics | counted.metrics | slice_scores(base.examples, module.test.logits)
+
+
+def _scored(materials: Materials, logits: Tensor) -> dict[str, float]:
+    """Return the test metrics of logits of the test rows."""
+    examples = materials.examples
+    metrics = split_metrics(examples.labels, logits, torch.from_numpy(examples.targets("test")).long(), per_class=True)
+    return {f"test/{name}": value for name, value in metrics.items()} | slice_scores(examples, logits)
+
+
+def _majority(materials: Materials) -> Tensor:
+    """Return the log-frequency of the classes in train, for every test row."""
+    examples = materials.examples
+    counts = np.bincount(examples.targets("train"), minlength=len(examples.labels))
+    return torch.from_numpy(counts / counts.sum()).float().clamp(min=1e-6).log().repeat(examples.test.num_rows, 1)
+
+
+def _tfidf(materials: Materials) -> Tensor:
+    """Return log-probabilities of the test rows from words and pairs of words, weighted by TF-IDF."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = {split: materials.examples.split(split).column("text").to_pylist() for split in NAMES}
+    vectorizer = TfidfVectorizer(token_pattern=WORD, ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
+    features: dict[str, Any] = {"train": vectorizer.fit_transform(texts["train"])}
+    features |= {split: vectorizer.transform(texts[split]) for split in NAMES[1:]}
+    targets = {split: materials.examples.targets(split) for split in NAMES}
+    return _regression(features, targets, TFIDF_STRENGTHS, len(materials.examples.labels))
+
+
+def _probe(materials: Materials, model: nn.Module) -> Tensor:
+    """Return log-probabilities of the test rows from the frozen backbone's features of the last token."""
+    from sklearn.preprocessing import StandardScaler
+
+    module, data = build_module(materials, model), build_data(materials)
+    trainer = build_trainer(materials.config.trainer, materials.precision, materials.device, Record())
+    features: dict[str, Any] = {}
+    targets: dict[str, Numbers] = {}
+    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():  # type: ignore[operator]
+        for split in NAMES:
+            rows, values = predict(trainer, module, data.by_length(split, PROBE_ROWS if split == "train" else None))
+            features[split], targets[split] = values.numpy(), materials.examples.targets(split)[rows.numpy()]
+    scaler = StandardScaler().fit(features["train"])
+    scaled = {split: scaler.transform(values) for split, values in features.items()}
+    return _regression(scaled, targets, PROBE_STRENGTHS, len(materials.examples.labels))
+
+
+def _regression(
+    features: dict[str, Any], targets: dict[str, Numbers], strengths: tuple[float, ...], classes: int
+) -> Tensor:
+    """Return log-probabilities, shape (test rows, classes), of a logistic regression fitted on train.
+
+    Its strength, the inverse of the penalty, is the one with the least loss on validation.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    def score(fitted: Any, split: str) -> Tensor:
+        probabilities = torch.full((features[split].shape[0], classes), 1e-9)  # a class that train lacks
+        probabilities[:, fitted.classes_.tolist()] = torch.from_numpy(fitted.predict_proba(features[split])).float()
+        return probabilities.clamp(min=1e-9).log()
+
+    def loss(fitted: Any) -> float:
+        return float(nn.functional.nll_loss(score(fitted, "validation"), torch.from_numpy(targets["validation"]).long()))
+
+    fits = [LogisticRegression(C=c, max_iter=1000).fit(features["train"], targets["train"]) for c in strengths]
+    return score(min(fits, key=loss), "test")

@@ -1,0 +1,49 @@
+"""What a language model answered: irregular outputs by their first token, and written answers as people count them."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from sentexp.data.prompts import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def irregular_tokens(tokenizer: "PreTrainedTokenizerBase", first_token: Tensor, irregular: Tensor) -> Counter[str]:
+    """Return how often each token, as text, is the most likely one where no label begins with it."""
+    return Counter(tokenizer.decode([token]) for token in first_token[irregular].tolist())
+
+
+def read_answers(
+    tokenizer: "PreTrainedTokenizerBase", generated: Tensor, prompt: Prompt
+) -> tuple[list[int | None], Counter[str]]:
+    """Return the class index of each written answer, and how often each first word begins an answer that names no label.
+
+    An answer names a label if it begins with the label's word, in any case, and the word ends there.
+
+    Args:
+        tokenizer: of the backbone.
+        generated: tokens of the answers, shape (rows, tokens).
+        prompt: the label words, and the blank that stands before them.
+    """  # noqa: D205
+    lead = tokenizer.decode(prompt.lead) if prompt.lead else ""
+    texts = [lead + text for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
+    read = [_label(text, prompt.words) for text in texts]
+    return read, Counter(_first_word(text) for text, label in zip(texts, read, strict=True) if label is None)
+
+
+def _label(text: str, words: Sequence[str]) -> int | None:
+    said = text.strip().casefold()
+    for index in sorted(range(len(words)), key=lambda index: -len(words[index])):  # `very good` before `very`
+        word = words[index].casefold()
+        if said.startswith(word) and not re.match(r"\w", said[len(word) :]):
+            return index
+    return None
+
+
+def _first_word(text: str) -> str:
+    return (text.strip().casefold().split() or [""])[0].strip(".,:;!?\"'")
