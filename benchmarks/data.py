@@ -48,21 +48,24 @@ def with_sentexp(file: Path) -> dict[str, float]:
     """Return the seconds of each stage."""
     from sentexp.config import load_config
     from sentexp.data.audit import audit
-    from sentexp.data.splits import NAMES, load_examples
-    from sentexp.data.tokens import tokenize
-    from sentexp.models.backbone import load_tokenizer, locate_backbone
+    from sentexp.data.prompts import Prompt
+    from sentexp.data.splits import load_examples
+    from sentexp.materials import tokenize_splits
+    from sentexp.models.backbone import load_tokenizer, locate_backbone, max_positions
 
-    config = load_config("data=csv", f"data.path={file}", "data.max_length=128", "task.template='{text}'")
-    tokenizer = load_tokenizer(locate_backbone(config.model))
+    bare = ["data.max_length=128", "trainer.progress_bar=false"]
+    config = load_config("data=csv", f"data.path={file}", *bare)
+    backbone = locate_backbone(config.model)
+    tokenizer = load_tokenizer(backbone)
     marks = [time.perf_counter()]
     examples = load_examples(config.data)
     marks.append(time.perf_counter())
-    tokens = {name: tokenize(examples.split(name), tokenizer, "{text}", 128, progress=False) for name in NAMES}
+    tokens = tokenize_splits(config, examples, tokenizer, Prompt(), max_positions(backbone))
     marks.append(time.perf_counter())
-    audit("csv", examples, tokens, 128, near=False)
+    audit("csv", examples, tokens, near=False)
     marks.append(time.perf_counter())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    audit("csv", examples, tokens, 128, near=True)
+    audit("csv", examples, tokens, near=True)
     marks.append(time.perf_counter())
     read, tokenised, short, full = (after - before for before, after in itertools.pairwise(marks))
     return {"read": read, "tokenise": tokenised, "audit": short, "near": full - short, "run_peak_gib": peak}

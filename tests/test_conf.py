@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 
-from sentexp.config import conf_dir, load_config, method_name
+from sentexp.config import TEMPLATE_GROUP, conf_dir, load_config, method_name
 
-GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir())
+GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name != TEMPLATE_GROUP)
+TEMPLATES = sorted((conf_dir() / TEMPLATE_GROUP).glob("*.yaml"))
 NEEDS = {("data", "csv"): ["data.path=reviews.csv"]}  # what an option cannot know
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((conf_dir() / group).glob("*.yaml"))]
 
@@ -24,6 +25,12 @@ def test_ways_of_training_and_data_sets_combine(peft, data):
     config = load_config(f"peft={peft}", f"data={data}", *NEEDS.get(("data", data), []))
     assert method_name(config.peft) == peft
     assert config.data.name == data
+
+
+@pytest.mark.parametrize("template", [file.stem for file in TEMPLATES])
+def test_every_template_is_chosen_by_its_name(template):
+    task = load_config("task=causal_lm", f"task.template={template}").task
+    assert "{text}" in task.template.user
 
 
 def test_names_inside_files_are_the_names_of_files():

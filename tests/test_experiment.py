@@ -10,7 +10,7 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import save_file
 
-from sentexp import experiment
+from sentexp import assembly, experiment
 from sentexp.config import load_config
 from sentexp.data.datamodule import pad
 from sentexp.errors import UserError
@@ -60,7 +60,7 @@ def test_what_was_trained_loads_in_a_fresh_process_without_sentexp(
     with torch.no_grad():
         here = SequenceClassifier(kept["model"].eval())(
             *pad(tokenizer(framed)["input_ids"], tokenizer.pad_token_id, "right")
-        )
+        ).logits
     out = tmp_path / "logits.safetensors"
     arguments = [sys.executable, "-c", RELOAD, str(result.weights), str(backbone.folder), str(out)]
     done = subprocess.run(arguments, env=command_environment, capture_output=True, text=True, check=False)
@@ -73,14 +73,14 @@ def test_what_was_trained_loads_in_a_fresh_process_without_sentexp(
 
 def test_one_backbone_is_in_memory_at_a_time(config, monkeypatch):
     alive = []
-    original = experiment.load_classifier
+    original = assembly.load_classifier
 
     def load(*arguments, **options):
         gc.collect()
         alive.append(sum(type(item).__name__ == "LlamaForSequenceClassification" for item in gc.get_objects()))
         return original(*arguments, **options)
 
-    monkeypatch.setattr(experiment, "load_classifier", load)
+    monkeypatch.setattr(assembly, "load_classifier", load)
     for rank in (2, 4, 8):
         run(config(f"peft.r={rank}"))
     assert alive == [alive[0]] * 3
@@ -221,12 +221,12 @@ def test_the_other_embedded_data_sets_train(config, words, tmp_path):
 
 def test_the_logits_of_the_test_split_are_in_its_order(config, monkeypatch):
     seen = []
-    monkeypatch.setattr(experiment, "_slice_metrics", lambda module, examples: seen.append((module, examples)) or {})
+    original = experiment.count_answers
+    monkeypatch.setattr(experiment, "count_answers", lambda *given: seen.append(given) or original(*given))
     run(config("trainer.eval_batch_size=3"))
-    ((module, examples),) = seen
-    logits, targets = module.test_logits()
-    assert targets.tolist() == examples.targets("test").tolist()
-    assert logits.shape == (8, 2)
+    ((materials, test),) = seen
+    assert test.targets.tolist() == materials.examples.targets("test").tolist()
+    assert test.logits.shape == (8, 2)
 
 
 def test_weights_and_gamma_change_the_training_and_are_recorded(config, tmp_path, store):

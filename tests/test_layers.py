@@ -23,10 +23,12 @@ LAYERS = {
     "console": 6,
     "materials": 7,
     "recording": 8,
-    "experiment": 9,
-    "diagnosis": 10,
-    "cli": 11,
-    "__main__": 12,
+    "assembly": 8,
+    "baselines": 9,
+    "experiment": 10,
+    "diagnosis": 11,
+    "cli": 12,
+    "__main__": 13,
     "__init__": 0,
 }
 LATE = (
@@ -39,6 +41,7 @@ LATE = (
     "pandas",
     "pyarrow",
     "scipy",
+    "sklearn",
     "rensa",
     "ftfy",
 )
@@ -122,14 +125,14 @@ def test_the_training_core_runs_on_a_bare_machine(tmp_path):
     """Law 12: torch, transformers, peft, lightning, torchmetrics, hydra and omegaconf are enough to train."""
     code = """
 import sys
-for name in ("mlflow", "datasets", "ray", "optuna", "bitsandbytes", "pandas", "pyarrow"):
+for name in ("mlflow", "datasets", "ray", "optuna", "bitsandbytes", "pandas", "pyarrow", "sklearn"):
     sys.modules[name] = None
 import torch
 from pathlib import Path
 from sentexp.config import load_config
 from sentexp.data.datamodule import DataModule
 from sentexp.models.adapters import attach
-from sentexp.models.backbone import load_classifier, load_tokenizer, locate_backbone
+from sentexp.models.backbone import Loading, load_classifier, load_tokenizer, locate_backbone
 from sentexp.models.scoring import SequenceClassifier
 from sentexp.config import Attention, Precision
 from sentexp.tracking.store import open_record
@@ -147,7 +150,8 @@ rows = Rows()
 device = torch.device("cpu")
 backbone = locate_backbone(config.model)
 tokenizer = load_tokenizer(backbone)
-model = load_classifier(backbone, tokenizer, ["a", "b"], config.peft, Attention.auto, Precision.fp32, device, False)
+load = Loading(storage=config.peft, attention=Attention.auto, precision=Precision.fp32, device=device)
+model = load_classifier(backbone, tokenizer, ["a", "b"], load)
 model, _ = attach(model, config.peft)
 module = ClassifierModule(SequenceClassifier(model), ["a", "b"], config.optim, 0, 1)
 checkpoints = Checkpoints(Path("."), "validation/loss", 5)

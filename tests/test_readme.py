@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from sentexp.cli import VERBS
-from sentexp.config import conf_dir, register_schemas
+from sentexp.config import TEMPLATE_GROUP, conf_dir, register_schemas
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -42,7 +42,8 @@ def write_examples(folder):
 
 def test_the_table_of_groups_names_every_option():
     for group in (folder for folder in conf_dir().iterdir() if folder.is_dir()):
-        (row,) = re.findall(rf"^\| `{group.name}` \| (.*) \|$", README, re.MULTILINE)
+        name = f"task.{group.name}" if group.name == TEMPLATE_GROUP else group.name
+        (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", README, re.MULTILINE)
         for file in group.glob("*.yaml"):
             assert f"`{file.stem}`" in row, f"{group.name}={file.stem}"
 

@@ -42,27 +42,23 @@ def build_model(materials: Materials) -> tuple[nn.Module, ParameterAudit]:
 
 def build_module(materials: Materials, model: nn.Module) -> ClassifierModule:
     """Return the Lightning module that scores as the task and the prompt say."""
-    config, task = materials.config, materials.config.task
-    shared = {
-        "labels": materials.examples.labels,
-        "optim": config.optim,
-        "seed": config.seed,
-        "log_every_n_steps": config.trainer.log_every_n_steps,
-        "class_weights": class_weights(config.data, materials.examples),
-        "focal_gamma": task.focal_gamma,
-    }
-    if not isinstance(task, CausalLM):
-        return ClassifierModule(SequenceClassifier(model), **shared)
+    config, task, pad_id = materials.config, materials.config.task, materials.tokenizer.pad_token_id
+    answering = task if isinstance(task, CausalLM) else None
     content_free = None
-    if task.calibration is PriorCorrection.contextual:
+    if answering is not None and answering.calibration is PriorCorrection.contextual:
         rows, _ = encode(CONTENT_FREE, materials.tokenizer, materials.prompt, materials.positions)
-        content_free = pad(rows, materials.tokenizer.pad_token_id, "left")
+        content_free = pad(rows, pad_id, "left")
     return ClassifierModule(
-        LabelScorer(model, materials.prompt, task, materials.tokenizer.pad_token_id),
-        **shared,
-        correction=task.calibration,
-        content_free=content_free,
-        generates=task.generate,
+        SequenceClassifier(model) if answering is None else LabelScorer(model, materials.prompt, answering, pad_id),
+        materials.examples.labels,
+        config.optim,
+        config.seed,
+        config.trainer.log_every_n_steps,
+        class_weights(config.data, materials.examples),
+        task.focal_gamma,
+        PriorCorrection.none if answering is None else answering.calibration,
+        content_free,
+        generates=answering is not None and answering.generate,
     )
 
 

@@ -133,7 +133,7 @@ def _untuned(base: Materials, model: nn.Module, record: Record) -> dict[str, flo
 def _scored(materials: Materials, logits: Tensor) -> dict[str, float]:
     """Return the test metrics of logits of the test rows."""
     examples = materials.examples
-    metrics = split_metrics(examples.labels, logits, torch.from_numpy(examples.targets("test")).long(), per_class=True)
+    metrics = split_metrics(examples.labels, logits, torch.tensor(examples.targets("test")).long(), per_class=True)
     return {f"test/{name}": value for name, value in metrics.items()} | slice_scores(examples, logits)
 
 
@@ -188,7 +188,7 @@ def _regression(
         return probabilities.clamp(min=1e-9).log()
 
     def loss(fitted: Any) -> float:
-        return float(nn.functional.nll_loss(score(fitted, "validation"), torch.from_numpy(targets["validation"]).long()))
+        return float(nn.functional.nll_loss(score(fitted, "validation"), torch.tensor(targets["validation"]).long()))
 
     fits = [LogisticRegression(C=c, max_iter=1000).fit(features["train"], targets["train"]) for c in strengths]
     return score(min(fits, key=loss), "test")

@@ -13,7 +13,7 @@ import traceback
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from sentexp.config import conf_dir, register_schemas
+from sentexp.config import TEMPLATE_GROUP, Config, conf_dir, register_schemas
 from sentexp.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ sentexp fine-tunes language models to classify sentiment.
 
   python -m sentexp                                  offline: a real pretrained model, real reviews, minutes on a CPU
   python -m sentexp peft=qlora data=sst2             any combination of the groups
+  python -m sentexp task=causal_lm                   an instruction, answered by a word; the base beside it
   python -m sentexp data=csv data.path=reviews.csv data.text=body data.label=stars        your own table
   python -m sentexp peft.r=8 optim.lr=1e-4 seed=1    any key of the configuration
   python -m sentexp --multirun peft.r=4,8,16         a sweep, one run after the other
@@ -105,7 +106,7 @@ def help_text() -> str:
     """Return the help: usage, and every option of every group with the first line of its file."""
     lines = [HELP]
     for group in sorted(folder for folder in conf_dir().iterdir() if folder.is_dir()):
-        lines.append(f"{group.name}=")
+        lines.append(f"task.{group.name}=" if group.name == TEMPLATE_GROUP else f"{group.name}=")
         for file in sorted(group.glob("*.yaml")):
             comments = [line[2:] for line in file.read_text().splitlines() if line.startswith("# ")]
             about = next((line for line in comments if not line.startswith("@package")), "")
@@ -123,8 +124,11 @@ def _compose_and_do(verb: str) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises what it would print, and it is explained here
     register_schemas()
     failures: list[str] = []
+    ran = 0
 
     def job(config: "DictConfig") -> float:
+        nonlocal ran
+        ran += 1
         return _job(verb, config, failures, full_error)
 
     try:
@@ -137,7 +141,7 @@ def _compose_and_do(verb: str) -> int:
             raise
         _complain(explain(sys.argv[1:], error))
         return 1
-    if failures and {"--multirun", "-m"} & set(sys.argv):
+    if failures and ran > 1:
         _complain(f"{len(failures)} of the runs failed: {'; '.join(failures)}.")
     return 1 if failures else 0
 
@@ -162,9 +166,10 @@ def _job(verb: str, config: "DictConfig", failures: list[str], full_error: bool)
             ) from error
         from sentexp import experiment
 
+        assert isinstance(typed, Config)
         if verb == "train":
-            return experiment.run(typed).objective  # type: ignore[arg-type]
-        (experiment.audit if verb == "audit" else experiment.prepare)(typed)  # type: ignore[arg-type]
+            return experiment.run(typed, sweep=HydraConfig.get().mode is RunMode.MULTIRUN).objective
+        (experiment.audit if verb == "audit" else experiment.prepare)(typed)
         return math.nan
     except UserError as error:
         if full_error:

@@ -795,7 +795,14 @@ class Config:
             )
 
 
-BOOKKEEPING = ("tracking", "output_dir", "baseline", "trainer.progress_bar", "trainer.log_every_n_steps", "trainer.save_steps")
+BOOKKEEPING = (
+    "tracking",
+    "output_dir",
+    "baseline",
+    "trainer.progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.save_steps",
+)
 """Keys that change where and how often a run is written down, never what it computes."""
 
 

@@ -96,14 +96,15 @@ def print_comparison(metrics: Mapping[str, float], baselines: Mapping[str, Mappi
     if not baselines:
         return
     beside = dict(sorted(baselines.items(), key=lambda item: item[1]["test/accuracy"])) | {"this run": metrics}
-    table = Table("test split", *beside, title="beside the baselines", title_justify="left")
+    title = "beside the baselines (difference: accuracy of this run minus theirs)"
+    table = Table("test split", *beside, title=title, title_justify="left")
     for metric in (*SLICE_METRICS, "off_label_mass", "irregular_outputs"):
         values = [_number(metric, found.get(f"test/{metric}")) for found in beside.values()]
         if any(values):
             table.add_row(metric, *values)
     table.add_section()
     ahead = [f"{metrics['test/accuracy'] - found['test/accuracy']:+.4f}" for found in list(beside.values())[:-1]]
-    table.add_row("accuracy of this run against it", *ahead, "")
+    table.add_row("difference", *ahead, "")
     OUT.print(table)
 
 
@@ -148,7 +149,7 @@ def print_whereabouts(run_id: str | None, where: str, folder: Path, weights: Pat
     if run_id:
         say("  make ui                                          # look at the run in the MLflow UI")
     if isinstance(task, CausalLM):
-        say("  python -m sentexp task=causal_lm peft=none task.shots=4  # the untuned model, with examples in its prompt")
+        say("  python -m sentexp task=causal_lm peft=none task.shots=4  # the untuned base with examples")
     else:
         say("  python -m sentexp peft=head                      # the same without an adapter: what does it add?")
         say("  python -m sentexp task=causal_lm                 # a prompt that is answered by a label word")

@@ -47,6 +47,11 @@ OTHER_NAMES = {
     "languages": ("language", "lang"),
     "domains": ("domain",),
     "deduplicate": ("dedup", "drop_duplicates"),
+    "template": ("prompt", "prompt_template", "chat_template"),
+    "system": ("system_prompt",),
+    "shots": ("k", "few_shot", "num_fewshot", "n_shots"),
+    "label_words": ("verbalizer", "verbalizers", "answers"),
+    "length_normalization": ("length_normalisation", "normalize"),
 }
 """Names by which people know a key from other tools."""
 

@@ -50,13 +50,19 @@ class Result:
     reliability: dict[str, list[tuple[float, float, int]]]
 
 
-def run(config: Config) -> Result:
+def run(config: Config, sweep: bool = False) -> Result:
     """Train, test and record one configuration; a run that was killed goes on from its last checkpoint.
+
+    Args:
+        config: of the run.
+        sweep: whether it is one of several, which are compared with baselines unless `baseline` says otherwise.
 
     Raises:
         UserError: anything in the configuration, the data or the store that the user can mend.
     """
     started = time.monotonic()
+    if config.baseline is None:
+        config = replace(config, baseline=sweep or isinstance(config.task, CausalLM))
     materials = gather(config)
     config = materials.config
     identity = fingerprint(config, materials.examples.digest(), materials.backbone.revision)
@@ -144,7 +150,7 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
     L.seed_everything(config.seed, verbose=False)
     model, parameters = build_model(materials)
     console.print_parameters(method_name(config.peft), parameters)
-    baselines = measure_baselines(materials, model) if _wants_baselines(config) else {}
+    baselines = measure_baselines(materials, model) if config.baseline else {}
     data, module = build_data(materials), build_module(materials, model)
     checkpoints = Checkpoints(folder.path, config.trainer.monitor, config.trainer.save_steps)
     sinks = Sinks(record, folder)
@@ -168,7 +174,7 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
     metrics |= derived
 
     base = config.model.path or str(materials.backbone.folder)
-    facts = {"task": flatten(config.task), "labels": labels, "prompt": asdict(materials.prompt)}
+    facts: dict[str, Any] = {"task": flatten(config.task), "labels": labels, "prompt": asdict(materials.prompt)}
     facts |= {"max_length": config.data.max_length, "temperature": temperature}
     weights = save_trained(model, materials.tokenizer, config.peft, base, facts, folder.path)
     metrics |= _best(folder, checkpoints.best_step) | {
@@ -194,11 +200,6 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
             f"at temperature {temperature:.2f}": reliability(module.test.logits / temperature, module.test.targets),
         },
     )
-
-
-def _wants_baselines(config: Config) -> bool:
-    """Tell whether the result is compared: always where it is asked for, and by default for `causal_lm`."""
-    return isinstance(config.task, CausalLM) if config.baseline is None else config.baseline
 
 
 def _differences(metrics: Mapping[str, float], baselines: Mapping[str, Baseline]) -> dict[str, float]:
@@ -245,5 +246,6 @@ def _conclude(result: Result, record: Record, folder: RunFolder, materials: Mate
 
 def _best(folder: RunFolder, step: int) -> dict[str, float]:
     """Return the validation metrics at the best checkpoint, and its step."""
-    values = {f"best/{name}": dict(folder.history(f"validation/{name}")) for name in METRICS}
+    names = (*METRICS, "off_label_mass", "irregular_outputs")
+    values = {f"best/{name}": dict(folder.history(f"validation/{name}")) for name in names}
     return {name: points[step] for name, points in values.items() if step in points} | {"best/step": step}

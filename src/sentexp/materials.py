@@ -95,6 +95,4 @@ def tokenize_splits(
 ) -> dict[str, TokenRows]:
     """Return the tokens of every split in the frame of a prompt."""
     length, progress = config.data.max_length, config.trainer.progress_bar
-    return {
-        split: tokenize(examples.split(split), tokenizer, prompt, length, positions, progress) for split in NAMES
-    }
+    return {split: tokenize(examples.split(split), tokenizer, prompt, length, positions, progress) for split in NAMES}

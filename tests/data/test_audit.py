@@ -6,6 +6,7 @@ import pytest
 
 from sentexp.config import load_config
 from sentexp.data.audit import MOJIBAKE, audit, duplicate_free
+from sentexp.data.prompts import Prompt
 from sentexp.data.splits import NAMES, load_examples
 from sentexp.data.tokens import tokenize
 from sentexp.models.backbone import load_tokenizer, locate_backbone
@@ -19,8 +20,10 @@ def tokenizer():
 def look(data, tokenizer, max_length=None, near=True):
     examples = load_examples(data, whole=True)
     limit = max_length or data.max_length
-    tokens = {name: tokenize(examples.split(name), tokenizer, "{text}", limit, progress=False) for name in NAMES}
-    return audit(data.name, examples, tokens, limit, near), examples
+    tokens = {
+        name: tokenize(examples.split(name), tokenizer, Prompt(), limit, 10_000, progress=False) for name in NAMES
+    }
+    return audit(data.name, examples, tokens, near), examples
 
 
 @pytest.fixture
@@ -123,7 +126,7 @@ def test_warnings_are_sentences(planted):
     text = "\n".join(found.warnings)
     assert "The largest class of the training split has 11.0 times the rows of the smallest" in text
     assert "1 test texts also stand in the training split" in text
-    assert "cut at data.max_length=30" in text
+    assert "cut at 30 tokens (data.max_length" in text
 
 
 def test_a_class_that_a_split_lacks_is_told(planted):

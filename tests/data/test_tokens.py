@@ -10,11 +10,17 @@ import pyarrow as pa
 import pytest
 
 from sentexp.config import load_config
+from sentexp.data.prompts import Prompt
 from sentexp.data.tokens import encode, tokenize
 from sentexp.errors import UserError
 from sentexp.models.backbone import load_tokenizer, locate_backbone
 
 FRAME = "Review: {text}\nSentiment:"
+
+
+def prompt(template):
+    head, _, tail = template.partition("{text}")
+    return Prompt(head=head, tail=tail)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +33,7 @@ def rows(*texts):
 
 
 def ids_of(text, tokenizer, template, max_length):
-    ((ids,), (full,)) = encode([text], tokenizer, template, max_length)
+    ((ids,), (full,)) = encode([text], tokenizer, prompt(template), max_length)
     return ids, full
 
 
@@ -58,7 +64,7 @@ def test_token_ids_are_those_of_the_tokenizer(tokenizer, shared):
     real = AutoTokenizer.from_pretrained(shared / "models" / "stories260K-hf")
     for one in (tokenizer, real):
         expected = one([FRAME.replace("{text}", text) for text in texts])["input_ids"]
-        assert encode(texts, one, FRAME, 10_000)[0] == expected
+        assert encode(texts, one, prompt(FRAME), 10_000)[0] == expected
 
 
 def files(folder, ending):
@@ -67,38 +73,55 @@ def files(folder, ending):
 
 def test_tokens_are_cached_by_what_they_depend_on(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
-    tokenize(rows("a film"), tokenizer, "{text}", 50, progress=False)
-    tokenize(rows("a film"), tokenizer, "{text}", 50, progress=False)
+    tokenize(rows("a film"), tokenizer, prompt("{text}"), 50, 512, progress=False)
+    tokenize(rows("a film"), tokenizer, prompt("{text}"), 50, 512, progress=False)
     assert len(files(tmp_path, "arrow")) == 1
-    tokenize(rows("a film"), tokenizer, "{text}!", 50, progress=False)
-    tokenize(rows("a film"), tokenizer, "{text}", 40, progress=False)
-    tokenize(rows("b film"), tokenizer, "{text}", 50, progress=False)
+    tokenize(rows("a film"), tokenizer, prompt("{text}!"), 50, 512, progress=False)
+    tokenize(rows("a film"), tokenizer, prompt("{text}"), 40, 512, progress=False)
+    tokenize(rows("b film"), tokenizer, prompt("{text}"), 50, 512, progress=False)
     assert len(files(tmp_path, "arrow")) == 4
     assert files(tmp_path, "part") == []
 
 
 def test_a_second_reading_does_not_tokenise(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
-    first = tokenize(rows("a film", "b"), tokenizer, "{text}", 50, progress=False)
+    first = tokenize(rows("a film", "b"), tokenizer, prompt("{text}"), 50, 512, progress=False)
     monkeypatch.setattr("sentexp.data.tokens._write", lambda *_: pytest.fail("tokenised again"))
-    again = tokenize(rows("a film", "b"), tokenizer, "{text}", 50, progress=False)
+    again = tokenize(rows("a film", "b"), tokenizer, prompt("{text}"), 50, 512, progress=False)
     assert again.ids([1, 0]) == first.ids([1, 0])
 
 
 def test_rows_are_found_over_many_batches(tokenizer, monkeypatch):
     monkeypatch.setattr("sentexp.data.tokens.BATCH", 7)
     texts = [f"text number {index}" for index in range(40)]
-    tokens = tokenize(rows(*texts), tokenizer, "{text}?", 50, progress=False)
+    tokens = tokenize(rows(*texts), tokenizer, prompt("{text}?"), 50, 512, progress=False)
     assert len(tokens) == 40
     assert [tokenizer.decode(ids) for ids in tokens.ids([39, 0, 7, 6])] == [f"{texts[row]}?" for row in (39, 0, 7, 6)]
     assert list(tokens.lengths) == [len(ids) for ids in tokens.ids(range(40))]
 
 
 def test_cut_texts_are_counted(tokenizer):
-    tokens = tokenize(rows("abcdef", "abcde", "ab"), tokenizer, "{text}", 5, progress=False)
-    assert list(tokens.full_lengths) == [6, 5, 2]
+    tokens = tokenize(rows("abcdef", "abcde", "ab"), tokenizer, prompt("{text}"), 5, 512, progress=False)
+    assert list(tokens.text_lengths) == [6, 5, 2]
     assert list(tokens.lengths) == [5, 5, 2]
-    assert tokens.cut == pytest.approx(1 / 3)
+    assert list(tokens.cut) == [True, False, False]
+
+
+def test_the_frame_is_no_part_of_the_maximum_length(tokenizer):
+    tokens = tokenize(rows("abcdef", "ab"), tokenizer, prompt(FRAME), 5, 512, progress=False)
+    assert [tokenizer.decode(ids) for ids in tokens.ids([0, 1])] == [
+        FRAME.replace("{text}", t) for t in ("abcde", "ab")
+    ]
+    assert list(tokens.text_lengths) == [6, 2]
+
+
+def test_the_positions_of_the_model_are_kept_for_the_frame_and_the_answer(tokenizer):
+    answered = Prompt(head="Review: ", tail="\nSentiment:", answers=[[5, 6], [7]], end=[8])
+    frame = len("Review: \nSentiment:")
+    tokens = tokenize(rows("abcdef"), tokenizer, answered, 100, frame + 4 + 3, progress=False)
+    assert tokenizer.decode(tokens.ids([0])[0]) == "Review: abcd\nSentiment:"
+    assert tokens.cut.all()
+    assert tokens.limit - tokens.frame == 4
 
 
 def test_a_failure_in_mid_way_leaves_no_file_under_its_name(tokenizer, tmp_path, monkeypatch):
@@ -115,18 +138,18 @@ def test_a_failure_in_mid_way_leaves_no_file_under_its_name(tokenizer, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr("sentexp.data.tokens.encode", fail_at_the_second)
         with pytest.raises(KeyboardInterrupt):
-            tokenize(rows("a film", "b"), tokenizer, "{text}", 50, progress=False)
+            tokenize(rows("a film", "b"), tokenizer, prompt("{text}"), 50, 512, progress=False)
     assert files(tmp_path, "arrow") == []
-    assert len(tokenize(rows("a film", "b"), tokenizer, "{text}", 50, progress=False)) == 2
+    assert len(tokenize(rows("a film", "b"), tokenizer, prompt("{text}"), 50, 512, progress=False)) == 2
     assert files(tmp_path, "part") == []
 
 
 def test_a_damaged_file_is_made_again(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
-    first = tokenize(rows("a film", "b"), tokenizer, "{text}", 50, progress=False).ids([0, 1])
+    first = tokenize(rows("a film", "b"), tokenizer, prompt("{text}"), 50, 512, progress=False).ids([0, 1])
     (file,) = files(tmp_path, "arrow")
     file.write_bytes(file.read_bytes()[:200])
-    assert tokenize(rows("a film", "b"), tokenizer, "{text}", 50, progress=False).ids([0, 1]) == first
+    assert tokenize(rows("a film", "b"), tokenizer, prompt("{text}"), 50, 512, progress=False).ids([0, 1]) == first
 
 
 PROCESS = """
@@ -134,6 +157,7 @@ import sys
 import pyarrow as pa
 from sentexp.config import load_config
 from sentexp.data import tokens
+from sentexp.data.prompts import Prompt
 from sentexp.models.backbone import load_tokenizer, locate_backbone
 tokenizer = load_tokenizer(locate_backbone(load_config("model=tiny").model))
 tokens.BATCH = 20
@@ -144,7 +168,7 @@ def told(*given):
 tokens._write = told
 texts = [f"text number {index}" for index in range(20_000)]
 table = pa.table({"text": pa.array(texts, pa.large_string()), "label": pa.array([0] * len(texts), pa.int32())})
-print(len(tokens.tokenize(table, tokenizer, "{text}", 50, progress=False)), flush=True)
+print(len(tokens.tokenize(table, tokenizer, Prompt(), 50, 512, progress=False)), flush=True)
 """
 
 
@@ -168,5 +192,5 @@ def test_a_killed_tokenisation_is_done_again_and_two_at_once_do_it_once(command_
 
 
 def test_no_room_for_the_text_is_refused(tokenizer):
-    with pytest.raises(UserError, match=r"data.max_length=10 leaves no room for the text"):
-        tokenize(rows("a film"), tokenizer, FRAME, 10, progress=False)
+    with pytest.raises(UserError, match=r"task.template leaves no room for the text: the prompt has 19 tokens"):
+        tokenize(rows("a film"), tokenizer, prompt(FRAME), 10, 19, progress=False)

@@ -8,7 +8,7 @@ from sentexp.config import Attention, Precision, load_config
 from sentexp.errors import UserError
 from sentexp.models import adapters
 from sentexp.models.adapters import attach, load_trainable_state, trainable_state
-from sentexp.models.backbone import load_classifier, load_tokenizer, locate_backbone
+from sentexp.models.backbone import Loading, load_classifier, load_tokenizer, locate_backbone
 from sentexp.models.scoring import SequenceClassifier
 
 # Llama layers of the tiny model: q and o 64x64, k and v 64x32, gate and up 64x128, down 128x64; 2 layers; head 2x64.
@@ -20,16 +20,14 @@ HEAD = 128
 def tiny(*overrides):
     config = load_config("model=tiny", *overrides)
     backbone = locate_backbone(config.model)
-    return config, load_classifier(
-        backbone,
-        load_tokenizer(backbone),
-        ["negative", "positive"],
-        config.peft,
-        Attention.auto,
-        Precision.fp32,
-        torch.device("cpu"),
+    load = Loading(
+        storage=config.peft,
+        attention=Attention.auto,
+        precision=Precision.fp32,
+        device=torch.device("cpu"),
         trains_backbone=config.peft.__class__.__name__ == "FullFineTuning",
     )
+    return config, load_classifier(backbone, load_tokenizer(backbone), ["negative", "positive"], load)
 
 
 def gpt2():
@@ -87,7 +85,7 @@ def test_the_base_is_bit_identical_after_a_step_and_the_adapter_is_not():
     start = trainable_state(wrapped)
     start = {name: value.clone() for name, value in start.items()}
     optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
-    SequenceClassifier(wrapped)(torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long)).sum().backward()
+    SequenceClassifier(wrapped)(torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long)).logits.sum().backward()
     optimizer.step()
     after = {
         name.removeprefix("base_model.model.").replace(".base_layer", ""): p for name, p in wrapped.named_parameters()

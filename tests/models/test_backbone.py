@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from sentexp.config import Attention, HeadOnly, ModelConfig, PackageFile, Precision, load_config
 from sentexp.errors import UserError
-from sentexp.models.backbone import head_of, load_classifier, load_tokenizer, locate_backbone
+from sentexp.models.backbone import Loading, head_of, load_classifier, load_tokenizer, locate_backbone
 
 CPU = torch.device("cpu")
 
@@ -22,16 +22,8 @@ def tiny():
 def classifier(backbone):
     tokenizer = load_tokenizer(backbone)
     storage = HeadOnly(usual_lr=1.0)
-    return load_classifier(
-        backbone,
-        tokenizer,
-        ["negative", "positive"],
-        storage,
-        Attention.auto,
-        Precision.fp32,
-        CPU,
-        trains_backbone=False,
-    )
+    load = Loading(storage=storage, attention=Attention.auto, precision=Precision.fp32, device=CPU)
+    return load_classifier(backbone, tokenizer, ["negative", "positive"], load)
 
 
 def local(path):

@@ -37,9 +37,9 @@ def test_left_right_and_no_padding_give_the_same_logits(build, pad_id):
     torch.manual_seed(0)
     classifier = SequenceClassifier(build()).eval()
     with torch.no_grad():
-        alone = torch.cat([classifier(*pad([row], pad_id, "right")) for row in ROWS])
-        right = classifier(*pad(ROWS, pad_id, "right"))
-        left = classifier(*pad(ROWS, pad_id, "left"))
+        alone = torch.cat([classifier(*pad([row], pad_id, "right")).logits for row in ROWS])
+        right = classifier(*pad(ROWS, pad_id, "right")).logits
+        left = classifier(*pad(ROWS, pad_id, "left")).logits
     torch.testing.assert_close(right, alone, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(left, alone, atol=1e-6, rtol=1e-5)
 
@@ -51,7 +51,7 @@ def test_transformers_gives_the_same_logits_where_no_text_ends_in_padding(build)
     model.config.pad_token_id = 0
     ids, mask = pad(ROWS[:3], 0, "right")
     with torch.no_grad():
-        torch.testing.assert_close(SequenceClassifier(model)(ids, mask), model(ids, attention_mask=mask).logits)
+        torch.testing.assert_close(SequenceClassifier(model)(ids, mask).logits, model(ids, attention_mask=mask).logits)
 
 
 @pytest.mark.parametrize("tied", [True, False])

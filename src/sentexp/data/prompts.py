@@ -177,7 +177,7 @@ def _render(
     )
     head, _, tail = asked.partition(TEXT)
     between, _, end = told.partition(TEXT)[2].partition(ANSWER)
-    # The answer as the template writes it: with a blank before it, in some. Others begin the answer with more than that.
+    # Some templates write a blank before an answer; others begin it with more than an answer has.
     return head, between if between.startswith(tail) else tail, end
 
 

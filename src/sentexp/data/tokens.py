@@ -27,8 +27,8 @@ class TokenRows:
     """The token ids of a split, memory-mapped from the cache.
 
     Args:
-        table: columns `input_ids` (list of int32, cut at the limit), `full_length` and `label`; in its metadata `limit`,
-            the most tokens of a row, and `frame`, how many of them stand around the text.
+        table: columns `input_ids` (list of int32, cut at the limit), `full_length` and `label`; in its metadata
+            `limit`, the most tokens of a row, and `frame`, how many of them stand around the text.
     """
 
     def __init__(self, table: "pa.Table") -> None:
@@ -139,9 +139,7 @@ def tokenize(
                 partial.replace(file)
         tokens = _read(file)
     assert tokens is not None
-    require(
-        int(tokens.lengths.min()) > 0, "A text has no tokens: remove the row, or give task.template some words."
-    )
+    require(int(tokens.lengths.min()) > 0, "A text has no tokens: remove the row, or give task.template some words.")
     return tokens
 
 

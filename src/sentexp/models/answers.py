@@ -21,7 +21,7 @@ def irregular_tokens(tokenizer: "PreTrainedTokenizerBase", first_token: Tensor, 
 def read_answers(
     tokenizer: "PreTrainedTokenizerBase", generated: Tensor, prompt: Prompt
 ) -> tuple[list[int | None], Counter[str]]:
-    """Return the class index of each written answer, and how often each first word begins an answer that names no label.
+    """Return the class index of each written answer, and the first words of those that name no label, counted.
 
     An answer names a label if it begins with the label's word, in any case, and the word ends there.
 
@@ -29,7 +29,7 @@ def read_answers(
         tokenizer: of the backbone.
         generated: tokens of the answers, shape (rows, tokens).
         prompt: the label words, and the blank that stands before them.
-    """  # noqa: D205
+    """
     lead = tokenizer.decode(prompt.lead) if prompt.lead else ""
     texts = [lead + text for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
     read = [_label(text, prompt.words) for text in texts]

@@ -110,7 +110,9 @@ def max_positions(backbone: Backbone) -> int:
     return int(config.get_text_config().max_position_embeddings)
 
 
-def load_classifier(backbone: Backbone, tokenizer: "PreTrainedTokenizerBase", labels: list[str], load: Loading) -> "PreTrainedModel":
+def load_classifier(
+    backbone: Backbone, tokenizer: "PreTrainedTokenizerBase", labels: list[str], load: Loading
+) -> "PreTrainedModel":
     """Return transformers' sequence classifier over the backbone, its head fresh, float32 and never quantised.
 
     Args:
@@ -179,7 +181,7 @@ def _load(
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.use_cache = False
     _evaluate_as_trained(model)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _evaluate_as_trained(model: "PreTrainedModel") -> None:

@@ -29,6 +29,16 @@ class LabelScorer(nn.Module):
         pad_id: a token to pad with.
     """
 
+    owners: Tensor
+    targets: Tensor
+    sources: Tensor
+    lengths: Tensor
+    branch: Tensor
+    branch_depth: Tensor
+    branch_owner: Tensor
+    whole: Tensor
+    whole_mask: Tensor
+
     def __init__(self, model: nn.Module, prompt: Prompt, task: CausalLM, pad_id: int) -> None:
         super().__init__()
         self.model = model

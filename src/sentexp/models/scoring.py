@@ -52,12 +52,16 @@ class SequenceClassifier(nn.Module):
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the float32 hidden states of the last tokens, shape (rows, hidden): what the head reads."""
-        hidden = base_of(self.model).base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
-            use_cache=False,
-        ).last_hidden_state
+        hidden = (
+            base_of(self.model)
+            .base_model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
+                use_cache=False,
+            )
+            .last_hidden_state
+        )
         last = attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1)
         return hidden[torch.arange(len(last), device=last.device), last].float()  # type: ignore[no-any-return]
 

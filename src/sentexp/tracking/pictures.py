@@ -52,6 +52,33 @@ def draw_confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str]
     figure.savefig(file, dpi=120)
 
 
+def draw_rows_curve(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
+    levels: Mapping[str, Mapping[str, float]],
+    file: Path,
+) -> None:
+    """Draw metrics over the number of training rows.
+
+    Args:
+        curves: by metric and name, (training rows, value) pairs.
+        levels: by metric and name, a value that does not depend on the rows, such as the untuned base's.
+        file: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(curves), 3.5), layout="constrained")
+    styles = (("black", "-", "o"), ("dimgrey", "--", "s"), ("darkgrey", ":", "^"))
+    for axes, metric in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+        for (name, points), (color, style, marker) in zip(curves[metric].items(), styles, strict=False):
+            rows, values = zip(*points, strict=True)
+            axes.plot(rows, values, style, color=color, marker=marker, label=name, linewidth=1)
+        for (name, level), style in zip(levels.get(metric, {}).items(), ("--", ":", "-."), strict=False):
+            axes.axhline(level, color="black", linestyle=style, linewidth=0.8, label=name)
+        axes.set(xscale="log", xlabel="training rows", title=metric)
+        axes.legend()
+    figure.savefig(file, dpi=120)
+
+
 def draw_reliability(curves: Mapping[str, Sequence[tuple[float, float, int]]], file: Path) -> None:
     """Draw accuracy over confidence, and how many rows have it; on the diagonal, probabilities are what they say.
 

@@ -121,7 +121,7 @@ def slice_scores(examples: Examples, logits: Tensor) -> dict[str, float]:
             while named in masks:  # another value is written alike
                 named += "_"
             masks[named] = torch.from_numpy(mask)
-    targets = torch.from_numpy(examples.targets("test")).long()
+    targets = torch.tensor(examples.targets("test")).long()
     return {f"test/{k}": v for k, v in slice_metrics(examples.labels, logits, targets, masks).items()}
 
 

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sentexp.config import OptimConfig, PriorCorrection
 from sentexp.data.datamodule import Batch
 from sentexp.errors import UserError
 from sentexp.models.adapters import load_trainable_state, trainable_state
 from sentexp.models.backbone import find_head
-from sentexp.models.likelihood import label_prior, without_prior
+from sentexp.models.likelihood import LabelScorer, label_prior, without_prior
+from sentexp.models.scoring import SequenceClassifier
 from sentexp.training.loss import weigh
 from sentexp.training.metrics import split_metrics
 from sentexp.training.optim import build_optimizer, build_schedule
@@ -50,7 +51,7 @@ class ClassifierModule(L.LightningModule):
     """Trains what `classifier` lets train.
 
     Args:
-        classifier: token ids and mask to float32 logits.
+        classifier: token ids and mask to scores, and to losses.
         labels: class names, in the order of the logits.
         optim: optimizer and schedule.
         seed: dropout masks are a function of the seed and the micro-batch number, so a resumed run repeats them.
@@ -64,7 +65,7 @@ class ClassifierModule(L.LightningModule):
 
     def __init__(
         self,
-        classifier: nn.Module,
+        classifier: SequenceClassifier | LabelScorer,
         labels: list[str],
         optim: OptimConfig,
         seed: int,
@@ -138,7 +139,9 @@ class ClassifierModule(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch, and let the model write its answers where that is wanted."""
-        generated = self.classifier.generate(batch.input_ids, batch.attention_mask) if self.generates else None
+        generated = None
+        if self.generates and isinstance(self.classifier, LabelScorer):
+            generated = self.classifier.generate(batch.input_ids, batch.attention_mask)
         self._score(batch, batch_idx, generated)
 
     def on_test_epoch_end(self) -> None:
@@ -152,6 +155,7 @@ class ClassifierModule(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Return row numbers, shape (rows,), and the features that a head reads, shape (rows, hidden)."""
         del batch_idx
+        assert isinstance(self.classifier, SequenceClassifier)
         return batch.rows.cpu(), self.classifier.features(batch.input_ids, batch.attention_mask).cpu()
 
     @property
@@ -171,15 +175,17 @@ class ClassifierModule(L.LightningModule):
             ids, mask = (part.to(self.device) for part in self.content_free)
             self.prior = label_prior(self.classifier(ids, mask).logits).cpu()
         scores = self.classifier(batch.input_ids, batch.attention_mask)
-        parts = (batch.rows, batch.labels, *scores, generated)
-        self._parts.append(tuple(None if part is None else part.cpu() for part in parts))
+        said = Evaluation(batch.labels, *scores, generated)
+        self._parts.append((batch.rows.cpu(), *(None if part is None else part.cpu() for part in said)))
 
     def _take_parts(self) -> Evaluation:
         """Return what was scored since the last time, in the order of the split."""
-        rows, *others = (None if part[0] is None else torch.cat(part) for part in zip(*self._parts, strict=True))
+        columns = [_concatenated(column) for column in zip(*self._parts, strict=True)]
         self._parts.clear()
-        order = rows.argsort()
-        return Evaluation(*(None if part is None else part[order] for part in others))
+        assert columns[0] is not None
+        order = columns[0].argsort()
+        ordered: list[Any] = [None if column is None else column[order] for column in columns[1:]]
+        return Evaluation(*ordered)
 
     def _corrected(self, logits: Tensor) -> Tensor:
         return logits if self.prior is None else without_prior(logits, self.prior)
@@ -216,3 +222,9 @@ class ClassifierModule(L.LightningModule):
             elapsed = self._pace[-1][0] - self._pace[0][0]
             done = sum(count for _, count in self._pace) - self._pace[0][1]
             self.log("train/rows_per_second", done / max(elapsed, 1e-9), prog_bar=True)
+
+
+def _concatenated(parts: tuple[Tensor | None, ...]) -> Tensor | None:
+    """Return the parts one after the other; None where there are none."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None

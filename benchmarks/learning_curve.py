@@ -1,0 +1,65 @@
+"""A learning curve of `task=causal_lm` on SST-2: the embedded model after 100, 1,000 and 5,000 rows, beside the base.
+
+    python benchmarks/learning_curve.py ../shared/data/sst2          # about half an hour on two cores
+    python benchmarks/learning_curve.py nyu-mll/glue --rows 100 1000 10000 --override data.subset=sst2 model=llama2_7b
+
+One epoch each over nested subsets, tested on the same 872 sentences; the untuned base is measured once. Writes
+learning_curve.json and learning_curve.png beside this.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+METRICS = ("accuracy", "auroc_macro")
+
+
+def main() -> None:
+    """Train, and write down what came out."""
+    from sentexp.config import load_config
+    from sentexp.experiment import run
+    from sentexp.hardware import choose_device, describe
+    from sentexp.tracking.pictures import draw_rows_curve
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", help="SST-2: a folder in GLUE's layout, or a hub id")
+    parser.add_argument("--rows", type=int, nargs="+", default=[100, 1000, 5000])
+    parser.add_argument("--override", nargs="*", default=[], help="any key of the configuration")
+    given = parser.parse_args()
+
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for rows in given.rows:
+            store = [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"output_dir={folder}/outputs"]
+            short = ["data.validation_subset=200", "trainer.progress_bar=false"]
+            result = run(
+                load_config(
+                    "task=causal_lm", "data=sst2", f"data.path={given.path}", *short, *store,
+                    f"data.train_subset={rows}", *given.override,
+                )
+            )  # fmt: skip
+            baselines = {name: baseline.metrics for name, baseline in result.baselines.items()}
+            found[rows] = {"tuned": result.metrics, **baselines}
+
+    curves = {m: {n: [(r, found[r][n][f"test/{m}"]) for r in found] for n in ("tuned", "tfidf")} for m in METRICS}
+    levels = {m: {"untuned": found[given.rows[0]]["untuned"][f"test/{m}"]} for m in METRICS}
+    draw_rows_curve(curves, levels, HERE / "learning_curve.png")
+    facts = {"machine": describe(choose_device("auto")), "override": given.override, "results": found}
+    (HERE / "learning_curve.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+    table = Table("rows", "tuned", "AUC", "untuned", "AUC", "TF-IDF", "AUC", "off-label", "irregular", "seconds")
+    for rows, parts in found.items():
+        scores = [f"{parts[name][f'test/{m}']:.4f}" for name in ("tuned", "untuned", "tfidf") for m in METRICS]
+        tuned = parts["tuned"]
+        answers = f"{tuned['test/off_label_mass']:.4f}", f"{tuned['test/irregular_outputs']:.0f}"
+        table.add_row(f"{rows:,}", *scores, *answers, f"{tuned['train/seconds']:.0f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
