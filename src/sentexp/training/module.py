@@ -175,7 +175,7 @@ class ClassifierModule(L.LightningModule):
             ids, mask = (part.to(self.device) for part in self.content_free)
             self.prior = label_prior(self.classifier(ids, mask).logits).cpu()
         scores = self.classifier(batch.input_ids, batch.attention_mask)
-        said = Evaluation(batch.labels, *scores, generated)
+        said = (batch.labels, scores.logits, scores.outside, scores.first_token, scores.irregular, generated)
         self._parts.append((batch.rows.cpu(), *(None if part is None else part.cpu() for part in said)))
 
     def _take_parts(self) -> Evaluation:
