@@ -96,7 +96,10 @@ def test_a_run_prints_result_audit_and_whereabouts_and_is_recorded(sentexp, tmp_
 def test_a_sweep_goes_on_after_a_failure_and_tells_of_it(sentexp, tmp_path):
     code, output, errors = sentexp("peft.r=4,8,0", "--multirun", "peft.target_modules=[q_proj],[nothing]")
     assert code == 1
-    runs = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
+    everything = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
+    baselines = sorted(run.data.tags["baseline"] for run in everything if "baseline" in run.data.tags)
+    assert baselines == ["linear_probe", "majority", "tfidf"]  # once for the sweep
+    runs = [run for run in everything if "baseline" not in run.data.tags]
     finished = [run.data.params["peft.r"] for run in runs if run.info.status == "FINISHED"]
     assert sorted(finished) == ["4", "8"]
     assert sum(run.info.status == "FAILED" for run in runs) == 2

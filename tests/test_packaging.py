@@ -33,7 +33,8 @@ def test_what_is_imported_is_required():
     for file in (ROOT / "src").rglob("*.py"):
         found |= set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
     packages = {"hydra": "hydra-core", "huggingface_hub": "huggingface-hub", "charset_normalizer": "charset-normalizer"}
-    brought = {"sqlalchemy": "mlflow", "tokenizers": "transformers"}
+    packages |= {"sklearn": "scikit-learn"}
+    brought = {"sqlalchemy": "mlflow", "tokenizers": "transformers", "yaml": "omegaconf"}
     import sys
 
     for module in found - set(sys.stdlib_module_names) - {"sentexp"}:

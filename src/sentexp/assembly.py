@@ -49,7 +49,9 @@ def build_module(materials: Materials, model: nn.Module) -> ClassifierModule:
         rows, _ = encode(CONTENT_FREE, materials.tokenizer, materials.prompt, materials.positions)
         content_free = pad(rows, pad_id, "left")
     return ClassifierModule(
-        SequenceClassifier(model) if answering is None else LabelScorer(model, materials.prompt, answering, pad_id),
+        SequenceClassifier(model)
+        if answering is None
+        else LabelScorer(model, materials.prompt.answers, materials.prompt.end, answering, pad_id),
         materials.examples.labels,
         config.optim,
         config.seed,

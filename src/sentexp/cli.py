@@ -110,7 +110,7 @@ def help_text() -> str:
         for file in sorted(group.glob("*.yaml")):
             comments = [line[2:] for line in file.read_text().splitlines() if line.startswith("# ")]
             about = next((line for line in comments if not line.startswith("@package")), "")
-            lines.append(f"  {file.stem:<24}{about}")
+            lines.append(f"  {file.stem:<36}{about}")
     return "\n".join(lines)
 
 

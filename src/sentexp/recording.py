@@ -94,7 +94,7 @@ def count_answers(materials: Materials, test: Evaluation) -> AnswerCounts:
     if test.first_token is not None and test.irregular is not None:
         found.tags["irregular_outputs"] = str(irregular_tokens(tokenizer, test.first_token, test.irregular))
     if test.generated is not None:
-        read, irregular = read_answers(tokenizer, test.generated, materials.prompt)
+        read, irregular = read_answers(tokenizer, test.generated, materials.prompt.words, materials.prompt.lead)
         right = sum(label == target for label, target in zip(read, test.targets.tolist(), strict=True))
         found.tags["irregular_generations"] = str(irregular)
         found.metrics["test/irregular_generations"] = float(irregular.total())

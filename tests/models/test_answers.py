@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from sentexp.config import load_config
-from sentexp.data.prompts import Prompt
 from sentexp.models.answers import irregular_tokens, read_answers
 from sentexp.models.backbone import load_tokenizer, locate_backbone
 
@@ -29,14 +28,14 @@ def test_irregular_outputs_are_counted_by_their_first_token(tokenizer):
 
 
 def test_written_answers_are_read(tokenizer):
-    prompt = Prompt(words=["very", "very good", "bad"])
+    words = ["very", "very good", "bad"]
     texts = ["bad", " Very good.\n", "very", "VERY good", "badly done", "I think", "i", "", "positive"]
-    read, irregular = read_answers(tokenizer, written(tokenizer, *texts), prompt)
+    read, irregular = read_answers(tokenizer, written(tokenizer, *texts), words, [])
     assert read == [2, 1, 0, 1, None, None, None, None, None]
     assert irregular == Counter({"i": 2, "badly": 1, "": 1, "positive": 1})
 
 
 def test_the_blank_that_the_prompt_ends_with_belongs_to_the_answer(tokenizer):
     lead = tokenizer(" ")["input_ids"]
-    read, _ = read_answers(tokenizer, written(tokenizer, "1", "2!"), Prompt(words=["1", "2"], lead=lead))
+    read, _ = read_answers(tokenizer, written(tokenizer, "1", "2!"), ["1", "2"], lead)
     assert read == [0, 1]

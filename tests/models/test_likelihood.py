@@ -45,7 +45,8 @@ class Case:
         self.model = language_model(kind, len(self.tokenizer))
 
     def scorer(self, **options):
-        return LabelScorer(options.get("model", self.model), self.prompt, self.task, pad_id=0)
+        model = options.get("model", self.model)
+        return LabelScorer(model, self.prompt.answers, self.prompt.end, self.task, pad_id=0)
 
     def plain(self, ids):
         """Return the log-likelihood of every next token, by a pass of its own, without our code."""

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from sentexp.data.prompts import Prompt
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +17,7 @@ def irregular_tokens(tokenizer: "PreTrainedTokenizerBase", first_token: Tensor, 
 
 
 def read_answers(
-    tokenizer: "PreTrainedTokenizerBase", generated: Tensor, prompt: Prompt
+    tokenizer: "PreTrainedTokenizerBase", generated: Tensor, words: Sequence[str], lead: Sequence[int]
 ) -> tuple[list[int | None], Counter[str]]:
     """Return the class index of each written answer, and the first words of those that name no label, counted.
 
@@ -28,11 +26,12 @@ def read_answers(
     Args:
         tokenizer: of the backbone.
         generated: tokens of the answers, shape (rows, tokens).
-        prompt: the label words, and the blank that stands before them.
+        words: the word of each label.
+        lead: tokens at the end of the prompt that belong to the answer: the blank before it.
     """
-    lead = tokenizer.decode(prompt.lead) if prompt.lead else ""
-    texts = [lead + text for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
-    read = [_label(text, prompt.words) for text in texts]
+    begun = tokenizer.decode(lead) if lead else ""
+    texts = [begun + text for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
+    read = [_label(text, words) for text in texts]
     return read, Counter(_first_word(text) for text, label in zip(texts, read, strict=True) if label is None)
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from sentexp.config import AnswerLoss, CausalLM
-from sentexp.data.prompts import Prompt
 from sentexp.errors import require
 from sentexp.models.scoring import Scores, base_of
 
@@ -24,7 +23,8 @@ class LabelScorer(nn.Module):
 
     Args:
         model: transformers' causal language model, with or without a PEFT adapter.
-        prompt: the answers' tokens.
+        answers: the tokens of each label's word.
+        end: the tokens that end an answer, learned with it and not scored.
         task: the loss, and whether likelihoods are divided by the number of tokens.
         pad_id: a token to pad with.
     """
@@ -39,21 +39,21 @@ class LabelScorer(nn.Module):
     whole: Tensor
     whole_mask: Tensor
 
-    def __init__(self, model: nn.Module, prompt: Prompt, task: CausalLM, pad_id: int) -> None:
+    def __init__(self, model: nn.Module, answers: list[list[int]], end: list[int], task: CausalLM, pad_id: int) -> None:
         super().__init__()
         self.model = model
         self.loss = task.loss
         self.normalize = task.length_normalization
-        self.end = prompt.end
+        self.end = end
         self.pad_id = pad_id
-        self.longest = max(map(len, prompt.answers))
+        self.longest = max(map(len, answers))
         require(
             self.longest == 1 or base_of(model).config._attn_implementation != "flash_attention_2",
             "model.attn_implementation=flash_attention_2 cannot score label words of several tokens: use sdpa, or "
             "task.label_words of one token each.",
         )
-        self._lay_out(prompt.answers)
-        self._lay_out_whole([answer + prompt.end for answer in prompt.answers])
+        self._lay_out(answers)
+        self._lay_out_whole([answer + end for answer in answers])
         _multiply_in_float32(base_of(model).get_output_embeddings())
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Scores:
