@@ -52,12 +52,12 @@ def main() -> None:
     facts = {"machine": describe(choose_device("auto")), "override": given.override, "results": found}
     (HERE / "learning_curve.json").write_text(json.dumps(facts, indent=2) + "\n")
 
-    table = Table("rows", "tuned", "AUC", "untuned", "AUC", "TF-IDF", "AUC", "off-label", "irregular", "seconds")
+    table = Table("rows", "tuned", "untuned", "TF-IDF", "off-label", "irregular", title="accuracy / AUC")
     for rows, parts in found.items():
-        scores = [f"{parts[name][f'test/{m}']:.4f}" for name in ("tuned", "untuned", "tfidf") for m in METRICS]
+        scores = [" / ".join(f"{parts[n][f'test/{m}']:.4f}" for m in METRICS) for n in ("tuned", "untuned", "tfidf")]
         tuned = parts["tuned"]
         answers = f"{tuned['test/off_label_mass']:.4f}", f"{tuned['test/irregular_outputs']:.0f}"
-        table.add_row(f"{rows:,}", *scores, *answers, f"{tuned['train/seconds']:.0f}")
+        table.add_row(f"{rows:,}", *scores, *answers)
     Console().print(table)
 
 

@@ -36,7 +36,8 @@ if weights.name == "head":
     model.load_state_dict(load_file(weights / "head.safetensors"), strict=False)
 tokenizer = AutoTokenizer.from_pretrained(weights)
 model.config.pad_token_id = tokenizer.pad_token_id
-batch = tokenizer([facts["prompt"]["head"] + t + facts["prompt"]["tail"] for t in TEXTS], padding=True, return_tensors="pt")
+head, tail = facts["prompt"]["head"], facts["prompt"]["tail"]
+batch = tokenizer([head + t + tail for t in TEXTS], padding=True, return_tensors="pt")
 with torch.no_grad():
     logits = model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     save_file({"logits": logits}, out)

@@ -69,7 +69,7 @@ def print_parameters(method: str, audit: ParameterAudit) -> None:
         say(f"{len(audit.targets)} modules adapted: {', '.join(leaves)}")
 
 
-def print_result(metrics: Mapping[str, float], labels: list[str], confusion: list[list[int]], seconds: float) -> None:
+def print_result(metrics: Mapping[str, float], labels: list[str], confusion: list[list[int]]) -> None:
     """Print validation and test metrics side by side, and the confusion matrix of the test split."""
     table = Table("metric", "validation", "test", title="result", title_justify="left")
     names = [name for key in metrics if (name := key.removeprefix("test/")) != key and "/" not in name]
@@ -78,7 +78,6 @@ def print_result(metrics: Mapping[str, float], labels: list[str], confusion: lis
     OUT.print(table)
     _print_confusion(labels, confusion)
     _print_slices(metrics)
-    say(f"{seconds:.0f} s in all; peak memory {metrics['peak_memory_gib']:.1f} GiB")
 
 
 def print_answers(counts: Mapping[str, str]) -> None:
@@ -138,6 +137,11 @@ def _print_slices(metrics: Mapping[str, float]) -> None:
         table.add_row(Text(name), f"{values['rows']:,.0f}", *scores)
     if slices:
         OUT.print(table)
+
+
+def print_costs(metrics: Mapping[str, float]) -> None:
+    """Print what the run took."""
+    say(f"{metrics['seconds']:.0f} s in all; peak memory {metrics['peak_memory_gib']:.1f} GiB")
 
 
 def print_whereabouts(run_id: str | None, where: str, folder: Path, weights: Path, task: TaskConfig) -> None:

@@ -238,9 +238,10 @@ def _conclude(result: Result, record: Record, folder: RunFolder, materials: Mate
     record.log_files(result.weights, result.weights.name)
     folder.forget()
     remove_checkpoints(folder.path)
-    console.print_result(result.metrics, labels, result.confusion, seconds)
+    console.print_result(result.metrics, labels, result.confusion)
     console.print_answers(result.answers)
     console.print_comparison(result.metrics, {found.title: found.metrics for found in result.baselines.values()})
+    console.print_costs(result.metrics)
     console.print_whereabouts(result.run_id, record.where, result.folder, result.weights, materials.config.task)
 
 

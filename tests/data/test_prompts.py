@@ -1,4 +1,4 @@
-"""Prompts: every template becomes a head and a tail, the answers' tokens are those of the whole text, faults are told."""
+"""Prompts: templates become head and tail, the answers' tokens are those of the whole text, faults are told."""
 
 import pytest
 from transformers import AutoTokenizer
@@ -150,11 +150,10 @@ def test_label_words_are_a_list_or_a_mapping(tokenizer):
 
 def test_own_templates_are_a_file_or_a_mapping(tokenizer, tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text(
-        "system: 'Say {labels}.'\nuser: '<{text}>'\nchat_template: '{% for m in messages %}{{ m.content }} {% endfor %}'\n"
-    )
+    joined = "'{% for m in messages %}{{ m.content }} {% endfor %}'"
+    file.write_text(f"system: 'Say {{labels}}.'\nuser: '<{{text}}>'\nchat_template: {joined}\n")
     assert build(tokenizer, WORDS, f"task.template={file}").frame("x") == "Say bad or good. <x>"
-    mapping = "task.template={user: '{text} was', chat_template: '{% for m in messages %}{{ m.content }} {% endfor %}'}"
+    mapping = f"task.template={{user: '{{text}} was', chat_template: {joined}}}"
     assert build(tokenizer, WORDS, mapping).frame("x") == "x was"
     assert build(tokenizer, WORDS, "task.template='{text} It was'").frame("x") == "x It was"
 

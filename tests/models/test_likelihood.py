@@ -44,9 +44,9 @@ class Case:
         self.rows, _ = encode(TEXTS, self.tokenizer, self.prompt, 100)
         self.model = language_model(kind, len(self.tokenizer))
 
-    def scorer(self, **options):
-        model = options.get("model", self.model)
-        return LabelScorer(model, self.prompt.answers, self.prompt.end, self.task, pad_id=0)
+    def scorer(self):
+        """Return what is tested."""
+        return LabelScorer(self.model, self.prompt.answers, self.prompt.end, self.task, pad_id=0)
 
     def plain(self, ids):
         """Return the log-likelihood of every next token, by a pass of its own, without our code."""
@@ -173,10 +173,10 @@ def test_a_gradient_reaches_every_answer_token(shared):
 
 
 def test_bfloat16_weights_are_scored_in_float32(shared):
-    """Logits in bfloat16 are multiples of 1/16 at these sizes: rows would tie, and the area under the curve with them."""
+    """Logits in bfloat16 are multiples of 1/16 at these sizes: rows would tie, and cost area under the curve."""
     case = Case(shared, "llama2", "llama", ONE)
     model = case.model.to(torch.bfloat16)
-    scorer = case.scorer(model=model)
+    scorer = case.scorer()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(*align_right(*pad(case.rows, 0, "right"))).last_hidden_state[:, -1]
         found = model.lm_head(hidden)
