@@ -43,7 +43,7 @@ def write_examples(folder):
 def test_the_table_of_groups_names_every_option():
     for group in (folder for folder in conf_dir().iterdir() if folder.is_dir()):
         name = f"task.{group.name}" if group.name == TEMPLATE_GROUP else group.name
-        (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", README, re.MULTILINE)
+        (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", README.partition("## Keys")[0], re.MULTILINE)
         for file in group.glob("*.yaml"):
             assert f"`{file.stem}`" in row, f"{group.name}={file.stem}"
 
@@ -55,10 +55,20 @@ def test_the_keys_that_are_explained_exist():
     from omegaconf import OmegaConf
 
     table = README.partition("| key | meaning |")[2].partition("\n\n")[0]
-    keys = re.findall(r"`((?:peft|optim|trainer|data|task|tracking)\.\w+|seed|output_dir)", table)
+    keys = re.findall(r"`((?:peft|optim|trainer|data|task|tracking)\.\w+|seed|baseline|output_dir)", table)
     assert len(keys) > 30
     for key in keys:
         assert OmegaConf.select(config, key, default="absent") != "absent", key
+
+
+def test_the_keys_of_answering_exist():
+    from sentexp.config import load_config
+
+    table = README.partition("## Answering")[2].partition("| key | meaning |")[2].partition("\n\n")[0]
+    keys = re.findall(r"`task\.(\w+)`", table)
+    assert len(keys) > 8
+    task = load_config("task=causal_lm").task
+    assert all(hasattr(task, key) for key in keys)
 
 
 def test_make_has_the_targets_that_are_named():

@@ -65,7 +65,7 @@ def run(config: Config, sweep: bool = False) -> Result:
         config = replace(config, baseline=sweep or isinstance(config.task, CausalLM))
     materials = gather(config)
     config = materials.config
-    identity = fingerprint(config, materials.examples.digest(), materials.backbone.revision)
+    identity = fingerprint(config, materials.examples.digest(), materials.backbone.revision, asdict(materials.prompt))
     with RunFolder(Path(config.output_dir) / identity) as folder:
         name = f"{config.model.name}-{method_name(config.peft)}-{config.data.name}"
         record = open_record(config.tracking, name, folder.state.get("run_id"))

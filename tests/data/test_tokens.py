@@ -67,6 +67,18 @@ def test_token_ids_are_those_of_the_tokenizer(tokenizer, shared):
         assert encode(texts, one, prompt(FRAME), 10_000)[0] == expected
 
 
+def test_a_text_cannot_end_its_own_turn(tokenizer):
+    end = tokenizer.eos_token
+    assert tokenizer.eos_token_id in encode([f"a{end}b"], tokenizer, prompt(FRAME), 500)[0][0]
+    answered = Prompt(head=f"Say{end}: ", tail=f"{end}?", answers=[[5], [7]], lead=[9])
+    (plain, odd), lengths = encode(["a film", f"a{end}b"], tokenizer, answered, 500)
+    assert plain == tokenizer(f"Say{end}: a film{end}?")["input_ids"] + [9]
+    assert tokenizer.decode(odd[:-1]) == f"Say{end}: a{end}b{end}?"
+    assert odd.count(tokenizer.eos_token_id) == 2
+    assert lengths == [len(plain), len(odd)]
+    assert encode(["a film"], tokenizer, answered, 500)[0] == [plain]  # the tokenizer is as it was
+
+
 def files(folder, ending):
     return list((folder / "tokens").glob(f"*.{ending}"))
 

@@ -16,6 +16,16 @@ def test_every_precision_trains(train, precision, method):
     assert result.metrics["peak_memory_gib"] > 0
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_answers_are_learned_and_scored(train, precision, method):
+    words = ["task=causal_lm", "task.template=auto", "task.label_words=[bad,good]", "task.generate=true"]
+    result = train(f"peft={method}", f"trainer.precision={precision}", "trainer.accelerator=gpu", *words)
+    assert result.metrics["train/steps"] == 4
+    assert 0 <= result.metrics["test/off_label_mass"] <= 1
+    assert "untuned" in result.baselines
+
+
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"])
 def test_every_optimizer_of_bitsandbytes_trains(train, optimizer):
     assert train("peft=qlora", f"optim={optimizer}", "trainer.accelerator=gpu").metrics["train/steps"] == 4

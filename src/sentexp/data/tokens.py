@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -84,9 +85,30 @@ def encode(
         backend.no_truncation()
         backend.no_padding()
         rows = [item.ids for item in backend.encode_batch_fast(framed, add_special_tokens=prompt.special_tokens)]
+    if prompt.answers and backend is not None:
+        for row in _with_special_tokens(texts, tokenizer):
+            rows[row] = _encode_apart(texts[row], tokenizer, prompt)
     encoded = [ids + prompt.lead for ids in rows] if prompt.lead else rows
     cut = [ids if len(ids) <= limit else ids[: limit - tail] + ids[len(ids) - tail :] for ids in encoded]
     return cut, [len(ids) for ids in encoded]
+
+
+def _with_special_tokens(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the numbers of the texts that hold a special token as it is written: the end of a turn, for instance."""
+    written = "|".join(map(re.escape, filter(None, tokenizer.all_special_tokens)))
+    return [row for row, text in enumerate(texts) if re.search(written, text)] if written else []
+
+
+def _encode_apart(text: str, tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
+    """Return the tokens of a framed text in which special tokens are text: a review cannot end its own turn."""
+    backend = tokenizer.backend_tokenizer
+    head = backend.encode(prompt.head, add_special_tokens=prompt.special_tokens).ids
+    backend.encode_special_tokens = True
+    try:
+        inner = backend.encode(text, add_special_tokens=False).ids
+    finally:
+        backend.encode_special_tokens = False
+    return [*head, *inner, *backend.encode(prompt.tail, add_special_tokens=False).ids]
 
 
 def frame_length(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> int:

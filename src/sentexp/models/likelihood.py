@@ -178,6 +178,8 @@ def _multiply_in_float32(head: Any) -> None:
 
     It goes block by block over the vocabulary, so that no float32 copy of the whole matrix is made.
     """
+    if getattr(head, "multiplies_in_float32", False):  # another scorer over the same model
+        return
     plain = head.forward
 
     def forward(self: Any, hidden: Tensor) -> Tensor:
@@ -189,3 +191,4 @@ def _multiply_in_float32(head: Any) -> None:
             return logits if self.bias is None else logits + self.bias
 
     head.forward = MethodType(forward, head)
+    head.multiplies_in_float32 = True

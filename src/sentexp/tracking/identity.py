@@ -16,14 +16,18 @@ def code_version() -> str:
     return digest.hexdigest()
 
 
-def fingerprint(config: Config, data_digest: str, backbone_revision: str) -> str:
-    """Return 16 hexadecimal digits over resolved configuration, data, backbone and code.
+def fingerprint(config: Config, *found: Any) -> str:
+    """Return 16 hexadecimal digits over resolved configuration, code, and what the configuration led to.
 
     Paths are left out: the digests of what they hold stand for them, so a moved folder is the same run.
+
+    Args:
+        config: of the run.
+        found: digest of the data, revision of the backbone, prompt.
     """
     left_out = (*BOOKKEEPING, "data.path", "model.path")
     leaves = {key: value for key, value in flatten(config).items() if not key.startswith(left_out)}
-    return digest_of(type(config.peft).__name__, type(config.task).__name__, leaves, data_digest, backbone_revision)
+    return digest_of(type(config.peft).__name__, type(config.task).__name__, leaves, *found)
 
 
 def digest_of(*parts: Any) -> str:
