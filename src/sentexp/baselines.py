@@ -5,7 +5,7 @@ Each is an MLflow run of its own, found again by the identity of what it depends
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,10 +105,11 @@ def _kept(
         metrics = {key: value for key, value in found.data.metrics.items() if key.startswith("test/")}
         return Baseline(title=title, metrics=metrics, run_id=found.info.run_id)
     console.say(f"Baseline: {title}")
-    record = open_record(tracking, f"{title} on {materials.config.data.name}", None)
+    config = materials.config
+    model = f"{config.model.name}-" if kind in ("untuned", "linear_probe") else ""
+    record = open_record(replace(tracking, run_name=None), f"{model}{kind}-{config.data.name}", None)
     with recorded(record):
         record.set_tags({"baseline.identity": identity, "baseline": kind, "command": command(), **git_state()})
-        config = materials.config
         record.log_params({"baseline": kind, **flatten(config.model, "model."), **flatten(config.data, "data.")})
         if kind == "untuned":
             record.log_params(flatten(config.task, "task."))

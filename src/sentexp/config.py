@@ -836,6 +836,11 @@ def method_name(peft: PeftConfig) -> str:
     return "none"
 
 
+def task_name(task: TaskConfig) -> str:
+    """Return the name of a task: seq_cls or causal_lm."""
+    return "causal_lm" if isinstance(task, CausalLM) else "seq_cls"
+
+
 def conf_dir() -> Path:
     """Return the absolute folder of the config groups: inside an installed wheel, else in the checkout."""
     packaged = Path(__file__).parent / "conf"

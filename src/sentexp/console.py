@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sentexp.config import CausalLM, TaskConfig
@@ -96,7 +96,7 @@ def print_comparison(metrics: Mapping[str, float], baselines: Mapping[str, Mappi
         return
     beside = dict(sorted(baselines.items(), key=lambda item: item[1]["test/accuracy"])) | {"this run": metrics}
     title = "beside the baselines (difference: accuracy of this run minus theirs)"
-    table = Table("test split", *beside, title=title, title_justify="left")
+    table = Table(Column("test split", no_wrap=True), *beside, title=title, title_justify="left")
     for metric in (*SLICE_METRICS, "off_label_mass", "irregular_outputs"):
         values = [_number(metric, found.get(f"test/{metric}")) for found in beside.values()]
         if any(values):

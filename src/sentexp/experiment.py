@@ -15,7 +15,7 @@ import torch
 from sentexp import console
 from sentexp.assembly import build_data, build_model, build_module
 from sentexp.baselines import Baseline, measure_baselines, untuned_identity
-from sentexp.config import METRICS, CausalLM, Config, Untuned, flatten, method_name
+from sentexp.config import METRICS, CausalLM, Config, Untuned, flatten, method_name, task_name
 from sentexp.data.audit import DataAudit
 from sentexp.errors import require
 from sentexp.hardware import peak_memory_gib
@@ -67,7 +67,7 @@ def run(config: Config, sweep: bool = False) -> Result:
     config = materials.config
     identity = fingerprint(config, materials.examples.digest(), materials.backbone.revision, asdict(materials.prompt))
     with RunFolder(Path(config.output_dir) / identity) as folder:
-        name = f"{config.model.name}-{method_name(config.peft)}-{config.data.name}"
+        name = f"{config.model.name}-{method_name(config.peft)}-{config.data.name}-{task_name(config.task)}"
         record = open_record(config.tracking, name, folder.state.get("run_id"))
         with recorded(record):
             if folder.state:

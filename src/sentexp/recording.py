@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from sentexp import console
-from sentexp.config import Config, flatten, method_name
+from sentexp.config import Config, flatten, method_name, task_name
 from sentexp.data.audit import DataAudit
 from sentexp.data.imbalance import class_weights
 from sentexp.errors import UserError
@@ -67,7 +67,8 @@ def record_provenance(record: Record, materials: Materials, identity: str, folde
     derived = {"device": materials.device.type, "precision": materials.precision.name}
     weights = class_weights(config.data, materials.examples) or []
     derived |= {f"class_weight.{n}": str(w) for n, w in zip(materials.examples.labels, weights, strict=False)}
-    record.log_params({"peft": method_name(config.peft), **flatten(public), **derived})
+    kinds = {"task": task_name(config.task), "peft": method_name(config.peft)}
+    record.log_params({**kinds, **flatten(public), **derived})
     record.set_tags({"identity": identity, "command": command(), "mlflow.source.name": "sentexp", **git_state()})
     if materials.prompt.answers:
         shown = materials.prompt.frame("{text}") + materials.tokenizer.decode(materials.prompt.lead)

@@ -266,5 +266,5 @@ def test_shots_are_whole_texts(examples):
     first = choose_shots(examples, task("task.shots=2"), fits)[0][0]
     fits[examples.train.column("text").to_pylist().index(first)] = False
     assert first not in {text for text, _ in choose_shots(examples, task("task.shots=2"), fits)}
-    with pytest.raises(UserError, match=r"task.shots=40 takes 20 training rows of the label negative, and 1[56] are"):
+    with pytest.raises(UserError, match=r"task.shots=40 takes 20 training texts of the label negative, and 1[56] are"):
         choose_shots(examples, task("task.shots=40"), fits)

@@ -132,11 +132,13 @@ def choose_shots(examples: Examples, task: CausalLM, fits: Numbers) -> list[tupl
         wanted = task.shots // classes + (label < task.shots % classes)
         rows = np.flatnonzero((targets == label) & fits)
         require(
-            len(rows) >= wanted,
-            f"task.shots={task.shots} takes {wanted} training rows of the label {name}, and {len(rows)} are short "
+        different = set(texts.take(rows).to_pylist())
+        hashed = sorted((hash64(text, f"shots{task.shots_seed}"), text) for text in different)
+        require(
+            len(hashed) >= wanted,
+            f"task.shots={task.shots} takes {wanted} training texts of the label {name}, and {len(hashed)} are short "
             "enough to be shown whole: ask for fewer, or raise data.max_length.",
         )
-        hashed = sorted((hash64(text, f"shots{task.shots_seed}"), text) for text in texts.take(rows).to_pylist())
         chosen += [(order, text, label) for order, text in hashed[:wanted]]
     return [(text, label) for _, text, label in sorted(chosen)]
 

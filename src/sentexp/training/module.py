@@ -171,6 +171,8 @@ class ClassifierModule(L.LightningModule):
             self.prior = label_prior(logits)
 
     def _score(self, batch: Batch, batch_idx: int, generated: Tensor | None = None) -> None:
+        if batch_idx == 0:
+            self._parts.clear()
         if batch_idx == 0 and self.content_free is not None:
             ids, mask = (part.to(self.device) for part in self.content_free)
             self.prior = label_prior(self.classifier(ids, mask).logits).cpu()
