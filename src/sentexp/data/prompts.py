@@ -131,7 +131,6 @@ def choose_shots(examples: Examples, task: CausalLM, fits: Numbers) -> list[tupl
     for label, name in enumerate(examples.labels):
         wanted = task.shots // classes + (label < task.shots % classes)
         rows = np.flatnonzero((targets == label) & fits)
-        require(
         different = set(texts.take(rows).to_pylist())
         hashed = sorted((hash64(text, f"shots{task.shots_seed}"), text) for text in different)
         require(
