@@ -16,6 +16,7 @@ from sentexp.errors import UserError
 from sentexp.experiment import run
 from sentexp.models.backbone import locate_backbone
 from sentexp.models.likelihood import label_prior, without_prior
+from sentexp.training.calibration import fit_temperature
 from sentexp.training.module import ClassifierModule
 
 ANSWERING = ["task=causal_lm", "task.template=auto", "task.label_words=[bad,good]", "baseline=false"]
@@ -194,12 +195,16 @@ def test_contextual_calibration_takes_the_prior_of_texts_that_say_nothing(answer
     torch.testing.assert_close(evaluations[1].logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_temperature_is_fitted_on_validation_and_told_for_the_test_split(answer, evaluations):
+def test_the_temperature_is_fitted_on_validation_and_told_for_the_test_split(answer, evaluations, monkeypatch):
+    kept = []
+    original = ClassifierModule.keep_validation
+    monkeypatch.setattr(ClassifierModule, "keep_validation", lambda *given: kept.append(given[1:]) or original(*given))
     result = answer("optim.lr=1e-2", "trainer.max_epochs=3")
     logits, targets = evaluations[0].logits, evaluations[0].targets
     cooled = torch.nn.functional.cross_entropy(logits / result.metrics["temperature"], targets)
     assert result.metrics["test/loss_calibrated"] == pytest.approx(float(cooled), abs=1e-5)
-    assert result.metrics["temperature"] != 1
+    assert result.metrics["temperature"] == fit_temperature(*kept[-1])  # of the best checkpoint
+    assert result.metrics["temperature"] != fit_temperature(logits, targets)
     assert (result.folder / "reliability.png").stat().st_size > 5000
     assert set(result.reliability) == {"as it is", f"at temperature {result.metrics['temperature']:.2f}"}
 

@@ -92,7 +92,9 @@ def test_what_changes_the_base_measures_it_again(recorded, change):
     assert kinds(runs) == ["majority", "tfidf", "untuned", "untuned"]
 
 
-@pytest.mark.parametrize("change", [["data.train_subset=16"], ["task.loss=full"], ["trainer.max_epochs=2"]])
+@pytest.mark.parametrize(
+    "change", [["data.train_subset=16"], ["task.loss=full"], ["trainer.max_epochs=2"], ["peft.bias=all"], ["peft=full"]]
+)
 def test_what_does_not_change_the_base_does_not(recorded, change):
     before, _ = recorded()
     after, _ = recorded(*change)
@@ -181,8 +183,21 @@ def test_tfidf_is_scikit_learns(config):
         fitted = LogisticRegression(C=strength, max_iter=1000).fit(train, examples.targets("train"))
         likely = fitted.predict_log_proba(vectorizer.transform(texts["validation"]))
         losses.append(-likely[np.arange(8), examples.targets("validation")].mean())
-        scores.append(fitted.score(vectorizer.transform(texts["test"]), examples.targets("test")))
-    assert result.baselines["tfidf"].metrics["test/accuracy"] == pytest.approx(scores[int(np.argmin(losses))])
+        scores.append(
+            -fitted.predict_log_proba(vectorizer.transform(texts["test"]))[
+                np.arange(8), examples.targets("test")
+            ].mean()
+        )
+    assert result.baselines["tfidf"].metrics["test/loss"] == pytest.approx(scores[int(np.argmin(losses))], rel=1e-3)
+
+
+def test_a_penalty_is_chosen_on_validation():
+    side = np.array([[-1.0], [1.0]] * 10, dtype=np.float32)
+    targets = np.array([0, 1] * 10)
+    turned = {"train": targets, "validation": 1 - targets, "test": targets}  # validation wants the strongest penalty
+    found = baselines._regression(dict.fromkeys(turned, side), turned, (0.01, 1.0, 100.0), 2)
+    mild = LogisticRegression(C=0.01, max_iter=1000).fit(side, targets).predict_log_proba(side)
+    torch.testing.assert_close(found.double(), torch.tensor(mild), atol=1e-4, rtol=0)
 
 
 def test_a_language_without_blanks_has_words(config):

@@ -3,8 +3,9 @@
 Each is an MLflow run of its own, found again by the identity of what it depends on, so that it is computed once.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from sentexp import console
 from sentexp.assembly import build_data, build_module
-from sentexp.config import CausalLM, FullFineTuning, PriorCorrection, Untuned, flatten
+from sentexp.config import CausalLM, FullFineTuning, Precision, PriorCorrection, Quantization, Untuned, flatten
 from sentexp.data.splits import NAMES, Numbers, split_digest
 from sentexp.materials import Materials, with_shots
 from sentexp.recording import count_answers, recorded
@@ -81,16 +82,11 @@ def _untuned_parts(base: Materials) -> list[Any]:
 def _model_parts(materials: Materials) -> list[Any]:
     """Return what the features of the frozen backbone depend on."""
     config = materials.config
-    storage = [config.peft.quantization.name, config.peft.double_quant, config.peft.compute_dtype.name]
-    frozen = not isinstance(config.peft, FullFineTuning)  # in the precision of the run, or in float32
-    return [
-        materials.backbone.revision,
-        storage,
-        frozen,
-        materials.precision.name,
-        asdict(materials.prompt),
-        materials.tokens["test"].limit,
-    ]
+    stored: list[Any] = [Precision.fp32.name if isinstance(config.peft, FullFineTuning) else materials.precision.name]
+    if config.peft.quantization is not Quantization.none:
+        stored += [config.peft.quantization.name, config.peft.double_quant, config.peft.compute_dtype.name]
+    prompt, limit = asdict(materials.prompt), materials.tokens["test"].limit
+    return [materials.backbone.revision, stored, materials.precision.name, prompt, limit]
 
 
 def _kept(
@@ -122,13 +118,22 @@ def _untuned(base: Materials, model: nn.Module, record: Record) -> dict[str, flo
     """Test the language model as it is: its adapter, which has learned nothing yet, is switched off."""
     module, data = build_module(base, model), build_data(base)
     trainer = build_trainer(base.config.trainer, base.precision, base.device, Record())
-    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():  # type: ignore[operator]
+    with _without_adapter(model):
         if module.correction is PriorCorrection.batch:
             evaluate(trainer, module, data, "validation")
         metrics = evaluate(trainer, module, data, "test")
     counted = count_answers(base, module.test)
     record.set_tags(counted.tags)
     return metrics | counted.metrics | slice_scores(base.examples, module.test.logits)
+
+
+@contextmanager
+def _without_adapter(model: nn.Module) -> Iterator[None]:
+    """Switch the adapter off. Biases of the backbone that will train have not moved yet, so PEFT need not warn."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Careful, disabling adapter layers")
+        with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():  # type: ignore[operator]
+            yield
 
 
 def _scored(materials: Materials, logits: Tensor) -> dict[str, float]:
@@ -165,7 +170,7 @@ def _probe(materials: Materials, model: nn.Module) -> Tensor:
     trainer = build_trainer(materials.config.trainer, materials.precision, materials.device, Record())
     features: dict[str, Any] = {}
     targets: dict[str, Numbers] = {}
-    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():  # type: ignore[operator]
+    with _without_adapter(model):
         for split in NAMES:
             rows, values = predict(trainer, module, data.by_length(split, PROBE_ROWS if split == "train" else None))
             features[split], targets[split] = values.numpy(), materials.examples.targets(split)[rows.numpy()]
