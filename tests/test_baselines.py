@@ -197,7 +197,7 @@ def test_a_penalty_is_chosen_on_validation():
     turned = {"train": targets, "validation": 1 - targets, "test": targets}  # validation wants the strongest penalty
     found = baselines._regression(dict.fromkeys(turned, side), turned, (0.01, 1.0, 100.0), 2)
     mild = LogisticRegression(C=0.01, max_iter=1000).fit(side, targets).predict_log_proba(side)
-    torch.testing.assert_close(found.double(), torch.tensor(mild), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, torch.tensor(mild).float(), atol=1e-4, rtol=0)
 
 
 def test_a_language_without_blanks_has_words(config):

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from sentexp import experiment
 from sentexp.data.datamodule import DataModule
 from sentexp.experiment import run
-from sentexp.training.checkpoint import Checkpoints
+from sentexp.training.checkpoint import Checkpoints, mode_of
 from sentexp.training.module import ClassifierModule
 
 
@@ -152,3 +152,10 @@ def test_the_best_weights_are_tested_not_the_last(config, monkeypatch):
     assert result.metrics["best/step"] < result.metrics["train/steps"]
     assert tested["validation"]["validation/loss"] == pytest.approx(result.metrics["best/loss"], rel=1e-6)
     assert result.objective == result.metrics["best/loss"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"), [("loss", "min"), ("ece", "min"), ("brier", "min"), ("accuracy", "max"), ("auroc_macro", "max")]
+)
+def test_errors_are_better_when_they_are_smaller(metric, mode):
+    assert mode_of(f"validation/{metric}") == mode
