@@ -102,6 +102,7 @@ def test_what_was_trained_gives_the_same_likelihoods_without_sentexp(answer, con
             assert float(evaluations[0].logits[row, label]) == pytest.approx(score, abs=1e-4)
     assert prompt["words"] == ["bad", "good"]
     assert facts["temperature"] == result.metrics["temperature"]
+    assert facts["prior"] is None
     assert not list(result.weights.glob("*.bin"))
 
 
@@ -193,6 +194,34 @@ def test_contextual_calibration_takes_the_prior_of_texts_that_say_nothing(answer
         )
     expected = without_prior(evaluations[0].logits, label_prior(torch.tensor(scores)))
     torch.testing.assert_close(evaluations[1].logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["batch", "contextual"])
+def test_the_prior_is_saved_with_the_weights(answer, evaluations, kind):
+    answer("optim.lr=1e-2")
+    result = answer("optim.lr=1e-2", f"task.calibration={kind}")
+    prior = torch.tensor(json.loads((result.weights / "sentexp.json").read_text())["prior"])
+    torch.testing.assert_close(evaluations[1].logits, without_prior(evaluations[0].logits, prior))
+
+
+def test_a_prompt_without_words_cannot_be_calibrated_by_texts_that_say_nothing(answer):
+    bare = "task.template={user: '{text}', chat_template: '{% for m in messages %}{{ m.content }}{% endfor %}'}"
+    with pytest.raises(UserError, match=r"task.calibration=contextual shows the model an empty text"):
+        answer("task.calibration=contextual", bare)
+
+
+def test_answers_are_written_within_the_positions_of_the_model(config, tmp_path, shared):
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    GPT2LMHeadModel(GPT2Config(n_positions=48, n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    rows = "\n".join(f"{'a very long story about a film ' * 20} {i},{i % 2}" for i in range(40))
+    (tmp_path / "x.csv").write_text(f"sentence,label\n{rows}\n")
+    data = [f"data.path={tmp_path / 'x.csv'}", "data.splits.validation=null", "data.splits.test=null"]
+    model = [f"model.path={tmp_path / 'gpt2'}", "data.max_length=48", "data.validation_fraction=0.2"]
+    result = run(config(*ANSWERING, *data, *model, "task.generate=true", "trainer.max_steps=1"))
+    assert "test/generated_accuracy" in result.metrics
 
 
 def test_the_temperature_is_fitted_on_validation_and_told_for_the_test_split(answer, evaluations, monkeypatch):

@@ -122,13 +122,18 @@ def test_an_unfinished_baseline_is_not_taken(recorded, store, monkeypatch):
         recorded()
     failed = [run for run in MlflowClient(store).search_runs(["1"]) if run.data.tags.get("baseline") == "untuned"]
     assert [run.info.status for run in failed] == ["FAILED"]
-    result, _ = recorded()
-    assert result.baselines["untuned"].run_id != failed[0].info.run_id
+    result, runs = recorded()
+    assert result.baselines["untuned"].run_id == failed[0].info.run_id  # begun again, as after a kill
+    assert [run.info.status for run in runs if run.data.tags.get("baseline") == "untuned"] == ["FINISHED"]
 
 
-def test_without_a_store_baselines_are_computed_every_time(config):
-    result = run(config(*ANSWERING))
-    assert [baseline.run_id for baseline in result.baselines.values()] == [None] * 3
+def test_without_a_store_baselines_are_kept_in_their_folders(config, capsys):
+    first = run(config(*ANSWERING))
+    assert capsys.readouterr().out.count("Baseline: ") == 3
+    second = run(config(*ANSWERING, "seed=7"))
+    assert "Baseline: " not in capsys.readouterr().out
+    assert second.baselines == first.baselines
+    assert [baseline.run_id for baseline in second.baselines.values()] == [None] * 3
 
 
 def test_a_head_stands_beside_a_linear_probe_where_that_is_asked_for(config):

@@ -9,6 +9,7 @@ from sentexp.data.datamodule import DataModule, pad
 from sentexp.data.imbalance import class_weights, row_weights
 from sentexp.data.prompts import CONTENT_FREE
 from sentexp.data.tokens import encode
+from sentexp.errors import require
 from sentexp.materials import Materials
 from sentexp.models.adapters import ParameterAudit, attach
 from sentexp.models.backbone import Loading, load_classifier, load_language_model
@@ -47,11 +48,17 @@ def build_module(materials: Materials, model: nn.Module) -> ClassifierModule:
     content_free = None
     if answering is not None and answering.calibration is PriorCorrection.contextual:
         rows, _ = encode(CONTENT_FREE, materials.tokenizer, materials.prompt, materials.positions)
+        require(
+            all(rows),
+            "task.calibration=contextual shows the model an empty text, among others, and task.template has no words "
+            "around it: give it some, or use task.calibration=batch.",
+        )
         content_free = pad(rows, pad_id, "left")
+    prompt = materials.prompt
     return ClassifierModule(
         SequenceClassifier(model)
         if answering is None
-        else LabelScorer(model, materials.prompt.answers, materials.prompt.end, answering, pad_id),
+        else LabelScorer(model, prompt.answers, prompt.end, answering, pad_id, prompt.room),
         materials.examples.labels,
         config.optim,
         config.seed,

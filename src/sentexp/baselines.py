@@ -3,10 +3,12 @@
 Each is an MLflow run of its own, found again by the identity of what it depends on, so that it is computed once.
 """
 
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,28 @@ from torch import Tensor, nn
 
 from sentexp import console
 from sentexp.assembly import build_data, build_module
-from sentexp.config import CausalLM, FullFineTuning, Precision, PriorCorrection, Quantization, Untuned, flatten
+from sentexp.config import (
+    CausalLM,
+    FullFineTuning,
+    Precision,
+    PriorCorrection,
+    Quantization,
+    TrackingBackend,
+    TrackingConfig,
+    Untuned,
+    flatten,
+)
 from sentexp.data.splits import NAMES, Numbers, split_digest
 from sentexp.materials import Materials, with_shots
 from sentexp.recording import count_answers, recorded
+from sentexp.tracking.folder import RunFolder
 from sentexp.tracking.identity import digest_of
 from sentexp.tracking.provenance import command, git_state
 from sentexp.tracking.store import Record, find_finished, open_record
 from sentexp.training.metrics import slice_scores, split_metrics
 from sentexp.training.trainer import build_trainer, evaluate, predict
 
+RESULT = "baseline.json"
 PROBE_ROWS = 10_000
 PROBE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 TFIDF_STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
@@ -92,26 +106,42 @@ def _model_parts(materials: Materials) -> list[Any]:
 def _kept(
     materials: Materials, kind: str, title: str, parts: list[Any], compute: Callable[[Record], dict[str, float]]
 ) -> Baseline:
-    """Return a baseline from its MLflow run, or compute it and record it as one."""
-    tracking, examples = materials.config.tracking, materials.examples
-    whole = [] if kind == "untuned" else [examples.digest()]  # all but the untuned base learn from the training rows
-    identity = digest_of(kind, parts, whole)
-    found = find_finished(tracking, "baseline.identity", identity)
-    if found is not None:
-        metrics = {key: value for key, value in found.data.metrics.items() if key.startswith("test/")}
-        return Baseline(title=title, metrics=metrics, run_id=found.info.run_id)
-    console.say(f"Baseline: {title}")
+    """Return a baseline that is recorded already, or compute it and record it.
+
+    One process computes it, others wait for it. What a kill has left is computed again in the same MLflow run.
+    """
     config = materials.config
-    model = f"{config.model.name}-" if kind in ("untuned", "linear_probe") else ""
-    record = open_record(replace(tracking, run_name=None), f"{model}{kind}-{config.data.name}", None)
-    with recorded(record):
-        record.set_tags({"baseline.identity": identity, "baseline": kind, "command": command(), **git_state()})
-        record.log_params({"baseline": kind, **flatten(config.model, "model."), **flatten(config.data, "data.")})
-        if kind == "untuned":
-            record.log_params(flatten(config.task, "task."))
-        metrics = compute(record)
-        record.log_metrics(metrics)
+    tracking = replace(config.tracking, run_name=None)
+    whole = [] if kind == "untuned" else [materials.examples.digest()]  # the others learn from the training rows
+    identity = digest_of(kind, parts, whole)
+    with RunFolder(Path(config.output_dir) / f"baseline-{identity}", wait=True) as folder:
+        kept = _recorded(tracking, identity, folder.path / RESULT)
+        if kept is not None:
+            return Baseline(title=title, metrics=kept[1], run_id=kept[0])
+        console.say(f"Baseline: {title}")
+        model = f"{config.model.name}-" if kind in ("untuned", "linear_probe") else ""
+        record = open_record(tracking, f"{model}{kind}-{config.data.name}", folder.state.get("run_id"))
+        with recorded(record):
+            folder.remember(run_id=record.run_id)
+            record.set_tags({"baseline.identity": identity, "baseline": kind, "command": command(), **git_state()})
+            record.log_params({"baseline": kind, **flatten(config.model, "model."), **flatten(config.data, "data.")})
+            if kind == "untuned":
+                record.log_params(flatten(config.task, "task."))
+            metrics = compute(record)
+            record.log_metrics(metrics)
+            (folder.path / RESULT).write_text(json.dumps(metrics, indent=2) + "\n")
+        folder.forget()
     return Baseline(title=title, metrics=metrics, run_id=record.run_id)
+
+
+def _recorded(tracking: TrackingConfig, identity: str, file: Path) -> tuple[str | None, dict[str, float]] | None:
+    """Return MLflow's run id and the test metrics of a baseline; without MLflow, those that the folder holds."""
+    if tracking.backend is TrackingBackend.none:
+        return (None, json.loads(file.read_text())) if file.is_file() else None
+    found = find_finished(tracking, "baseline.identity", identity)
+    if found is None:
+        return None
+    return found.info.run_id, {key: value for key, value in found.data.metrics.items() if key.startswith("test/")}
 
 
 def _untuned(base: Materials, model: nn.Module, record: Record) -> dict[str, float]:

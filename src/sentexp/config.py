@@ -560,6 +560,8 @@ class PromptTemplate:
     def __post_init__(self) -> None:
         """The text must appear once."""
         _require_text_slot("user in task.template", self.user)
+        _require_placeholders("user in task.template", self.user, "text", "labels")
+        _require_placeholders("system in task.template", self.system, "labels")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -586,17 +588,8 @@ class CausalLM(TaskConfig):
         TaskConfig.__post_init__(self)
         if self.template != AUTO:
             self.template = load_template(self.template)
-        words = list(self.label_words.values()) if isinstance(self.label_words, dict) else self.label_words
-        require(
-            words is None
-            or (
-                isinstance(words, list)
-                and all(str(word).strip() for word in words)
-                and len({str(word).strip() for word in words}) == len(words)
-            ),
-            f"task.label_words={self.label_words} must be a different word for each label, as a list in the order of "
-            "the labels or a mapping such as {negative: bad, positive: good}; null is the labels themselves.",
-        )
+        _require_placeholders("task.system", self.system or "", "labels")
+        self.label_words = _label_words(self.label_words)
         require(
             self.loss is not AnswerLoss.full or self.focal_gamma == 0,
             f"task.focal_gamma={self.focal_gamma} weighs answers, and task.loss=full learns the whole text: use "
@@ -617,15 +610,15 @@ def load_template(given: object) -> PromptTemplate:
     if isinstance(given, str):
         if "{text}" in given:
             return replace(load_template("completion"), user=given)
-        named, own = conf_dir() / TEMPLATE_GROUP / f"{given}.yaml", Path(given).expanduser()
-        names = [AUTO, *sorted(file.stem for file in named.parent.glob("*.yaml"))]
+        folder, own = conf_dir() / TEMPLATE_GROUP, Path(given).expanduser()
+        named, names = folder / f"{given}.yaml", [AUTO, *sorted(file.stem for file in folder.glob("*.yaml"))]
         require(
-            named.is_file() or (own.suffix in (".yaml", ".yml") and own.is_file()),
+            given in names or (own.suffix in (".yaml", ".yml") and own.is_file()),
             f"task.template={given!r} must be one of {', '.join(names)}, a YAML file that is there, or a string that "
             "holds {text}.",
         )
         try:
-            given = OmegaConf.to_container(OmegaConf.load(named if named.is_file() else own))
+            given = OmegaConf.to_container(OmegaConf.load(named if given in names else own))
         except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"task.template={own} is no YAML file: {str(error).splitlines()[0]}.") from None
     legal = [item.name for item in fields(PromptTemplate)]
@@ -879,6 +872,33 @@ def load_config(*overrides: str) -> Config:
 
 def _require_text_slot(key: str, template: str) -> None:
     require(template.count("{text}") == 1, f"{key}={template!r} must hold {{text}} exactly once.")
+
+
+def _require_placeholders(key: str, text: str, *legal: str) -> None:
+    unknown = [name for name in re.findall(r"\{(\w+)\}", text) if name not in legal]
+    told = " and ".join(f"{{{name}}}" for name in legal)
+    require(
+        not unknown, f"{key}={text!r} holds {{{''.join(unknown[:1])}}}, which stands for nothing there: use {told}."
+    )
+
+
+def _label_words(given: Any) -> list[str] | dict[str, str] | None:
+    """Return the words, and the labels of a mapping, as strings; None stays None."""
+    words = list(given.values()) if isinstance(given, dict) else given
+    if words is None:
+        return None
+    require(
+        isinstance(words, list) and not any(isinstance(word, bool) for word in words),
+        f"task.label_words={given} must be texts, one for each label: a word such as true is quoted, as in "
+        "\"task.label_words=['true','false']\".",
+    )
+    texts = [str(word).strip() for word in words]
+    require(
+        all(texts) and len(set(texts)) == len(texts),
+        f"task.label_words={given} must be a different word for each label, as a list in the order of the labels or a "
+        "mapping such as {negative: bad, positive: good}; null is the labels themselves.",
+    )
+    return dict(zip(map(str, given), texts, strict=True)) if isinstance(given, dict) else texts
 
 
 def _at_least(key: str, value: int, least: int) -> None:

@@ -127,6 +127,8 @@ def _sentence(override: Override, text: str, accepted: list[str], fault: Excepti
     for part in key.split("."):
         if not isinstance(node, DictConfig) or part not in node:
             legal = [str(name) for name in node] if isinstance(node, DictConfig) else []
+            if not legal:
+                return f"{key}: {'.'.join(walked)} has no keys: give it a value of its own, as {'.'.join(walked)}=..."
             where = ".".join(walked) or "the configuration"
             return f"{key}: {where} has no key {part!r}: its keys are {', '.join(legal)}.{_near(part, legal)}"
         walked.append(part)
@@ -149,6 +151,8 @@ def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
+    if lines[0].startswith("Ambiguous value"):
+        return f"{lines[0]}: write key=[a,b] for a list, or add --multirun for one run with each value."
     if "raised while composing config" in lines[0] and len(lines) > 1:
         start = "; a file of your own begins with `defaults: [<an option to start from>, _self_]`, such as csv for data"
         return f"{lines[0].partition(': ')[0]}: {lines[1].rstrip('.')}{start}"

@@ -175,7 +175,8 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
 
     base = config.model.path or str(materials.backbone.folder)
     facts: dict[str, Any] = {"task": flatten(config.task), "labels": labels, "prompt": asdict(materials.prompt)}
-    facts |= {"max_length": config.data.max_length, "temperature": temperature}
+    prior = None if module.prior is None else module.prior.tolist()
+    facts |= {"max_length": config.data.max_length, "prior": prior, "temperature": temperature}
     weights = save_trained(model, materials.tokenizer, config.peft, base, facts, folder.path)
     metrics |= _best(folder, checkpoints.best_step) | {
         "train/seconds": train_seconds,

@@ -8,7 +8,7 @@ import torch
 from sentexp import console
 from sentexp.config import CausalLM, Config, Precision, Untuned
 from sentexp.data.audit import DataAudit, audit
-from sentexp.data.prompts import Prompt, build_prompt, choose_shots, resolve_template
+from sentexp.data.prompts import Prompt, build_prompt, choose_shots, holding_special_tokens, resolve_template
 from sentexp.data.splits import NAMES, Examples, load_examples
 from sentexp.data.tokens import TokenRows, tokenize
 from sentexp.errors import require
@@ -84,7 +84,9 @@ def with_shots(materials: Materials) -> Materials:
     task, examples = materials.config.task, materials.examples
     if not isinstance(task, CausalLM) or task.shots == 0:
         return materials
-    shots = choose_shots(examples, task, ~materials.tokens["train"].cut)
+    fits = ~materials.tokens["train"].cut
+    fits[holding_special_tokens(examples.train.column("text").to_pylist(), materials.tokenizer)] = False
+    shots = choose_shots(examples, task, fits)
     prompt = build_prompt(task, materials.tokenizer, examples.labels, shots)
     tokens = tokenize_splits(materials.config, examples, materials.tokenizer, prompt, materials.positions)
     return replace(materials, prompt=prompt, tokens=tokens)

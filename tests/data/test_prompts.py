@@ -4,7 +4,14 @@ import pytest
 from transformers import AutoTokenizer
 
 from sentexp.config import PromptTemplate, load_config
-from sentexp.data.prompts import CONTENT_FREE, Prompt, build_prompt, choose_shots, resolve_template
+from sentexp.data.prompts import (
+    CONTENT_FREE,
+    Prompt,
+    build_prompt,
+    choose_shots,
+    holding_special_tokens,
+    resolve_template,
+)
 from sentexp.data.splits import load_examples
 from sentexp.data.tokens import encode
 from sentexp.errors import UserError
@@ -148,6 +155,34 @@ def test_label_words_are_a_list_or_a_mapping(tokenizer):
         build(tokenizer, WORDS, labels=["negative", "neutral", "positive"])
 
 
+def test_numbers_as_labels_have_words(tokenizer):
+    words = ["data.labels=null", "task.label_words={1: awful, 2: fine}"]
+    assert build(tokenizer, *words, labels=["1", "2"]).words == ["awful", "fine"]
+
+
+def test_a_prompt_that_ends_in_an_empty_line_has_the_tokens_of_training(shared, tmp_path):
+    """GPT-2's tokenizer reads two newlines as one token at the end of a text, and as two before a word."""
+    tokenizer = real(shared, "gpt2")
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "user: '{text}'\nchat_template: |-\n  {% for m in messages %}{{ m.content }}{{ '\\n\\n' }}{% endfor %}\n"
+    )
+    prompt = build(tokenizer, f"task.template={file}")
+    assert prompt.tail == "\n\n"
+    (row,), (full,) = encode(["a film"], tokenizer, prompt, 500)
+    for word, answer in zip(prompt.words, prompt.answers, strict=True):
+        assert row + answer == tokenizer(f"a film\n\n{word}")["input_ids"]
+    assert full == len(row)
+
+
+def test_examples_hold_no_special_tokens(shared):
+    tokenizer = real(shared, "llama2")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    tokenizer.add_tokens(["<smile>"])
+    texts = ["a film", "a </s> film", "<|end|>", "<smile>", "<s"]
+    assert holding_special_tokens(texts, tokenizer) == [1, 2]
+
+
 def test_own_templates_are_a_file_or_a_mapping(tokenizer, tmp_path):
     file = tmp_path / "mine.yaml"
     joined = "'{% for m in messages %}{{ m.content }} {% endfor %}'"
@@ -166,16 +201,21 @@ def test_own_templates_are_a_file_or_a_mapping(tokenizer, tmp_path):
         (["task.template='{text} {text}'"], r"must hold \{text\} exactly once"),
         (["task.template={text: 1}"], r"must hold user \(with \{text\} in it\)"),
         (["task.template={user: '{text}', role: x}"], r"may hold system and chat_template"),
-        (["task.template=chat"], r"task.template=chat needs a chat template, and the tokenizer of this model has none"),
+        (["task.template=chat"], r"has no chat_template \(chat never has\), and the tokenizer of this model"),
         (["task.template={user: '{text}', chat_template: '{% for %}'}"], r"its chat template cannot be rendered"),
         (["task.template={user: '{text}', chat_template: 'hello'}"], r"must give the text and the answer exactly once"),
         (["task.label_words=[bad,bad]"], r"must be a different word for each label"),
         (["task.label_words=[bad,' ']"], r"must be a different word for each label"),
-        (["task.label_words=bad"], r"must be a different word for each label"),
+        (["task.label_words=bad"], r"must be texts, one for each label"),
         (["task.label_words=[better,bad]"], r"'better' and 'bad' begin with the same token 'b'"),
         (["task.label_words=[bad,bade]"], r"'bad' and 'bade' begin with the same token 'b'"),
         (["task.label_words=[a,b,c]"], r"must give one word to each of the labels negative, positive"),
         (["task.label_words={negative: a, neutral: b}"], r"must give one word to each of the labels"),
+        (["task.label_words=[true,false]"], r"must be texts, one for each label: a word such as true is quoted"),
+        (["task.template=/nope/x.yaml"], r"must be one of auto, chat, completion, llama2, a YAML file"),
+        (["task.system='Say {label}.'"], r"holds \{label\}, which stands for nothing there: use \{labels\}\."),
+        (["task.system='Say {text}.'"], r"holds \{text\}, which stands for nothing there"),
+        (["task.template='{text} {foo}'"], r"holds \{foo\}, which stands for nothing there: use \{text\} and \{labels"),
         (["task.shots=-1"], r"task.shots=-1 must be 0 or more"),
         (["task.shots=2", "baseline=false"], r"task.shots=2 is for the prompt of the untuned base"),
         (["task.loss=full", "task.focal_gamma=1"], r"task.focal_gamma=1.0 weighs answers"),
@@ -266,5 +306,5 @@ def test_shots_are_whole_texts(examples):
     first = choose_shots(examples, task("task.shots=2"), fits)[0][0]
     fits[examples.train.column("text").to_pylist().index(first)] = False
     assert first not in {text for text, _ in choose_shots(examples, task("task.shots=2"), fits)}
-    with pytest.raises(UserError, match=r"task.shots=40 takes 20 training texts of the label negative, and 1[56] are"):
+    with pytest.raises(UserError, match=r"task.shots=40 takes 20 training texts of the label negative, and 1[56] can"):
         choose_shots(examples, task("task.shots=40"), fits)

@@ -70,10 +70,10 @@ def test_token_ids_are_those_of_the_tokenizer(tokenizer, shared):
 def test_a_text_cannot_end_its_own_turn(tokenizer):
     end = tokenizer.eos_token
     assert tokenizer.eos_token_id in encode([f"a{end}b"], tokenizer, prompt(FRAME), 500)[0][0]
-    answered = Prompt(head=f"Say{end}: ", tail=f"{end}?", answers=[[5], [7]], lead=[9])
+    answered = Prompt(head=f"Say{end}: ", tail=f"{end}?", written="x", answers=[[5], [7]])
     (plain, odd), lengths = encode(["a film", f"a{end}b"], tokenizer, answered, 500)
-    assert plain == tokenizer(f"Say{end}: a film{end}?")["input_ids"] + [9]
-    assert tokenizer.decode(odd[:-1]) == f"Say{end}: a{end}b{end}?"
+    assert plain == tokenizer(f"Say{end}: a film{end}?")["input_ids"]
+    assert tokenizer.decode(odd) == f"Say{end}: a{end}b{end}?"
     assert odd.count(tokenizer.eos_token_id) == 2
     assert lengths == [len(plain), len(odd)]
     assert encode(["a film"], tokenizer, answered, 500)[0] == [plain]  # the tokenizer is as it was
@@ -128,9 +128,9 @@ def test_the_frame_is_no_part_of_the_maximum_length(tokenizer):
 
 
 def test_the_positions_of_the_model_are_kept_for_the_frame_and_the_answer(tokenizer):
-    answered = Prompt(head="Review: ", tail="\nSentiment:", answers=[[5, 6], [7]], end=[8])
+    answered = Prompt(head="Review: ", tail="\nSentiment:", written="no", answers=[[5, 6], [7, 8]], end=[8])
     frame = len("Review: \nSentiment:")
-    tokens = tokenize(rows("abcdef"), tokenizer, answered, 100, frame + 4 + 3, progress=False)
+    tokens = tokenize(rows("abcdef"), tokenizer, answered, 100, frame + 4 + 2 + 3, progress=False)
     assert tokenizer.decode(tokens.ids([0])[0]) == "Review: abcd\nSentiment:"
     assert tokens.cut.all()
     assert tokens.limit - tokens.frame == 4

@@ -46,7 +46,7 @@ class Case:
 
     def scorer(self):
         """Return what is tested."""
-        return LabelScorer(self.model, self.prompt.answers, self.prompt.end, self.task, pad_id=0)
+        return LabelScorer(self.model, self.prompt.answers, self.prompt.end, self.task, 0, self.prompt.room)
 
     def plain(self, ids):
         """Return the log-likelihood of every next token, by a pass of its own, without our code."""
@@ -160,7 +160,10 @@ def test_logits_are_computed_where_they_are_needed_only(shared, loss):
     with torch.no_grad():
         scorer(*pad(case.rows, 0, "right"))
     branches = sum(len(answer) - 1 for answer in case.prompt.answers) + 1
-    assert seen == [case.prompt.longest_answer if loss == "answer" else branches, branches]
+    assert seen == [
+        max(map(len, case.prompt.answers)) + len(case.prompt.end) if loss == "answer" else branches,
+        branches,
+    ]
     assert max(map(len, case.rows)) > max(seen)
 
 

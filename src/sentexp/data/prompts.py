@@ -4,6 +4,7 @@ A template is rendered once, with a mark in place of the text; so the chat templ
 head and tail, and what follows an answer is known as well.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 TEXT, ANSWER = "\ue0a0text\ue0a1", "\ue0a0answer\ue0a1"  # marks from the private use area
 FIXED = {"date_string": "26 Jul 2024", "enable_thinking": False}
 """What chat templates ask for beside the messages: a prompt must not change with the date (Llama 3.2's default day)."""
+MORE_TOKENS = 3
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """Texts that say nothing (Zhao et al. 2021, section 4)."""
 
@@ -28,12 +30,14 @@ CONTENT_FREE = ("N/A", "[MASK]", "")
 class Prompt:
     """A text's frame, `head + text + tail`, and the answers to it.
 
-    `lead` are tokens after the frame that every answer begins with: the blank before numbers in some vocabularies.
-    `answers` are the tokens of each label after them, `end` those that end an answer.
+    A prompt is tokenised with the answer `written` behind it, which is then taken off: so it has the tokens that it has
+    in training, whatever a vocabulary joins. `answers` are the tokens of each label's word, `end` those that end an
+    answer; `lead` are tokens before them that every answer begins with, the blank before numbers in some vocabularies.
     """
 
     head: str = ""
     tail: str = ""
+    written: str = ""
     special_tokens: bool = True
     lead: list[int] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
@@ -41,9 +45,15 @@ class Prompt:
     end: list[int] = field(default_factory=list)
 
     @property
-    def longest_answer(self) -> int:
-        """The most tokens that an answer takes."""
-        return max((len(answer) for answer in self.answers), default=0) + len(self.end)
+    def room(self) -> int:
+        """The most tokens that an answer takes, or that are written to see what it is."""
+        longest = max((len(answer) for answer in self.answers), default=0)
+        return longest + max(len(self.end), MORE_TOKENS) if longest else 0
+
+    @property
+    def taken_off(self) -> int:
+        """The number of tokens of the answer behind the prompt."""
+        return len(self.answers[0]) if self.answers else 0
 
     def frame(self, text: str) -> str:
         """Return the text in its frame."""
@@ -82,6 +92,7 @@ def build_prompt(
     return Prompt(
         head=head,
         tail=bare,
+        written=written[0],
         special_tokens=ours,
         lead=lead,
         words=words,
@@ -103,8 +114,7 @@ def label_words(task: CausalLM, labels: list[str]) -> list[str]:
         set(given) == set(labels) if isinstance(given, dict) else len(given) == len(labels),
         f"task.label_words={given} must give one word to each of the labels {', '.join(labels)}.",
     )
-    words = [given[label] for label in labels] if isinstance(given, dict) else given
-    return [str(word).strip() for word in words]
+    return [given[label] for label in labels] if isinstance(given, dict) else list(given)
 
 
 def resolve_template(task: CausalLM, tokenizer: "PreTrainedTokenizerBase") -> PromptTemplate:
@@ -120,7 +130,7 @@ def choose_shots(examples: Examples, task: CausalLM, fits: Numbers) -> list[tupl
     Args:
         examples: of the run.
         task: how many, and their seed.
-        fits: for each training row, whether it is short enough to be shown whole, shape (rows,).
+        fits: for each training row, whether it can be shown as it is, shape (rows,).
 
     Raises:
         UserError: fewer rows of a class than asked for.
@@ -135,11 +145,19 @@ def choose_shots(examples: Examples, task: CausalLM, fits: Numbers) -> list[tupl
         hashed = sorted((hash64(text, f"shots{task.shots_seed}"), text) for text in different)
         require(
             len(hashed) >= wanted,
-            f"task.shots={task.shots} takes {wanted} training texts of the label {name}, and {len(hashed)} are short "
-            "enough to be shown whole: ask for fewer, or raise data.max_length.",
+            f"task.shots={task.shots} takes {wanted} training texts of the label {name}, and {len(hashed)} can be "
+            "shown whole: ask for fewer, or raise data.max_length.",
         )
         chosen += [(order, text, label) for order, text in hashed[:wanted]]
     return [(text, label) for _, text, label in sorted(chosen)]
+
+
+def holding_special_tokens(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the numbers of the texts that hold a special token as it is written: the end of a turn, for instance."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    special = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)} - {""}
+    written = "|".join(map(re.escape, sorted(special)))
+    return [row for row, text in enumerate(texts) if re.search(written, text)] if written else []
 
 
 def _render(
@@ -193,7 +211,7 @@ def _apply(
 
     require(
         template.chat_template is not None or bool(tokenizer.chat_template),
-        "task.template=chat needs a chat template, and the tokenizer of this model has none: use "
+        "task.template has no chat_template (chat never has), and the tokenizer of this model has none either: use "
         "task.template=completion, llama2, or a YAML file with a chat_template.",
     )
     try:
@@ -226,16 +244,18 @@ def _answers(
     Raises:
         UserError: words that merge with the prompt, have no tokens, or begin with the same token.
     """
-    before = _ids(tokenizer, tail or ".")
-    answers = []
+    before = tokenizer.decode(_ids(tokenizer, tail or "."))
+    answers, ends = [], set()
     for word, text in zip(words, written, strict=True):
         ids = _ids(tokenizer, (tail or ".") + text)
+        end = next((n for n in range(len(ids)) if tokenizer.decode(ids[:n]) == before), None)
+        ends.add(None if end is None else tuple(ids[:end]))
         require(
-            ids[: len(before)] == before,
+            len(ends) == 1 and end is not None,
             f"task.template: its end {tail[-20:]!r} and the label word {word!r} become one token: end it with a blank, "
             "a colon or a newline.",
         )
-        answer = ids[len(before) :]
+        answer = ids[end:]
         require(
             bool(answer) and tokenizer.unk_token_id not in answer[:1],
             f"task.label_words: the tokenizer of this model has no tokens for {word!r}: choose another word.",
@@ -253,8 +273,8 @@ def _answers(
         require(
             other == word,
             f"task.label_words: {other!r} and {word!r} begin with the same token "
-            f"{tokenizer.decode([answer[0]])!r} of this model, so its first token does not tell them apart: choose "
-            "other words, one for each label, such as task.label_words=[bad,good].",
+            f"{tokenizer.decode([answer[0]])!r} of this model, so its first token does not tell them apart: give "
+            "other words with task.label_words, one for each label.",
         )
     return lead, answers
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sentexp.data.prompts import Prompt
+from sentexp.data.prompts import Prompt, holding_special_tokens
 from sentexp.data.splits import Numbers, split_digest
 from sentexp.errors import require
 from sentexp.installed import cache_dir
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 8192
-FORMAT = "3"  # of the files in the cache
+FORMAT = "4"  # of the files in the cache
 
 
 class TokenRows:
@@ -76,45 +75,39 @@ def encode(
 
     A longer text loses its end; what follows the text in the frame is kept, so that the last token is the same.
     """
-    tail = len(tokenizer(prompt.tail, add_special_tokens=False)["input_ids"]) + len(prompt.lead)
-    framed = [prompt.frame(text) for text in texts]
+    tail = len(tokenizer(prompt.tail + prompt.written, add_special_tokens=False)["input_ids"]) - prompt.taken_off
+    framed = [prompt.frame(text) + prompt.written for text in texts]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        rows = tokenizer(framed, add_special_tokens=prompt.special_tokens, verbose=False)["input_ids"]
+        encoded = tokenizer(framed, add_special_tokens=prompt.special_tokens, verbose=False)["input_ids"]
     else:  # the same ids without masks and offsets: several times faster
         backend.no_truncation()
         backend.no_padding()
-        rows = [item.ids for item in backend.encode_batch_fast(framed, add_special_tokens=prompt.special_tokens)]
-    if prompt.answers and backend is not None:
-        for row in _with_special_tokens(texts, tokenizer):
-            rows[row] = _encode_apart(texts[row], tokenizer, prompt)
-    encoded = [ids + prompt.lead for ids in rows] if prompt.lead else rows
+        encoded = [item.ids for item in backend.encode_batch_fast(framed, add_special_tokens=prompt.special_tokens)]
+    if prompt.answers:
+        for row in holding_special_tokens(texts, tokenizer) if backend is not None else []:
+            encoded[row] = _encode_apart(texts[row], backend, prompt)
+        encoded = [ids[: len(ids) - prompt.taken_off] for ids in encoded]
     cut = [ids if len(ids) <= limit else ids[: limit - tail] + ids[len(ids) - tail :] for ids in encoded]
     return cut, [len(ids) for ids in encoded]
 
 
-def _with_special_tokens(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the numbers of the texts that hold a special token as it is written: the end of a turn, for instance."""
-    written = "|".join(map(re.escape, filter(None, tokenizer.all_special_tokens)))
-    return [row for row, text in enumerate(texts) if re.search(written, text)] if written else []
-
-
-def _encode_apart(text: str, tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
+def _encode_apart(text: str, backend: Any, prompt: Prompt) -> list[int]:
     """Return the tokens of a framed text in which special tokens are text: a review cannot end its own turn."""
-    backend = tokenizer.backend_tokenizer
     head = backend.encode(prompt.head, add_special_tokens=prompt.special_tokens).ids
     backend.encode_special_tokens = True
     try:
         inner = backend.encode(text, add_special_tokens=False).ids
     finally:
         backend.encode_special_tokens = False
-    return [*head, *inner, *backend.encode(prompt.tail, add_special_tokens=False).ids]
+    return [*head, *inner, *backend.encode(prompt.tail + prompt.written, add_special_tokens=False).ids]
 
 
 def frame_length(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> int:
     """Return how many tokens stand around a text."""
-    framed = tokenizer(prompt.frame(""), add_special_tokens=prompt.special_tokens, verbose=False)["input_ids"]
-    return len(framed) + len(prompt.lead)
+    framed = prompt.frame("") + prompt.written
+    ids = tokenizer(framed, add_special_tokens=prompt.special_tokens, verbose=False)["input_ids"]
+    return len(ids) - prompt.taken_off
 
 
 def tokenize(
@@ -144,11 +137,11 @@ def tokenize(
     from filelock import FileLock
 
     frame = frame_length(tokenizer, prompt)
-    limit = min(frame + max_length, positions - prompt.longest_answer)
+    limit = min(frame + max_length, positions - prompt.room)
     require(
         limit > frame,
         f"task.template leaves no room for the text: the prompt has {frame:,} tokens, its answer up to "
-        f"{prompt.longest_answer}, and the model reads {positions:,}: use a shorter one, or fewer task.shots.",
+        f"{prompt.room}, and the model reads {positions:,}: use a shorter one, or fewer task.shots.",
     )
     file = cache_dir() / "tokens" / f"{_key(rows, tokenizer, prompt, limit)}.arrow"
     tokens = _read(file)

@@ -12,7 +12,6 @@ from sentexp.errors import require
 from sentexp.models.scoring import Scores, base_of
 
 VOCABULARY_BLOCK = 1 << 14
-MORE_TOKENS = 3
 
 
 class LabelScorer(nn.Module):
@@ -27,6 +26,7 @@ class LabelScorer(nn.Module):
         end: the tokens that end an answer, learned with it and not scored.
         task: the loss, and whether likelihoods are divided by the number of tokens.
         pad_id: a token to pad with.
+        room: the number of tokens that `generate` writes.
     """
 
     owners: Tensor
@@ -39,16 +39,18 @@ class LabelScorer(nn.Module):
     whole: Tensor
     whole_mask: Tensor
 
-    def __init__(self, model: nn.Module, answers: list[list[int]], end: list[int], task: CausalLM, pad_id: int) -> None:
+    def __init__(
+        self, model: nn.Module, answers: list[list[int]], end: list[int], task: CausalLM, pad_id: int, room: int
+    ) -> None:
         super().__init__()
         self.model = model
         self.loss = task.loss
         self.normalize = task.length_normalization
         self.end = end
         self.pad_id = pad_id
-        self.longest = max(map(len, answers))
+        self.room = room
         require(
-            self.longest == 1 or base_of(model).config._attn_implementation != "flash_attention_2",
+            max(map(len, answers)) == 1 or base_of(model).config._attn_implementation != "flash_attention_2",
             "model.attn_implementation=flash_attention_2 cannot score label words of several tokens: use sdpa, or "
             "task.label_words of one token each.",
         )
@@ -97,17 +99,16 @@ class LabelScorer(nn.Module):
         return (losses * learned).sum(1) / learned.sum(1)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the tokens of greedy answers, shape (rows, a few more than the longest label has), padded."""
+        """Return the tokens of greedy answers, shape (rows, `room`), padded."""
         from transformers import GenerationConfig
 
         ids, mask = align_right(input_ids, attention_mask)
-        wanted = self.longest + MORE_TOKENS
         settings = GenerationConfig(
-            do_sample=False, max_new_tokens=wanted, pad_token_id=self.pad_id, eos_token_id=self.end[-1:] or None
+            do_sample=False, max_new_tokens=self.room, pad_token_id=self.pad_id, eos_token_id=self.end[-1:] or None
         )
         out = base_of(self.model).generate(ids, attention_mask=mask, generation_config=settings, use_cache=True)
         new: Tensor = out[:, ids.shape[1] :]
-        return nn.functional.pad(new, (0, wanted - new.shape[1]), value=self.pad_id)
+        return nn.functional.pad(new, (0, self.room - new.shape[1]), value=self.pad_id)
 
     def _logits(self, ids: Tensor, mask: Tensor, position: Tensor, keep: Tensor) -> Tensor:
         """Return the logits over the vocabulary at the columns `keep`: no others are computed."""

@@ -33,7 +33,8 @@ def save_trained(
         tokenizer: of the backbone.
         peft: the way of training.
         base: hub id or folder of the backbone, for PEFT's configuration.
-        facts: what is needed to score texts as in the run: task, labels, prompt, maximum length, temperature.
+        facts: what is needed to score texts as in the run: task, labels, prompt, maximum length, the prior that is
+            divided out of the probabilities, and the temperature after that.
         parent: the run's folder.
     """
     head = find_head(model)

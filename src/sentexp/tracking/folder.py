@@ -18,15 +18,16 @@ class RunFolder:
 
     Args:
         path: of the folder.
+        wait: for another process to leave it, instead of raising.
 
     Raises:
         UserError: on entering, when another process is at the same run.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wait: bool = False) -> None:
         self.path = path
         self.state: dict[str, Any] = {}
-        self._lock = FileLock(path / LOCK, timeout=0)
+        self._lock = FileLock(path / LOCK, timeout=-1 if wait else 0)
 
     def __enter__(self) -> "RunFolder":
         try:

@@ -19,13 +19,14 @@ def code_version() -> str:
 def fingerprint(config: Config, *found: Any) -> str:
     """Return 16 hexadecimal digits over resolved configuration, code, and what the configuration led to.
 
-    Paths are left out: the digests of what they hold stand for them, so a moved folder is the same run.
+    Paths are left out: the digests of what they hold stand for them, so a moved folder is the same run. So are the
+    examples of the untuned base: the prompt holds them where they are shown.
 
     Args:
         config: of the run.
         found: digest of the data, revision of the backbone, prompt.
     """
-    left_out = (*BOOKKEEPING, "data.path", "model.path")
+    left_out = (*BOOKKEEPING, "data.path", "model.path", "task.shots")
     leaves = {key: value for key, value in flatten(config).items() if not key.startswith(left_out)}
     return digest_of(type(config.peft).__name__, type(config.task).__name__, leaves, *found)
 
