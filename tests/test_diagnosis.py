@@ -45,7 +45,7 @@ from sentexp.diagnosis import explain
         (["--config-dir", "nowhere", "peft=att"], ["--config-dir nowhere does not exist"]),
         (["peft.r=null"], ["peft.r=null", "cannot be null"]),
         (["peft.r=eight"], ["it must be a whole number"]),
-        (["seed.x=1"], ["seed.x: seed has no key 'x'"]),
+        (["seed.x=1"], ["seed.x: seed has no key 'x'", "takes a value of its own, as seed="]),
     ],
 )
 def test_a_wrong_override_is_explained(words, parts):

@@ -127,9 +127,9 @@ def _sentence(override: Override, text: str, accepted: list[str], fault: Excepti
     for part in key.split("."):
         if not isinstance(node, DictConfig) or part not in node:
             legal = [str(name) for name in node] if isinstance(node, DictConfig) else []
-            if not legal:
-                return f"{key}: {'.'.join(walked)} has no keys: give it a value of its own, as {'.'.join(walked)}=..."
             where = ".".join(walked) or "the configuration"
+            if not legal:
+                return f"{key}: {where} has no key {part!r}: it takes a value of its own, as {where}=..."
             return f"{key}: {where} has no key {part!r}: its keys are {', '.join(legal)}.{_near(part, legal)}"
         walked.append(part)
         node = None if OmegaConf.is_missing(node, part) else node[part]
