@@ -2,17 +2,18 @@
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
-from sentexp.config import CausalLM, FullFineTuning, HeadInit, PriorCorrection, SequenceClassification
+from sentexp.config import CausalLM, FullFineTuning, HeadInit, PriorCorrection, SequenceClassification, task_name
 from sentexp.data.datamodule import DataModule, pad
 from sentexp.data.imbalance import class_weights, row_weights
 from sentexp.data.prompts import CONTENT_FREE
 from sentexp.data.tokens import encode
 from sentexp.errors import require
-from sentexp.materials import Materials
+from sentexp.materials import Materials, let_go, shared
 from sentexp.models.adapters import ParameterAudit, attach
-from sentexp.models.backbone import Loading, load_classifier, load_language_model
+from sentexp.models.backbone import Loading, can_be_shared, load_classifier, load_language_model, twin
 from sentexp.models.likelihood import LabelScorer
 from sentexp.models.scoring import SequenceClassifier, start_head_at_label_words
 from sentexp.training.module import ClassifierModule
@@ -31,14 +32,35 @@ def build_model(materials: Materials) -> tuple[nn.Module, ParameterAudit]:
         device=materials.device,
         trains_backbone=isinstance(config.peft, FullFineTuning),
     )
-    if isinstance(config.task, CausalLM):
-        model = load_language_model(materials.backbone, materials.tokenizer, load)
-    else:
-        assert isinstance(config.task, SequenceClassification)
-        model = _classifier(materials, config.task, load)
+    model = _load(materials, load)
+    task = config.task
+    if isinstance(task, SequenceClassification) and task.head_init is HeadInit.label_words:
+        labels = materials.examples.labels
+        start_head_at_label_words(model, materials.backbone, materials.tokenizer, task.template, labels)
     if config.trainer.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return attach(model, config.peft)
+
+
+def _load(materials: Materials, load: Loading) -> "PreTrainedModel":
+    """Return the backbone; runs of a sweep share its weights, unless they train them (law 8)."""
+    config, labels = materials.config, materials.examples.labels
+
+    def fresh() -> "PreTrainedModel":
+        if isinstance(config.task, CausalLM):
+            return load_language_model(materials.backbone, materials.tokenizer, load)
+        return load_classifier(materials.backbone, materials.tokenizer, labels, load)
+
+    if not can_be_shared(config.peft):
+        let_go("model")
+        return fresh()
+    stored = [config.peft.quantization, config.peft.double_quant, config.peft.compute_dtype, load.precision]
+    key = [materials.backbone.revision, task_name(config.task), labels, load.attention, *stored, load.device]
+    model = shared(config, "model", key, fresh, most=1)
+    if config.sweep.name is None:
+        return model
+    torch.manual_seed(config.seed)  # as before a load of its own: the head and the adapter begin as they would alone
+    return twin(model)
 
 
 def build_module(materials: Materials, model: nn.Module) -> ClassifierModule:
@@ -76,11 +98,3 @@ def build_data(materials: Materials) -> DataModule:
     config = materials.config
     weights = row_weights(config.data, materials.examples)
     return DataModule(materials.tokens, materials.tokenizer, config.trainer, config.seed, weights)
-
-
-def _classifier(materials: Materials, task: SequenceClassification, load: Loading) -> "PreTrainedModel":
-    labels = materials.examples.labels
-    model = load_classifier(materials.backbone, materials.tokenizer, labels, load)
-    if task.head_init is HeadInit.label_words:
-        start_head_at_label_words(model, materials.backbone, materials.tokenizer, task.template, labels)
-    return model

@@ -34,7 +34,7 @@ from sentexp.recording import count_answers, recorded
 from sentexp.tracking.folder import RunFolder
 from sentexp.tracking.identity import digest_of
 from sentexp.tracking.provenance import command, git_state
-from sentexp.tracking.store import Record, find_finished, open_record
+from sentexp.tracking.store import Record, find_run, open_record
 from sentexp.training.metrics import slice_scores, split_metrics
 from sentexp.training.trainer import build_trainer, evaluate, predict
 
@@ -112,7 +112,7 @@ def _kept(
     """
     config = materials.config
     tracking = replace(config.tracking, run_name=None)
-    whole = [] if kind == "untuned" else [materials.examples.digest()]  # the others learn from the training rows
+    whole = [] if kind == "untuned" else [materials.digest]  # the others learn from the training rows
     identity = digest_of(kind, parts, whole)
     with RunFolder(Path(config.output_dir) / f"baseline-{identity}", wait=True) as folder:
         kept = _recorded(tracking, identity, folder.path / RESULT)
@@ -138,7 +138,7 @@ def _recorded(tracking: TrackingConfig, identity: str, file: Path) -> tuple[str 
     """Return MLflow's run id and the test metrics of a baseline; without MLflow, those that the folder holds."""
     if tracking.backend is TrackingBackend.none:
         return (None, json.loads(file.read_text())) if file.is_file() else None
-    found = find_finished(tracking, "baseline.identity", identity)
+    found = find_run(tracking, "baseline.identity", identity, "FINISHED")
     if found is None:
         return None
     return found.info.run_id, {key: value for key, value in found.data.metrics.items() if key.startswith("test/")}

@@ -6,18 +6,20 @@ Nothing heavy is imported at module level: a wrong key is refused before torch i
 import math
 import os
 import re
-import shlex
 import signal
 import sys
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from sentexp.config import TEMPLATE_GROUP, Config, conf_dir, register_schemas
-from sentexp.errors import UserError
+from sentexp.errors import UserError, complain
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from sentexp.sweeps.folder import Outcome
 
 VALUED_OPTIONS = (
     "--cfg",
@@ -75,12 +77,14 @@ def main() -> None:
     if words and re.fullmatch(r"[\w-]+", words[0]) and not words[0].startswith("-"):
         verb = words[0]
         if verb not in VERBS:
-            _complain(
+            complain(
                 f"{verb} is no verb: it must be {', '.join(VERBS[:-1])} or {VERBS[-1]} (none means train), and an "
                 "override reads key=value. See python -m sentexp --help."
             )
             sys.exit(1)
         del sys.argv[1]
+    if verb != "train":
+        sys.argv.insert(1, "hydra/sweeper=basic")
     sys.argv[1:] = _options_first(sys.argv[1:])
     signal.signal(signal.SIGTERM, _on_sigterm)
     sys.exit(_compose_and_do(verb))
@@ -119,43 +123,45 @@ def _compose_and_do(verb: str) -> int:
     import hydra
 
     from sentexp.diagnosis import COMPOSITION_ERRORS, explain
+    from sentexp.sweeps.grid import SweepFailed
 
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises what it would print, and it is explained here
     register_schemas()
-    failures: list[str] = []
-    ran = 0
 
-    def job(config: "DictConfig") -> float:
-        nonlocal ran
-        ran += 1
-        return _job(verb, config, failures, full_error)
+    def job(config: "DictConfig") -> "float | Outcome":
+        return _job(verb, config, full_error)
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except (KeyboardInterrupt, Terminated):
-        _complain("Interrupted: the same command goes on from its last checkpoint, or starts again without one.")
+        complain("Interrupted: the same command goes on from its last checkpoint, or starts again without one.")
         return 130
+    except _Told:
+        return 1
+    except (UserError, SweepFailed) as error:
+        if full_error:
+            raise
+        complain(str(error))
+        return 1
     except COMPOSITION_ERRORS as error:
         if full_error:
             raise
-        _complain(explain(sys.argv[1:], error))
+        complain(explain(sys.argv[1:], error))
         return 1
-    if failures and ran > 1:
-        _complain(f"{len(failures)} of the runs failed: {'; '.join(failures)}.")
-    return 1 if failures else 0
+    return 0
 
 
-def _job(verb: str, config: "DictConfig", failures: list[str], full_error: bool) -> float:
-    """Do one configuration; a failure is told and counted, and the sweep goes on (law 7)."""
+class _Told(Exception):
+    """A run has failed, and the console says why."""
+
+
+def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome":
+    """Do one configuration; return its objective, or, for a run of a sweep of our own, what became of it."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = shlex.join(HydraConfig.get().overrides.task)
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        print(f"\n# run {HydraConfig.get().job.num}: {overrides}", flush=True)
     try:
         try:
             typed = OmegaConf.to_object(config)
@@ -164,40 +170,34 @@ def _job(verb: str, config: "DictConfig", failures: list[str], full_error: bool)
             raise UserError(
                 f"The configuration does not fit together ({reason}): python -m sentexp --cfg job lists every key."
             ) from error
+        assert isinstance(typed, Config)
+        if typed.sweep.name is not None:
+            from sentexp.sweeps.folder import SweepFolder
+            from sentexp.sweeps.job import run_job
+
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            return run_job(typed, SweepFolder(folder.parent), int(folder.name))
         from sentexp import experiment
 
-        assert isinstance(typed, Config)
         if verb == "train":
-            return experiment.run(typed, sweep=HydraConfig.get().mode is RunMode.MULTIRUN).objective
+            return experiment.run(typed).objective
         (experiment.audit if verb == "audit" else experiment.prepare)(typed)
         return math.nan
-    except UserError as error:
+    except Exception as error:
+        from sentexp.diagnosis import explain_failure
+
         if full_error:
             raise
-        _complain(str(error))
-    except Exception as error:
-        from sentexp.tracking.store import is_disk_full
-
-        if is_disk_full(error) and not full_error:
-            where = getattr(error, "filename", None) or config.output_dir
-            _complain(f"No space is left to write {where}: free some and run the same command, which goes on.")
-        elif isinstance(error, OSError) and error.filename and not full_error:
-            _complain(
-                f"{error.filename} cannot be used ({error.strerror}): SENTEXP_CACHE names the folder of the cache, "
-                "output_dir that of the runs."
-            )
-        else:
+        sentence = explain_failure(error, config.output_dir)
+        if sentence is None:
             traceback.print_exc()
+        else:
+            complain(sentence)
+        raise _Told from error
     except SystemExit:  # Lightning turns an interrupt into an exit
         raise KeyboardInterrupt from None
-    failures.append(overrides)
-    return math.nan
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
     del signum, frame
     raise Terminated
-
-
-def _complain(sentence: str) -> None:
-    print(f"sentexp: {sentence}", file=sys.stderr, flush=True)

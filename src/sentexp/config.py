@@ -744,6 +744,28 @@ class TrackingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class SweepConfig:
+    """What becomes of runs that are finished already, and what a sweep does when runs fail.
+
+    `name` is what tells a run of a sweep from the others, `parent` the sweep's MLflow run: the sweep gives them to its
+    runs.
+    """
+
+    rerun: bool = False
+    max_failures: int | None = None
+    name: str | None = None
+    parent: str | None = None
+
+    def __post_init__(self) -> None:
+        """At least one run must be let fail before the sweep stops."""
+        require(
+            self.max_failures is None or self.max_failures >= 1,
+            f"sweep.max_failures={self.max_failures} must be 1 or more: the sweep stops when so many runs have failed "
+            "(null: it goes on to its end).",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
 class Config:
     """One run: what to train, on what, how, and where to write it down."""
 
@@ -754,6 +776,7 @@ class Config:
     optim: OptimConfig = MISSING
     trainer: TrainerConfig = MISSING
     tracking: TrackingConfig = MISSING
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 42
     baseline: bool | None = None
     output_dir: str = "outputs"
@@ -792,6 +815,7 @@ BOOKKEEPING = (
     "tracking",
     "output_dir",
     "baseline",
+    "sweep",
     "trainer.progress_bar",
     "trainer.log_every_n_steps",
     "trainer.save_steps",
@@ -852,6 +876,9 @@ def register_schemas() -> None:
     for group, kinds in polymorphic.items():
         for name, node in kinds.items():
             store.store(group=f"schema/{group}", name=name, node=node)
+    store.store(
+        group="hydra/sweeper", name="grid", node={"_target_": "hydra_plugins.sentexp.GridSweeper", "params": None}
+    )
 
 
 def load_config(*overrides: str) -> Config:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sentexp.config import conf_dir, register_schemas
+from sentexp.errors import UserError
 
 OTHER_NAMES = {
     "alpha": ("lora_alpha",),
@@ -67,6 +68,23 @@ HINTS = {
     "not Optional": "it cannot be null",
     "DictConfig with ListConfig": "a list takes a list and a mapping takes a mapping here; data=csv takes either",
 }
+
+
+def explain_failure(error: Exception, output_dir: str) -> str | None:
+    """Return a sentence for why a run failed; None where only a traceback tells."""
+    from sentexp.tracking.store import is_disk_full
+
+    if isinstance(error, UserError):
+        return str(error)
+    if is_disk_full(error):
+        where = getattr(error, "filename", None) or output_dir
+        return f"No space is left to write {where}: free some and run the same command, which goes on."
+    if isinstance(error, OSError) and error.filename:
+        return (
+            f"{error.filename} cannot be used ({error.strerror}): SENTEXP_CACHE names the folder of the cache, "
+            "output_dir that of the runs."
+        )
+    return None
 
 
 def explain(words: list[str], error: Exception) -> str:

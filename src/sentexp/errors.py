@@ -1,5 +1,7 @@
 """The errors that are the user's to mend: shown as one sentence on the console, without a traceback."""
 
+import sys
+
 
 class UserError(Exception):
     """A mistake in the input: the message names the key or row, the value, the legal values and what to do."""
@@ -9,3 +11,8 @@ def require(condition: bool, sentence: str) -> None:
     """Raise `UserError(sentence)` unless the condition holds."""
     if not condition:
         raise UserError(sentence)
+
+
+def complain(sentence: str) -> None:
+    """Print a sentence on the console's error stream."""
+    print(f"sentexp: {sentence}", file=sys.stderr, flush=True)

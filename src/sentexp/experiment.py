@@ -15,33 +15,46 @@ import torch
 from sentexp import console
 from sentexp.assembly import build_data, build_model, build_module
 from sentexp.baselines import Baseline, measure_baselines, untuned_identity
-from sentexp.config import METRICS, CausalLM, Config, Untuned, flatten, method_name, task_name
+from sentexp.config import METRICS, CausalLM, Config, TrackingBackend, Untuned, flatten, method_name
 from sentexp.data.audit import DataAudit
 from sentexp.errors import require
 from sentexp.hardware import peak_memory_gib
-from sentexp.materials import Materials, gather
+from sentexp.materials import Materials, find, gather, identify
 from sentexp.models.adapters import ParameterAudit
 from sentexp.models.saving import save_trained
-from sentexp.recording import Sinks, count_answers, record_audit, record_provenance, recorded
-from sentexp.tracking.folder import RunFolder
-from sentexp.tracking.identity import fingerprint
+from sentexp.recording import (
+    Sinks,
+    count_answers,
+    left_in_a_sweep,
+    open_run,
+    record_audit,
+    record_provenance,
+    recorded,
+)
+from sentexp.tracking.folder import STATE, RunFolder
 from sentexp.tracking.pictures import draw_confusion_matrix, draw_learning_curve, draw_reliability
-from sentexp.tracking.store import Record, open_record
+from sentexp.tracking.store import Record, describe_store, find_run, open_record, read_artifact
 from sentexp.training.calibration import fit_temperature, reliability
 from sentexp.training.checkpoint import Checkpoints, remove_checkpoints
 from sentexp.training.metrics import SLICE_METRICS, confusion_matrix, slice_scores, split_metrics
 from sentexp.training.trainer import OutOfMemory, build_trainer, evaluate, fit, halve_micro_batch
 
+RESULT = "result.json"
+
 
 @dataclass(kw_only=True, slots=True)
 class Result:
-    """What a finished run leaves: where it is, and its metrics by name (`best/...`, `test/...`, costs)."""
+    """What a finished run leaves: where it is, and its metrics by name (`best/...`, `test/...`, costs).
+
+    `result.json` holds all of it, the run's folder apart; `weights` is the name of a folder in that folder.
+    """
 
     run_id: str | None
     identity: str
     folder: Path
     weights: Path
     metrics: dict[str, float]
+    labels: list[str]
     confusion: list[list[int]]
     parameters: ParameterAudit
     objective: float
@@ -49,37 +62,88 @@ class Result:
     answers: dict[str, str]
     reliability: dict[str, list[tuple[float, float, int]]]
 
+    def save(self) -> None:
+        """Write `result.json`; it is whole or absent."""
+        facts = {key: value for key, value in asdict(self).items() if key != "folder"}
+        unfinished = self.folder / f"{RESULT}.partial"
+        unfinished.write_text(json.dumps(facts | {"weights": self.weights.name}, indent=2) + "\n")
+        unfinished.replace(self.folder / RESULT)
 
-def run(config: Config, sweep: bool = False) -> Result:
-    """Train, test and record one configuration; a run that was killed goes on from its last checkpoint.
+    @classmethod
+    def load(cls, text: str, folder: Path) -> "Result":
+        """Return the result that `result.json` of a run in this folder holds."""
+        facts = json.loads(text)
+        facts["weights"] = folder / facts["weights"]
+        facts["parameters"] = ParameterAudit(**facts["parameters"])
+        facts["baselines"] = {name: Baseline(**baseline) for name, baseline in facts["baselines"].items()}
+        return cls(folder=folder, **facts)
 
-    Args:
-        config: of the run.
-        sweep: whether it is one of several, which are compared with baselines unless `baseline` says otherwise.
+
+def run(config: Config) -> Result:
+    """Train, test and record one configuration.
+
+    A run that was killed goes on from its last checkpoint; one that is finished is not trained again, unless
+    `sweep.rerun` says so: its result is returned.
 
     Raises:
         UserError: anything in the configuration, the data or the store that the user can mend.
     """
     started = time.monotonic()
-    if config.baseline is None:
-        config = replace(config, baseline=sweep or isinstance(config.task, CausalLM))
-    materials = gather(config)
-    config = materials.config
-    identity = fingerprint(config, materials.examples.digest(), materials.backbone.revision, asdict(materials.prompt))
-    with RunFolder(Path(config.output_dir) / identity) as folder:
-        name = f"{config.model.name}-{method_name(config.peft)}-{config.data.name}-{task_name(config.task)}"
-        record = open_record(config.tracking, name, folder.state.get("run_id"))
+    config = with_defaults(config)
+    with left_in_a_sweep(config):
+        basis = find(config)
+        identity = identify(basis)
+    with RunFolder(Path(config.output_dir) / identity, wait=config.sweep.name is not None) as folder:
+        kept = find_result(config, identity)
+        if kept is not None and folder.state.get("run_id") == kept.run_id:  # killed when all was done
+            folder.forget()
+            remove_checkpoints(folder.path)
+        if kept is not None and not config.sweep.rerun:
+            console.say(f"Run {identity} is finished: this is its result. sweep.rerun=true trains it again.")
+            _show(kept, config)
+            return kept
+        with left_in_a_sweep(config):
+            materials = gather(basis)
+        record = open_run(materials.config, identity, folder)
         with recorded(record):
-            if folder.state:
-                console.say(f"Going on with run {identity} in {folder.path}, which did not finish")
-            folder.remember(run_id=record.run_id, identity=identity)
-            record_provenance(record, materials, identity, folder.path)
+            record_provenance(record, materials, folder.path)
             if isinstance(config.task, CausalLM) and isinstance(config.peft, Untuned):
                 record.set_tags({"baseline.identity": untuned_identity(materials)})
             result = _attempt_until_it_fits(materials, record, folder, identity)
-            _conclude(result, record, folder, materials, time.monotonic() - started)
-    gc.collect()  # the backbone is in reference cycles: the next run of a sweep must find it gone (law 8)
+            _conclude(result, record, folder, time.monotonic() - started)
+        folder.forget()
+        remove_checkpoints(folder.path)
+    _show(result, config)
+    gc.collect()  # the adapter is in reference cycles: the next run of a sweep must find it gone (law 8)
     return result
+
+
+def with_defaults(config: Config) -> Config:
+    """Return the configuration with what depends on the rest of it: baselines in sweeps and for `causal_lm`."""
+    if config.baseline is not None:
+        return config
+    return replace(config, baseline=config.sweep.name is not None or isinstance(config.task, CausalLM))
+
+
+def find_result(config: Config, identity: str) -> Result | None:
+    """Return the result of a run that is finished, with the baselines that are asked for; None where there is none.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    folder = Path(config.output_dir) / identity
+    file = folder / RESULT
+    text = file.read_text() if file.is_file() else None
+    if config.tracking.backend is not TrackingBackend.none:
+        found = find_run(config.tracking, "identity", identity, "FINISHED")
+        if found is None:
+            return None
+        if text is None or json.loads(text)["run_id"] != found.info.run_id:
+            text = read_artifact(config.tracking, found.info.run_id, RESULT)
+    elif (folder / STATE).is_file():
+        return None
+    result = None if text is None else Result.load(text, folder)
+    return None if result is None or (config.baseline and not result.baselines) else result
 
 
 def prepare(config: Config) -> None:
@@ -88,7 +152,7 @@ def prepare(config: Config) -> None:
     Raises:
         UserError: anything in the configuration or the data that the user can mend.
     """
-    materials = gather(config)
+    materials = gather(find(config))
     console.say(f"The backbone is in {materials.backbone.folder}; a run of this configuration needs no network.")
 
 
@@ -100,10 +164,10 @@ def audit(config: Config) -> DataAudit:
     Raises:
         UserError: anything in the configuration, the data or the store that the user can mend.
     """
-    materials = gather(config, whole=True, near=True)
+    materials = gather(find(config, whole=True), near=True)
     console.print_findings(materials.data_audit)
     name = f"audit-{config.data.name}"
-    folder = Path(config.output_dir) / f"{name}-{materials.examples.digest()[:8]}"
+    folder = Path(config.output_dir) / f"{name}-{materials.digest[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     tracking = replace(config.tracking, experiment=f"{config.tracking.experiment}-audits", system_metrics=False)
     record = open_record(tracking, name, None)
@@ -191,6 +255,7 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
         folder=folder.path,
         weights=weights,
         metrics=metrics,
+        labels=labels,
         confusion=confusion_matrix(labels, module.test.logits, module.test.targets),
         parameters=parameters,
         objective=metrics[config.trainer.monitor.replace("validation/", "best/")],
@@ -214,16 +279,11 @@ def _differences(metrics: Mapping[str, float], baselines: Mapping[str, Baseline]
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def _conclude(result: Result, record: Record, folder: RunFolder, materials: Materials, seconds: float) -> None:
-    """Write the result down, show it, and close the run's state."""
+def _conclude(result: Result, record: Record, folder: RunFolder, seconds: float) -> None:
+    """Write the result down."""
     result.metrics["seconds"] = seconds
-    labels = materials.examples.labels
-    summary: dict[str, Any] = {"identity": result.identity, "run_id": result.run_id, "metrics": result.metrics}
-    summary |= {"labels": labels, "confusion_matrix": result.confusion, "parameters": asdict(result.parameters)}
-    summary |= {"baselines": {name: asdict(baseline) for name, baseline in result.baselines.items()}}
-    summary |= {"answers": result.answers, "reliability": result.reliability}
-    (folder.path / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
-    draw_confusion_matrix(result.confusion, labels, folder.path / "confusion_matrix.png")
+    result.save()
+    draw_confusion_matrix(result.confusion, result.labels, folder.path / "confusion_matrix.png")
     draw_reliability(result.reliability, folder.path / "reliability.png")
     draw_learning_curve(
         folder.history("train/loss"),
@@ -234,16 +294,20 @@ def _conclude(result: Result, record: Record, folder: RunFolder, materials: Mate
     logged = ("test/", "baseline/", "difference/", "temperature")
     costs = {k: v for k, v in result.metrics.items() if not k.startswith(logged)}
     record.log_metrics(costs, int(result.metrics["train/steps"]))
-    for name in ("result.json", "confusion_matrix.png", "learning_curve.png", "reliability.png"):
+    for name in (RESULT, "confusion_matrix.png", "learning_curve.png", "reliability.png"):
         record.log_files(folder.path / name)
     record.log_files(result.weights, result.weights.name)
-    folder.forget()
-    remove_checkpoints(folder.path)
-    console.print_result(result.metrics, labels, result.confusion)
+
+
+def _show(result: Result, config: Config) -> None:
+    """Print the result, and where it is."""
+    console.print_result(result.metrics, result.labels, result.confusion)
     console.print_answers(result.answers)
     console.print_comparison(result.metrics, {found.title: found.metrics for found in result.baselines.values()})
     console.print_costs(result.metrics)
-    console.print_whereabouts(result.run_id, record.where, result.folder, result.weights, materials.config.task)
+    console.print_whereabouts(
+        result.run_id, describe_store(config.tracking), result.folder, result.weights, config.task
+    )
 
 
 def _best(folder: RunFolder, step: int) -> dict[str, float]:

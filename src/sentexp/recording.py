@@ -18,12 +18,16 @@ from sentexp.hardware import describe
 from sentexp.materials import Materials
 from sentexp.models.answers import irregular_tokens, read_answers
 from sentexp.tracking.folder import RunFolder
+from sentexp.tracking.identity import digest_of
 from sentexp.tracking.pictures import draw_data
 from sentexp.tracking.provenance import command, git_state, library_versions, mask_uri
-from sentexp.tracking.store import Record
+from sentexp.tracking.store import PARENT, Record, find_run, open_record
 from sentexp.training.module import Evaluation
 
 AUDIT_FILES = ("data_audit.json", "data_audit.png")
+TRACEBACK = "traceback.txt"
+UNSTARTED = "unstarted"
+"""The tag of a run that failed before it had an identity: a digest of its configuration."""
 
 
 class Sinks:
@@ -47,7 +51,7 @@ def recorded(record: Record) -> Iterator[None]:
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         try:
-            record.log_text(traceback.format_exc(), "traceback.txt")
+            record.log_text(traceback.format_exc(), TRACEBACK)
         except (UserError, OSError):
             console.say("The traceback could not be recorded.")
         try:
@@ -58,7 +62,60 @@ def recorded(record: Record) -> Iterator[None]:
     record.finish("FINISHED")
 
 
-def record_provenance(record: Record, materials: Materials, identity: str, folder: Path) -> None:
+def open_run(config: Config, identity: str, folder: RunFolder) -> Record:
+    """Return the record of a run: the one that an earlier attempt left unfinished, or a new one.
+
+    A run of a sweep is linked to the sweep's own MLflow run, and named by what tells it from the others.
+    """
+    if folder.state:
+        console.say(f"Going on with run {identity} in {folder.path}, which did not finish")
+    resume = folder.state.get("run_id")
+    tracking = config.tracking
+    if folder.state and resume is None:  # killed when MLflow had just created it
+        started = find_run(tracking, "identity", identity, "RUNNING")
+        resume = None if started is None else started.info.run_id
+    if resume is None and config.sweep.name is not None:
+        failed = find_run(tracking, UNSTARTED, digest_of(flatten(config)), "FAILED")
+        resume = None if failed is None else failed.info.run_id
+    folder.remember(identity=identity)
+    record = _open(config, resume, {"identity": identity, UNSTARTED: ""})
+    folder.remember(run_id=record.run_id)
+    return record
+
+
+@contextmanager
+def left_in_a_sweep(config: Config) -> Iterator[None]:
+    """Leave a failed MLflow run of a sweep's run that fails before it has an identity or what it is made of."""
+    try:
+        yield
+    except Exception:
+        if config.sweep.name is not None:
+            digest = digest_of(flatten(config))
+            failed = find_run(config.tracking, UNSTARTED, digest)
+            record = _open(config, None if failed is None else failed.info.run_id, {UNSTARTED: digest})
+            record.log_params(_params(config))
+            record.log_text(traceback.format_exc(), TRACEBACK)
+            record.finish("FAILED")
+        raise
+
+
+def _open(config: Config, resume: str | None, tags: dict[str, str]) -> Record:
+    name, tracking = config.sweep.name, config.tracking
+    if name is None:
+        name = f"{config.model.name}-{method_name(config.peft)}-{config.data.name}-{task_name(config.task)}"
+    else:
+        tracking = replace(tracking, run_name=None)  # it is the sweep's
+    if config.sweep.parent is not None:
+        tags |= {PARENT: config.sweep.parent}
+    return open_record(tracking, name, resume, tags)
+
+
+def _params(config: Config) -> dict[str, str]:
+    kinds = {"task": task_name(config.task), "peft": method_name(config.peft)}
+    return {**kinds, **flatten(_without_secrets(config))}
+
+
+def record_provenance(record: Record, materials: Materials, folder: Path) -> None:
     """Record configuration, command, code, libraries, machine and data."""
     config = materials.config
     public = _without_secrets(config)
@@ -67,9 +124,8 @@ def record_provenance(record: Record, materials: Materials, identity: str, folde
     derived = {"device": materials.device.type, "precision": materials.precision.name}
     weights = class_weights(config.data, materials.examples) or []
     derived |= {f"class_weight.{n}": str(w) for n, w in zip(materials.examples.labels, weights, strict=False)}
-    kinds = {"task": task_name(config.task), "peft": method_name(config.peft)}
-    record.log_params({**kinds, **flatten(public), **derived})
-    record.set_tags({"identity": identity, "command": command(), "mlflow.source.name": "sentexp", **git_state()})
+    record.log_params({**_params(config), **derived})
+    record.set_tags({"command": command(), "mlflow.source.name": "sentexp", **git_state()})
     if materials.prompt.answers:
         shown = materials.prompt.frame("{text}") + materials.tokenizer.decode(materials.prompt.lead)
         record.log_text(shown, "prompt.txt")
@@ -109,7 +165,7 @@ def record_data(record: Record, materials: Materials, folder: Path) -> None:
     found = materials.data_audit
     counts = json.dumps({"rows": found.labels, "of": found.available, "left_out": found.left_out})
     source = json.dumps({"path": data.path, "package": data.distribution()})
-    record.log_dataset(data.name, materials.examples.digest(), source, counts)
+    record.log_dataset(data.name, materials.digest, source, counts)
     _write_audit(found, folder)
     for name in AUDIT_FILES:
         record.log_files(folder / name)

@@ -3,6 +3,7 @@
 A GGUF file and a random model are written once into the cache, atomically, under a name that says what they hold.
 """
 
+import copy
 import hashlib
 import json
 import shutil
@@ -17,7 +18,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from sentexp.config import Attention, ModelConfig, PeftConfig, Precision, Quantization, RandomWeights
+from sentexp.config import (
+    Attention,
+    Bias,
+    FullFineTuning,
+    Lora,
+    ModelConfig,
+    PeftConfig,
+    Precision,
+    Quantization,
+    RandomWeights,
+)
 from sentexp.errors import UserError, require
 from sentexp.hub import is_local, local_path, snapshot
 from sentexp.installed import cache_dir, locate, sha256_of
@@ -147,6 +158,31 @@ def load_language_model(backbone: Backbone, tokenizer: "PreTrainedTokenizerBase"
     from transformers import AutoModelForCausalLM
 
     return _load(AutoModelForCausalLM, backbone, tokenizer, load)
+
+
+def can_be_shared(peft: PeftConfig) -> bool:
+    """Tell whether runs of this kind can follow each other on the same weights.
+
+    Not if they change them; nor in int8, whose layers move what they need out of the weights when they are first used.
+    """
+    trains_biases = isinstance(peft, Lora) and peft.bias is not Bias.none
+    return not (isinstance(peft, FullFineTuning) or trains_biases or peft.quantization is Quantization.int8)
+
+
+def twin(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Return a model of modules of its own around the same weights, but for a head of its own, initialised anew."""
+    head = find_head(model)
+    own = set() if head is None else {id(parameter) for parameter in head.parameters()}
+    common = [*model.parameters(), *model.buffers()]
+    common += [module.quant_state for module in model.modules() if getattr(module, "quant_state", None) is not None]
+    other = copy.deepcopy(model, {id(thing): thing for thing in common if id(thing) not in own})
+    if head is not None:
+        fresh = head_of(other)
+        with torch.no_grad():
+            fresh.weight.normal_(0, other.config.get_text_config().initializer_range)
+            if fresh.bias is not None:
+                fresh.bias.zero_()
+    return other
 
 
 def _load(

@@ -1,5 +1,6 @@
 """The identity of a run: what it computes, not where it is written down."""
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -7,12 +8,18 @@ from typing import Any
 
 from sentexp.config import BOOKKEEPING, Config, flatten
 
+ONLY_TELLING = ("__main__.py", "cli.py", "console.py", "diagnosis.py", "errors.py", "sweeps", "tracking")
+"""Sources that compose, launch, print and record, and cannot change a number."""
 
+
+@functools.cache
 def code_version() -> str:
-    """Return a digest of sentexp's own sources: other code may compute other numbers."""
+    """Return a digest of sentexp's own sources, as far as they compute: other code may compute other numbers."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(file.read_bytes())
+    package = Path(__file__).parents[1]
+    for file in sorted(package.rglob("*.py")):
+        if file.relative_to(package).parts[0] not in ONLY_TELLING:
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+PARENT = "mlflow.parentRunId"
 DEFAULT_URI = "sqlite:///mlflow.db"
+PATIENCE = 120.0
+"""Seconds to wait for a store that another process has locked, over MLflow's own 20."""
+RETRY_AFTER = 0.5
+PAGE = 1000
+MEANT_FOR_THE_CALLER = ("RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
 
 
 class Record:
@@ -58,26 +66,27 @@ class MlflowRecord(Record):
         tracking: store, experiment and run name.
         name: of the run, where `tracking.run_name` is null.
         resume: the id of a run to go on with; a new run where it is None or gone.
+        tags: facts that the run has from its first moment, so that no kill can leave it without them.
 
     Raises:
-        UserError: the store is locked, of another MLflow version, or cannot be reached.
+        UserError: the store is locked for too long, of another MLflow version, or cannot be reached.
     """
 
-    def __init__(self, tracking: TrackingConfig, name: str, resume: str | None) -> None:
-        self.uri = store_uri(tracking)
-        self.where = mask_uri(self.uri)
+    def __init__(self, tracking: TrackingConfig, name: str, resume: str | None, tags: Mapping[str, str]) -> None:
+        self.store = Store(store_uri(tracking), tracking.experiment)
+        self.where = self.store.where
         self.monitor: Any = None
-        with _store_errors(self.where):
-            self.client = _connect(self.uri)
-            experiment = _experiment(self.client, tracking.experiment, self.uri)
-            if resume is not None and self._exists(resume):
-                self._id: str = resume
-                self.client.update_run(resume, status="RUNNING")
-            else:
-                run = self.client.create_run(experiment, run_name=tracking.run_name or name)
-                self._id = run.info.run_id
-            if tracking.system_metrics:
-                self.monitor = self._start_monitor(resumed=self._id == resume)
+        if resume is not None and self.store.exists(resume):
+            self._id: str = resume
+            self.store.client.update_run(resume, status="RUNNING")
+            self.set_tags(tags)
+        else:
+            run = self.store.client.create_run(
+                self.store.experiment, run_name=tracking.run_name or name, tags=dict(tags)
+            )
+            self._id = run.info.run_id
+        if tracking.system_metrics:
+            self.monitor = self._start_monitor(resumed=self._id == resume)
 
     @property
     def run_id(self) -> str:
@@ -88,38 +97,31 @@ class MlflowRecord(Record):
         """Record parameters, those of a resumed run once only."""
         from mlflow.entities import Param
 
-        with _store_errors(self.where):
-            known = self.client.get_run(self._id).data.params
-            new = [Param(key, str(value)[:500]) for key, value in params.items() if key not in known]
-            self.client.log_batch(self._id, params=new)
+        known = self.store.client.get_run(self._id).data.params
+        new = [Param(key, str(value)[:500]) for key, value in params.items() if key not in known]
+        self.store.client.log_batch(self._id, params=new)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record metrics in one transaction."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        with _store_errors(self.where):
-            self.client.log_batch(self._id, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()])
+        self.store.client.log_batch(self._id, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Record tags in one transaction."""
         from mlflow.entities import RunTag
 
-        with _store_errors(self.where):
-            self.client.log_batch(self._id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.store.client.log_batch(self._id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def log_text(self, text: str, name: str) -> None:
         """Record a text artifact."""
-        with _store_errors(self.where):
-            self.client.log_text(self._id, text, name)
+        self.store.client.log_text(self._id, text, name)
 
     def log_files(self, path: Path, folder: str | None = None) -> None:
         """Record a file or a folder."""
-        with _store_errors(self.where):
-            if path.is_dir():
-                self.client.log_artifacts(self._id, str(path), folder)
-            else:
-                self.client.log_artifact(self._id, str(path), folder)
+        log = self.store.client.log_artifacts if path.is_dir() else self.store.client.log_artifact
+        log(self._id, str(path), folder)
 
     def log_dataset(self, name: str, digest: str, source: str, profile: str) -> None:
         """Record the data set in the form of `mlflow.log_input`; its digest is cut to MLflow's 36 characters."""
@@ -128,19 +130,43 @@ class MlflowRecord(Record):
         dataset = Dataset(
             name=name, digest=digest[:36], source_type="sentexp", source=source, schema=None, profile=profile
         )
-        with _store_errors(self.where):
-            self.client.log_inputs(
-                self._id, datasets=[DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])]
-            )
+        self.store.client.log_inputs(
+            self._id, datasets=[DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])]
+        )
 
     def finish(self, status: str) -> None:
         """End the run and its system metrics."""
         if self.monitor is not None:
             self.monitor.finish()
-        with _store_errors(self.where):
-            self.client.set_terminated(self._id, status=status)
+        self.store.client.set_terminated(self._id, status=status)
 
-    def _exists(self, run_id: str) -> bool:
+    def _start_monitor(self, resumed: bool) -> Any:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(self._id, resume_logging=resumed, tracking_uri=self.store.uri)
+        monitor.start()
+        return monitor
+
+
+class Store:
+    """The MLflow store and the experiment in it, created where it is missing.
+
+    Args:
+        uri: of the store.
+        experiment: its name.
+
+    Raises:
+        UserError: the store is locked for too long, of another MLflow version, or cannot be reached.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri = uri
+        self.where = mask_uri(uri)
+        self.client = _PatientClient(uri)
+        self.experiment = _experiment(self.client, experiment, uri)
+
+    def exists(self, run_id: str) -> bool:
+        """Tell whether there is such a run that was not deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -148,41 +174,108 @@ class MlflowRecord(Record):
         except MlflowException:
             return False
 
-    def _start_monitor(self, resumed: bool) -> Any:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+    def search(self, query: str, most: int | None = None) -> "list[Run]":
+        """Return the runs of the experiment that an MLflow filter finds, the latest first."""
+        found: list[Run] = []
+        token = None
+        while most is None or len(found) < most:
+            page = self.client.search_runs(
+                [self.experiment], query, max_results=min(most or PAGE, PAGE), page_token=token
+            )
+            found += page
+            token = page.token
+            if not token:
+                break
+        return found
 
-        monitor = SystemMetricsMonitor(self._id, resume_logging=resumed, tracking_uri=self.uri)
-        monitor.start()
-        return monitor
+
+def open_store(tracking: TrackingConfig) -> Store:
+    """Return the store and the experiment that a configuration names; a process connects to it once."""
+    return _open_store(store_uri(tracking), tracking.experiment)
 
 
-def open_record(tracking: TrackingConfig, name: str, resume: str | None) -> Record:
+@lru_cache
+def _open_store(uri: str, experiment: str) -> Store:
+    return Store(uri, experiment)
+
+
+def open_record(
+    tracking: TrackingConfig, name: str, resume: str | None = None, tags: Mapping[str, str] | None = None
+) -> Record:
     """Return where this run is recorded, as `tracking.backend` says."""
-    return Record() if tracking.backend is TrackingBackend.none else MlflowRecord(tracking, name, resume)
+    if tracking.backend is TrackingBackend.none:
+        return Record()
+    return MlflowRecord(tracking, name, resume, tags or {})
 
 
-def find_finished(tracking: TrackingConfig, tag: str, value: str) -> "Run | None":
-    """Return the latest finished MLflow run of the experiment whose tag has this value, if there is one.
+def find_run(tracking: TrackingConfig, tag: str, value: str, status: str | None = None) -> "Run | None":
+    """Return the latest MLflow run of the experiment whose tag has this value, if there is one.
+
+    Args:
+        tracking: store and experiment.
+        tag: its key.
+        value: of the tag.
+        status: that the run must have; None is any.
 
     Raises:
         UserError: the store cannot be used.
     """
     if tracking.backend is TrackingBackend.none:
         return None
-    uri = store_uri(tracking)
-    with _store_errors(mask_uri(uri)):
-        client = _connect(uri)
-        runs = client.search_runs(
-            [_experiment(client, tracking.experiment, uri)],
-            f"attributes.status = 'FINISHED' AND tags.`{tag}` = '{value}'",
-            max_results=1,
-        )
+    ended = "" if status is None else f"attributes.status = '{status}' AND "
+    runs = open_store(tracking).search(f"{ended}tags.`{tag}` = '{value}'", most=1)
     return runs[0] if runs else None
+
+
+def read_artifact(tracking: TrackingConfig, run_id: str, name: str) -> str | None:
+    """Return a text artifact of a run; None where it is gone."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return Path(open_store(tracking).client.download_artifacts(run_id, name, folder)).read_text()
+        except (UserError, OSError):
+            return None
+
+
+def describe_store(tracking: TrackingConfig) -> str:
+    """Return where runs are recorded, as people are told."""
+    return Record.where if tracking.backend is TrackingBackend.none else mask_uri(store_uri(tracking))
 
 
 def store_uri(tracking: TrackingConfig) -> str:
     """Return the store: `tracking.uri`, else `MLFLOW_TRACKING_URI`, else SQLite in the current folder."""
     return tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+class _PatientClient:
+    """MLflow's client: it waits while another process holds the store, and its errors are sentences."""
+
+    def __init__(self, uri: str) -> None:
+        self._where = mask_uri(uri)
+        self._client = self._call(_connect, uri)
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._call, getattr(self._client, name))
+
+    def _call(self, action: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        began, told = time.monotonic(), False
+        while True:
+            try:
+                return action(*arguments, **options)
+            except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+                if getattr(error, "error_code", "") in MEANT_FOR_THE_CALLER or is_disk_full(error):
+                    raise
+                if "locked" not in str(error) or time.monotonic() - began > PATIENCE:
+                    raise UserError(_explain(error, self._where)) from error
+                if not told:
+                    print(
+                        f"sentexp: The MLflow store {self._where} is locked by another process: waiting.",
+                        file=sys.stderr,
+                    )
+                    told = True
+                time.sleep(RETRY_AFTER)
 
 
 def _connect(uri: str) -> "MlflowClient":
@@ -195,7 +288,7 @@ def _connect(uri: str) -> "MlflowClient":
     return MlflowClient(tracking_uri=uri)
 
 
-def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
+def _experiment(client: _PatientClient, name: str, uri: str) -> str:
     """Return the id of an experiment, created where it is missing; two processes may try at once."""
     from mlflow.exceptions import MlflowException
 
@@ -222,32 +315,21 @@ def _artifact_location(uri: str) -> str | None:
     return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
 
 
-@contextmanager
-def _store_errors(where: str) -> Iterator[None]:
-    """Turn what a store says when it cannot be used into a sentence."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        text = str(error)
-        if "database schema" in text or "Can't locate revision" in text:
-            raise UserError(
-                f"The MLflow store {where} was written by another version of MLflow: install that version, run "
-                "`mlflow db upgrade` on a copy if it is older, or name another store with tracking.uri."
-            ) from error
-        if "locked" in text:
-            raise UserError(
-                f"The MLflow store {where} is locked by another process: end that process, or name another store "
-                "with tracking.uri."
-            ) from error
-        if is_disk_full(error):
-            raise
-        reason = (text.splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"The MLflow store {where} cannot be used ({reason[:200]}): check tracking.uri, or use tracking=none."
-        ) from error
+def _explain(error: Exception, where: str) -> str:
+    """Return a sentence for what a store says when it cannot be used."""
+    text = str(error)
+    if "database schema" in text or "Can't locate revision" in text:
+        return (
+            f"The MLflow store {where} was written by another version of MLflow: install that version, run "
+            "`mlflow db upgrade` on a copy if it is older, or name another store with tracking.uri."
+        )
+    if "locked" in text:
+        return (
+            f"The MLflow store {where} is locked by another process: end that process, or name another store with "
+            "tracking.uri."
+        )
+    reason = (text.splitlines() or [type(error).__name__])[0]
+    return f"The MLflow store {where} cannot be used ({reason[:200]}): check tracking.uri, or use tracking=none."
 
 
 def is_disk_full(error: BaseException) -> bool:

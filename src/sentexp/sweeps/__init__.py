@@ -1,0 +1,1 @@
+"""Sweeps: which runs, in which order and process, what became of them."""

@@ -1,0 +1,286 @@
+"""`--multirun`: every combination of the values, each a run with an identity, under one MLflow run of the sweep.
+
+What is finished is not run again, what was interrupted goes on, what failed is tried again; a failure stays alone.
+Any launcher of hydra's runs them; see `run_job` for what happens in its processes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from sentexp.config import Config, TrackingBackend
+from sentexp.diagnosis import COMPOSITION_ERRORS
+from sentexp.errors import UserError, complain
+from sentexp.sweeps.names import run_names
+
+if TYPE_CHECKING:
+    from hydra.plugins.launcher import Launcher
+    from hydra.types import HydraContext, TaskFunction
+
+    from sentexp.sweeps.folder import Outcome, SweepFolder
+    from sentexp.tracking.store import Record
+
+ATTEMPTS = 2
+"""How often a run is started that takes its launcher down with it, before it counts as killed."""
+
+
+class SweepFailed(Exception):
+    """Runs of a sweep have failed; the rest is finished."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Job:
+    """A run of the sweep: its number, overrides, configuration, and identity where it could be found."""
+
+    number: int
+    overrides: list[str]
+    config: Config
+    identity: str | None = None
+
+
+class GridSweeper(Sweeper):
+    """Hydra's sweeper of sentexp.
+
+    Args:
+        params: overrides, swept or not, that come before those of the command line; for presets.
+    """
+
+    def __init__(self, params: Mapping[str, Any] | None = None) -> None:
+        self.params = params or {}
+        self.config: DictConfig
+        self.launcher: Launcher
+        self.hydra_context: HydraContext
+
+    def setup(self, *, hydra_context: "HydraContext", task_function: "TaskFunction", config: DictConfig) -> None:
+        """Keep hydra's context, and make the launcher that the configuration names."""
+        from hydra.core.plugins import Plugins
+
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> "list[Outcome]":
+        """Run every combination and return what became of each, in order.
+
+        Raises:
+            UserError: a value that is out of range in any of the runs: nothing has been started.
+            SweepFailed: some of the runs failed; the others are finished.
+        """
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        (runs,) = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
+        jobs = self._compose(runs)
+        try:
+            return self._run(jobs, words)
+        except COMPOSITION_ERRORS as error:  # a fault of sentexp's own, not of the configuration
+            raise RuntimeError("the sweep broke off") from error
+
+    def _run(self, jobs: list[Job], words: list[str]) -> "list[Outcome]":
+        """Run what is not finished, under the sweep's own MLflow run."""
+        from sentexp.materials import let_go
+        from sentexp.recording import recorded
+        from sentexp.sweeps.folder import SweepFolder, has_failed
+        from sentexp.sweeps.printing import print_beginning, print_outcomes
+
+        folder = SweepFolder(Path(self.config.hydra.sweep.dir))
+        first = jobs[0].config
+        folder.begin([str(job.config.sweep.name) for job in jobs], first.trainer.monitor, first.sweep.max_failures)
+        OmegaConf.save(self.config, folder.path / "multirun.yaml")
+        earlier = self._find_results(jobs)
+        parent = self._open_parent(jobs, words)
+        with recorded(parent):
+            self._adopt(parent, earlier, jobs)
+            for number, outcome in earlier.items():
+                folder.write(number, outcome)
+            interrupted = sum(job.number not in earlier and _is_interrupted(job) for job in jobs)
+            print_beginning(len(jobs), len(earlier), interrupted, parent.run_id, folder.path)
+            self._launch([job for job in _once_each(jobs) if job.number not in earlier], folder)
+            outcomes = self._collect(jobs, folder)
+            (folder.path / "runs.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
+            parent.log_files(folder.path / "runs.json")
+            let_go()
+            print_outcomes(outcomes, first.trainer.monitor)
+            failed = [outcome.name for outcome in outcomes if has_failed(outcome)]
+            left = sum(outcome.state.value == "not started" for outcome in outcomes)
+            if failed or left:
+                stopped = f", and {left} were not started (sweep.max_failures)" if left else ""
+                raise SweepFailed(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}{stopped}.")
+        return outcomes
+
+    def _compose(self, runs: Sequence[Sequence[str]]) -> list[Job]:
+        """Return the jobs, each with a configuration that is right in itself."""
+        jobs, wrong = [], []
+        for number, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
+            overrides = [*run, f"sweep.name={_quoted(name)}"]
+            composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+            with open_dict(composed):
+                del composed["hydra"]
+            try:
+                config = OmegaConf.to_object(composed)
+            except UserError as error:
+                wrong.append(str(error))
+                continue
+            except (OmegaConfBaseException, AttributeError, TypeError) as error:
+                raise UserError(
+                    f"The configuration does not fit together ({str(error).splitlines()[0]}): python -m sentexp "
+                    "--cfg job lists every key."
+                ) from error
+            assert isinstance(config, Config)
+            jobs.append(Job(number=number, overrides=overrides, config=config))
+        if wrong:
+            raise UserError(" ".join(dict.fromkeys(wrong)))
+        return jobs
+
+    def _find_results(self, jobs: list[Job]) -> "dict[int, Outcome]":
+        """Give the jobs their identities, and return the outcomes of those that are finished."""
+        from sentexp.experiment import find_result, with_defaults
+        from sentexp.materials import find, identify
+        from sentexp.sweeps.job import outcome_of
+
+        earlier = {}
+        for job in jobs:
+            config = with_defaults(job.config)
+            try:
+                job.identity = identify(find(config))
+            except UserError:
+                continue  # the run will say so, and leave a record of it
+            result = None if config.sweep.rerun else find_result(config, job.identity)
+            if result is not None:
+                earlier[job.number] = outcome_of(result, job.config, earlier=True)
+        return earlier
+
+    def _open_parent(self, jobs: list[Job], words: list[str]) -> "Record":
+        """Return the sweep's own MLflow run: that of an earlier start of the same sweep, or a new one."""
+        from sentexp.tracking.identity import digest_of
+        from sentexp.tracking.provenance import command, git_state
+        from sentexp.tracking.store import find_run, open_record
+
+        tracking = replace(jobs[0].config.tracking, system_metrics=False)
+        names = [job.identity or str(job.config.sweep.name) for job in jobs]
+        identity = digest_of("sweep", sorted(names))
+        begun = find_run(tracking, "sweep.identity", identity)
+        axes = {key: ",".join(values) for key, values in _axes(jobs).items()}
+        title = " ".join(["sweep", *(f"{key.rpartition('.')[2]}={values}" for key, values in axes.items())])
+        parent = open_record(
+            tracking,
+            title[:250],
+            None if begun is None else begun.info.run_id,
+            {"sweep.identity": identity, "command": command(), "mlflow.source.name": "sentexp", **git_state()},
+        )
+        fixed = {word.partition("=")[0]: word.partition("=")[2] for word in words if word.partition("=")[0] not in axes}
+        parent.log_params({**axes, **fixed})
+        return parent
+
+    def _adopt(self, parent: "Record", earlier: "dict[int, Outcome]", jobs: list[Job]) -> None:
+        """Link finished runs that belong to no sweep to this one, and give the jobs their parent."""
+        from sentexp.tracking.store import PARENT, open_store
+
+        if parent.run_id is None:
+            return
+        store = open_store(jobs[0].config.tracking)
+        for outcome in earlier.values():
+            if outcome.run_id is not None and PARENT not in store.client.get_run(outcome.run_id).data.tags:
+                store.client.set_tag(outcome.run_id, PARENT, parent.run_id)
+        for job in jobs:
+            job.overrides.append(f"sweep.parent={parent.run_id}")
+            job.config = replace(job.config, sweep=replace(job.config.sweep, parent=parent.run_id))
+
+    def _launch(self, jobs: list[Job], folder: "SweepFolder") -> None:
+        """Run the jobs; one after the other where the launcher is hydra's own, which works in this process."""
+        for job in jobs:
+            job.overrides.append(f"hydra.sweep.subdir={job.number}")
+        if isinstance(self.launcher, BasicLauncher):
+            for job in jobs:
+                self.launcher.launch([job.overrides], initial_job_idx=job.number)
+            return
+        for attempt in range(1, ATTEMPTS + 1):
+            left = [job for job in jobs if job.number not in folder.outcomes()]
+            if not left:
+                return
+            overrides = [[*job.overrides, "trainer.progress_bar=false"] for job in left]
+            try:
+                results = self.launcher.launch(overrides, initial_job_idx=left[0].number)
+            except Exception as error:
+                self._tell_of_launcher(error, attempt)
+                continue
+            self._note(left, results, folder)
+
+    def _tell_of_launcher(self, error: Exception, attempt: int) -> None:
+        again = "starting what is left again" if attempt < ATTEMPTS else "what is left counts as killed"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        complain(f"The launcher stopped ({type(error).__name__}: {reason[:200]}): {again}.")
+
+    def _note(self, jobs: list[Job], results: Sequence[JobReturn], folder: "SweepFolder") -> None:
+        """Write down the ends of runs on machines that do not share the sweep's folder."""
+        from sentexp.sweeps.folder import Outcome
+
+        for job, result in zip(jobs, results, strict=True):
+            if job.number not in folder.outcomes() and isinstance(result._return_value, Outcome):
+                folder.write(job.number, result._return_value)
+
+    def _collect(self, jobs: list[Job], folder: "SweepFolder") -> "list[Outcome]":
+        """Return the outcome of every job; one that has none was killed."""
+        from sentexp.sweeps.folder import Outcome, State
+        from sentexp.tracking.store import open_store
+
+        ended = folder.outcomes()
+        by_identity = {outcome.identity: outcome for outcome in ended.values() if outcome.identity is not None}
+        for job in jobs:
+            name = str(job.config.sweep.name)
+            if job.number not in ended and job.identity in by_identity:  # the same run under two names
+                folder.write(job.number, replace(by_identity[job.identity], name=name))
+            elif job.number not in ended:
+                tracking = job.config.tracking
+                if tracking.backend is not TrackingBackend.none and job.identity is not None:
+                    store = open_store(tracking)
+                    for run in store.search(f"attributes.status = 'RUNNING' AND tags.identity = '{job.identity}'"):
+                        store.client.set_terminated(run.info.run_id, status="KILLED")
+                error = "its process was killed"
+                folder.write(job.number, Outcome(name=name, state=State.killed, identity=job.identity, error=error))
+        ended = folder.outcomes()
+        return [ended[job.number] for job in jobs]
+
+
+def _once_each(jobs: list[Job]) -> list[Job]:
+    """Return the jobs without those whose identity an earlier one has."""
+    seen: set[str] = set()
+    different = []
+    for job in jobs:
+        if job.identity is None or job.identity not in seen:
+            different.append(job)
+        seen |= {job.identity} if job.identity is not None else set()
+    return different
+
+
+def _is_interrupted(job: Job) -> bool:
+    """Tell whether an earlier process began the run and did not end it."""
+    from sentexp.tracking.folder import STATE
+
+    return job.identity is not None and (Path(job.config.output_dir) / job.identity / STATE).is_file()
+
+
+def _axes(jobs: list[Job]) -> dict[str, list[str]]:
+    """Return the keys whose values differ between jobs, and the values."""
+    values: dict[str, list[str]] = {}
+    for job in jobs:
+        for override in job.overrides:
+            key, _, value = override.partition("=")
+            if value not in values.setdefault(key, []):
+                values[key].append(value)
+    return {key: different for key, different in values.items() if len(different) > 1 and key != "sweep.name"}
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

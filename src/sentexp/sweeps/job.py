@@ -1,0 +1,85 @@
+"""One run of a sweep, in whatever process: its output goes to its log, its end to the sweep's folder and MLflow run."""
+
+import math
+import traceback
+from contextlib import redirect_stdout
+from dataclasses import replace
+
+from omegaconf import OmegaConf
+
+from sentexp import experiment
+from sentexp.config import Config
+from sentexp.diagnosis import explain_failure
+from sentexp.errors import UserError, complain
+from sentexp.experiment import Result
+from sentexp.sweeps.folder import CONFIG, LOG, Outcome, State, SweepFolder
+from sentexp.sweeps.printing import print_progress
+from sentexp.tracking.store import open_record
+
+SHOWN = ("test/", "best/", "seconds")
+
+
+def run_job(config: Config, folder: SweepFolder, number: int) -> Outcome:
+    """Do one run and return what became of it; a failure is told, and does not leave this function (law 7).
+
+    Args:
+        config: of the run, with the name and the parent that the sweep has given it.
+        folder: of the sweep.
+        number: of the run.
+    """
+    assert config.sweep.name is not None
+    outcome = Outcome(name=config.sweep.name, state=State.not_started)
+    if not folder.is_stopped():
+        folder.of(number).mkdir(parents=True, exist_ok=True)
+        (folder.of(number) / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        with (folder.of(number) / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log):
+            try:
+                outcome = outcome_of(experiment.run(config), config)
+            except Exception as error:
+                told = explain_failure(error, config.output_dir)
+                print(told or traceback.format_exc())
+                if told is None:
+                    traceback.print_exc()
+                sentence = told or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                complain(f"{outcome.name}: {sentence}")
+                outcome = replace(outcome, state=State.failed, error=sentence)
+    folder.write(number, outcome)
+    progress = folder.progress()
+    print_progress(outcome, progress, config.trainer.monitor)
+    log_progress(config, folder)
+    return outcome
+
+
+def outcome_of(result: Result, config: Config, earlier: bool = False) -> Outcome:
+    """Return the outcome of a finished run."""
+    assert config.sweep.name is not None
+    return Outcome(
+        name=config.sweep.name,
+        state=State.finished,
+        identity=result.identity,
+        run_id=result.run_id,
+        objective=result.objective,
+        metrics={key: value for key, value in result.metrics.items() if key.startswith(SHOWN)},
+        earlier=earlier,
+    )
+
+
+def log_progress(config: Config, folder: SweepFolder) -> None:
+    """Record on the sweep's own MLflow run how far it is; a store that cannot be used now does not fail the run."""
+    if config.sweep.parent is None:
+        return
+    progress = folder.progress()
+    values: dict[str, float] = {
+        "sweep/ended": progress.ended,
+        "sweep/failed": progress.failed,
+        "sweep/runs": progress.total,
+    }
+    best = math.nan if progress.best is None else progress.best.objective
+    if math.isfinite(best):
+        values |= {f"sweep/best_{config.trainer.monitor.rpartition('/')[2]}": best}
+    try:
+        open_record(replace(config.tracking, system_metrics=False), "", config.sweep.parent).log_metrics(
+            values, progress.ended
+        )
+    except (UserError, OSError):
+        complain("The progress of the sweep could not be recorded.")
