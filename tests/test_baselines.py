@@ -103,6 +103,21 @@ def test_what_does_not_change_the_base_does_not(recorded, change):
     assert same == (change != ["data.train_subset=16"])
 
 
+def test_a_finished_run_is_compared_with_baselines_that_are_asked_for_later(recorded, capsys):
+    alone, _ = recorded("baseline=false")
+    assert alone.baselines == {}
+    capsys.readouterr()
+    compared, runs = recorded()
+    assert compared.run_id == alone.run_id
+    assert set(compared.baselines) == {"majority", "tfidf", "untuned"}
+    assert "untuned base" in capsys.readouterr().out
+    ours = next(run for run in runs if run.info.run_id == alone.run_id)
+    assert ours.info.status == "FINISHED"
+    assert ours.data.metrics["difference/untuned/accuracy"] == compared.metrics["difference/untuned/accuracy"]
+    again, _ = recorded()
+    assert again.metrics == compared.metrics
+
+
 def test_shots_are_for_the_base_only(recorded, store):
     result, _ = recorded("task.shots=2")
     assert result.baselines["untuned"].title == "untuned base (2 shots)"

@@ -103,7 +103,7 @@ def test_the_folder_of_a_finished_run_holds_its_result_and_no_checkpoint(train):
     assert not {"last.ckpt", "best.safetensors", "state.json"} & names
     written = json.loads((result.folder / "result.json").read_text())
     assert written["metrics"] == result.metrics
-    assert sum(sum(row) for row in written["confusion_matrix"]) == 8
+    assert sum(sum(row) for row in written["confusion"]) == 8
     assert written["parameters"]["trainable"]["head"] == 128
     assert len(written["parameters"]["targets"]) == 14
 

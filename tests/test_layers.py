@@ -27,8 +27,9 @@ LAYERS = {
     "baselines": 9,
     "experiment": 10,
     "diagnosis": 11,
-    "cli": 12,
-    "__main__": 13,
+    "sweeps": 12,
+    "cli": 13,
+    "__main__": 14,
     "__init__": 0,
 }
 LATE = (

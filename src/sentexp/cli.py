@@ -33,7 +33,7 @@ VALUED_OPTIONS = (
     "--config-path",
     "-cp",
 )
-VERBS = ("train", "audit", "prepare")
+VERBS = ("train", "audit", "prepare", "runs")
 HELP = """\
 sentexp fine-tunes language models to classify sentiment.
 
@@ -42,7 +42,8 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp task=causal_lm                   an instruction, answered by a word; the base beside it
   python -m sentexp data=csv data.path=reviews.csv data.text=body data.label=stars        your own table
   python -m sentexp peft.r=8 optim.lr=1e-4 seed=1    any key of the configuration
-  python -m sentexp --multirun peft.r=4,8,16         a sweep, one run after the other
+  python -m sentexp --multirun peft.r=4,8,16         a sweep; given again, it goes on and skips what is finished
+  python -m sentexp runs                             every run that is recorded: identity, state, result
   python -m sentexp audit data=fpb                   look for duplicates, leaks and faults in the data; train nothing
   python -m sentexp prepare model=gpt2 data=sst2     fetch, convert and tokenise only: the run then needs no network
   python -m sentexp --cfg job                        print the whole configuration and stop
@@ -121,6 +122,8 @@ def help_text() -> str:
 def _compose_and_do(verb: str) -> int:
     """Compose the configuration with hydra and do each job of it; return the exit code."""
     import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     from sentexp.diagnosis import COMPOSITION_ERRORS, explain
     from sentexp.sweeps.grid import SweepFailed
@@ -129,8 +132,16 @@ def _compose_and_do(verb: str) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises what it would print, and it is explained here
     register_schemas()
 
+    failures: list[DictConfig] = []
+
     def job(config: "DictConfig") -> "float | Outcome":
-        return _job(verb, config, full_error)
+        try:
+            return _job(verb, config, full_error)
+        except _Told:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:  # perhaps in another process
+                raise
+            failures.append(config)  # raised, hydra would tell of it once more
+            return math.nan
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
@@ -149,7 +160,7 @@ def _compose_and_do(verb: str) -> int:
             raise
         complain(explain(sys.argv[1:], error))
         return 1
-    return 0
+    return 1 if failures else 0
 
 
 class _Told(Exception):
@@ -181,7 +192,12 @@ def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome"
 
         if verb == "train":
             return experiment.run(typed).objective
-        (experiment.audit if verb == "audit" else experiment.prepare)(typed)
+        if verb == "runs":
+            from sentexp.sweeps.listing import list_runs
+
+            list_runs(typed)
+        else:
+            (experiment.audit if verb == "audit" else experiment.prepare)(typed)
         return math.nan
     except Exception as error:
         from sentexp.diagnosis import explain_failure

@@ -46,7 +46,8 @@ RESULT = "result.json"
 class Result:
     """What a finished run leaves: where it is, and its metrics by name (`best/...`, `test/...`, costs).
 
-    `result.json` holds all of it, the run's folder apart; `weights` is the name of a folder in that folder.
+    `result.json` holds all of it, the run's folder apart; `weights` is the name of a folder in that folder. `shots` are
+    the examples that the untuned base was shown.
     """
 
     run_id: str | None
@@ -59,6 +60,7 @@ class Result:
     parameters: ParameterAudit
     objective: float
     baselines: dict[str, Baseline]
+    shots: int
     answers: dict[str, str]
     reliability: dict[str, list[tuple[float, float, int]]]
 
@@ -100,6 +102,8 @@ def run(config: Config) -> Result:
             remove_checkpoints(folder.path)
         if kept is not None and not config.sweep.rerun:
             console.say(f"Run {identity} is finished: this is its result. sweep.rerun=true trains it again.")
+            if lacks_baselines(kept, config):
+                kept = _with_baselines(kept, gather(basis))
             _show(kept, config)
             return kept
         with left_in_a_sweep(config):
@@ -126,7 +130,7 @@ def with_defaults(config: Config) -> Config:
 
 
 def find_result(config: Config, identity: str) -> Result | None:
-    """Return the result of a run that is finished, with the baselines that are asked for; None where there is none.
+    """Return the result of a run that is finished; None where there is none.
 
     Raises:
         UserError: the store cannot be used.
@@ -142,8 +146,12 @@ def find_result(config: Config, identity: str) -> Result | None:
             text = read_artifact(config.tracking, found.info.run_id, RESULT)
     elif (folder / STATE).is_file():
         return None
-    result = None if text is None else Result.load(text, folder)
-    return None if result is None or (config.baseline and not result.baselines) else result
+    return None if text is None else Result.load(text, folder)
+
+
+def lacks_baselines(result: Result, config: Config) -> bool:
+    """Tell whether a finished run was not compared with the baselines that the configuration asks for."""
+    return bool(config.baseline) and (not result.baselines or result.shots != _shots(config))
 
 
 def prepare(config: Config) -> None:
@@ -260,12 +268,31 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
         parameters=parameters,
         objective=metrics[config.trainer.monitor.replace("validation/", "best/")],
         baselines=baselines,
+        shots=_shots(config),
         answers=answers.tags,
         reliability={
             "as it is": reliability(module.test.logits, module.test.targets),
             f"at temperature {temperature:.2f}": reliability(module.test.logits / temperature, module.test.targets),
         },
     )
+
+
+def _with_baselines(result: Result, materials: Materials) -> Result:
+    """Compare a finished run with its baselines, which it was not when it was trained."""
+    baselines = measure_baselines(materials, build_model(materials)[0])
+    differences = _differences(result.metrics, baselines)
+    own = {key: value for key, value in result.metrics.items() if not key.startswith(("baseline/", "difference/"))}
+    result = replace(result, baselines=baselines, shots=_shots(materials.config), metrics=own | differences)
+    result.save()
+    record = open_record(replace(materials.config.tracking, system_metrics=False), "", result.run_id)
+    with recorded(record):
+        record.log_metrics(differences, int(own["train/steps"]))
+        record.log_files(result.folder / RESULT)
+    return result
+
+
+def _shots(config: Config) -> int:
+    return config.task.shots if isinstance(config.task, CausalLM) else 0
 
 
 def _differences(metrics: Mapping[str, float], baselines: Mapping[str, Baseline]) -> dict[str, float]:

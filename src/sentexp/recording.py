@@ -18,7 +18,7 @@ from sentexp.hardware import describe
 from sentexp.materials import Materials
 from sentexp.models.answers import irregular_tokens, read_answers
 from sentexp.tracking.folder import RunFolder
-from sentexp.tracking.identity import digest_of
+from sentexp.tracking.identity import digest_of, settings
 from sentexp.tracking.pictures import draw_data
 from sentexp.tracking.provenance import command, git_state, library_versions, mask_uri
 from sentexp.tracking.store import PARENT, Record, find_run, open_record
@@ -75,7 +75,7 @@ def open_run(config: Config, identity: str, folder: RunFolder) -> Record:
         started = find_run(tracking, "identity", identity, "RUNNING")
         resume = None if started is None else started.info.run_id
     if resume is None and config.sweep.name is not None:
-        failed = find_run(tracking, UNSTARTED, digest_of(flatten(config)), "FAILED")
+        failed = find_run(tracking, UNSTARTED, digest_of(settings(config)), "FAILED")
         resume = None if failed is None else failed.info.run_id
     folder.remember(identity=identity)
     record = _open(config, resume, {"identity": identity, UNSTARTED: ""})
@@ -90,7 +90,7 @@ def left_in_a_sweep(config: Config) -> Iterator[None]:
         yield
     except Exception:
         if config.sweep.name is not None:
-            digest = digest_of(flatten(config))
+            digest = digest_of(settings(config))
             failed = find_run(config.tracking, UNSTARTED, digest)
             record = _open(config, None if failed is None else failed.info.run_id, {UNSTARTED: digest})
             record.log_params(_params(config))

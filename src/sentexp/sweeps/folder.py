@@ -1,5 +1,6 @@
 """The folder of a sweep, `multirun/<date>/<time>`: where its runs, in whatever process, write how they ended."""
 
+import itertools
 import json
 import math
 import time
@@ -59,9 +60,15 @@ class SweepFolder:
         self.path = path
 
     def begin(self, names: list[str], monitor: str, max_failures: int | None) -> None:
-        """Note what is common to the runs."""
+        """Make the folder, under another name where another sweep has taken this one; note what the runs share."""
         facts = {"names": names, "monitor": monitor, "max_failures": max_failures, "started": time.time()}
-        self.path.mkdir(parents=True, exist_ok=True)
+        wanted = self.path
+        for number in itertools.count(2):
+            try:
+                self.path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                self.path = wanted.with_name(f"{wanted.name}-{number}")
         (self.path / SWEEP).write_text(json.dumps(facts, indent=2) + "\n")
 
     def of(self, number: int) -> Path:

@@ -144,7 +144,7 @@ class GridSweeper(Sweeper):
 
     def _find_results(self, jobs: list[Job]) -> "dict[int, Outcome]":
         """Give the jobs their identities, and return the outcomes of those that are finished."""
-        from sentexp.experiment import find_result, with_defaults
+        from sentexp.experiment import find_result, lacks_baselines, with_defaults
         from sentexp.materials import find, identify
         from sentexp.sweeps.job import outcome_of
 
@@ -156,19 +156,18 @@ class GridSweeper(Sweeper):
             except UserError:
                 continue  # the run will say so, and leave a record of it
             result = None if config.sweep.rerun else find_result(config, job.identity)
-            if result is not None:
+            if result is not None and not lacks_baselines(result, config):
                 earlier[job.number] = outcome_of(result, job.config, earlier=True)
         return earlier
 
     def _open_parent(self, jobs: list[Job], words: list[str]) -> "Record":
         """Return the sweep's own MLflow run: that of an earlier start of the same sweep, or a new one."""
-        from sentexp.tracking.identity import digest_of
+        from sentexp.tracking.identity import digest_of, settings
         from sentexp.tracking.provenance import command, git_state
         from sentexp.tracking.store import find_run, open_record
 
         tracking = replace(jobs[0].config.tracking, system_metrics=False)
-        names = [job.identity or str(job.config.sweep.name) for job in jobs]
-        identity = digest_of("sweep", sorted(names))
+        identity = digest_of("sweep", sorted(digest_of(settings(job.config)) for job in jobs))
         begun = find_run(tracking, "sweep.identity", identity)
         axes = {key: ",".join(values) for key, values in _axes(jobs).items()}
         title = " ".join(["sweep", *(f"{key.rpartition('.')[2]}={values}" for key, values in axes.items())])
@@ -199,7 +198,7 @@ class GridSweeper(Sweeper):
     def _launch(self, jobs: list[Job], folder: "SweepFolder") -> None:
         """Run the jobs; one after the other where the launcher is hydra's own, which works in this process."""
         for job in jobs:
-            job.overrides.append(f"hydra.sweep.subdir={job.number}")
+            job.overrides += [f"hydra.sweep.dir={_quoted(str(folder.path))}", f"hydra.sweep.subdir={job.number}"]
         if isinstance(self.launcher, BasicLauncher):
             for job in jobs:
                 self.launcher.launch([job.overrides], initial_job_idx=job.number)

@@ -23,6 +23,12 @@ def code_version() -> str:
     return digest.hexdigest()
 
 
+def settings(config: Config) -> dict[str, Any]:
+    """Return the keys of a configuration that say what is computed, and their values."""
+    kinds = {"peft": type(config.peft).__name__, "task": type(config.task).__name__}
+    return kinds | {key: value for key, value in flatten(config).items() if not key.startswith(BOOKKEEPING)}
+
+
 def fingerprint(config: Config, *found: Any) -> str:
     """Return 16 hexadecimal digits over resolved configuration, code, and what the configuration led to.
 
@@ -33,9 +39,8 @@ def fingerprint(config: Config, *found: Any) -> str:
         config: of the run.
         found: digest of the data, revision of the backbone, prompt.
     """
-    left_out = (*BOOKKEEPING, "data.path", "model.path", "task.shots")
-    leaves = {key: value for key, value in flatten(config).items() if not key.startswith(left_out)}
-    return digest_of(type(config.peft).__name__, type(config.task).__name__, leaves, *found)
+    left_out = ("data.path", "model.path", "task.shots")
+    return digest_of({key: value for key, value in settings(config).items() if not key.startswith(left_out)}, *found)
 
 
 def digest_of(*parts: Any) -> str:

@@ -1,0 +1,93 @@
+"""`python -m sentexp runs`: every run of the experiment, by identity: its state and its result."""
+
+import json
+import math
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+from rich.table import Column, Table
+from rich.text import Text
+
+from sentexp.config import Config, TrackingBackend
+from sentexp.console import OUT, say
+from sentexp.experiment import RESULT
+from sentexp.tracking.folder import LOCK, STATE
+from sentexp.tracking.store import PARENT, describe_store, open_store
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+METRICS = ("best/accuracy", "test/accuracy", "test/auroc_macro")
+NOT_RUNS = ("sweep.identity", "baseline", "audit")
+
+
+def list_runs(config: Config) -> None:
+    """Print the runs that MLflow holds of `tracking.experiment`; with `tracking=none`, those in `output_dir`.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    folder = Path(config.output_dir)
+    if config.tracking.backend is TrackingBackend.none:
+        rows, where = list(_in_folder(folder)), str(folder)
+    else:
+        store = open_store(config.tracking)
+        found = [run for run in store.search("") if not set(NOT_RUNS) & set(run.data.tags)]
+        titles = {run.info.run_id: run.info.run_name for run in store.search("tags.`sweep.identity` LIKE '%'")}
+        rows = [_recorded(run, folder, titles) for run in reversed(found)]
+        where = f"experiment {config.tracking.experiment} of {describe_store(config.tracking)}"
+    if not rows:
+        say(f"No runs in {where}.")
+        return
+    columns = [Column(name, no_wrap=True) for name in ("identity", "run", "state")]
+    table = Table(*columns, *METRICS, "seconds", "begun", "sweep", title=f"{len(rows)} runs in {where}")
+    table.title_justify = "left"
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    OUT.print(table)
+
+
+def _recorded(run: "Run", folder: Path, titles: dict[str, str]) -> list[str]:
+    identity = run.data.tags.get("identity", "")
+    state = run.info.status.lower()
+    if state == "running" and not _is_locked(folder / identity):
+        state = "interrupted"
+    begun = datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
+    sweep = titles.get(run.data.tags.get(PARENT, ""), "")
+    return [identity, run.info.run_name, state, *_numbers(run.data.metrics), begun, sweep]
+
+
+def _in_folder(folder: Path) -> "list[list[str]]":
+    rows = []
+    for path in sorted(folder.glob("*")):
+        result, state = path / RESULT, path / STATE
+        if state.is_file():
+            told = "running" if _is_locked(path) else "interrupted"
+            rows.append([path.name, "", told, *_numbers({}), "", ""])
+        elif result.is_file():
+            begun = datetime.fromtimestamp(result.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+            metrics = json.loads(result.read_text())["metrics"]
+            rows.append([path.name, "", "finished", *_numbers(metrics), begun, ""])
+    return rows
+
+
+def _numbers(metrics: dict[str, Any]) -> list[str]:
+    values = [metrics.get(name, math.nan) for name in METRICS]
+    seconds = metrics.get("seconds")
+    return [
+        *("" if math.isnan(value) else f"{value:.4f}" for value in values),
+        "" if seconds is None else f"{seconds:.0f}",
+    ]
+
+
+def _is_locked(folder: Path) -> bool:
+    """Tell whether a process of this machine is at the run."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True

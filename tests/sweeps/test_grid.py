@@ -1,0 +1,344 @@
+"""A sweep: one MLflow run above its runs, identities, what is skipped, gone on with and tried again, failures alone."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.core.utils import JobReturn
+from mlflow import MlflowClient
+
+from sentexp import assembly, cli, experiment
+from sentexp.errors import UserError
+from sentexp.sweeps import grid
+from sentexp.tracking.store import PARENT
+
+
+@pytest.fixture
+def quick(reviews, store):
+    return [
+        "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation",
+        "data.splits.test=test", "trainer.progress_bar=false", "trainer.batch_size=8", "trainer.precision=fp32",
+        "tracking.system_metrics=false", "task.template='{text}'", "baseline=false", f"tracking.uri={store}",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def sentexp(quick, tmp_path, monkeypatch, capsys):
+    """Return a function that gives the command line these words in this process: (exit code, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["sentexp", *words, *quick])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Return the list of runs that were really trained, by the name that the sweep gave them."""
+    names = []
+    original = experiment._attempt
+
+    def attempt(materials, *rest):
+        names.append(materials.config.sweep.name)
+        return original(materials, *rest)
+
+    monkeypatch.setattr(experiment, "_attempt", attempt)
+    return names
+
+
+def recorded(folder):
+    """Return the sweep's MLflow run and its runs by name."""
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    runs = client.search_runs(["1"])
+    (parent,) = [run for run in runs if "sweep.identity" in run.data.tags]
+    return parent, {run.info.run_name: run for run in runs if run is not parent}
+
+
+def write_tsvs(folder):
+    """Write a data set in GLUE's layout."""
+    folder.mkdir()
+    for name in ("train", "validation", "test"):
+        rows = [f"{name} sentence {n} is {'good' if n % 2 else 'bad'}\t{n % 2}" for n in range(8)]
+        (folder / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+
+
+def failing_at(monkeypatch, rank):
+    """Let runs of this rank fail."""
+    original = experiment.build_model
+
+    def build(materials):
+        if getattr(materials.config.peft, "r", None) == rank:
+            raise RuntimeError("the roof fell in")
+        return original(materials)
+
+    monkeypatch.setattr(experiment, "build_model", build)
+
+
+def test_runs_are_children_of_the_sweep_and_named_by_what_differs(sentexp, tmp_path):
+    code, output, errors = sentexp("--multirun", "peft.r=4,8", "optim.lr=2e-4,1e-3")
+    assert code == 0, errors
+    parent, children = recorded(tmp_path)
+    assert set(children) == {"r=4 lr=2e-4", "r=4 lr=1e-3", "r=8 lr=2e-4", "r=8 lr=1e-3"}
+    assert all(run.data.tags[PARENT] == parent.info.run_id for run in children.values())
+    assert all(run.info.status == "FINISHED" for run in [parent, *children.values()])
+    assert parent.data.params["peft.r"] == "4,8"
+    assert parent.data.tags["command"].startswith("python -m sentexp --multirun peft.r=4,8")
+    assert parent.data.metrics["sweep/ended"] == parent.data.metrics["sweep/runs"] == 4
+    best = max(run.data.metrics["best/accuracy"] for run in children.values())
+    assert parent.data.metrics["sweep/best_accuracy"] == best
+    lines = [line for line in output.splitlines() if " | " in line]
+    assert [line.partition(" ")[0] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
+    assert all(name in output for name in children)
+
+
+def test_the_sweep_folder_holds_configuration_log_and_end_of_each_run(sentexp, tmp_path):
+    assert sentexp("--multirun", "peft.r=4,8")[0] == 0
+    (folder,) = tmp_path.glob("multirun/*/*")
+    for number, rank in enumerate((4, 8)):
+        assert yaml.safe_load((folder / str(number) / "config.yaml").read_text())["peft"]["r"] == rank
+        assert "true \\ predicted" in (folder / str(number) / "run.log").read_text()
+        assert json.loads((folder / str(number) / "outcome.json").read_text())["name"] == f"r={rank}"
+    assert [run["name"] for run in json.loads((folder / "runs.json").read_text())] == ["r=4", "r=8"]
+    parent, _ = recorded(tmp_path)
+    names = {
+        item.path for item in MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").list_artifacts(parent.info.run_id)
+    }
+    assert "runs.json" in names
+
+
+def test_what_is_finished_is_not_run_again_whatever_the_order_of_the_axes(sentexp, tmp_path, trained):
+    assert sentexp("--multirun", "peft.r=4,8", "optim.lr=1e-4,1e-3")[0] == 0
+    table = (next(tmp_path.glob("multirun/*/*")) / "runs.json").read_text()
+    assert len(trained) == 4
+    first, _ = recorded(tmp_path)
+    code, output, _ = sentexp("--multirun", "optim.lr=1e-4,1e-3", "trainer.log_every_n_steps=3", "peft.r=4,8")
+    assert code == 0
+    assert len(trained) == 4
+    assert "4 finished before, 0 to do" in output
+    parent, _ = recorded(tmp_path)
+    assert parent.info.run_id == first.info.run_id
+    again = json.loads((sorted(tmp_path.glob("multirun/*/*"))[-1] / "runs.json").read_text())
+    key = lambda run: run["identity"]  # noqa: E731
+    before = sorted(json.loads(table), key=key)
+    assert [run["metrics"] for run in sorted(again, key=key)] == [run["metrics"] for run in before]
+
+
+def test_another_folder_is_the_same_run_and_another_seed_is_not(sentexp, tmp_path, trained):
+    assert sentexp("--multirun", "peft.r=4,8")[0] == 0
+    assert sentexp("--multirun", "peft.r=4,8", "output_dir=elsewhere")[0] == 0
+    assert len(trained) == 2
+    assert sentexp("--multirun", "peft.r=4,8", "seed=7")[0] == 0
+    assert len(trained) == 4
+
+
+def test_a_single_run_that_is_finished_gives_its_result_and_joins_a_later_sweep(sentexp, tmp_path, trained):
+    assert sentexp("peft.r=4")[0] == 0
+    code, output, _ = sentexp("peft.r=4")
+    assert code == 0
+    assert "is finished: this is its result" in output
+    assert "true \\ predicted" in output
+    assert sentexp("--multirun", "peft.r=4,8")[0] == 0
+    assert trained == [None, "r=8"]
+    parent, children = recorded(tmp_path)
+    assert len(children) == 2
+    assert all(run.data.tags[PARENT] == parent.info.run_id for run in children.values())
+
+
+def test_rerun_trains_again(sentexp, tmp_path, trained):
+    assert sentexp("peft.r=4")[0] == 0
+    assert sentexp("peft.r=4", "sweep.rerun=true")[0] == 0
+    assert sentexp("--multirun", "peft.r=4,8", "sweep.rerun=true")[0] == 0
+    assert trained == [None, None, "r=4", "r=8"]
+
+
+def test_a_failure_stays_alone_and_is_tried_again(sentexp, tmp_path, trained, monkeypatch):
+    with monkeypatch.context() as patch:
+        failing_at(patch, 8)
+        code, _, errors = sentexp("--multirun", "peft.r=4,8,16")
+    assert code == 1
+    assert "r=8: RuntimeError: the roof fell in" in errors
+    assert "sentexp: 1 of 3 runs failed: r=8." in errors
+    parent, children = recorded(tmp_path)
+    assert parent.info.status == "FAILED"
+    assert {name: run.info.status for name, run in children.items()} == {
+        "r=4": "FINISHED", "r=8": "FAILED", "r=16": "FINISHED",
+    }  # fmt: skip
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    text = Path(client.download_artifacts(children["r=8"].info.run_id, "traceback.txt")).read_text()
+    assert "the roof fell in" in text
+    trained.clear()
+    assert sentexp("--multirun", "peft.r=4,8,16")[0] == 0
+    assert trained == ["r=8"]
+    again, children = recorded(tmp_path)
+    assert again.info.run_id == parent.info.run_id
+    assert [run.info.status for run in [again, *children.values()]] == ["FINISHED"] * 4
+
+
+def test_a_run_that_fails_before_it_has_an_identity_is_recorded_once(sentexp, tmp_path, quick, reviews):
+    quick.remove(f"data.path={reviews}")
+    words = ["--multirun", f"data.path={reviews},{tmp_path / 'later'}"]
+    for _ in range(2):
+        code, _, errors = sentexp(*words)
+        assert code == 1
+        assert "later" in errors
+        _, children = recorded(tmp_path)
+        assert sorted(run.info.status for run in children.values()) == ["FAILED", "FINISHED"]
+    write_tsvs(tmp_path / "later")
+    assert sentexp(*words)[0] == 0
+    parent, children = recorded(tmp_path)
+    assert parent.info.status == "FINISHED"
+    assert [run.info.status for run in children.values()] == ["FINISHED"] * 2
+
+
+def test_max_failures_stops_the_sweep(sentexp, tmp_path, trained, monkeypatch):
+    failing_at(monkeypatch, 4)
+    code, output, errors = sentexp("--multirun", "peft.r=4,8", "sweep.max_failures=1")
+    assert code == 1
+    assert trained == ["r=4"]
+    assert "1 of 2 runs failed: r=4, and 1 were not started (sweep.max_failures)" in errors
+    assert "not started" in output
+
+
+def test_the_same_run_under_two_names_is_run_once(sentexp, tmp_path, trained):
+    code, _, _ = sentexp("--multirun", "trainer.save_steps=5,10")
+    assert code == 0
+    assert trained == ["save_steps=5"]
+    (folder,) = tmp_path.glob("multirun/*/*")
+    first, second = json.loads((folder / "runs.json").read_text())
+    assert (second["name"], second["metrics"]) == ("save_steps=10", first["metrics"])
+
+
+def test_a_value_out_of_range_is_refused_before_anything_starts(sentexp, tmp_path):
+    code, _, errors = sentexp("--multirun", "peft.r=4,0", "optim.lr=1e-3,-1")
+    assert code == 1
+    assert "peft.r=0 must be 1 or more" in errors
+    assert "optim.lr=-1" in errors
+    assert not (tmp_path / "mlflow.db").exists()
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_nothing_recorded_is_skipped_all_the_same(sentexp, tmp_path, trained):
+    for _ in range(2):
+        assert sentexp("--multirun", "peft.r=4,8", "tracking=none")[0] == 0
+    assert trained == ["r=4", "r=8"]
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+SHARED = [
+    ["peft=lora"],
+    ["peft=lora", "task.head_init=label_words"],
+    ["peft=qlora"],
+    ["peft=dora"],
+    ["peft=ia3"],
+    ["peft=head"],
+    ["peft=full"],
+    ["task=causal_lm", "task.template=completion"],
+]
+
+
+@pytest.mark.parametrize("words", SHARED, ids=" ".join)
+def test_a_run_of_a_sweep_gives_the_numbers_that_it_gives_alone(words, sentexp, tmp_path, quick):
+    if words[0].startswith("task"):
+        quick.remove("task.template='{text}'")
+    assert sentexp("--multirun", "seed=1,2,1", *words, "tracking=none")[0] == 0
+    (folder,) = tmp_path.glob("multirun/*/*")
+    swept = [json.loads((folder / str(n) / "outcome.json").read_text())["metrics"] for n in range(3)]
+    assert sentexp("seed=2", *words, "tracking=none", "output_dir=alone")[0] == 0
+    (alone,) = (json.loads(file.read_text())["metrics"] for file in (tmp_path / "alone").glob("*/result.json"))
+    measured = {key: value for key, value in swept[1].items() if key != "seconds"}
+    assert measured == {key: alone[key] for key in measured}
+    assert swept[0] == swept[2]
+    assert swept[0] != swept[1]
+
+
+def test_a_sweep_loads_data_and_backbone_once(sentexp, monkeypatch, tmp_path):
+    loads = []
+    for module, name in ((assembly, "load_classifier"), (sys.modules["sentexp.materials"], "load_examples")):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, o=original, n=name: loads.append(n) or o(*a))
+    assert sentexp("--multirun", "peft.r=4,8,16")[0] == 0
+    assert sorted(loads) == ["load_classifier", "load_examples"]
+
+
+class Breaking:
+    """A launcher that does the first job of its first call and then goes down."""
+
+    def __init__(self, launcher):
+        self.launcher = launcher
+        self.calls = []
+
+    def launch(self, job_overrides, initial_job_idx):
+        """Launch, or fail to."""
+        self.calls.append(len(job_overrides))
+        if len(self.calls) == 1:
+            self.launcher.launch(job_overrides[:1], initial_job_idx)
+            raise RuntimeError("a worker was killed")
+        return self.launcher.launch(job_overrides, initial_job_idx)
+
+
+def test_a_launcher_that_goes_down_is_started_again_with_what_is_left(sentexp, monkeypatch, trained):
+    launchers = []
+    original = grid.GridSweeper.setup
+
+    def setup(self, **given):
+        original(self, **given)
+        self.launcher = Breaking(self.launcher)
+        launchers.append(self.launcher)
+
+    monkeypatch.setattr(grid.GridSweeper, "setup", setup)
+    code, _, errors = sentexp("--multirun", "peft.r=4,8,16")
+    assert code == 0, errors
+    assert trained == ["r=4", "r=8", "r=16"]
+    assert launchers[0].calls == [3, 2]
+    assert "a worker was killed" in errors
+
+
+def test_a_run_that_takes_its_launcher_down_twice_is_killed(sentexp, monkeypatch, tmp_path):
+    class Dying:
+        def launch(self, job_overrides, initial_job_idx):
+            raise RuntimeError("out of memory")
+
+    original = grid.GridSweeper.setup
+    monkeypatch.setattr(
+        grid.GridSweeper,
+        "setup",
+        lambda self, **given: (original(self, **given), setattr(self, "launcher", Dying()))[0],
+    )
+    code, output, errors = sentexp("--multirun", "peft.r=4,8")
+    assert code == 1
+    assert "2 of 2 runs failed" in errors
+    assert output.count("killed") >= 2
+
+
+def test_ends_on_machines_without_the_folder_come_by_the_launcher(tmp_path):
+    from sentexp.sweeps.folder import Outcome, State, SweepFolder
+
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.begin(["a"], "validation/accuracy", None)
+    returned = JobReturn()
+    returned._return_value = Outcome(name="a", state=State.finished, objective=0.5)
+    job = grid.Job(number=0, overrides=[], config=None)
+    grid.GridSweeper()._note([job], [returned], folder)
+    assert folder.outcomes()[0].objective == 0.5
+
+
+def test_an_unknown_key_stops_a_sweep_with_a_sentence(sentexp):
+    code, _, errors = sentexp("--multirun", "peft.rank=4,8")
+    assert code == 1
+    assert "peft has no key 'rank'" in errors
+
+
+def test_max_failures_is_at_least_one():
+    from sentexp.config import load_config
+
+    with pytest.raises(UserError, match=r"sweep.max_failures=0 must be 1 or more"):
+        load_config("sweep.max_failures=0")
