@@ -49,18 +49,19 @@ def with_sentexp(file: Path) -> dict[str, float]:
     from sentexp.config import load_config
     from sentexp.data.audit import audit
     from sentexp.data.prompts import Prompt
-    from sentexp.data.splits import load_examples
-    from sentexp.materials import tokenize_splits
+    from sentexp.data.splits import NAMES, load_examples
+    from sentexp.data.tokens import tokenize
     from sentexp.models.backbone import load_tokenizer, locate_backbone, max_positions
 
     bare = ["data.max_length=128", "trainer.progress_bar=false"]
     config = load_config("data=csv", f"data.path={file}", *bare)
     backbone = locate_backbone(config.model)
-    tokenizer = load_tokenizer(backbone)
+    tokenizer, positions = load_tokenizer(backbone), max_positions(backbone)
     marks = [time.perf_counter()]
     examples = load_examples(config.data)
     marks.append(time.perf_counter())
-    tokens = tokenize_splits(config, examples, tokenizer, Prompt(), max_positions(backbone))
+    length = config.data.max_length
+    tokens = {name: tokenize(examples.split(name), tokenizer, Prompt(), length, positions, False) for name in NAMES}
     marks.append(time.perf_counter())
     audit("csv", examples, tokens, near=False)
     marks.append(time.perf_counter())

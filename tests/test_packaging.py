@@ -22,7 +22,7 @@ def canonical(name):
 def test_every_requirement_is_pinned_within_its_bounds():
     pins = {canonical(name): version for name, version in PINS.items()}
     extras = PROJECT["optional-dependencies"]
-    for text in [*PROJECT["dependencies"], *extras["dev"], *extras["notebooks"]]:
+    for text in [*PROJECT["dependencies"], *extras["dev"], *extras["launchers"], *extras["notebooks"]]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[canonical(requirement.name)]), text
 

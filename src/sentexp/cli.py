@@ -125,9 +125,6 @@ def _compose_and_do(verb: str) -> int:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from sentexp.diagnosis import COMPOSITION_ERRORS, explain
-    from sentexp.sweeps.grid import SweepFailed
-
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises what it would print, and it is explained here
     register_schemas()
@@ -150,17 +147,25 @@ def _compose_and_do(verb: str) -> int:
         return 130
     except _Told:
         return 1
-    except (UserError, SweepFailed) as error:
+    except Exception as error:
         if full_error:
             raise
-        complain(str(error))
-        return 1
-    except COMPOSITION_ERRORS as error:
-        if full_error:
-            raise
-        complain(explain(sys.argv[1:], error))
-        return 1
+        return _tell(error)
     return 1 if failures else 0
+
+
+def _tell(error: Exception) -> int:
+    """Say why nothing was started, or how a sweep ended; return the exit code."""
+    from sentexp.diagnosis import COMPOSITION_ERRORS, explain, explain_failure
+    from sentexp.sweeps.grid import SweepFailed
+
+    sentence = str(error) if isinstance(error, SweepFailed) else explain_failure(error, "the current folder")
+    if sentence is None and isinstance(error, COMPOSITION_ERRORS):
+        sentence = explain(sys.argv[1:], error)
+    if sentence is None:
+        raise error
+    complain(sentence)
+    return 1
 
 
 class _Told(Exception):

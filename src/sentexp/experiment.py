@@ -1,6 +1,5 @@
 """One run, from its configuration to its result: the protocol of the experiment, top to bottom."""
 
-import gc
 import json
 import math
 import time
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
-import torch
 
 from sentexp import console
 from sentexp.assembly import build_data, build_model, build_module
@@ -18,7 +16,7 @@ from sentexp.baselines import Baseline, measure_baselines, untuned_identity
 from sentexp.config import METRICS, CausalLM, Config, TrackingBackend, Untuned, flatten, method_name
 from sentexp.data.audit import DataAudit
 from sentexp.errors import require
-from sentexp.hardware import peak_memory_gib
+from sentexp.hardware import peak_memory_gib, release_memory
 from sentexp.materials import Materials, find, gather, identify
 from sentexp.models.adapters import ParameterAudit
 from sentexp.models.saving import save_trained
@@ -118,7 +116,7 @@ def run(config: Config) -> Result:
         folder.forget()
         remove_checkpoints(folder.path)
     _show(result, config)
-    gc.collect()  # the adapter is in reference cycles: the next run of a sweep must find it gone (law 8)
+    release_memory()  # the adapter is in reference cycles: the next run of a sweep must find it gone (law 8)
     return result
 
 
@@ -207,8 +205,7 @@ def _attempt_until_it_fits(materials: Materials, record: Record, folder: RunFold
                 "eval_batch_size": max(1, trainer.eval_batch_size // 2),
             }
             trainer = replace(trainer, **fits)
-        gc.collect()
-        torch.cuda.empty_cache()
+        release_memory()
         folder.remember(fits=fits)
         remove_checkpoints(folder.path)
         note = f"batches of {micro} rows, accumulated {accumulate} times"

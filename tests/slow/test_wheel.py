@@ -22,6 +22,7 @@ def test_the_wheel_does_the_same_run_from_another_folder(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "sentexp/conf/config.yaml" in names
+    assert "hydra_plugins/sentexp.py" in names
     assert not [name for name in names if name.startswith(("tests/", "src/", "conf/"))]
     assert not [name for name in names if name.startswith("sentexp/conf/") and name.endswith(".py")]
 
@@ -49,3 +50,6 @@ def test_the_wheel_does_the_same_run_from_another_folder(tmp_path):
         metrics = json.loads(file.read_text())["metrics"]
         results.append({name: value for name, value in metrics.items() if name.startswith(("test/", "best/"))})
     assert results[0] == results[1]
+    sweep = [python, *words, "--multirun", "peft.r=4,8"]
+    subprocess.run(sweep, cwd=tmp_path / "a", env=environment, check=True, capture_output=True)
+    assert len(list(tmp_path.glob("a/multirun/*/*/*/outcome.json"))) == 2

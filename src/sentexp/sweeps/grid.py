@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sentexp.config import Config, TrackingBackend
-from sentexp.diagnosis import COMPOSITION_ERRORS
+from sentexp.diagnosis import COMPOSITION_ERRORS, explain_failure
 from sentexp.errors import UserError, complain
 from sentexp.sweeps.names import run_names
 
@@ -201,7 +201,7 @@ class GridSweeper(Sweeper):
             job.overrides += [f"hydra.sweep.dir={_quoted(str(folder.path))}", f"hydra.sweep.subdir={job.number}"]
         if isinstance(self.launcher, BasicLauncher):
             for job in jobs:
-                self.launcher.launch([job.overrides], initial_job_idx=job.number)
+                self._note([job], self.launcher.launch([job.overrides], initial_job_idx=job.number), folder)
             return
         for attempt in range(1, ATTEMPTS + 1):
             left = [job for job in jobs if job.number not in folder.outcomes()]
@@ -221,12 +221,21 @@ class GridSweeper(Sweeper):
         complain(f"The launcher stopped ({type(error).__name__}: {reason[:200]}): {again}.")
 
     def _note(self, jobs: list[Job], results: Sequence[JobReturn], folder: "SweepFolder") -> None:
-        """Write down the ends of runs on machines that do not share the sweep's folder."""
-        from sentexp.sweeps.folder import Outcome
+        """Write down the ends of runs that could not: on machines that do not share the folder, or on a full disk."""
+        from sentexp.sweeps.folder import Outcome, State
 
+        ended = folder.outcomes()
         for job, result in zip(jobs, results, strict=True):
-            if job.number not in folder.outcomes() and isinstance(result._return_value, Outcome):
-                folder.write(job.number, result._return_value)
+            if job.number in ended:
+                continue
+            outcome = result._return_value
+            if isinstance(outcome, Exception):
+                told = explain_failure(outcome, job.config.output_dir) or f"{type(outcome).__name__}: {outcome}"
+                complain(f"{job.config.sweep.name}: {told}")
+                outcome = Outcome(
+                    name=str(job.config.sweep.name), state=State.failed, identity=job.identity, error=told
+                )
+            folder.write(job.number, outcome)
 
     def _collect(self, jobs: list[Job], folder: "SweepFolder") -> "list[Outcome]":
         """Return the outcome of every job; one that has none was killed."""

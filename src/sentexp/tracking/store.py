@@ -285,6 +285,7 @@ def _connect(uri: str) -> "MlflowClient":
 
     for name in ("mlflow", "mlflow.store", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its tracebacks: a sentence tells of them
     return MlflowClient(tracking_uri=uri)
 
 

@@ -1,0 +1,202 @@
+"""Sweeps that are killed, starved of disk and locked out end with every run finished once; launchers agree."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from mlflow import MlflowClient
+
+from sentexp.tracking.store import PARENT
+
+pytestmark = pytest.mark.slow
+
+AXES = ["peft.r=2,4,8", "optim.lr=1e-3,2e-3,3e-3,4e-3"]
+
+
+@pytest.fixture
+def words(reviews):
+    return [
+        "-m", "sentexp", "--multirun", "model=tiny", "data=sst2", f"data.path={reviews}",
+        "data.splits.validation=validation", "data.splits.test=test", "trainer.progress_bar=false",
+        "trainer.batch_size=4", "trainer.max_epochs=3", "trainer.save_steps=5", "tracking.system_metrics=false",
+        "baseline=false",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def start(command_environment):
+    """Return a function that starts the command in a folder."""
+
+    def begin(folder, *words):
+        folder.mkdir(exist_ok=True)
+        with (folder / "console.txt").open("a") as console:
+            return subprocess.Popen(
+                [sys.executable, *words], cwd=folder, env=command_environment, stdout=console, stderr=console
+            )
+
+    return begin
+
+
+def table(folder):
+    """Return what the last sweep in this folder ended with, but for times and MLflow's ids."""
+    last = max(folder.glob("multirun/*/*/runs.json"), key=lambda file: file.stat().st_mtime)
+    runs = json.loads(last.read_text())
+    for run in runs:
+        run["metrics"].pop("seconds", None)
+        del run["run_id"], run["earlier"]
+    return json.dumps(runs, sort_keys=True)
+
+
+def recorded(folder):
+    """Return the sweep's MLflow run and its runs; there must be one of each identity."""
+    runs = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_runs(["1"])
+    (parent,) = [run for run in runs if "sweep.identity" in run.data.tags]
+    children = [run for run in runs if run is not parent]
+    assert all(run.data.tags[PARENT] == parent.info.run_id for run in children)
+    assert len({run.data.tags["identity"] for run in children}) == len(children)
+    return parent, children
+
+
+def test_a_sweep_killed_five_times_ends_as_an_undisturbed_one(words, start, tmp_path):
+    axes, failing, code = ["peft.r=2,4,8", "optim.lr=1e-3,2e-3,3e-3,1e30"], 3, 1  # a rate of 1e30 always fails
+    undisturbed = start(tmp_path / "undisturbed", *words, *axes)
+    assert undisturbed.wait() == code
+    seed = random.randrange(1 << 30)
+    print(f"moments of the kills: random.Random({seed})")
+    moments = random.Random(seed)
+    for _ in range(5):
+        process = start(tmp_path / "killed", *words, *axes)
+        time.sleep(moments.uniform(8, 16))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(tmp_path / "killed", *words, *axes).wait() == code
+    assert table(tmp_path / "killed") == table(tmp_path / "undisturbed")
+    for folder in ("undisturbed", "killed"):
+        parent, children = recorded(tmp_path / folder)
+        assert parent.info.status == "FAILED"
+        states = sorted(run.info.status for run in children)
+        assert states == ["FAILED"] * failing + ["FINISHED"] * (12 - failing)
+
+
+def test_a_store_that_is_locked_for_30_seconds_holds_a_sweep_up_and_no_more(words, start, tmp_path):
+    process = start(tmp_path / "locked", *words, "peft.r=2,4,8")
+    file = tmp_path / "locked" / "mlflow.db"
+    while not list(tmp_path.glob("locked/outputs/*")):
+        assert process.poll() is None, (tmp_path / "locked" / "console.txt").read_text()
+        time.sleep(0.02)
+    holder = sqlite3.connect(file, timeout=60)
+    holder.execute("BEGIN EXCLUSIVE")
+    released = threading.Timer(30, lambda: None)
+    released.start()
+    released.join()
+    holder.rollback()
+    holder.close()
+    assert process.wait() == 0, (tmp_path / "locked" / "console.txt").read_text()
+    parent, children = recorded(tmp_path / "locked")
+    assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 4
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a disk of a few megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_store_on_a_full_disk_loses_nothing(words, start, tmp_path, small_disk):
+    folder, axes = tmp_path / "full", ["peft.r=2,4,8,16"]
+    words = [*words, f"tracking.uri=sqlite:///{small_disk / 'mlflow.db'}"]
+    assert start(folder, *words, "peft.r=2", "tracking.experiment=other").wait() == 0
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb") as out:
+        while out.write(bytes(4096)):
+            out.flush()
+    assert start(folder, *words, *axes).wait() == 1
+    console = (folder / "console.txt").read_text()
+    assert "No space is left to write" in console
+    assert "Traceback" not in console
+    filler.unlink()
+    assert start(folder, *words, *axes).wait() == 0
+    assert [run["state"] for run in json.loads(table(folder))] == ["finished"] * 4
+    runs = MlflowClient(f"sqlite:///{small_disk / 'mlflow.db'}").search_runs(["2"])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 5
+
+
+MEMORY = """
+import gc, sys
+import psutil
+from sentexp import experiment
+from sentexp.cli import main
+original = experiment.run
+def run(config):
+    result = original(config)
+    print("RESIDENT", psutil.Process().memory_info().rss, file=sys.stderr, flush=True)
+    return result
+experiment.run = run
+main()
+"""
+
+
+def test_memory_returns_to_its_level_after_every_run(words, start, tmp_path):
+    shape = ["model.random.hidden_size=512", "model.random.intermediate_size=1024", "model.random.num_hidden_layers=8"]
+    shape += ["trainer.precision=fp32", "trainer.max_epochs=1"]  # in bf16 oneDNN keeps kernels for each new rank
+    assert start(tmp_path / "memory", "-c", MEMORY, *words[2:], *AXES, *shape).wait() == 0
+    lines = (tmp_path / "memory" / "console.txt").read_text().splitlines()
+    resident = [int(line.split()[1]) for line in lines if line.startswith("RESIDENT")]
+    assert len(resident) == 12
+    print([round(value / 2**20) for value in resident], "MiB")
+    assert abs(resident[-1] / resident[0] - 1) < 0.05
+
+
+LAUNCHERS = {
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit": ["hydra/launcher=submitit_local"],
+    "ray": [
+        "hydra/launcher=ray",
+        "+hydra.launcher.ray.init.num_cpus=2",
+        "+hydra.launcher.ray.init.include_dashboard=false",
+    ],
+}
+
+
+def test_launchers_give_the_table_of_the_launcher_in_this_process(words, start, tmp_path):
+    axes = ["peft.r=2,4", "optim.lr=1e-3,2e-3"]
+    assert start(tmp_path / "here", *words, *axes).wait() == 0
+    for launcher, chosen in LAUNCHERS.items():
+        code = start(tmp_path / launcher, *words, *axes, *chosen).wait()
+        assert code == 0, (tmp_path / launcher / "console.txt").read_text()
+        assert table(tmp_path / launcher) == table(tmp_path / "here")
+        parent, children = recorded(tmp_path / launcher)
+        assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 5
+        assert parent.data.metrics["sweep/ended"] == 4
+
+
+def test_a_worker_that_is_killed_costs_no_run(words, start, tmp_path):
+    import psutil
+
+    process = start(tmp_path / "killed", *words, "peft.r=2,4,8,16", "trainer.max_epochs=12", *LAUNCHERS["joblib"])
+    workers = []
+    while not list(tmp_path.glob("killed/outputs/*/last.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    workers = [
+        child for child in psutil.Process(process.pid).children(recursive=True) if "loky" in " ".join(child.cmdline())
+    ]
+    os.kill(max(workers, key=lambda worker: worker.memory_info().rss).pid, signal.SIGKILL)
+    assert process.wait() == 0, (tmp_path / "killed" / "console.txt").read_text()
+    parent, children = recorded(tmp_path / "killed")
+    assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 5
+    assert "starting what is left again" in (tmp_path / "killed" / "console.txt").read_text()
