@@ -39,7 +39,7 @@ def test_every_run_is_listed_with_its_state_and_result(config, tracked, monkeypa
 def test_a_run_that_another_process_is_at_is_running(config, monkeypatch, capsys):
     settings = config("tracking=none")
     interrupt(settings, monkeypatch)
-    (state,) = Path(settings.output_dir).glob("*/state.json")
+    (state,) = list(Path(settings.output_dir).glob("*/state.json"))
     assert json.loads(state.read_text())["identity"] == state.parent.name
     with FileLock(state.parent / ".lock"):
         list_runs(settings)

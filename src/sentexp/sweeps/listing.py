@@ -2,7 +2,6 @@
 
 import json
 import math
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +13,19 @@ from sentexp.config import Config, TrackingBackend
 from sentexp.console import OUT, say
 from sentexp.experiment import RESULT
 from sentexp.tracking.folder import LOCK, STATE
-from sentexp.tracking.store import PARENT, describe_store, open_store
+from sentexp.tracking.store import describe_store, open_store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-METRICS = ("best/accuracy", "test/accuracy", "test/auroc_macro")
-NOT_RUNS = ("sweep.identity", "baseline", "audit")
+METRICS = {"validation": "best/accuracy", "test": "test/accuracy"}
+NOT_RUNS = ("sweep.identity", "baseline")
 
 
 def list_runs(config: Config) -> None:
-    """Print the runs that MLflow holds of `tracking.experiment`; with `tracking=none`, those in `output_dir`.
+    """Print the runs that MLflow holds of `tracking.experiment`, the oldest first.
+
+    With `tracking=none` they are those in `output_dir`.
 
     Raises:
         UserError: the store cannot be used.
@@ -35,28 +36,26 @@ def list_runs(config: Config) -> None:
     else:
         store = open_store(config.tracking)
         found = [run for run in store.search("") if not set(NOT_RUNS) & set(run.data.tags)]
-        titles = {run.info.run_id: run.info.run_name for run in store.search("tags.`sweep.identity` LIKE '%'")}
-        rows = [_recorded(run, folder, titles) for run in reversed(found)]
+        rows = [_recorded(run, folder) for run in reversed(found)]
         where = f"experiment {config.tracking.experiment} of {describe_store(config.tracking)}"
     if not rows:
         say(f"No runs in {where}.")
         return
-    columns = [Column(name, no_wrap=True) for name in ("identity", "run", "state")]
-    table = Table(*columns, *METRICS, "seconds", "begun", "sweep", title=f"{len(rows)} runs in {where}")
+    fixed = [Column(name, no_wrap=True) for name in ("state", *METRICS, "seconds")]
+    title = f"{len(rows)} {'run' if len(rows) == 1 else 'runs'} in {where}, accuracies"
+    table = Table(Column("identity", no_wrap=True), "run", *fixed, title=title)
     table.title_justify = "left"
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     OUT.print(table)
 
 
-def _recorded(run: "Run", folder: Path, titles: dict[str, str]) -> list[str]:
+def _recorded(run: "Run", folder: Path) -> list[str]:
     identity = run.data.tags.get("identity", "")
     state = run.info.status.lower()
     if state == "running" and not _is_locked(folder / identity):
         state = "interrupted"
-    begun = datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
-    sweep = titles.get(run.data.tags.get(PARENT, ""), "")
-    return [identity, run.info.run_name, state, *_numbers(run.data.metrics), begun, sweep]
+    return [identity, run.info.run_name, state, *_numbers(run.data.metrics)]
 
 
 def _in_folder(folder: Path) -> "list[list[str]]":
@@ -65,16 +64,15 @@ def _in_folder(folder: Path) -> "list[list[str]]":
         result, state = path / RESULT, path / STATE
         if state.is_file():
             told = "running" if _is_locked(path) else "interrupted"
-            rows.append([path.name, "", told, *_numbers({}), "", ""])
+            rows.append([path.name, "", told, *_numbers({})])
         elif result.is_file():
-            begun = datetime.fromtimestamp(result.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
             metrics = json.loads(result.read_text())["metrics"]
-            rows.append([path.name, "", "finished", *_numbers(metrics), begun, ""])
+            rows.append([path.name, "", "finished", *_numbers(metrics)])
     return rows
 
 
 def _numbers(metrics: dict[str, Any]) -> list[str]:
-    values = [metrics.get(name, math.nan) for name in METRICS]
+    values = [metrics.get(name, math.nan) for name in METRICS.values()]
     seconds = metrics.get("seconds")
     return [
         *("" if math.isnan(value) else f"{value:.4f}" for value in values),
