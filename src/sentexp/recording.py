@@ -90,13 +90,20 @@ def left_in_a_sweep(config: Config) -> Iterator[None]:
         yield
     except Exception:
         if config.sweep.name is not None:
-            digest = digest_of(settings(config))
-            failed = find_run(config.tracking, UNSTARTED, digest)
-            record = _open(config, None if failed is None else failed.info.run_id, {UNSTARTED: digest})
-            record.log_params(_params(config))
-            record.log_text(traceback.format_exc(), TRACEBACK)
-            record.finish("FAILED")
+            try:
+                _record_failure(config, traceback.format_exc())
+            except Exception as error:  # what the run failed of matters more
+                console.say(f"The failure could not be recorded ({error}).")
         raise
+
+
+def _record_failure(config: Config, trace: str) -> None:
+    digest = digest_of(settings(config))
+    failed = find_run(config.tracking, UNSTARTED, digest)
+    record = _open(config, None if failed is None else failed.info.run_id, {UNSTARTED: digest})
+    record.log_params(_params(config))
+    record.log_text(trace, TRACEBACK)
+    record.finish("FAILED")
 
 
 def _open(config: Config, resume: str | None, tags: dict[str, str]) -> Record:

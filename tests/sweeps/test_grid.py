@@ -217,6 +217,16 @@ def test_the_same_run_under_two_names_is_run_once(sentexp, tmp_path, trained):
     assert (second["name"], second["metrics"]) == ("save_steps=10", first["metrics"])
 
 
+def test_the_same_run_under_two_names_fails_under_both(sentexp, tmp_path, monkeypatch):
+    failing_at(monkeypatch, 16)
+    code, _, errors = sentexp("--multirun", "trainer.save_steps=5,10")
+    assert code == 1
+    assert "2 of 2 runs failed" in errors
+    (folder,) = tmp_path.glob("multirun/*/*")
+    first, second = json.loads((folder / "runs.json").read_text())
+    assert second["error"] == first["error"] == "RuntimeError: the roof fell in"
+
+
 def test_a_value_out_of_range_is_refused_before_anything_starts(sentexp, tmp_path):
     code, _, errors = sentexp("--multirun", "peft.r=4,0", "optim.lr=1e-3,-1")
     assert code == 1
@@ -224,6 +234,16 @@ def test_a_value_out_of_range_is_refused_before_anything_starts(sentexp, tmp_pat
     assert "optim.lr=-1" in errors
     assert not (tmp_path / "mlflow.db").exists()
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_sweep_that_a_preset_describes_needs_no_multirun(sentexp, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "ranks.yaml").write_text(
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      peft.r: 4,8\n"
+    )
+    code, _, errors = sentexp("--config-dir", "mine", "experiment=ranks")
+    assert code == 0, errors
+    assert set(recorded(tmp_path)[1]) == {"r=4", "r=8"}
 
 
 def test_nothing_recorded_is_skipped_all_the_same(sentexp, tmp_path, trained):

@@ -243,7 +243,7 @@ class GridSweeper(Sweeper):
         from sentexp.tracking.store import open_store
 
         ended = folder.outcomes()
-        by_identity = {outcome.identity: outcome for outcome in ended.values() if outcome.identity is not None}
+        by_identity = {job.identity: ended[job.number] for job in jobs if job.identity and job.number in ended}
         for job in jobs:
             name = str(job.config.sweep.name)
             if job.number not in ended and job.identity in by_identity:  # the same run under two names
