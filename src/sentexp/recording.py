@@ -119,13 +119,13 @@ def _open(config: Config, resume: str | None, tags: dict[str, str]) -> Record:
 
 def _params(config: Config) -> dict[str, str]:
     kinds = {"task": task_name(config.task), "peft": method_name(config.peft)}
-    return {**kinds, **flatten(_without_secrets(config))}
+    return {**kinds, **flatten(without_secrets(config))}
 
 
 def record_provenance(record: Record, materials: Materials, folder: Path) -> None:
     """Record configuration, command, code, libraries, machine and data."""
     config = materials.config
-    public = _without_secrets(config)
+    public = without_secrets(config)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(public)))
     record.log_files(folder / "config.yaml")
     derived = {"device": materials.device.type, "precision": materials.precision.name}
@@ -180,7 +180,7 @@ def record_data(record: Record, materials: Materials, folder: Path) -> None:
 
 def record_audit(record: Record, materials: Materials, folder: Path) -> None:
     """Record an audit that was asked for by itself: the configuration of its data, and the rows of each fault."""
-    config = _without_secrets(materials.config)
+    config = without_secrets(materials.config)
     record.log_params(flatten(config.data, "data.") | {"model.name": config.model.name})
     record.set_tags({"command": command(), "mlflow.source.name": "sentexp", **git_state()})
     record_data(record, materials, folder)
@@ -199,5 +199,6 @@ def _write_audit(found: DataAudit, folder: Path) -> None:
     draw_data(found.labels, found.token_edges, found.tokens, found.max_length, folder / AUDIT_FILES[1])
 
 
-def _without_secrets(config: Config) -> Config:
+def without_secrets(config: Config) -> Config:
+    """Return the configuration as it may be written down."""
     return replace(config, tracking=replace(config.tracking, uri=mask_uri(config.tracking.uri or "") or None))

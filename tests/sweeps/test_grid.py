@@ -91,6 +91,7 @@ def test_runs_are_children_of_the_sweep_and_named_by_what_differs(sentexp, tmp_p
     assert all(run.data.tags[PARENT] == parent.info.run_id for run in children.values())
     assert all(run.info.status == "FINISHED" for run in [parent, *children.values()])
     assert parent.data.params["peft.r"] == "4,8"
+    assert parent.data.params["model"] == "tiny"
     assert parent.data.tags["command"].startswith("python -m sentexp --multirun peft.r=4,8")
     assert parent.data.metrics["sweep/ended"] == parent.data.metrics["sweep/runs"] == 4
     best = max(run.data.metrics["best/accuracy"] for run in children.values())
@@ -234,6 +235,14 @@ def test_a_value_out_of_range_is_refused_before_anything_starts(sentexp, tmp_pat
     assert "optim.lr=-1" in errors
     assert not (tmp_path / "mlflow.db").exists()
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_password_is_written_nowhere(sentexp, tmp_path, quick):
+    quick[-1] = "tracking.uri=http://me:secret@127.0.0.1:1"
+    assert sentexp("--multirun", "peft.r=4,8", "tracking=none")[0] == 0
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert any(file.name == "sweep.json" for file in written)
+    assert not [file for file in written if b"secret" in file.read_bytes()]
 
 
 def test_a_sweep_that_a_preset_describes_needs_no_multirun(sentexp, tmp_path):

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from sentexp.tracking.provenance import command
 from sentexp.training.checkpoint import mode_of
 
 SWEEP, OUTCOME, LOG, CONFIG, STOP = "sweep.json", "outcome.json", "run.log", "config.yaml", "stop"
@@ -61,7 +62,8 @@ class SweepFolder:
 
     def begin(self, names: list[str], monitor: str, max_failures: int | None) -> None:
         """Make the folder, under another name where another sweep has taken this one; note what the runs share."""
-        facts = {"names": names, "monitor": monitor, "max_failures": max_failures, "started": time.time()}
+        facts: dict[str, Any] = {"command": command(), "names": names, "monitor": monitor}
+        facts |= {"max_failures": max_failures, "started": time.time()}
         wanted = self.path
         for number in itertools.count(2):
             try:

@@ -96,7 +96,6 @@ class GridSweeper(Sweeper):
         folder = SweepFolder(Path(self.config.hydra.sweep.dir))
         first = jobs[0].config
         folder.begin([str(job.config.sweep.name) for job in jobs], first.trainer.monitor, first.sweep.max_failures)
-        OmegaConf.save(self.config, folder.path / "multirun.yaml")
         earlier = self._find_results(jobs)
         parent = self._open_parent(jobs, words)
         with recorded(parent):
@@ -163,7 +162,7 @@ class GridSweeper(Sweeper):
     def _open_parent(self, jobs: list[Job], words: list[str]) -> "Record":
         """Return the sweep's own MLflow run: that of an earlier start of the same sweep, or a new one."""
         from sentexp.tracking.identity import digest_of, settings
-        from sentexp.tracking.provenance import command, git_state
+        from sentexp.tracking.provenance import command, git_state, mask_uri
         from sentexp.tracking.store import find_run, open_record
 
         tracking = replace(jobs[0].config.tracking, system_metrics=False)
@@ -177,8 +176,8 @@ class GridSweeper(Sweeper):
             None if begun is None else begun.info.run_id,
             {"sweep.identity": identity, "command": command(), "mlflow.source.name": "sentexp", **git_state()},
         )
-        fixed = {word.partition("=")[0]: word.partition("=")[2] for word in words if word.partition("=")[0] not in axes}
-        parent.log_params({**axes, **fixed})
+        given = dict(mask_uri(word).split("=", 1) for word in words if "=" in word)
+        parent.log_params(given | axes)
         return parent
 
     def _adopt(self, parent: "Record", earlier: "dict[int, Outcome]", jobs: list[Job]) -> None:

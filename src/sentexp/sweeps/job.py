@@ -12,6 +12,7 @@ from sentexp.config import Config
 from sentexp.diagnosis import explain_failure
 from sentexp.errors import UserError, complain
 from sentexp.experiment import Result
+from sentexp.recording import without_secrets
 from sentexp.sweeps.folder import CONFIG, LOG, Outcome, State, SweepFolder
 from sentexp.sweeps.printing import print_progress
 from sentexp.tracking.store import open_record
@@ -31,7 +32,7 @@ def run_job(config: Config, folder: SweepFolder, number: int) -> Outcome:
     outcome = Outcome(name=config.sweep.name, state=State.not_started)
     if not folder.is_stopped():
         folder.of(number).mkdir(parents=True, exist_ok=True)
-        (folder.of(number) / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        (folder.of(number) / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(without_secrets(config))))
         with (folder.of(number) / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log):
             try:
                 outcome = outcome_of(experiment.run(config), config)
