@@ -233,7 +233,7 @@ def test_a_value_out_of_range_is_refused_before_anything_starts(sentexp, tmp_pat
     assert code == 1
     assert "peft.r=0 must be 1 or more" in errors
     assert "optim.lr=-1" in errors
-    assert not (tmp_path / "mlflow.db").exists()
+    assert MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_experiment_by_name("sentexp") is None
     assert not (tmp_path / "outputs").exists()
 
 
@@ -259,7 +259,7 @@ def test_nothing_recorded_is_skipped_all_the_same(sentexp, tmp_path, trained):
     for _ in range(2):
         assert sentexp("--multirun", "peft.r=4,8", "tracking=none")[0] == 0
     assert trained == ["r=4", "r=8"]
-    assert not (tmp_path / "mlflow.db").exists()
+    assert MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_experiment_by_name("sentexp") is None
 
 
 SHARED = [
