@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from sentexp.config import TEMPLATE_GROUP, Config, conf_dir, register_schemas
+from sentexp.config import TEMPLATE_GROUP, Config, SearchConfig, conf_dir, register_schemas
 from sentexp.errors import UserError, complain
 
 if TYPE_CHECKING:
@@ -191,8 +191,11 @@ def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome"
             from sentexp.sweeps.folder import SweepFolder
             from sentexp.sweeps.job import run_job
 
-            folder = Path(HydraConfig.get().runtime.output_dir)
-            return run_job(typed, SweepFolder(folder.parent), int(folder.name))
+            hydra = HydraConfig.get()
+            folder = Path(hydra.runtime.output_dir)
+            sweeper = OmegaConf.to_object(hydra.sweeper)
+            search = sweeper if isinstance(sweeper, SearchConfig) else None
+            return run_job(typed, SweepFolder(folder.parent), int(folder.name), search)
         from sentexp import experiment
 
         if verb == "train":

@@ -115,6 +115,24 @@ class Sampling(Enum):
     balanced_slices = "balanced_slices"
 
 
+class Sampler(Enum):
+    """How a search proposes values: at random, in order, or from a model of the results so far (TPE, GP)."""
+
+    tpe = "tpe"
+    random = "random"
+    grid = "grid"
+    gp = "gp"
+
+
+class Pruner(Enum):
+    """What stops a run of a search before its end: see `sentexp.sweeps.pruning`."""
+
+    none = "none"
+    halving = "halving"
+    median = "median"
+    confident = "confident"
+
+
 class TrackingBackend(Enum):
     """Where a run is recorded."""
 
@@ -747,14 +765,16 @@ class TrackingConfig:
 class SweepConfig:
     """What becomes of runs that are finished already, and what a sweep does when runs fail.
 
-    `name` is what tells a run of a sweep from the others, `parent` the sweep's MLflow run: the sweep gives them to its
-    runs.
+    `name` is what tells a run of a sweep from the others, `parent` the sweep's MLflow run, `study` and `trial` are
+    Optuna's names of a search and a run of it: the sweep gives them to its runs.
     """
 
     rerun: bool = False
     max_failures: int | None = None
     name: str | None = None
     parent: str | None = None
+    study: str | None = None
+    trial: int | None = None
 
     def __post_init__(self) -> None:
         """At least one run must be let fail before the sweep stops."""
@@ -762,6 +782,53 @@ class SweepConfig:
             self.max_failures is None or self.max_failures >= 1,
             f"sweep.max_failures={self.max_failures} must be 1 or more: the sweep stops when so many runs have failed "
             "(null: it goes on to its end).",
+        )
+
+
+COSTS = ("seconds", "train/seconds", "peak_memory_gib", "parameters/trainable")
+"""What a run costs, by the names of its metrics."""
+
+
+@dataclass(kw_only=True)  # no slots: they take no name that is mangled
+class SearchConfig:
+    """`hydra/sweeper=optuna`: a search instead of a grid. Its keys are those of `hydra.sweeper`.
+
+    `n_trials` are all trials of the search, those of earlier starts included; `n_jobs` are launched at once, where the
+    launcher can. `objectives` are validation metrics and costs; none is `trainer.monitor`. Pruners look at each
+    evaluation from `min_steps` optimizer steps on. `storage` is an SQLAlchemy URL; null is a file beside MLflow's.
+    """
+
+    _target_: str = "hydra_plugins.sentexp.OptunaSweeper"
+    params: dict[str, Any] = field(default_factory=dict)
+    n_trials: int = 20
+    n_jobs: int = 1
+    sampler: Sampler = Sampler.tpe
+    seed: int = 1
+    objectives: list[str] = field(default_factory=list)
+    pruner: Pruner = Pruner.none
+    min_steps: int = 1
+    reduction_factor: int = 3
+    startup_trials: int = 4
+    confidence: float = 0.99
+    storage: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check ranges and names."""
+        for name, least in {"n_trials": 1, "n_jobs": 1, "min_steps": 1, "reduction_factor": 2}.items():
+            _at_least(f"hydra.sweeper.{name}", getattr(self, name), least)
+        _at_least("hydra.sweeper.startup_trials", self.startup_trials, 0)
+        require(0 < self.confidence < 1, f"hydra.sweeper.confidence={self.confidence} must be above 0 and below 1.")
+        legal = (*(f"validation/{name}" for name in METRICS), *COSTS)
+        for name in self.objectives:
+            require(
+                name in legal,
+                f"hydra.sweeper.objectives holds {name}, and must hold names from {', '.join(legal)}; the test split "
+                "selects nothing.",
+            )
+        require(
+            len(self.objectives) <= 1 or self.pruner is Pruner.none,
+            f"hydra.sweeper.pruner={self.pruner.name} compares runs by one metric, and hydra.sweeper.objectives has "
+            f"{len(self.objectives)}: use hydra.sweeper.pruner=none.",
         )
 
 
@@ -879,6 +946,7 @@ def register_schemas() -> None:
     store.store(
         group="hydra/sweeper", name="grid", node={"_target_": "hydra_plugins.sentexp.GridSweeper", "params": None}
     )
+    store.store(group="hydra/sweeper", name="optuna", node=SearchConfig)
 
 
 def load_config(*overrides: str) -> Config:

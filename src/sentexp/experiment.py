@@ -35,6 +35,7 @@ from sentexp.tracking.store import Record, describe_store, find_run, open_record
 from sentexp.training.calibration import fit_temperature, reliability
 from sentexp.training.checkpoint import Checkpoints, remove_checkpoints
 from sentexp.training.metrics import SLICE_METRICS, confusion_matrix, slice_scores, split_metrics
+from sentexp.training.pruning import Judge, Pruning
 from sentexp.training.trainer import OutOfMemory, build_trainer, evaluate, fit, halve_micro_batch
 
 RESULT = "result.json"
@@ -79,13 +80,18 @@ class Result:
         return cls(folder=folder, **facts)
 
 
-def run(config: Config) -> Result:
+def run(config: Config, judge: Judge | None = None) -> Result:
     """Train, test and record one configuration.
 
-    A run that was killed goes on from its last checkpoint; one that is finished is not trained again, unless
+    A run that was killed or pruned goes on from its last checkpoint; one that is finished is not trained again, unless
     `sweep.rerun` says so: its result is returned.
 
+    Args:
+        config: of the run.
+        judge: may stop the training after an evaluation.
+
     Raises:
+        Pruned: the judge has stopped it.
         UserError: anything in the configuration, the data or the store that the user can mend.
     """
     started = time.monotonic()
@@ -111,7 +117,7 @@ def run(config: Config) -> Result:
             record_provenance(record, materials, folder.path)
             if isinstance(config.task, CausalLM) and isinstance(config.peft, Untuned):
                 record.set_tags({"baseline.identity": untuned_identity(materials)})
-            result = _attempt_until_it_fits(materials, record, folder, identity)
+            result = _attempt_until_it_fits(materials, record, folder, identity, judge)
             _conclude(result, record, folder, time.monotonic() - started)
         folder.forget()
         remove_checkpoints(folder.path)
@@ -183,15 +189,16 @@ def audit(config: Config) -> DataAudit:
     return materials.data_audit
 
 
-def _attempt_until_it_fits(materials: Materials, record: Record, folder: RunFolder, identity: str) -> Result:
+def _attempt_until_it_fits(
+    materials: Materials, record: Record, folder: RunFolder, identity: str, judge: Judge | None
+) -> Result:
     """Run, at half the micro-batch and double the accumulation whenever memory runs out (law 9)."""
     fits: dict[str, Any] = folder.state.get("fits", {})
     trainer = replace(materials.config.trainer, **fits)
     while True:
         try:
-            return _attempt(
-                replace(materials, config=replace(materials.config, trainer=trainer)), record, folder, identity
-            )
+            config = replace(materials.config, trainer=trainer)
+            return _attempt(replace(materials, config=config), record, folder, identity, judge)
         except OutOfMemory as error:
             require(
                 trainer.batch_size > 1,
@@ -213,7 +220,7 @@ def _attempt_until_it_fits(materials: Materials, record: Record, folder: RunFold
         record.set_tags({"out_of_memory": note})
 
 
-def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: str) -> Result:
+def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: str, judge: Judge | None) -> Result:
     """Build the model, measure what it is compared with, train it, and test its best checkpoint."""
     config, labels = materials.config, materials.examples.labels
     L.seed_everything(config.seed, verbose=False)
@@ -223,7 +230,8 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
     data, module = build_data(materials), build_module(materials, model)
     checkpoints = Checkpoints(folder.path, config.trainer.monitor, config.trainer.save_steps)
     sinks = Sinks(record, folder)
-    trainer = build_trainer(config.trainer, materials.precision, materials.device, sinks, checkpoints)
+    pruning = [] if judge is None else [Pruning(judge, config.trainer.monitor, folder.path)]
+    trainer = build_trainer(config.trainer, materials.precision, materials.device, sinks, checkpoints, *pruning)
 
     began = time.monotonic()
     if isinstance(config.peft, Untuned):

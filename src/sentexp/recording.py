@@ -23,9 +23,12 @@ from sentexp.tracking.pictures import draw_data
 from sentexp.tracking.provenance import command, git_state, library_versions, mask_uri
 from sentexp.tracking.store import PARENT, Record, find_run, open_record
 from sentexp.training.module import Evaluation
+from sentexp.training.pruning import Pruned
 
 AUDIT_FILES = ("data_audit.json", "data_audit.png")
 TRACEBACK = "traceback.txt"
+PRUNED = "pruned"
+"""The tag of a run that a search has stopped: why."""
 UNSTARTED = "unstarted"
 """The tag of a run that failed before it had an identity: a digest of its configuration."""
 
@@ -45,9 +48,13 @@ class Sinks:
 
 @contextmanager
 def recorded(record: Record) -> Iterator[None]:
-    """End the record as FINISHED, FAILED or KILLED, with the traceback (law 7)."""
+    """End the record as FINISHED, FAILED or KILLED, with the traceback (law 7), or KILLED with why it was pruned."""
     try:
         yield
+    except Pruned as pruned:
+        record.set_tags({PRUNED: str(pruned)})
+        record.finish("KILLED")
+        raise
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         try:
@@ -78,7 +85,8 @@ def open_run(config: Config, identity: str, folder: RunFolder) -> Record:
         failed = find_run(tracking, UNSTARTED, digest_of(settings(config)), "FAILED")
         resume = None if failed is None else failed.info.run_id
     folder.remember(identity=identity)
-    record = _open(config, resume, {"identity": identity, UNSTARTED: ""})
+    tags = {"identity": identity, UNSTARTED: ""}
+    record = _open(config, resume, tags if resume is None else tags | {PRUNED: ""})
     folder.remember(run_id=record.run_id)
     return record
 

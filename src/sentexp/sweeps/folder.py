@@ -20,6 +20,7 @@ class State(StrEnum):
     """How a run of a sweep ended."""
 
     finished = "finished"
+    pruned = "pruned"
     failed = "failed"
     killed = "killed"
     not_started = "not started"
@@ -27,7 +28,7 @@ class State(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class Outcome:
-    """What became of a run of a sweep. `earlier`: it was finished before the sweep began."""
+    """What became of a run of a sweep; `error` says why it has no result. `earlier`: it had ended before this start."""
 
     name: str
     state: State
@@ -37,6 +38,12 @@ class Outcome:
     metrics: dict[str, float] = field(default_factory=dict)
     error: str = ""
     earlier: bool = False
+
+    @classmethod
+    def load(cls, text: str) -> "Outcome":
+        """Return the outcome that this JSON holds."""
+        facts = json.loads(text)
+        return cls(**facts | {"state": State(facts["state"])})
 
 
 @dataclass(kw_only=True, slots=True)
@@ -60,9 +67,9 @@ class SweepFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def begin(self, names: list[str], monitor: str, max_failures: int | None) -> None:
+    def begin(self, total: int, monitor: str, max_failures: int | None) -> None:
         """Make the folder, under another name where another sweep has taken this one; note what the runs share."""
-        facts: dict[str, Any] = {"command": command(), "names": names, "monitor": monitor}
+        facts: dict[str, Any] = {"command": command(), "total": total, "monitor": monitor}
         facts |= {"max_failures": max_failures, "started": time.time()}
         wanted = self.path
         for number in itertools.count(2):
@@ -90,13 +97,8 @@ class SweepFolder:
 
     def outcomes(self) -> dict[int, Outcome]:
         """Return the runs that have ended, by number."""
-        found = {}
-        for number in range(len(self._facts()["names"])):
-            file = self.of(number) / OUTCOME
-            if file.is_file():
-                facts = json.loads(file.read_text())
-                found[number] = Outcome(**facts | {"state": State(facts["state"])})
-        return found
+        files = {int(file.parent.name): file for file in self.path.glob(f"*/{OUTCOME}")}
+        return {number: Outcome.load(files[number].read_text()) for number in sorted(files)}
 
     def is_stopped(self) -> bool:
         """Tell whether no more runs are to start."""
@@ -105,7 +107,7 @@ class SweepFolder:
     def progress(self) -> Progress:
         """Return how far the sweep is."""
         facts, ended = self._facts(), list(self.outcomes().values())
-        total = len(facts["names"])
+        total = facts["total"]
         now = sum(not outcome.earlier for outcome in ended)
         pace = (time.time() - facts["started"]) / now if now else math.nan
         return Progress(

@@ -80,7 +80,7 @@ class GridSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         (runs,) = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
-        jobs = self._compose(runs)
+        jobs = self.compose(runs, run_names(runs))
         try:
             return self._run(jobs, words)
         except COMPOSITION_ERRORS as error:  # a fault of sentexp's own, not of the configuration
@@ -88,40 +88,63 @@ class GridSweeper(Sweeper):
 
     def _run(self, jobs: list[Job], words: list[str]) -> "list[Outcome]":
         """Run what is not finished, under the sweep's own MLflow run."""
-        from sentexp.materials import let_go
         from sentexp.recording import recorded
-        from sentexp.sweeps.folder import SweepFolder, has_failed
-        from sentexp.sweeps.printing import print_beginning, print_outcomes
+        from sentexp.sweeps.printing import print_beginning
+        from sentexp.tracking.identity import digest_of, settings
+
+        folder = self.begin(len(jobs), jobs[0].config)
+        earlier = self.find_results(jobs)
+        identity = digest_of("sweep", sorted(digest_of(settings(job.config)) for job in jobs))
+        axes = {key: ",".join(values) for key, values in _axes(jobs).items()}
+        parent = self.open_parent("sweep", jobs[0].config, identity, axes, words)
+        with recorded(parent):
+            interrupted = sum(job.number not in earlier and _is_interrupted(job) for job in jobs)
+            print_beginning("Sweep", len(jobs), len(earlier), interrupted, parent.run_id, folder.path)
+            self.finish(jobs, earlier, parent, folder)
+            return self.conclude(jobs[0].config, parent, folder)
+
+    def begin(self, total: int, config: Config) -> "SweepFolder":
+        """Make the sweep's folder."""
+        from sentexp.sweeps.folder import SweepFolder
 
         folder = SweepFolder(Path(self.config.hydra.sweep.dir))
-        first = jobs[0].config
-        folder.begin([str(job.config.sweep.name) for job in jobs], first.trainer.monitor, first.sweep.max_failures)
-        earlier = self._find_results(jobs)
-        parent = self._open_parent(jobs, words)
-        with recorded(parent):
-            self._adopt(parent, earlier, jobs)
-            for number, outcome in earlier.items():
-                folder.write(number, outcome)
-            interrupted = sum(job.number not in earlier and _is_interrupted(job) for job in jobs)
-            print_beginning(len(jobs), len(earlier), interrupted, parent.run_id, folder.path)
-            self._launch([job for job in _once_each(jobs) if job.number not in earlier], folder)
-            outcomes = self._collect(jobs, folder)
-            (folder.path / "runs.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
-            parent.log_files(folder.path / "runs.json")
-            let_go()
-            print_outcomes(outcomes, first.trainer.monitor)
-            failed = [outcome.name for outcome in outcomes if has_failed(outcome)]
-            left = sum(outcome.state.value == "not started" for outcome in outcomes)
-            if failed or left:
-                stopped = f", and {left} were not started (sweep.max_failures)" if left else ""
-                raise SweepFailed(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}{stopped}.")
+        folder.begin(total, config.trainer.monitor, config.sweep.max_failures)
+        return folder
+
+    def finish(
+        self, jobs: list[Job], earlier: "dict[int, Outcome]", parent: "Record", folder: "SweepFolder"
+    ) -> "list[Outcome]":
+        """Run the jobs that were not finished earlier; return the outcomes of all."""
+        self._adopt(parent, earlier, jobs)
+        for number, outcome in earlier.items():
+            folder.write(number, outcome)
+        self._launch([job for job in _once_each(jobs) if job.number not in earlier], folder)
+        return self._collect(jobs, folder)
+
+    def conclude(self, config: Config, parent: "Record", folder: "SweepFolder") -> "list[Outcome]":
+        """Record and print how the runs ended, and return it."""
+        from sentexp.materials import let_go
+        from sentexp.sweeps.folder import has_failed
+        from sentexp.sweeps.printing import print_outcomes
+
+        outcomes = list(folder.outcomes().values())
+        (folder.path / "runs.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
+        parent.log_files(folder.path / "runs.json")
+        let_go()
+        print_outcomes(outcomes, config.trainer.monitor)
+        failed = [outcome.name for outcome in outcomes if has_failed(outcome)]
+        missing = folder.progress().total - len(outcomes)
+        left = missing + sum(outcome.state.value == "not started" for outcome in outcomes)
+        if failed or left:
+            stopped = f", and {left} were not started (sweep.max_failures)" if left else ""
+            raise SweepFailed(f"{len(failed)} of {len(outcomes)} runs failed: {'; '.join(failed)}{stopped}.")
         return outcomes
 
-    def _compose(self, runs: Sequence[Sequence[str]]) -> list[Job]:
-        """Return the jobs, each with a configuration that is right in itself."""
+    def compose(self, runs: Sequence[Sequence[str]], names: Sequence[str], first: int = 0) -> list[Job]:
+        """Return the jobs, numbered from `first`, each with a configuration that is right in itself."""
         jobs, wrong = [], []
-        for number, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
-            overrides = [*run, f"sweep.name={_quoted(name)}"]
+        for number, (run, name) in enumerate(zip(runs, names, strict=True), first):
+            overrides = [*run, f"sweep.name={quoted(name)}"]
             composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
             with open_dict(composed):
                 del composed["hydra"]
@@ -141,7 +164,7 @@ class GridSweeper(Sweeper):
             raise UserError(" ".join(dict.fromkeys(wrong)))
         return jobs
 
-    def _find_results(self, jobs: list[Job]) -> "dict[int, Outcome]":
+    def find_results(self, jobs: list[Job]) -> "dict[int, Outcome]":
         """Give the jobs their identities, and return the outcomes of those that are finished."""
         from sentexp.experiment import find_result, lacks_baselines, with_defaults
         from sentexp.materials import find, identify
@@ -159,17 +182,16 @@ class GridSweeper(Sweeper):
                 earlier[job.number] = outcome_of(result, job.config, earlier=True)
         return earlier
 
-    def _open_parent(self, jobs: list[Job], words: list[str]) -> "Record":
+    def open_parent(
+        self, kind: str, config: Config, identity: str, axes: Mapping[str, str], words: list[str]
+    ) -> "Record":
         """Return the sweep's own MLflow run: that of an earlier start of the same sweep, or a new one."""
-        from sentexp.tracking.identity import digest_of, settings
         from sentexp.tracking.provenance import command, git_state, mask_uri
         from sentexp.tracking.store import find_run, open_record
 
-        tracking = replace(jobs[0].config.tracking, system_metrics=False)
-        identity = digest_of("sweep", sorted(digest_of(settings(job.config)) for job in jobs))
+        tracking = replace(config.tracking, system_metrics=False)
         begun = find_run(tracking, "sweep.identity", identity)
-        axes = {key: ",".join(values) for key, values in _axes(jobs).items()}
-        title = " ".join(["sweep", *(f"{key.rpartition('.')[2]}={values}" for key, values in axes.items())])
+        title = " ".join([kind, *(f"{key.rpartition('.')[2]}={values}" for key, values in axes.items())])
         parent = open_record(
             tracking,
             title[:250],
@@ -177,7 +199,7 @@ class GridSweeper(Sweeper):
             {"sweep.identity": identity, "command": command(), "mlflow.source.name": "sentexp", **git_state()},
         )
         given = dict(mask_uri(word).split("=", 1) for word in words if "=" in word)
-        parent.log_params(given | axes)
+        parent.log_params(given | dict(axes))
         return parent
 
     def _adopt(self, parent: "Record", earlier: "dict[int, Outcome]", jobs: list[Job]) -> None:
@@ -197,7 +219,7 @@ class GridSweeper(Sweeper):
     def _launch(self, jobs: list[Job], folder: "SweepFolder") -> None:
         """Run the jobs; one after the other where the launcher is hydra's own, which works in this process."""
         for job in jobs:
-            job.overrides += [f"hydra.sweep.dir={_quoted(str(folder.path))}", f"hydra.sweep.subdir={job.number}"]
+            job.overrides += [f"hydra.sweep.dir={quoted(str(folder.path))}", f"hydra.sweep.subdir={job.number}"]
         if isinstance(self.launcher, BasicLauncher):
             for job in jobs:
                 self._note([job], self.launcher.launch([job.overrides], initial_job_idx=job.number), folder)
@@ -288,6 +310,7 @@ def _axes(jobs: list[Job]) -> dict[str, list[str]]:
     return {key: different for key, different in values.items() if len(different) > 1 and key != "sweep.name"}
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Return a text as hydra's override grammar takes it."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

@@ -1,5 +1,6 @@
 """One run of a sweep, in whatever process: its output goes to its log, its end to the sweep's folder and MLflow run."""
 
+import json
 import math
 import traceback
 from contextlib import redirect_stdout
@@ -8,25 +9,28 @@ from dataclasses import replace
 from omegaconf import OmegaConf
 
 from sentexp import experiment
-from sentexp.config import Config
+from sentexp.config import COSTS, Config, Pruner, SearchConfig
 from sentexp.diagnosis import explain_failure
 from sentexp.errors import UserError, complain
 from sentexp.experiment import Result
 from sentexp.recording import without_secrets
 from sentexp.sweeps.folder import CONFIG, LOG, Outcome, State, SweepFolder
 from sentexp.sweeps.printing import print_progress
+from sentexp.tracking.folder import STATE
 from sentexp.tracking.store import open_record
+from sentexp.training.pruning import Judge, Pruned
 
-SHOWN = ("test/", "best/", "seconds")
+SHOWN = ("test/", "best/", *COSTS)
 
 
-def run_job(config: Config, folder: SweepFolder, number: int) -> Outcome:
+def run_job(config: Config, folder: SweepFolder, number: int, search: SearchConfig | None = None) -> Outcome:
     """Do one run and return what became of it; a failure is told, and does not leave this function (law 7).
 
     Args:
         config: of the run, with the name and the parent that the sweep has given it.
         folder: of the sweep.
         number: of the run.
+        search: that the run is a trial of, if it is one.
     """
     assert config.sweep.name is not None
     outcome = Outcome(name=config.sweep.name, state=State.not_started)
@@ -35,7 +39,10 @@ def run_job(config: Config, folder: SweepFolder, number: int) -> Outcome:
         (folder.of(number) / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(without_secrets(config))))
         with (folder.of(number) / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log):
             try:
-                outcome = outcome_of(experiment.run(config), config)
+                outcome = outcome_of(experiment.run(config, _judge(config, search)), config)
+            except Pruned as pruned:
+                print(f"Pruned: {pruned}.")
+                outcome = _pruned(outcome.name, pruned)
             except Exception as error:
                 told = explain_failure(error, config.output_dir)
                 print(told or traceback.format_exc())
@@ -49,6 +56,28 @@ def run_job(config: Config, folder: SweepFolder, number: int) -> Outcome:
     print_progress(outcome, progress, config.trainer.monitor)
     log_progress(config, folder)
     return outcome
+
+
+def _judge(config: Config, search: SearchConfig | None) -> Judge | None:
+    """Return who may stop the run."""
+    if search is None or search.pruner is Pruner.none:
+        return None
+    from sentexp.sweeps.pruning import TrialJudge
+
+    return TrialJudge(config, search)
+
+
+def _pruned(name: str, pruned: Pruned) -> Outcome:
+    """Return the outcome of a run that was stopped; its folder holds the checkpoint that it can go on from."""
+    state = json.loads((pruned.looked.folder / STATE).read_text())
+    return Outcome(
+        name=name,
+        state=State.pruned,
+        identity=state["identity"],
+        run_id=state["run_id"],
+        objective=pruned.looked.value,
+        error=str(pruned),
+    )
 
 
 def outcome_of(result: Result, config: Config, earlier: bool = False) -> Outcome:

@@ -12,6 +12,7 @@ from rich.text import Text
 from sentexp.config import Config, TrackingBackend
 from sentexp.console import OUT, say
 from sentexp.experiment import RESULT
+from sentexp.recording import PRUNED
 from sentexp.tracking.folder import LOCK, STATE
 from sentexp.tracking.store import describe_store, open_store
 
@@ -53,7 +54,9 @@ def list_runs(config: Config) -> None:
 def _recorded(run: "Run", folder: Path) -> list[str]:
     identity = run.data.tags.get("identity", "")
     state = run.info.status.lower()
-    if state == "running" and not _is_locked(folder / identity):
+    if run.data.tags.get(PRUNED):
+        state = "pruned"
+    elif state == "running" and not _is_locked(folder / identity):
         state = "interrupted"
     return [identity, run.info.run_name, state, *_numbers(run.data.metrics)]
 

@@ -1,6 +1,7 @@
 """What a sweep prints: its beginning, a line for every run that ends, the table of all."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Column, Table
@@ -8,14 +9,15 @@ from rich.text import Text
 
 from sentexp.console import OUT, say
 from sentexp.sweeps.folder import Outcome, Progress, State, best_of
+from sentexp.sweeps.study import is_better_higher
 
 METRICS = ("accuracy", "f1_macro", "auroc_macro")
 
 
-def print_beginning(total: int, finished: int, interrupted: int, run_id: str | None, folder: Path) -> None:
-    """Print how many runs there are, and how many of them need nothing more."""
+def print_beginning(what: str, total: int, finished: int, interrupted: int, run_id: str | None, folder: Path) -> None:
+    """Print what kind of sweep begins, how many runs it has, and how many of them need nothing more."""
     where = f", MLflow run {run_id}" if run_id else ""
-    say(f"Sweep of {total} {'run' if total == 1 else 'runs'} in {folder}{where}")
+    say(f"{what} of {total} {'run' if total == 1 else 'runs'} in {folder}{where}")
     going_on = f", {interrupted} to go on with" if interrupted else ""
     say(f"{finished} finished before{going_on}, {total - finished - interrupted} to do")
 
@@ -55,6 +57,14 @@ def print_outcomes(outcomes: list[Outcome], monitor: str) -> None:
             say(f"{outcome.name}: {outcome.error}")
     if best is not None:
         say(f"Best {monitor}: {best.name} ({best.objective:.4f}); the test columns selected nothing.")
+
+
+def print_front(objectives: Sequence[str], runs: Sequence[tuple[str, Sequence[float]]]) -> None:
+    """Print the runs that no other beats in every objective, the best of the first objective first."""
+    sign = -1 if is_better_higher(objectives[0]) else 1
+    say(f"No other run is better in all of {', '.join(objectives)} than:")
+    for name, values in sorted(runs, key=lambda run: sign * run[1][0]):
+        say(f"  {name}: {', '.join(f'{value:.4g}' for value in values)}")
 
 
 def _duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
-"""Pictures of one run: its data, its learning curve and its confusion matrix."""
+"""Pictures of a run, its data, learning curve and confusion matrix, and of a search."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,37 @@ def draw_confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str]
     axes.set_xticks(range(len(labels)), labels)
     axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel="predicted", ylabel="true", title="Test split")
+    figure.savefig(file, dpi=120)
+
+
+def draw_search(
+    points: Sequence[tuple[int, Sequence[float], bool]], objectives: Sequence[str], higher: Sequence[bool], file: Path
+) -> None:
+    """Draw a search: the objective over the trials, with the best so far; or two objectives against each other.
+
+    Args:
+        points: number of a trial, its values, and whether no other beats it.
+        objectives: their names; of more than two the first two are drawn.
+        higher: for each objective, whether more is better.
+        file: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    if len(objectives) == 1:
+        numbers, values = [point[0] for point in points], [point[1][0] for point in points]
+        best = list(itertools.accumulate(values, max if higher[0] else min))
+        axes.plot(numbers, values, "o", color="black", fillstyle="none", label="trial")
+        axes.step(numbers, best, where="post", color="black", label="best so far")
+        axes.set(xlabel="trial", ylabel=objectives[0])
+    else:
+        for label, fill, beaten in (("beaten by another", "none", False), ("not beaten", "full", True)):
+            chosen = [values for _, values, best_there in points if best_there is beaten]
+            x, y = [values[1] for values in chosen], [values[0] for values in chosen]
+            axes.plot(x, y, "o", color="black", fillstyle=fill, label=label)
+        axes.set(xlabel=objectives[1], ylabel=objectives[0])
+    axes.legend()
     figure.savefig(file, dpi=120)
 
 

@@ -1,0 +1,167 @@
+"""The trials of a search: asked of Optuna's study, run as the runs of a sweep, and told to it.
+
+A trial that was killed or failed is tried again with its values when the search is started again, and one whose run is
+finished already, in whatever sweep, costs nothing.
+"""
+
+import json
+import math
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from optuna import Study, delete_study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from sentexp.config import Config, Sampler, SearchConfig
+from sentexp.errors import UserError, complain
+from sentexp.materials import find, identify
+from sentexp.recording import recorded
+from sentexp.sweeps.folder import Outcome, State, SweepFolder
+from sentexp.sweeps.grid import quoted
+from sentexp.sweeps.printing import print_beginning, print_front
+from sentexp.sweeps.space import Space, Value
+from sentexp.sweeps.study import build_sampler, is_better_higher, only_one_search, open_study, storage_url, told
+from sentexp.tracking.identity import digest_of
+from sentexp.tracking.pictures import draw_search
+
+if TYPE_CHECKING:
+    from sentexp.sweeps.search import OptunaSweeper
+    from sentexp.tracking.store import Record
+
+OUTCOME, NAME, AGAIN = "outcome", "name", "again"
+PICTURE = "search.png"
+
+
+class Search:
+    """One search, from where an earlier start of it has stopped.
+
+    Args:
+        sweeper: composes, launches and collects the runs.
+        options: of the search.
+        space: what is searched.
+        config: of one run of it, for what is the same in all.
+        words: of the command line.
+
+    Raises:
+        UserError: the backbone, the data or the storage cannot be used.
+    """
+
+    def __init__(
+        self, sweeper: "OptunaSweeper", options: SearchConfig, space: Space, config: Config, words: list[str]
+    ) -> None:
+        self.sweeper, self.options, self.space, self.config, self.words = sweeper, options, space, config, words
+        self.objectives = options.objectives or [config.trainer.monitor]
+        self.url = storage_url(options, config.tracking)
+        self.name = digest_of("search", identify(find(config)), space.describe(), self.objectives)
+        self.study: Study
+        self.lost: list[dict[str, Value]]
+
+    def run(self) -> list[Outcome]:
+        """Run trials until there are `n_trials`, and return what became of each.
+
+        Raises:
+            UserError: the storage cannot be used, or another process is at the same search.
+            SweepFailed: some of the runs failed.
+        """
+        total = self.options.n_trials
+        if self.options.sampler is Sampler.grid:
+            total = min(total, len(self.space.grid()))
+        with only_one_search(self.url, self.name):
+            self.study = self._open()
+            folder = self.sweeper.begin(total, self.config)
+            self.lost = self._take_up(folder)
+            parent = self.sweeper.open_parent("search", self.config, self.name, self.space.describe(), self.words)
+            with recorded(parent):
+                earlier, again = len(folder.outcomes()), min(len(self.lost), total)
+                kind = f"Search with {self.options.sampler.name}"
+                print_beginning(kind, total, earlier, again, parent.run_id, folder.path)
+                while (left := total - len(folder.outcomes())) > 0 and not folder.is_stopped():
+                    self._run([self._ask() for _ in range(min(self.options.n_jobs, left))], parent, folder)
+                self._show(parent, folder)
+                return self.sweeper.conclude(self.config, parent, folder)
+
+    def _open(self) -> Study:
+        study = open_study(self.url, self.name, self.objectives)
+        if not self.config.sweep.rerun:
+            return study
+        told(lambda: delete_study(study_name=self.name, storage=study._storage), self.url)
+        return open_study(self.url, self.name, self.objectives)
+
+    def _take_up(self, folder: SweepFolder) -> list[dict[str, Value]]:
+        """Write down what earlier starts have ended; return the values of the trials that were killed or failed."""
+        lost, ended = [], []
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state is TrialState.RUNNING:
+                self.study.tell(trial.number, state=TrialState.FAIL)
+            outcome = _outcome_of(trial)
+            if outcome is not None and outcome.state in (State.finished, State.pruned):
+                folder.write(trial.number, replace(outcome, earlier=True))
+                ended.append(trial.params)
+            elif trial.state is not TrialState.WAITING and trial.params not in lost:
+                lost.append(trial.params)
+        return [values for values in lost if values not in ended]
+
+    def _ask(self) -> Trial:
+        """Return the next trial: one that was lost, the next of a grid, or what the sampler proposes."""
+        trials = self.study.get_trials(deepcopy=False)
+        if not any(trial.state is TrialState.WAITING for trial in trials):  # a kill can leave one
+            if self.lost:
+                self.study.enqueue_trial(self.lost.pop(0), user_attrs={AGAIN: True})
+            elif self.options.sampler is Sampler.grid:
+                seen = [trial.params for trial in trials]
+                self.study.enqueue_trial(next(values for values in self.space.grid() if values not in seen))
+        self.study.sampler = build_sampler(self.options, sum(AGAIN not in trial.user_attrs for trial in trials))
+        return self.study.ask(self.space.distributions())
+
+    def _run(self, trials: list[Trial], parent: "Record", folder: SweepFolder) -> None:
+        """Run trials at once, and tell the study how they ended."""
+        jobs = []
+        for trial in trials:
+            name = self.space.name(trial.params)
+            trial.set_user_attr(NAME, name)
+            overrides = [*self.space.overrides(trial.params), f"sweep.study={self.name}", f"sweep.trial={trial.number}"]
+            if self.options.storage is None:  # a process elsewhere would look in its own folder
+                overrides.append(f"hydra.sweeper.storage={quoted(self.url)}")
+            try:
+                jobs += self.sweeper.compose([overrides], [name], trial.number)
+            except UserError as error:
+                complain(f"{name}: {error}")
+                folder.write(trial.number, Outcome(name=name, state=State.failed, error=str(error)))
+        self.sweeper.finish(jobs, self.sweeper.find_results(jobs), parent, folder)
+        ended = folder.outcomes()
+        for trial in trials:
+            self._tell(trial, ended[trial.number])
+
+    def _tell(self, trial: Trial, outcome: Outcome) -> None:
+        trial.set_user_attr(OUTCOME, json.dumps(asdict(outcome)))
+        values = [_objective(outcome, name) for name in self.objectives]
+        if outcome.state is State.pruned:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        elif all(map(math.isfinite, values)):
+            self.study.tell(trial, values)
+        else:
+            self.study.tell(trial, state=TrialState.FAIL)
+
+    def _show(self, parent: "Record", folder: SweepFolder) -> None:
+        """Draw what the search has found; print the trials that no other beats in every one of several objectives."""
+        done = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state is TrialState.COMPLETE]
+        if not done:
+            return
+        best = [trial.number for trial in self.study.best_trials]
+        if len(self.objectives) > 1:
+            front = [trial for trial in done if trial.number in best]
+            print_front(self.objectives, [(trial.user_attrs[NAME], trial.values) for trial in front])
+        points = [(trial.number, trial.values, trial.number in best) for trial in done]
+        higher = [is_better_higher(name) for name in self.objectives]
+        draw_search(points, self.objectives, higher, folder.path / PICTURE)
+        parent.log_files(folder.path / PICTURE)
+
+
+def _outcome_of(trial: FrozenTrial) -> Outcome | None:
+    """Return how the run of a trial ended; None where it was killed."""
+    return Outcome.load(trial.user_attrs[OUTCOME]) if OUTCOME in trial.user_attrs else None
+
+
+def _objective(outcome: Outcome, name: str) -> float:
+    """Return what a run reached: a validation metric at its best checkpoint, or a cost."""
+    return outcome.metrics.get(name.replace("validation/", "best/"), math.nan)
