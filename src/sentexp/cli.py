@@ -43,6 +43,7 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp data=csv data.path=reviews.csv data.text=body data.label=stars        your own table
   python -m sentexp peft.r=8 optim.lr=1e-4 seed=1    any key of the configuration
   python -m sentexp --multirun peft.r=4,8,16         a sweep; given again, it goes on and skips what is finished
+  python -m sentexp --multirun hydra/sweeper=optuna 'optim.lr=tag(log,interval(1e-5,1e-3))'     a search
   python -m sentexp runs                             every run that is recorded: identity, state, result
   python -m sentexp audit data=fpb                   look for duplicates, leaks and faults in the data; train nothing
   python -m sentexp prepare model=gpt2 data=sst2     fetch, convert and tokenise only: the run then needs no network

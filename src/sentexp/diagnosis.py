@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -131,6 +131,11 @@ def _singles(override: Override, text: str) -> Iterator[str]:
     if not override.is_sweep_override():
         yield text
         return
+    if override.is_interval_sweep():
+        ends = override.value()
+        assert isinstance(ends, IntervalSweep)
+        yield from (f"{override.get_key_element()}={end}" for end in (ends.start, ends.end))
+        return
     for value in override.sweep_string_iterator():
         yield f"{override.get_key_element()}={value}"
 
@@ -140,7 +145,7 @@ def _sentence(override: Override, text: str, accepted: list[str], fault: Excepti
     if isinstance(fault, MissingConfigException) and fault.options:
         options = list(fault.options)
         return f"{key}={value} is no option of {key}: it must be one of {', '.join(options)}.{_near(value, options)}"
-    node: DictConfig | None = compose("config", accepted)
+    node: DictConfig | None = compose("config", accepted, return_hydra_config=key.startswith("hydra."))
     walked: list[str] = []
     for part in key.split("."):
         if not isinstance(node, DictConfig) or part not in node:
@@ -153,6 +158,8 @@ def _sentence(override: Override, text: str, accepted: list[str], fault: Excepti
         node = None if OmegaConf.is_missing(node, part) else node[part]
     reason = _first_line(fault)
     hint = next((f": {hint}" for sign, hint in HINTS.items() if sign in reason), "")
+    if override.is_interval_sweep() and "to Integer" in reason:
+        hint = f"{hint}, and those between two are {key}=int(interval(4,8)), for instance"
     return f"{key}={value}: {reason}{hint}."
 
 

@@ -238,7 +238,7 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
         evaluate(trainer, module, data, "validation")
     else:
         fit(trainer, module, data, checkpoints)
-    train_seconds = time.monotonic() - began
+    train_seconds = checkpoints.seconds + time.monotonic() - began
     metrics = evaluate(trainer, module, data, "test")
     answers = count_answers(materials, module.test)
     record.set_tags(answers.tags)
@@ -256,6 +256,7 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
     facts |= {"max_length": config.data.max_length, "prior": prior, "temperature": temperature}
     weights = save_trained(model, materials.tokenizer, config.peft, base, facts, folder.path)
     metrics |= _best(folder, checkpoints.best_step) | {
+        "seconds": checkpoints.seconds,
         "train/seconds": train_seconds,
         "train/steps": trainer.global_step,
         "parameters/trainable": parameters.trainable_total,
@@ -312,8 +313,15 @@ def _differences(metrics: Mapping[str, float], baselines: Mapping[str, Baseline]
 
 
 def _conclude(result: Result, record: Record, folder: RunFolder, seconds: float) -> None:
-    """Write the result down."""
-    result.metrics["seconds"] = seconds
+    """Write the result down.
+
+    Args:
+        result: of the run.
+        record: of the run.
+        folder: of the run.
+        seconds: that this process took; those of the training before it went on are known.
+    """
+    result.metrics["seconds"] += seconds
     result.save()
     draw_confusion_matrix(result.confusion, result.labels, folder.path / "confusion_matrix.png")
     draw_reliability(result.reliability, folder.path / "reliability.png")

@@ -46,11 +46,11 @@ def start(command_environment):
 
 
 def table(folder):
-    """Return what the last sweep in this folder ended with, but for times and MLflow's ids."""
+    """Return what the last sweep in this folder ended with, but for times, memory and MLflow's ids."""
     last = max(folder.glob("multirun/*/*/runs.json"), key=lambda file: file.stat().st_mtime)
     runs = json.loads(last.read_text())
     for run in runs:
-        run["metrics"].pop("seconds", None)
+        run["metrics"] = {k: v for k, v in run["metrics"].items() if not k.endswith(("seconds", "memory_gib"))}
         del run["run_id"], run["earlier"]
     return json.dumps(runs, sort_keys=True)
 

@@ -11,7 +11,7 @@ def finished(name, objective, earlier=False):
 
 def test_outcomes_are_read_as_they_were_written(tmp_path):
     folder = SweepFolder(tmp_path / "sweep")
-    folder.begin(["a", "b", "c"], "validation/accuracy", None)
+    folder.begin(3, "validation/accuracy", None)
     written = {0: finished("a", 0.5), 2: Outcome(name="c", state=State.failed, error="no")}
     for number, outcome in written.items():
         folder.write(number, outcome)
@@ -23,7 +23,7 @@ def test_outcomes_are_read_as_they_were_written(tmp_path):
 
 def test_progress_counts_what_was_finished_before_and_leaves_it_out_of_the_pace(tmp_path):
     folder = SweepFolder(tmp_path / "sweep")
-    folder.begin(["a", "b", "c"], "validation/loss", None)
+    folder.begin(3, "validation/loss", None)
     folder.write(0, finished("a", 0.5, earlier=True))
     assert math.isnan(folder.progress().seconds_left)
     folder.write(1, finished("b", 0.4))
@@ -35,7 +35,7 @@ def test_progress_counts_what_was_finished_before_and_leaves_it_out_of_the_pace(
 
 def test_too_many_failures_stop_the_sweep(tmp_path):
     folder = SweepFolder(tmp_path / "sweep")
-    folder.begin(["a", "b", "c"], "validation/accuracy", 2)
+    folder.begin(3, "validation/accuracy", 2)
     folder.write(0, Outcome(name="a", state=State.failed))
     assert not folder.is_stopped()
     folder.write(1, Outcome(name="b", state=State.killed))

@@ -197,6 +197,12 @@ def test_a_value_out_of_range_is_refused_before_anything_starts(sentexp, tmp_pat
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_range_without_values_is_refused(sentexp):
+    code, _, errors = sentexp("--multirun", "optim.lr=interval(0.1,0.2)")
+    assert code == 1
+    assert "optim.lr=interval(0.1,0.2) has no end of values: give some, such as optim.lr=1,2,3" in errors
+
+
 def test_a_password_is_written_nowhere(sentexp, tmp_path, quick):
     quick[-1] = "tracking.uri=http://me:hunter2@127.0.0.1:1"
     assert sentexp("--multirun", "peft.r=4,8", "tracking=none")[0] == 0
@@ -243,7 +249,7 @@ def test_a_run_of_a_sweep_gives_the_numbers_that_it_gives_alone(words, sentexp, 
     swept = [json.loads((folder / str(n) / "outcome.json").read_text())["metrics"] for n in range(3)]
     assert sentexp("seed=2", *words, "tracking=none", "output_dir=alone")[0] == 0
     (alone,) = (json.loads(file.read_text())["metrics"] for file in (tmp_path / "alone").glob("*/result.json"))
-    measured = {key: value for key, value in swept[1].items() if key != "seconds"}
+    measured = {key: value for key, value in swept[1].items() if not key.endswith(("seconds", "memory_gib"))}
     assert measured == {key: alone[key] for key in measured}
     assert swept[0] == swept[2]
     assert swept[0] != swept[1]

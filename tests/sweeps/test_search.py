@@ -1,6 +1,7 @@
 """A search: trials as runs of a sweep, a total that earlier starts count to, several objectives, runs stopped early."""
 
 import json
+import sys
 
 import numpy as np
 import optuna
@@ -84,7 +85,7 @@ def test_trials_are_counted_over_all_starts(sentexp, tmp_path, trained):
 
 
 def test_a_search_that_was_stopped_proposes_what_it_would_have_proposed(sentexp, tmp_path, monkeypatch):
-    words = (*OPTUNA, "hydra.sweeper.n_trials=4", *SPACE, f"output_dir={tmp_path / 'a'}")
+    words = (*OPTUNA, "hydra.sweeper.n_trials=4", *SPACE)
     with monkeypatch.context() as patch:
         interrupted_at(patch, 3)
         assert sentexp(*words)[0] == 130
@@ -93,9 +94,9 @@ def test_a_search_that_was_stopped_proposes_what_it_would_have_proposed(sentexp,
     assert code == 0, errors
     assert "2 finished before, 1 to go on with, 1 to do" in output
     stopped = proposed(tmp_path)
+    assert len(stopped) == 4
     (tmp_path / "optuna.db").unlink()
-    (tmp_path / "mlflow.db").unlink()
-    assert sentexp(*words[:-1], f"output_dir={tmp_path / 'b'}")[0] == 0
+    assert sentexp(*words)[0] == 0
     assert proposed(tmp_path) == stopped
 
 
@@ -166,7 +167,7 @@ def test_a_pruned_run_is_marked_and_goes_on_from_its_checkpoint_when_it_is_wante
     assert not (folder / RESULT).is_file()
     assert "pruned" in sentexp("runs")[1]
     before = [json.loads(line)["step"] for line in (folder / METRICS).read_text().splitlines()]
-    assert max(before) == 2
+    assert max(before) < 8
     assert "2 finished before, 0 to do" in sentexp(*OPTUNA, *words, *rule)[1]
     alone = ("trainer.max_epochs=2", "trainer.eval_steps=2", "optim.lr=1e-12", "optim.schedule=constant", rule[2])
     assert sentexp(*alone)[0] == 0
@@ -180,11 +181,11 @@ def test_a_pruned_run_is_marked_and_goes_on_from_its_checkpoint_when_it_is_wante
 
 def test_the_confident_rule_prunes_by_rows(sentexp, tmp_path):
     words = (*WHOLE, "hydra.sweeper.sampler=grid", "optim.lr=1e-2,1e-12", "optim.schedule=constant")
-    rule = ("hydra.sweeper.pruner=confident", "trainer.monitor=validation/loss", "hydra.sweeper.confidence=0.5")
+    rule = ("hydra.sweeper.pruner=confident", "trainer.monitor=validation/loss", "hydra.sweeper.confidence=0.05")
     code, output, errors = sentexp(*OPTUNA, *words, *rule)
     assert code == 0, errors
-    assert "lr=0.01 is better by" in output
-    assert "on the same rows, 50% interval" in output
+    assert " is better by" in output
+    assert "on the same rows, 5% interval" in output
 
 
 @pytest.mark.parametrize(
@@ -236,14 +237,22 @@ def test_each_sampler_proposes_and_models_learn_where_the_best_is(sampler):
     study = optuna.create_study(direction="maximize")
     space = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
     tried = []
-    for number in range(25):
+    for number in range(20):
         study.sampler = build_sampler(SearchConfig(sampler=sampler), number)
         trial = study.ask(space)
         tried.append(trial.params["x"])
         study.tell(trial, -((trial.params["x"] - 0.3) ** 2))
-    late = float(np.mean(np.abs(np.array(tried[15:]) - 0.3)))
-    assert len(set(tried)) == 25
-    assert late < 0.1 if sampler is not Sampler.random else late > 0.1
+    late = float(np.mean(np.abs(np.array(tried[10:]) - 0.3)))
+    assert len(set(tried)) == 20
+    assert late > 0.2 if sampler is Sampler.random else late < 0.2
+
+
+def test_without_optuna_the_way_to_it_is_told(sentexp, monkeypatch):
+    monkeypatch.delitem(sys.modules, "sentexp.sweeps.trials", raising=False)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    code, _, errors = sentexp(*OPTUNA, "peft.r=2,4")
+    assert code == 1
+    assert "pip install 'sentexp[search]'" in errors
 
 
 def test_the_storage_stands_beside_mlflows_file(tmp_path, monkeypatch):

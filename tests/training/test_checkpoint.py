@@ -1,6 +1,7 @@
 """Checkpoints: a run killed at any step goes on and ends with the same numbers; what a checkpoint holds (law 8)."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,6 +91,22 @@ def test_a_killed_run_ends_with_the_same_numbers(setting, config, tmp_path, monk
             if "seconds" not in name and "memory" not in name:
                 assert resumed.metrics[name] == value, f"killed in micro-batch {kill}: {name}"
         assert curve(resumed.folder) == curve(whole.folder), f"killed in micro-batch {kill}"
+
+
+def test_the_seconds_of_a_training_that_goes_on_hold_those_before_the_kill(config, monkeypatch):
+    words = ("peft.r=2", "trainer.save_steps=1", "trainer.max_epochs=2")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_at(patch, 6)
+        run(config(*words))
+    (file,) = Path(config().output_dir).glob("*/last.ckpt")
+    states = torch.load(file, weights_only=True)["callbacks"]
+    (before,) = [state["seconds"] for state in states.values() if "seconds" in state]
+    assert before > 0
+    with monkeypatch.context() as patch:  # the earlier process was a slow one
+        original = Checkpoints.load_state_dict
+        patch.setattr(Checkpoints, "load_state_dict", lambda self, state: original(self, state | {"seconds": 1000.0}))
+        resumed = run(config(*words)).metrics
+    assert resumed["seconds"] > resumed["train/seconds"] > 1000
 
 
 def curve(folder):

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sentexp.config import Config, TrackingBackend
 from sentexp.diagnosis import COMPOSITION_ERRORS, explain_failure
-from sentexp.errors import UserError, complain
+from sentexp.errors import UserError, complain, require
 from sentexp.sweeps.names import run_names
 
 if TYPE_CHECKING:
@@ -70,6 +70,13 @@ class GridSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
+    def is_in_process(self) -> bool:
+        """Tell whether the launcher is hydra's own, which runs one job after the other in this process.
+
+        By name: hydra loads the modules of its plugins anew when it looks for them, so that a class can be there twice.
+        """
+        return type(self.launcher).__name__ == BasicLauncher.__name__
+
     def sweep(self, arguments: list[str]) -> "list[Outcome]":
         """Run every combination and return what became of each, in order.
 
@@ -79,7 +86,14 @@ class GridSweeper(Sweeper):
         """
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        (runs,) = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
+        overrides = parser.parse_overrides(words)
+        for override in overrides:
+            require(
+                not override.is_interval_sweep(),
+                f"{override.input_line} has no end of values: give some, such as {override.key_or_group}=1,2,3, or "
+                "search it with hydra/sweeper=optuna.",
+            )
+        (runs,) = BasicSweeper.split_arguments(overrides, None)
         jobs = self.compose(runs, run_names(runs))
         try:
             return self._run(jobs, words)
@@ -220,7 +234,7 @@ class GridSweeper(Sweeper):
         """Run the jobs; one after the other where the launcher is hydra's own, which works in this process."""
         for job in jobs:
             job.overrides += [f"hydra.sweep.dir={quoted(str(folder.path))}", f"hydra.sweep.subdir={job.number}"]
-        if isinstance(self.launcher, BasicLauncher):
+        if self.is_in_process():
             for job in jobs:
                 self._note([job], self.launcher.launch([job.overrides], initial_job_idx=job.number), folder)
             return

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
@@ -43,8 +42,7 @@ class OptunaSweeper(GridSweeper):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         options = OmegaConf.to_object(config.hydra.sweeper)
         assert isinstance(options, SearchConfig)
-        one_by_one = isinstance(self.launcher, BasicLauncher)
-        self.options = replace(options, n_jobs=1) if one_by_one else options
+        self.options = replace(options, n_jobs=1) if self.is_in_process() else options
 
     def sweep(self, arguments: list[str]) -> "list[Outcome]":
         """Run trials until there are `n_trials`, and return what became of each.
@@ -61,8 +59,11 @@ class OptunaSweeper(GridSweeper):
         corners = space.corners()
         jobs = self.compose([space.overrides(values) for values in corners], [space.name(values) for values in corners])
         check_pruner(self.options, jobs[0].config)
-        from sentexp.sweeps.trials import Search
-
+        try:
+            from sentexp.sweeps.trials import Search
+        except ModuleNotFoundError as error:
+            require(error.name != "optuna", "hydra/sweeper=optuna needs Optuna: pip install 'sentexp[search]'.")
+            raise
         return Search(self, self.options, space, jobs[0].config, words).run()
 
 

@@ -68,13 +68,15 @@ class Search:
             total = min(total, len(self.space.grid()))
         with only_one_search(self.url, self.name):
             self.study = self._open()
+            earlier = self._take_up()
+            total = max(total, len(earlier))
             folder = self.sweeper.begin(total, self.config)
-            self.lost = self._take_up(folder)
+            for number, outcome in earlier.items():
+                folder.write(number, outcome)
             parent = self.sweeper.open_parent("search", self.config, self.name, self.space.describe(), self.words)
             with recorded(parent):
-                earlier, again = len(folder.outcomes()), min(len(self.lost), total)
-                kind = f"Search with {self.options.sampler.name}"
-                print_beginning(kind, total, earlier, again, parent.run_id, folder.path)
+                kind, again = f"Search with {self.options.sampler.name}", min(len(self.lost), total - len(earlier))
+                print_beginning(kind, total, len(earlier), again, parent.run_id, folder.path)
                 while (left := total - len(folder.outcomes())) > 0 and not folder.is_stopped():
                     self._run([self._ask() for _ in range(min(self.options.n_jobs, left))], parent, folder)
                 self._show(parent, folder)
@@ -87,19 +89,20 @@ class Search:
         told(lambda: delete_study(study_name=self.name, storage=study._storage), self.url)
         return open_study(self.url, self.name, self.objectives)
 
-    def _take_up(self, folder: SweepFolder) -> list[dict[str, Value]]:
-        """Write down what earlier starts have ended; return the values of the trials that were killed or failed."""
-        lost, ended = [], []
+    def _take_up(self) -> dict[int, Outcome]:
+        """Return what earlier starts have ended, by number; keep the values of trials that were killed or failed."""
+        lost, ended, outcomes = [], [], {}
         for trial in self.study.get_trials(deepcopy=False):
             if trial.state is TrialState.RUNNING:
                 self.study.tell(trial.number, state=TrialState.FAIL)
             outcome = _outcome_of(trial)
             if outcome is not None and outcome.state in (State.finished, State.pruned):
-                folder.write(trial.number, replace(outcome, earlier=True))
+                outcomes[trial.number] = replace(outcome, earlier=True)
                 ended.append(trial.params)
             elif trial.state is not TrialState.WAITING and trial.params not in lost:
                 lost.append(trial.params)
-        return [values for values in lost if values not in ended]
+        self.lost = [values for values in lost if values not in ended]
+        return outcomes
 
     def _ask(self) -> Trial:
         """Return the next trial: one that was lost, the next of a grid, or what the sampler proposes."""

@@ -1,6 +1,7 @@
 """Checkpoints: the best trainable weights as safetensors, and the last state that a killed run resumes from."""
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,15 @@ class Checkpoints(L.Callback):
         self.best: float | None = None
         self.best_step = 0
         self.evaluated_at = -1
+        self.seconds = 0.0
+        """Trained by earlier processes, up to the checkpoint that this one goes on from."""
+        self._began = time.monotonic()
         self._step_before = 0
         self._between_steps = False
+
+    def on_train_start(self, *_: Any) -> None:
+        """Start the clock."""
+        self._began = time.monotonic()
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Note the optimizer step, to know whether this micro-batch completes the next one."""
@@ -71,13 +79,20 @@ class Checkpoints(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is known of the best checkpoint."""
-        return {"best": self.best, "best_step": self.best_step, "evaluated_at": self.evaluated_at}
+        seconds = self.seconds + time.monotonic() - self._began
+        return {
+            "best": self.best,
+            "best_step": self.best_step,
+            "evaluated_at": self.evaluated_at,
+            "seconds": seconds,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with what was known."""
         self.best = state_dict["best"]
         self.best_step = state_dict["best_step"]
         self.evaluated_at = state_dict["evaluated_at"]
+        self.seconds = state_dict["seconds"]
 
     def restore_best(self, module: ClassifierModule) -> None:
         """Put the best weights into the module, and what they said about the validation split."""
