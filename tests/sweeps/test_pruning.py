@@ -75,13 +75,14 @@ def test_the_confident_rule_stops_only_what_the_rows_tell_from_the_leader(judges
 
     assert judge()(looked(tmp_path / "leader", 4, 150)) is None
     assert judge()(looked(tmp_path / "near", 4, 144)) is None  # 6 rows differ: p = 0.03
+    assert judge()(looked(tmp_path / "alike", 4, 150)) is None
     assert judge()(looked(tmp_path / "other step", 8, 100)) is None
     said = judge()(looked(tmp_path / "far", 4, 140))  # 10 rows differ: p = 0.002
     assert said.startswith(
         "at step 4 trial 0 is better by 0.0500 of validation/accuracy on the same rows, 99% interval"
     )
     assert judge()(looked(tmp_path / "new leader", 4, 180)) is None
-    assert "trial 4 is better" in judge()(looked(tmp_path / "old level", 4, 150))
+    assert "trial 5 is better" in judge()(looked(tmp_path / "old level", 4, 150))
 
 
 def test_the_confident_rule_follows_losses_downwards(config, judges, tmp_path):

@@ -37,8 +37,8 @@ def print_progress(outcome: Outcome, progress: Progress, monitor: str) -> None:
 
 def print_outcomes(outcomes: list[Outcome], monitor: str) -> None:
     """Print the table of all runs, and below it why runs failed."""
-    run = Column("run", no_wrap=True)
-    table = Table(run, "state", monitor, *(f"test {name}" for name in METRICS), "seconds", title="sweep")
+    numbers = [monitor.replace("/", "\n"), *(f"test\n{name.replace('_', ' ')}" for name in METRICS), "seconds"]
+    table = Table(*(Column(name, no_wrap=True) for name in ("run", "state")), *numbers, title="sweep")
     table.title_justify = "left"
     best = best_of(outcomes, monitor)
     for outcome in outcomes:
