@@ -255,6 +255,40 @@ def test_a_sweep_that_a_preset_describes_needs_no_multirun(sentexp, tmp_path):
     assert set(recorded(tmp_path)[1]) == {"r=4", "r=8"}
 
 
+def names(folder):
+    """Return the names of the runs of each sweep in this folder."""
+    return [json.loads(file.read_text())["names"] for file in sorted(folder.glob("multirun/*/*/sweep.json"))]
+
+
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [
+        (["experiment=five_seeds", "++seed=6,7"], ["seed=6", "seed=7"]),
+        (["experiment=rank_sweep", "peft.r=2", "optim.lr=1e-3,1e-4"], ["lr=1e-3", "lr=1e-4"]),
+        (["experiment=learning_curve", "data.train_subset=8,16"], ["train_subset=8", "train_subset=16"]),
+    ],
+    ids=" ".join,
+)
+def test_the_command_line_replaces_axes_of_a_preset_and_adds_others(sentexp, tmp_path, words, runs):
+    code, _, errors = sentexp(*words, "tracking=none", "trainer.max_steps=1")
+    assert code == 0, errors
+    assert names(tmp_path) == [runs]
+
+
+def test_an_axis_of_a_preset_that_does_not_fit_is_refused_with_a_sentence(sentexp, tmp_path):
+    code, _, errors = sentexp("experiment=rank_sweep", "peft=ia3")
+    assert code == 1
+    assert "peft.r: peft has no key 'r'" in errors
+    assert not names(tmp_path)
+
+
+def test_presets_that_are_sweeps_are_not_swept_over(sentexp, tmp_path):
+    code, _, errors = sentexp("--multirun", "experiment=five_seeds,rank_sweep")
+    assert code == 1
+    assert "experiment=five_seeds: that preset is a sweep of its own" in errors
+    assert not names(tmp_path)
+
+
 def test_nothing_recorded_is_skipped_all_the_same(sentexp, tmp_path, trained):
     for _ in range(2):
         assert sentexp("--multirun", "peft.r=4,8", "tracking=none")[0] == 0

@@ -5,6 +5,7 @@ Any launcher of hydra's runs them; see `run_job` for what happens in its process
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sentexp.config import Config, TrackingBackend
-from sentexp.diagnosis import COMPOSITION_ERRORS, explain_failure
+from sentexp.diagnosis import COMPOSITION_ERRORS, explain, explain_failure
 from sentexp.errors import UserError, complain
 from sentexp.sweeps.names import run_names
 
@@ -52,7 +53,7 @@ class GridSweeper(Sweeper):
     """Hydra's sweeper of sentexp.
 
     Args:
-        params: overrides, swept or not, that come before those of the command line; for presets.
+        params: overrides of a preset, swept or not; those of the command line replace them.
     """
 
     def __init__(self, params: Mapping[str, Any] | None = None) -> None:
@@ -78,9 +79,14 @@ class GridSweeper(Sweeper):
             SweepFailed: some of the runs failed; the others are finished.
         """
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        given = {override.key_or_group for override in parser.parse_overrides(arguments)}
+        preset = [f"{key}={value}" for key, value in self.params.items() if key not in given]
+        words = [*preset, *arguments]
         (runs,) = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
-        jobs = self._compose(runs)
+        try:
+            jobs = self._compose(runs)
+        except COMPOSITION_ERRORS as error:
+            raise UserError(explain([*sys.argv[1:], *preset], error)) from error
         try:
             return self._run(jobs, words)
         except COMPOSITION_ERRORS as error:  # a fault of sentexp's own, not of the configuration
@@ -123,6 +129,8 @@ class GridSweeper(Sweeper):
         for number, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
             overrides = [*run, f"sweep.name={_quoted(name)}"]
             composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+            if composed.hydra.sweeper != self.config.hydra.sweeper:
+                raise UserError(f"{name}: that preset is a sweep of its own: sweep over its keys, or give it alone.")
             with open_dict(composed):
                 del composed["hydra"]
             try:
