@@ -179,6 +179,9 @@ def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome"
     from omegaconf.errors import OmegaConfBaseException
 
     try:
+        began = Path(HydraConfig.get().runtime.cwd)
+        if began.is_dir():  # a worker of a cluster was started elsewhere, perhaps on a machine without this folder
+            os.chdir(began)
         try:
             typed = OmegaConf.to_object(config)
         except (OmegaConfBaseException, AttributeError, TypeError) as error:

@@ -119,7 +119,8 @@ def _open(config: Config, resume: str | None, tags: dict[str, str]) -> Record:
 
 def _params(config: Config) -> dict[str, str]:
     kinds = {"task": task_name(config.task), "peft": method_name(config.peft)}
-    return {**kinds, **flatten(without_secrets(config))}
+    told = {key: value for key, value in flatten(without_secrets(config)).items() if not key.startswith("sweep.")}
+    return {**kinds, **told}  # the sweep is the parent, and names the run: as parameters they would always differ
 
 
 def record_provenance(record: Record, materials: Materials, folder: Path) -> None:

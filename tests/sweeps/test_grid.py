@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hydra.core.utils import JobReturn
 from mlflow import MlflowClient
+from omegaconf import OmegaConf
 
 from sentexp import assembly, cli, experiment
 from sentexp.errors import UserError
@@ -90,6 +91,7 @@ def test_runs_are_children_of_the_sweep_and_named_by_what_differs(sentexp, tmp_p
     assert set(children) == {"r=4 lr=2e-4", "r=4 lr=1e-3", "r=8 lr=2e-4", "r=8 lr=1e-3"}
     assert all(run.data.tags[PARENT] == parent.info.run_id for run in children.values())
     assert all(run.info.status == "FINISHED" for run in [parent, *children.values()])
+    assert not [key for run in children.values() for key in run.data.params if key.startswith("sweep.")]
     assert parent.data.params["peft.r"] == "4,8"
     assert parent.data.params["model"] == "tiny"
     assert parent.data.tags["command"].startswith("python -m sentexp --multirun peft.r=4,8")
@@ -238,11 +240,11 @@ def test_a_value_out_of_range_is_refused_before_anything_starts(sentexp, tmp_pat
 
 
 def test_a_password_is_written_nowhere(sentexp, tmp_path, quick):
-    quick[-1] = "tracking.uri=http://me:secret@127.0.0.1:1"
+    quick[-1] = "tracking.uri=http://me:hunter2@127.0.0.1:1"
     assert sentexp("--multirun", "peft.r=4,8", "tracking=none")[0] == 0
     written = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert any(file.name == "sweep.json" for file in written)
-    assert not [file for file in written if b"secret" in file.read_bytes()]
+    assert not [file for file in written if b"hunter2" in file.read_bytes()]
 
 
 def test_a_sweep_that_a_preset_describes_needs_no_multirun(sentexp, tmp_path):
@@ -382,16 +384,28 @@ def test_a_run_that_takes_its_launcher_down_twice_is_killed(sentexp, monkeypatch
     assert output.count("killed") >= 2
 
 
-def test_ends_on_machines_without_the_folder_come_by_the_launcher(tmp_path):
+def test_ends_on_machines_without_the_folder_come_by_the_launcher(tmp_path, config, capsys):
     from sentexp.sweeps.folder import Outcome, State, SweepFolder
 
     folder = SweepFolder(tmp_path / "sweep")
     folder.begin(["a"], "validation/accuracy", None)
     returned = JobReturn()
-    returned._return_value = Outcome(name="a", state=State.finished, objective=0.5)
-    job = grid.Job(number=0, overrides=[], config=None)
+    returned._return_value = Outcome(name="a", state=State.finished, objective=0.5, metrics={"seconds": 2.0})
+    job = grid.Job(number=0, overrides=[], config=config())
     grid.GridSweeper()._note([job], [returned], folder)
     assert folder.outcomes()[0].objective == 0.5
+    assert "1/1 | a | validation/accuracy 0.5000, 2 s" in capsys.readouterr().out
+
+
+def test_a_ray_cluster_that_runs_is_given_the_store_and_asked_for_no_memory(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    settings = OmegaConf.create({"hydra": {"launcher": {"ray": {"init": {"address": "auto"}}}}})
+    grid._fit_to_cluster(settings)
+    assert settings.hydra.launcher.ray.init == {
+        "address": "auto",
+        "object_store_memory": None,
+        "runtime_env": {"env_vars": {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}},
+    }
 
 
 def test_an_unknown_key_stops_a_sweep_with_a_sentence(sentexp):

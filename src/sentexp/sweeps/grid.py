@@ -5,6 +5,7 @@ Any launcher of hydra's runs them; see `run_job` for what happens in its process
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -67,6 +68,7 @@ class GridSweeper(Sweeper):
         from hydra.core.plugins import Plugins
 
         self.hydra_context, self.config = hydra_context, config
+        _fit_to_cluster(config)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -205,7 +207,8 @@ class GridSweeper(Sweeper):
     def _launch(self, jobs: list[Job], folder: "SweepFolder") -> None:
         """Run the jobs; one after the other where the launcher is hydra's own, which works in this process."""
         for job in jobs:
-            job.overrides += [f"hydra.sweep.dir={_quoted(str(folder.path))}", f"hydra.sweep.subdir={job.number}"]
+            path = _quoted(str(folder.path.absolute()))  # workers may have been started in another folder
+            job.overrides += [f"hydra.sweep.dir={path}", f"hydra.sweep.subdir={job.number}"]
         if isinstance(self.launcher, BasicLauncher):
             for job in jobs:
                 self._note([job], self.launcher.launch([job.overrides], initial_job_idx=job.number), folder)
@@ -230,6 +233,7 @@ class GridSweeper(Sweeper):
     def _note(self, jobs: list[Job], results: Sequence[JobReturn], folder: "SweepFolder") -> None:
         """Write down the ends of runs that could not: on machines that do not share the folder, or on a full disk."""
         from sentexp.sweeps.folder import Outcome, State
+        from sentexp.sweeps.job import report
 
         ended = folder.outcomes()
         for job, result in zip(jobs, results, strict=True):
@@ -242,7 +246,7 @@ class GridSweeper(Sweeper):
                 outcome = Outcome(
                     name=str(job.config.sweep.name), state=State.failed, identity=job.identity, error=told
                 )
-            folder.write(job.number, outcome)
+            report(outcome, job.config, folder, job.number)
 
     def _collect(self, jobs: list[Job], folder: "SweepFolder") -> "list[Outcome]":
         """Return the outcome of every job; one that has none was killed."""
@@ -265,6 +269,18 @@ class GridSweeper(Sweeper):
                 folder.write(job.number, Outcome(name=name, state=State.killed, identity=job.identity, error=error))
         ended = folder.outcomes()
         return [ended[job.number] for job in jobs]
+
+
+def _fit_to_cluster(config: DictConfig) -> None:
+    """Let Ray's launcher ask a running cluster for no object store, and give its workers the name of MLflow's store."""
+    from sentexp.tracking.store import URI_VARIABLE
+
+    init = OmegaConf.select(config, "hydra.launcher.ray.init", default={})
+    if init.get("address"):
+        with open_dict(init):
+            init.setdefault("object_store_memory", None)  # the launcher has a default, which such a cluster refuses
+            if URI_VARIABLE in os.environ:
+                init.setdefault("runtime_env", {"env_vars": {URI_VARIABLE: os.environ[URI_VARIABLE]}})
 
 
 def _once_each(jobs: list[Job]) -> list[Job]:
