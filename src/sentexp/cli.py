@@ -179,9 +179,9 @@ def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome"
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        began = Path(HydraConfig.get().runtime.cwd)
-        if began.is_dir():  # a worker of a cluster was started elsewhere, perhaps on a machine without this folder
-            os.chdir(began)
+        hydra = HydraConfig.get()
+        if Path(hydra.runtime.cwd).is_dir() and not hydra.job.chdir:  # a worker of a cluster was started elsewhere,
+            os.chdir(hydra.runtime.cwd)  # perhaps on a machine that does not have this folder
         try:
             typed = OmegaConf.to_object(config)
         except (OmegaConfBaseException, AttributeError, TypeError) as error:

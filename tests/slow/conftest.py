@@ -11,11 +11,15 @@ import pytest
 
 
 @pytest.fixture
-def free_port() -> int:
-    """Return a port of the loopback on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> Callable[[], int]:
+    """Return a function that returns a port of the loopback on which nothing listens."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return find
 
 
 @pytest.fixture
@@ -40,15 +44,16 @@ def serve(command_environment: dict[str, str]) -> Iterator[Callable[..., None]]:
 
 @pytest.fixture
 def mlflow_server(
-    serve: Callable[..., None], command_environment: dict[str, str], tmp_path: Path, free_port: int
+    serve: Callable[..., None], command_environment: dict[str, str], free_port: Callable[[], int]
 ) -> Callable[[Path], str]:
     """Return a function that serves the MLflow store of a folder, with its UI, and returns the address."""
 
     def begin(folder: Path) -> str:
         command_environment.update(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+        port = free_port()
         words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", "sqlite:///mlflow.db"]
-        words += ["--artifacts-destination", "mlartifacts", "--host", "127.0.0.1", "--port", str(free_port)]
+        words += ["--artifacts-destination", "mlartifacts", "--host", "127.0.0.1", "--port", str(port)]
         serve(words, folder, "Application startup complete")
-        return f"http://127.0.0.1:{free_port}"
+        return f"http://127.0.0.1:{port}"
 
     return begin

@@ -30,7 +30,8 @@ CELLS = """
 const cell = e => [parseInt(e.style.top), parseInt(e.style.left), e.innerText];
 const grids = [...document.querySelectorAll('.ReactVirtualized__Grid')];
 const found = grids.map(grid => [...grid.firstChild.children].map(cell));
-grids.forEach(grid => { grid.scrollTop += 200; });
+const isLast = grid => grid.scrollTop + grid.clientHeight >= grid.scrollHeight;
+grids.forEach(grid => { grid.scrollTop = isLast(grid) ? 0 : grid.scrollTop + 200; });
 return found;
 """
 
@@ -79,19 +80,19 @@ def row(name):
 
 
 def shown_metrics(browser, names):
-    """Return the values of metrics on the comparison page, from left to right; it holds the rows in view only."""
+    """Return the three values of metrics on the comparison page, from left to right; it holds the rows in view only."""
     from selenium.webdriver.support.wait import WebDriverWait
 
     tops, values = {}, {}
 
     def look(driver):
-        left, right = driver.execute_script(CELLS)
+        left, right, *_ = [*driver.execute_script(CELLS), [], []]
         tops.update({text: top for top, _, text in left})
-        values.update({(top, place): text for top, place, text in right})
-        return all(name in tops for name in names)
+        values.update({(top, place): text for top, place, text in right if text})
+        found = {name: [float(values[at]) for at in sorted(values) if at[0] == tops.get(name)] for name in names}
+        return found if all(len(row) == 3 for row in found.values()) else None
 
-    WebDriverWait(browser, 60).until(look)
-    return {name: [float(text) for (top, _), text in sorted(values.items()) if top == tops[name]] for name in names}
+    return WebDriverWait(browser, 60).until(look)
 
 
 def test_a_sweep_is_seen_its_runs_below_it_and_compared(folder, mlflow_server, browser, find):

@@ -177,12 +177,12 @@ LAUNCHERS = {
 
 
 @pytest.fixture
-def cluster(serve, command_environment):
-    """Return a function that starts a Ray cluster of two processors in another folder, and returns its address.
+def cluster(serve, command_environment, free_port):
+    """Return a function that starts a Ray cluster in another folder, and returns the overrides that choose it.
 
     Its workers do not see the folder `hidden`, as on another machine.
     """
-    port = 20_000 + os.getpid() % 10_000  # below it are those of Ray's workers
+    port = free_port()
     command_environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     words = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
     words += ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
@@ -190,10 +190,7 @@ def cluster(serve, command_environment):
     def begin(folder, hidden=None):
         apart = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', hidden] if hidden else []
         serve([*apart, *words, f"--temp-dir={folder}"], folder, "Ray runtime started")
-        return [
-            "hydra/launcher=ray",
-            f"hydra.launcher.ray.init.address=127.0.0.1:{port}",
-        ]
+        return ["hydra/launcher=ray", f"hydra.launcher.ray.init.address=127.0.0.1:{port}"]
 
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray") as folder:  # the names of Ray's sockets must be short
         yield partial(begin, Path(folder))
