@@ -16,10 +16,10 @@ def test_every_preset_trains_a_few_steps(preset, shared, tmp_path):
     plain = load_config(f"experiment={preset}")
     quick = ["model=tiny", "optim=adamw", "trainer.max_steps=2", "trainer.batch_size=4", "data.max_length=24"]
     quick += ["data.train_subset=16", "data.validation_subset=6", "trainer.progress_bar=false", "tracking=none"]
-    if plain.data.name != "imdb":
-        quick += [f"data.path={shared / plain.data.name}"]
-    else:
+    if plain.data.name in ("imdb", "rotten_tomatoes"):
         quick += ["data.test_fraction=0.002"]
+    else:
+        quick += [f"data.path={shared / plain.data.name}"]
     if plain.data.name == "multilingual":
         quick += ["data.languages=[german]"]
     if isinstance(plain.task, CausalLM):
@@ -52,9 +52,12 @@ def test_the_published_recipes_are_written_as_published():
     [
         ("llama2_13b_chat_sst2_rows", {"data.train_subset": "100,500,1000,5000,10000,null"}),
         ("llama2_13b_chat_sst2_epochs", {"data.train_subset": "100", "trainer.max_epochs": "1,10,20,50"}),
+        ("learning_curve", {"data.train_subset": "50,100,200,500,1000"}),
+        ("rank_sweep", {"peft.r": "4,8,16,32,64"}),
+        ("five_seeds", {"seed": "1,2,3,4,5"}),
     ],
 )
-def test_the_learning_curves_are_sweeps(preset, axis):
+def test_presets_that_are_sweeps_have_these_axes(preset, axis):
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -180,6 +180,9 @@ def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome"
     from omegaconf.errors import OmegaConfBaseException
 
     try:
+        hydra = HydraConfig.get()
+        if Path(hydra.runtime.cwd).is_dir() and not hydra.job.chdir:  # a worker of a cluster was started elsewhere,
+            os.chdir(hydra.runtime.cwd)  # perhaps on a machine that does not have this folder
         try:
             typed = OmegaConf.to_object(config)
         except (OmegaConfBaseException, AttributeError, TypeError) as error:
@@ -192,7 +195,6 @@ def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome"
             from sentexp.sweeps.folder import SweepFolder
             from sentexp.sweeps.job import run_job
 
-            hydra = HydraConfig.get()
             folder = Path(hydra.runtime.output_dir)
             sweeper = OmegaConf.to_object(hydra.sweeper)
             search = sweeper if isinstance(sweeper, SearchConfig) else None

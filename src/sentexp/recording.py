@@ -122,12 +122,15 @@ def _open(config: Config, resume: str | None, tags: dict[str, str]) -> Record:
         tracking = replace(tracking, run_name=None)  # it is the sweep's
     if config.sweep.parent is not None:
         tags |= {PARENT: config.sweep.parent}
+    if config.sweep.trial is not None:
+        tags |= {"search.trial": str(config.sweep.trial)}
     return open_record(tracking, name, resume, tags)
 
 
 def _params(config: Config) -> dict[str, str]:
     kinds = {"task": task_name(config.task), "peft": method_name(config.peft)}
-    return {**kinds, **flatten(without_secrets(config))}
+    told = {key: value for key, value in flatten(without_secrets(config)).items() if not key.startswith("sweep.")}
+    return {**kinds, **told}  # the sweep is the parent, and names the run: as parameters they would always differ
 
 
 def record_provenance(record: Record, materials: Materials, folder: Path) -> None:

@@ -4,12 +4,16 @@ import contextlib
 import json
 import os
 import random
+import secrets
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -55,9 +59,9 @@ def table(folder):
     return json.dumps(runs, sort_keys=True)
 
 
-def recorded(folder):
+def recorded(folder, store=None):
     """Return the sweep's MLflow run and its runs; there must be one of each identity."""
-    runs = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_runs(["1"])
+    runs = MlflowClient(store or f"sqlite:///{folder / 'mlflow.db'}").search_runs(["1"])
     (parent,) = [run for run in runs if "sweep.identity" in run.data.tags]
     children = [run for run in runs if run is not parent]
     assert all(run.data.tags[PARENT] == parent.info.run_id for run in children)
@@ -172,16 +176,54 @@ LAUNCHERS = {
 }
 
 
-def test_launchers_give_the_table_of_the_launcher_in_this_process(words, start, tmp_path):
+@pytest.fixture
+def cluster(serve, command_environment, free_port):
+    """Return a function that starts a Ray cluster in another folder, and returns the overrides that choose it.
+
+    Its workers do not see the folder `hidden`, as on another machine.
+    """
+    port = free_port()
+    command_environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    words = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
+    words += ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
+
+    def begin(folder, hidden=None):
+        apart = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', hidden] if hidden else []
+        serve([*apart, *words, f"--temp-dir={folder}"], folder, "Ray runtime started")
+        return ["hydra/launcher=ray", f"hydra.launcher.ray.init.address=127.0.0.1:{port}"]
+
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray") as folder:  # the names of Ray's sockets must be short
+        yield partial(begin, Path(folder))
+
+
+def test_launchers_give_the_table_of_the_launcher_in_this_process(words, start, tmp_path, cluster):
     axes = ["peft.r=2,4", "optim.lr=1e-3,2e-3"]
     assert start(tmp_path / "here", *words, *axes).wait() == 0
-    for launcher, chosen in LAUNCHERS.items():
+    for launcher, chosen in {**LAUNCHERS, "ray-cluster": cluster()}.items():
         code = start(tmp_path / launcher, *words, *axes, *chosen).wait()
         assert code == 0, (tmp_path / launcher / "console.txt").read_text()
         assert table(tmp_path / launcher) == table(tmp_path / "here")
         parent, children = recorded(tmp_path / launcher)
         assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 5
         assert parent.data.metrics["sweep/ended"] == 4
+
+
+def test_workers_that_share_no_folder_give_the_same_table(words, start, tmp_path, cluster, mlflow_server):
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs the right to mount a tmpfs")
+    assert start(tmp_path / "here", *words, "peft.r=2,4").wait() == 0
+    (tmp_path / "server").mkdir()
+    (tmp_path / "machine").mkdir()
+    store, folder = mlflow_server(tmp_path / "server"), tmp_path / "machine" / "apart"
+    chosen = [*cluster(tmp_path / "machine"), f"tracking.uri={store}"]
+    assert start(folder, *words, "peft.r=2,4", *chosen).wait() == 0, (folder / "console.txt").read_text()
+    assert table(folder) == table(tmp_path / "here")
+    assert not (folder / "outputs").exists()
+    parent, children = recorded(folder, store)
+    assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 3
+    assert parent.data.metrics["sweep/ended"] == 2
+    for run in children:
+        assert "result.json" in {file.path for file in MlflowClient(store).list_artifacts(run.info.run_id)}
 
 
 def test_a_worker_that_is_killed_costs_no_run(words, start, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hydra.core.utils import JobReturn
 from mlflow import MlflowClient
+from omegaconf import OmegaConf
 
 from sentexp import assembly, experiment
 from sentexp.errors import UserError
@@ -50,6 +51,7 @@ def test_runs_are_children_of_the_sweep_and_named_by_what_differs(sentexp, tmp_p
     assert set(children) == {"r=4 lr=2e-4", "r=4 lr=1e-3", "r=8 lr=2e-4", "r=8 lr=1e-3"}
     assert all(run.data.tags[PARENT] == parent.info.run_id for run in children.values())
     assert all(run.info.status == "FINISHED" for run in [parent, *children.values()])
+    assert not [key for run in children.values() for key in run.data.params if key.startswith("sweep.")]
     assert parent.data.params["peft.r"] == "4,8"
     assert parent.data.params["model"] == "tiny"
     assert parent.data.tags["command"].startswith("python -m sentexp --multirun peft.r=4,8")
@@ -221,6 +223,40 @@ def test_a_sweep_that_a_preset_describes_needs_no_multirun(sentexp, tmp_path):
     assert set(recorded(tmp_path)[1]) == {"r=4", "r=8"}
 
 
+def names(folder):
+    """Return the names of the runs of each sweep in this folder."""
+    return [json.loads(file.read_text())["names"] for file in sorted(folder.glob("multirun/*/*/sweep.json"))]
+
+
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [
+        (["experiment=five_seeds", "++seed=6,7"], ["seed=6", "seed=7"]),
+        (["experiment=rank_sweep", "peft.r=2", "optim.lr=1e-3,1e-4"], ["lr=1e-3", "lr=1e-4"]),
+        (["experiment=learning_curve", "data.train_subset=8,16"], ["train_subset=8", "train_subset=16"]),
+    ],
+    ids=" ".join,
+)
+def test_the_command_line_replaces_axes_of_a_preset_and_adds_others(sentexp, tmp_path, words, runs):
+    code, _, errors = sentexp(*words, "tracking=none", "trainer.max_steps=1")
+    assert code == 0, errors
+    assert names(tmp_path) == [runs]
+
+
+def test_an_axis_of_a_preset_that_does_not_fit_is_refused_with_a_sentence(sentexp, tmp_path):
+    code, _, errors = sentexp("experiment=rank_sweep", "peft=ia3")
+    assert code == 1
+    assert "peft.r: peft has no key 'r'" in errors
+    assert not names(tmp_path)
+
+
+def test_presets_that_are_sweeps_are_not_swept_over(sentexp, tmp_path):
+    code, _, errors = sentexp("--multirun", "experiment=five_seeds,rank_sweep")
+    assert code == 1
+    assert "experiment=five_seeds: that preset is a sweep of its own" in errors
+    assert not names(tmp_path)
+
+
 def test_nothing_recorded_is_skipped_all_the_same(sentexp, tmp_path, trained):
     for _ in range(2):
         assert sentexp("--multirun", "peft.r=4,8", "tracking=none")[0] == 0
@@ -314,16 +350,28 @@ def test_a_run_that_takes_its_launcher_down_twice_is_killed(sentexp, monkeypatch
     assert output.count("killed") >= 2
 
 
-def test_ends_on_machines_without_the_folder_come_by_the_launcher(tmp_path):
+def test_ends_on_machines_without_the_folder_come_by_the_launcher(tmp_path, config, capsys):
     from sentexp.sweeps.folder import Outcome, State, SweepFolder
 
     folder = SweepFolder(tmp_path / "sweep")
     folder.begin(["a"], "validation/accuracy", None)
     returned = JobReturn()
-    returned._return_value = Outcome(name="a", state=State.finished, objective=0.5)
-    job = grid.Job(number=0, overrides=[], config=None)
+    returned._return_value = Outcome(name="a", state=State.finished, objective=0.5, metrics={"seconds": 2.0})
+    job = grid.Job(number=0, overrides=[], config=config())
     grid.GridSweeper()._note([job], [returned], folder)
     assert folder.outcomes()[0].objective == 0.5
+    assert "1/1 | a | validation/accuracy 0.5000, 2 s" in capsys.readouterr().out
+
+
+def test_a_ray_cluster_that_runs_is_given_the_store_and_asked_for_no_memory(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    settings = OmegaConf.create({"hydra": {"launcher": {"ray": {"init": {"address": "auto"}}}}})
+    grid._fit_to_cluster(settings)
+    assert settings.hydra.launcher.ray.init == {
+        "address": "auto",
+        "object_store_memory": None,
+        "runtime_env": {"env_vars": {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}},
+    }
 
 
 def test_an_unknown_key_stops_a_sweep_with_a_sentence(sentexp):

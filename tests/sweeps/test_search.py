@@ -59,10 +59,10 @@ def test_trials_are_runs_of_one_search(sentexp, tmp_path):
     parent, children = runs_in(tmp_path)
     trials = study_in(tmp_path).trials
     assert len(children) == len(trials) == 3
-    assert {run.data.params["sweep.trial"] for run in children} == {"0", "1", "2"}
+    assert {run.data.tags["search.trial"] for run in children} == {"0", "1", "2"}
     assert all(run.data.tags[PARENT] == parent.info.run_id for run in children)
     for run in children:
-        trial = trials[int(run.data.params["sweep.trial"])]
+        trial = trials[int(run.data.tags["search.trial"])]
         assert run.data.params["peft.r"] == trial.params["peft.r"]
         assert float(run.data.params["optim.lr"]) == trial.params["optim.lr"]
         assert trial.value == run.data.metrics["best/accuracy"]

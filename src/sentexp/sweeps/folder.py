@@ -80,6 +80,10 @@ class SweepFolder:
                 self.path = wanted.with_name(f"{wanted.name}-{number}")
         (self.path / SWEEP).write_text(json.dumps(facts, indent=2) + "\n")
 
+    def is_here(self) -> bool:
+        """Tell whether this machine shares the folder with the one that began the sweep."""
+        return (self.path / SWEEP).is_file()
+
     def of(self, number: int) -> Path:
         """Return the folder of a run."""
         return self.path / str(number)

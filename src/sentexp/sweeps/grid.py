@@ -5,6 +5,8 @@ Any launcher of hydra's runs them; see `run_job` for what happens in its process
 """
 
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sentexp.config import Config, TrackingBackend
-from sentexp.diagnosis import COMPOSITION_ERRORS, explain_failure
+from sentexp.diagnosis import COMPOSITION_ERRORS, explain, explain_failure
 from sentexp.errors import UserError, complain, require
 from sentexp.sweeps.names import run_names
 
@@ -52,7 +54,7 @@ class GridSweeper(Sweeper):
     """Hydra's sweeper of sentexp.
 
     Args:
-        params: overrides, swept or not, that come before those of the command line; for presets.
+        params: overrides of a preset, swept or not; those of the command line replace them.
     """
 
     def __init__(self, params: Mapping[str, Any] | None = None) -> None:
@@ -66,6 +68,7 @@ class GridSweeper(Sweeper):
         from hydra.core.plugins import Plugins
 
         self.hydra_context, self.config = hydra_context, config
+        _fit_to_cluster(config)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -84,9 +87,8 @@ class GridSweeper(Sweeper):
             UserError: a value that is out of range in any of the runs: nothing has been started.
             SweepFailed: some of the runs failed; the others are finished.
         """
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        overrides = parser.parse_overrides(words)
+        words = self.with_preset(arguments)
+        overrides = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(words)
         for override in overrides:
             require(
                 not override.is_interval_sweep(),
@@ -99,6 +101,12 @@ class GridSweeper(Sweeper):
             return self._run(jobs, words)
         except COMPOSITION_ERRORS as error:  # a fault of sentexp's own, not of the configuration
             raise RuntimeError("the sweep broke off") from error
+
+    def with_preset(self, arguments: list[str]) -> list[str]:
+        """Return the overrides of a preset, but for those whose keys stand on the command line, and these."""
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        given = {override.key_or_group for override in parser.parse_overrides(arguments)}
+        return [*(f"{key}={value}" for key, value in self.params.items() if key not in given), *arguments]
 
     def _run(self, jobs: list[Job], words: list[str]) -> "list[Outcome]":
         """Run what is not finished, under the sweep's own MLflow run."""
@@ -159,7 +167,12 @@ class GridSweeper(Sweeper):
         jobs, wrong = [], []
         for number, (run, name) in enumerate(zip(runs, names, strict=True), first):
             overrides = [*run, f"sweep.name={quoted(name)}"]
-            composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+            try:
+                composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+            except COMPOSITION_ERRORS as error:
+                raise UserError(explain([*sys.argv[1:], *run], error)) from error
+            if composed.hydra.sweeper.params != self.config.hydra.sweeper.params:
+                raise UserError(f"{name}: that preset is a sweep of its own: sweep over its keys, or give it alone.")
             with open_dict(composed):
                 del composed["hydra"]
             try:
@@ -233,7 +246,8 @@ class GridSweeper(Sweeper):
     def _launch(self, jobs: list[Job], folder: "SweepFolder") -> None:
         """Run the jobs; one after the other where the launcher is hydra's own, which works in this process."""
         for job in jobs:
-            job.overrides += [f"hydra.sweep.dir={quoted(str(folder.path))}", f"hydra.sweep.subdir={job.number}"]
+            path = quoted(str(folder.path.absolute()))  # workers may have been started in another folder
+            job.overrides += [f"hydra.sweep.dir={path}", f"hydra.sweep.subdir={job.number}"]
         if self.is_in_process():
             for job in jobs:
                 self._note([job], self.launcher.launch([job.overrides], initial_job_idx=job.number), folder)
@@ -258,6 +272,7 @@ class GridSweeper(Sweeper):
     def _note(self, jobs: list[Job], results: Sequence[JobReturn], folder: "SweepFolder") -> None:
         """Write down the ends of runs that could not: on machines that do not share the folder, or on a full disk."""
         from sentexp.sweeps.folder import Outcome, State
+        from sentexp.sweeps.job import report
 
         ended = folder.outcomes()
         for job, result in zip(jobs, results, strict=True):
@@ -270,7 +285,7 @@ class GridSweeper(Sweeper):
                 outcome = Outcome(
                     name=str(job.config.sweep.name), state=State.failed, identity=job.identity, error=told
                 )
-            folder.write(job.number, outcome)
+            report(outcome, job.config, folder, job.number)
 
     def _collect(self, jobs: list[Job], folder: "SweepFolder") -> "list[Outcome]":
         """Return the outcome of every job; one that has none was killed."""
@@ -293,6 +308,18 @@ class GridSweeper(Sweeper):
                 folder.write(job.number, Outcome(name=name, state=State.killed, identity=job.identity, error=error))
         ended = folder.outcomes()
         return [ended[job.number] for job in jobs]
+
+
+def _fit_to_cluster(config: DictConfig) -> None:
+    """Let Ray's launcher ask a running cluster for no object store, and give its workers the name of MLflow's store."""
+    from sentexp.tracking.store import URI_VARIABLE
+
+    init = OmegaConf.select(config, "hydra.launcher.ray.init", default={})
+    if init.get("address"):
+        with open_dict(init):
+            init.setdefault("object_store_memory", None)  # the launcher has a default, which such a cluster refuses
+            if URI_VARIABLE in os.environ:
+                init.setdefault("runtime_env", {"env_vars": {URI_VARIABLE: os.environ[URI_VARIABLE]}})
 
 
 def _once_each(jobs: list[Job]) -> list[Job]:

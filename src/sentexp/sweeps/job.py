@@ -51,10 +51,8 @@ def run_job(config: Config, folder: SweepFolder, number: int, search: SearchConf
                 sentence = told or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
                 complain(f"{outcome.name}: {sentence}")
                 outcome = replace(outcome, state=State.failed, error=sentence)
-    folder.write(number, outcome)
-    progress = folder.progress()
-    print_progress(outcome, progress, config.trainer.monitor)
-    log_progress(config, folder)
+    if folder.is_here():  # else the launcher takes the outcome to where it is
+        report(outcome, config, folder, number)
     return outcome
 
 
@@ -78,6 +76,13 @@ def _pruned(name: str, pruned: Pruned) -> Outcome:
         objective=pruned.looked.value,
         error=str(pruned),
     )
+
+
+def report(outcome: Outcome, config: Config, folder: SweepFolder, number: int) -> None:
+    """Tell the end of a run: in the sweep's folder, on the console, and on its MLflow run."""
+    folder.write(number, outcome)
+    print_progress(outcome, folder.progress(), config.trainer.monitor)
+    log_progress(config, folder)
 
 
 def outcome_of(result: Result, config: Config, earlier: bool = False) -> Outcome:

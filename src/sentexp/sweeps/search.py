@@ -51,8 +51,8 @@ class OptunaSweeper(GridSweeper):
             UserError: a value that no run can have, a rule that cannot be followed, a storage that cannot be used.
             SweepFailed: some of the runs failed.
         """
+        words = self.with_preset(arguments)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         space = Space(parser.parse_overrides(words))
         if self.options.sampler is Sampler.grid:
             space.grid()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PARENT = "mlflow.parentRunId"
 DEFAULT_URI = "sqlite:///mlflow.db"
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
 PATIENCE = 120.0
 """Seconds to wait for a store that another process has locked, over MLflow's own 20."""
 RETRY_AFTER = 0.5
@@ -243,7 +244,7 @@ def describe_store(tracking: TrackingConfig) -> str:
 
 def store_uri(tracking: TrackingConfig) -> str:
     """Return the store: `tracking.uri`, else `MLFLOW_TRACKING_URI`, else SQLite in the current folder."""
-    return tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    return tracking.uri or os.environ.get(URI_VARIABLE) or DEFAULT_URI
 
 
 class _PatientClient:

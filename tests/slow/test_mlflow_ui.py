@@ -1,0 +1,129 @@
+"""MLflow's UI, opened in a browser, shows a sweep, its runs below it, and the page that compares them.
+
+With `SWEEP=<folder>`, where `python -m sentexp --multirun peft.r=8,16,32` has left its `mlflow.db`, that sweep is
+shown, and `runs.png` and `comparison.png` are written into the folder.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.parse
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from sentexp.tracking.store import PARENT
+
+pytestmark = pytest.mark.slow
+
+COLUMNS = ["params.`peft.r`", *(f"metrics.`{name}`" for name in ("best/accuracy", "test/accuracy", "test/auroc_macro"))]
+TIDY = {  # what MLflow's UI keeps in the browser: its assistant closed, columns chosen; for the pictures
+    "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": True,
+    "mlflow.assistant.panelOpen_v1": False,
+    'MLflowLocalStorage-1.1-ExperimentPage-["1"]-ReactComponentState': {"selectedColumns": COLUMNS},
+}
+CELLS = """
+const cell = e => [parseInt(e.style.top), parseInt(e.style.left), e.innerText];
+const grids = [...document.querySelectorAll('.ReactVirtualized__Grid')];
+const found = grids.map(grid => [...grid.firstChild.children].map(cell));
+const isLast = grid => grid.scrollTop + grid.clientHeight >= grid.scrollHeight;
+grids.forEach(grid => { grid.scrollTop = isLast(grid) ? 0 : grid.scrollTop + 200; });
+return found;
+"""
+
+
+@pytest.fixture
+def folder(reviews, tmp_path, command_environment):
+    """Return the folder of a sweep: one that is there, or a tiny one."""
+    if "SWEEP" in os.environ:
+        return Path(os.environ["SWEEP"])
+    words = ["--multirun", "peft.r=8,16,32", "model=tiny", "data=sst2", f"data.path={reviews}", "baseline=false"]
+    words += ["data.splits.validation=validation", "data.splits.test=test", "tracking.system_metrics=false"]
+    subprocess.run([sys.executable, "-m", "sentexp", *words], cwd=tmp_path, env=command_environment, check=True)
+    return tmp_path
+
+
+@pytest.fixture
+def browser():
+    """Return a headless Chromium that reaches this machine only; skip where it is missing."""
+    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in paths:
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    options = ChromeOptions()
+    options.binary_location = paths[0]
+    for word in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1500,760"):
+        options.add_argument(f"--{word}")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+    with Chrome(options=options, service=Service(paths[1])) as driver:
+        yield driver
+
+
+@pytest.fixture
+def find(browser):
+    """Return a function that waits for an element."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.expected_conditions import element_to_be_clickable
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    return lambda path: WebDriverWait(browser, 60).until(element_to_be_clickable((By.XPATH, path)))
+
+
+def row(name):
+    return f"//*[@role='row'][.//a[normalize-space()='{name}']]"
+
+
+def shown_metrics(browser, names):
+    """Return the three values of metrics on the comparison page, from left to right; it holds the rows in view only."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    tops, values = {}, {}
+
+    def look(driver):
+        left, right, *_ = [*driver.execute_script(CELLS), [], []]
+        tops.update({text: top for top, _, text in left})
+        values.update({(top, place): text for top, place, text in right if text})
+        found = {name: [float(values[at]) for at in sorted(values) if at[0] == tops.get(name)] for name in names}
+        return found if all(len(row) == 3 for row in found.values()) else None
+
+    return WebDriverWait(browser, 60).until(look)
+
+
+def test_a_sweep_is_seen_its_runs_below_it_and_compared(folder, mlflow_server, browser, find):
+    runs = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_runs(["1"])
+    (sweep,) = [run for run in runs if "sweep.identity" in run.data.tags]
+    children = {run.info.run_id: run for run in runs if run.data.tags.get(PARENT) == sweep.info.run_id}
+    names = ["r=8", "r=16", "r=32"]
+    address = mlflow_server(folder)
+    browser.get(address)
+    for key, value in TIDY.items():
+        browser.execute_script("localStorage.setItem(arguments[0], arguments[1])", key, json.dumps(value))
+
+    browser.get(f"{address}/#/experiments/1/runs?workflowType=machine_learning")
+    expander = find(f"{row(sweep.info.run_name)}//button")
+    assert not [name for name in names if browser.find_elements("xpath", row(name))]
+    expander.click()
+    boxes = [find(f"{row(name)}//input[contains(@aria-label, 'row selection')]/..") for name in names]
+    if "SWEEP" in os.environ:
+        browser.save_screenshot(folder / "runs.png")
+    for box in boxes:
+        box.click()
+    find("//button[normalize-space()='Compare']").click()
+
+    find("//*[normalize-space()='Comparing 3 Runs from 1 Experiment']")
+    compared = json.loads(re.search(r"runs=(\[.*?\])", urllib.parse.unquote(browser.current_url)).group(1))
+    assert set(compared) == set(children)
+    find("//tr[th[normalize-space()='peft.r']]/td")
+    told = [cell.text for cell in browser.find_elements("xpath", "//tr[th[normalize-space()='peft.r']]/td")]
+    assert told == [children[run].data.params["peft.r"] for run in compared]
+    metrics = ["best/accuracy", "test/accuracy", "test/auroc_macro"]
+    for name, values in shown_metrics(browser, metrics).items():
+        assert values == pytest.approx([children[run].data.metrics[name] for run in compared], abs=6e-4), name
+    if "SWEEP" in os.environ:
+        browser.save_screenshot(folder / "comparison.png")
