@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from sentexp import assembly, experiment
 from sentexp.errors import UserError
 from sentexp.sweeps import grid
+from sentexp.sweeps.folder import Outcome, State, SweepFolder
 from sentexp.tracking.store import PARENT
 
 
@@ -224,8 +225,9 @@ def test_a_sweep_that_a_preset_describes_needs_no_multirun(sentexp, tmp_path):
 
 
 def names(folder):
-    """Return the names of the runs of each sweep in this folder."""
-    return [json.loads(file.read_text())["names"] for file in sorted(folder.glob("multirun/*/*/sweep.json"))]
+    """Return the names of the runs of each sweep, in order."""
+    sweeps = sorted(folder.glob("multirun/*/*"))
+    return [" ".join(outcome.name for outcome in SweepFolder(sweep).outcomes().values()) for sweep in sweeps]
 
 
 @pytest.mark.parametrize(
@@ -351,10 +353,8 @@ def test_a_run_that_takes_its_launcher_down_twice_is_killed(sentexp, monkeypatch
 
 
 def test_ends_on_machines_without_the_folder_come_by_the_launcher(tmp_path, config, capsys):
-    from sentexp.sweeps.folder import Outcome, State, SweepFolder
-
     folder = SweepFolder(tmp_path / "sweep")
-    folder.begin(["a"], "validation/accuracy", None)
+    folder.begin(1, "validation/accuracy", None)
     returned = JobReturn()
     returned._return_value = Outcome(name="a", state=State.finished, objective=0.5, metrics={"seconds": 2.0})
     job = grid.Job(number=0, overrides=[], config=config())
