@@ -33,7 +33,7 @@ VALUED_OPTIONS = (
     "--config-path",
     "-cp",
 )
-VERBS = ("train", "audit", "prepare", "runs")
+VERBS = ("train", "plan", "audit", "prepare", "runs")
 HELP = """\
 sentexp fine-tunes language models to classify sentiment.
 
@@ -43,6 +43,7 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp data=csv data.path=reviews.csv data.text=body data.label=stars        your own table
   python -m sentexp peft.r=8 optim.lr=1e-4 seed=1    any key of the configuration
   python -m sentexp --multirun peft.r=4,8,16         a sweep; given again, it goes on and skips what is finished
+  python -m sentexp plan --multirun peft.r=4,8,16    what that sweep would do, its time and memory; trains nothing
   python -m sentexp runs                             every run that is recorded: identity, state, result
   python -m sentexp audit data=fpb                   look for duplicates, leaks and faults in the data; train nothing
   python -m sentexp prepare model=gpt2 data=sst2     fetch, convert and tokenise only: the run then needs no network
@@ -84,7 +85,9 @@ def main() -> None:
             )
             sys.exit(1)
         del sys.argv[1]
-    if verb != "train":
+    if verb == "plan":
+        sys.argv.append("sweep.dry_run=true")
+    elif verb != "train":
         sys.argv.insert(1, "hydra/sweeper=basic")
     sys.argv[1:] = _options_first(sys.argv[1:])
     signal.signal(signal.SIGTERM, _on_sigterm)
@@ -187,6 +190,11 @@ def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome"
                 f"The configuration does not fit together ({reason}): python -m sentexp --cfg job lists every key."
             ) from error
         assert isinstance(typed, Config)
+        if typed.sweep.dry_run and verb in ("train", "plan"):
+            from sentexp.sweeps.plan import plan
+
+            plan([typed])
+            return math.nan
         if typed.sweep.name is not None:
             from sentexp.sweeps.folder import SweepFolder
             from sentexp.sweeps.job import run_job

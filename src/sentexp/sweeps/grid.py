@@ -82,6 +82,11 @@ class GridSweeper(Sweeper):
         (runs,) = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
         jobs = self._compose(runs)
         try:
+            if any(job.config.sweep.dry_run for job in jobs):
+                from sentexp.sweeps.plan import plan
+
+                plan([job.config for job in jobs])
+                return []
             return self._run(jobs, words)
         except COMPOSITION_ERRORS as error:  # a fault of sentexp's own, not of the configuration
             raise RuntimeError("the sweep broke off") from error

@@ -53,7 +53,7 @@ def list_runs(config: Config) -> None:
 def _recorded(run: "Run", folder: Path) -> list[str]:
     identity = run.data.tags.get("identity", "")
     state = run.info.status.lower()
-    if state == "running" and not _is_locked(folder / identity):
+    if state == "running" and not is_locked(folder / identity):
         state = "interrupted"
     return [identity, run.info.run_name, state, *_numbers(run.data.metrics)]
 
@@ -63,7 +63,7 @@ def _in_folder(folder: Path) -> "list[list[str]]":
     for path in sorted(folder.glob("*")):
         result, state = path / RESULT, path / STATE
         if state.is_file():
-            told = "running" if _is_locked(path) else "interrupted"
+            told = "running" if is_locked(path) else "interrupted"
             rows.append([path.name, "", told, *_numbers({})])
         elif result.is_file():
             metrics = json.loads(result.read_text())["metrics"]
@@ -80,7 +80,7 @@ def _numbers(metrics: dict[str, Any]) -> list[str]:
     ]
 
 
-def _is_locked(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Tell whether a process of this machine is at the run."""
     if not (folder / LOCK).is_file():
         return False

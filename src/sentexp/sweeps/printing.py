@@ -29,7 +29,7 @@ def print_progress(outcome: Outcome, progress: Progress, monitor: str) -> None:
     if progress.best is not None:
         parts.append(f"best {progress.best.name} {progress.best.objective:.4f}")
     if progress.ended < progress.total and math.isfinite(progress.seconds_left):
-        parts.append(f"about {_duration(progress.seconds_left)} left")
+        parts.append(f"about {duration(progress.seconds_left)} left")
     OUT.print(Text(" | ".join(parts)))
 
 
@@ -57,7 +57,8 @@ def print_outcomes(outcomes: list[Outcome], monitor: str) -> None:
         say(f"Best {monitor}: {best.name} ({best.objective:.4f}); the test columns selected nothing.")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time as people say it."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{rest} s"
