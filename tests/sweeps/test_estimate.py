@@ -1,6 +1,7 @@
-"""Arithmetic: parameters and bytes are exact, operations are those that PyTorch counts, memory is near what it keeps."""
+"""Arithmetic: parameters and bytes are exact, operations those that PyTorch counts, memory near what it keeps."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -203,5 +204,7 @@ def test_time_follows_operations_rate_and_bandwidth(seven_billion):
     assert large(seven_billion, "peft=qlora").seconds(work, machine) == pytest.approx(1.5 * seconds)
     slow = Machine(name="x", memory=80, bandwidth=1e6, bf16=1e14, fp16=1e14, fp32=1e13)
     assert lora.seconds(work, slow) == pytest.approx(900 * lora.weight_bytes(Precision.bf16) / 1e6)
+    small = replace(lora, shape=replace(lora.shape, layers=10**6))
+    assert small.seconds(work, replace(machine, bf16=1e30)) == pytest.approx(300 * 2200 + 300 * 950)
     no_bf16 = Machine(name="x", memory=80, bandwidth=1e15, bf16=0, fp16=1e14, fp32=1e13)
     assert lora.seconds(work, no_bf16) == pytest.approx(10 * seconds)

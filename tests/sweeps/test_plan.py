@@ -12,6 +12,7 @@ from sentexp.models.scoring import SequenceClassifier
 from sentexp.sweeps import plan as planning
 from sentexp.sweeps import survey
 from sentexp.sweeps.plan import plan
+from sentexp.sweeps.timing import fit_line
 
 
 @pytest.fixture
@@ -224,3 +225,14 @@ def test_baselines_that_are_recorded_cost_nothing(config, capsys):
     assert after.costs.baselines == {}
     assert "baselines" not in capsys.readouterr().out.rpartition("One after the other")[2]
     assert not list(Path(settings.output_dir).glob("*/state.json"))
+
+
+def test_a_batch_that_was_held_up_does_not_move_the_line():
+    tokens = [100, 200, 300, 400, 500]
+    line = fit_line(tokens, [1.2, 1.4, 1.6, 1.8, 2.0])
+    assert (line.fixed, line.per_token) == (pytest.approx(1.0), pytest.approx(0.002))
+    held_up = fit_line(tokens, [1.2, 1.4, 9.0, 1.8, 2.0])
+    assert (held_up.fixed, held_up.per_token) == (pytest.approx(1.0), pytest.approx(0.002))
+    falling = fit_line(tokens, [2.0, 1.8, 1.6, 1.4, 1.2])
+    assert falling.per_token == pytest.approx(0.0, abs=1e-9)
+    assert fit_line([0, 1], [0.0, 1.0]).fixed == pytest.approx(0.0)

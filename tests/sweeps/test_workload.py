@@ -3,8 +3,9 @@
 import pytest
 
 from sentexp import experiment
-from sentexp.assembly import build_data
+from sentexp.assembly import build_data, build_model, build_module
 from sentexp.materials import find, gather
+from sentexp.models.scoring import base_of
 from sentexp.sweeps.workload import workload
 from sentexp.training.checkpoint import Checkpoints
 
@@ -35,18 +36,19 @@ def test_tokens_are_those_of_the_batches(config, overrides):
 
 
 @pytest.mark.parametrize("loss", ["answer", "full", "label_words"])
-def test_a_language_model_reads_what_stands_behind_the_prompt(config, monkeypatch, loss):
+def test_a_language_model_reads_what_stands_behind_the_prompt(config, loss):
     settings = config(
         "task=causal_lm", "task.template='{text}'", f"task.loss={loss}", "task.label_words=[bad,wonderful]"
     )
     materials, work = planned(settings)
-    from sentexp.assembly import build_model, build_module
-    from sentexp.models.scoring import base_of
-
     model, _ = build_model(materials)
     module, data = build_module(materials, model), build_data(materials)
     read = []
-    base_of(model).register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True)
+
+    def note(_, __, given):
+        read.append(given["input_ids"].numel())
+
+    base_of(model).register_forward_pre_hook(note, with_kwargs=True)
     for batch in data.train_dataloader():
         module.classifier.losses(batch.input_ids, batch.attention_mask, batch.labels)
     assert read == work.train.padded.tolist()

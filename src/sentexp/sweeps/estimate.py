@@ -1,9 +1,9 @@
 """Arithmetic for machines that are not at hand: operations and bytes of a run, from the shapes of its model.
 
-Operations: a token costs 2 for each weight that it is multiplied by, and attention 4 times the width for each token it
-looks at (Kaplan et al. 2020, section 2.1); the backward pass as much again for the gradient of the inputs, and once more
-for weights that train. Bytes kept for the backward pass: 34 for each token, layer and unit of the hidden width in 16 bits
-(Korthikanti et al. 2022, section 4.1), and 8 for each unit of the feed-forward layer, as gated ones keep more.
+Operations: a token costs 2 for each weight that it is multiplied by, and attention 4 times its width for each token it
+looks at (Kaplan et al. 2020, section 2.1); the backward pass as much again for the gradient of the inputs, and once
+more for weights that train. Bytes kept for the backward pass: 34 for each token, layer and unit of the hidden width in
+16 bits (Korthikanti et al. 2022, section 4.1), and 8 for each unit of the feed-forward layer, as gated ones keep more.
 """
 
 from dataclasses import dataclass, replace
@@ -34,6 +34,10 @@ UTILISATION = 0.3
 """Assumed: the share of the peak rate that training reaches."""
 UNPACKING = 1.5
 """Assumed: how much longer a step on 4-bit or 8-bit weights takes (Raschka 2023 saw 1.5 for a 7B model)."""
+LAUNCH = 10e-6
+"""Assumed: seconds to launch a kernel, which is all that a small model waits for."""
+TRAINING_KERNELS, EVALUATION_KERNELS = 220, 95
+"""Of each layer: the operations, views and casts left out, that PyTorch does for a Llama with LoRA on all its layers."""
 CONTEXT = 0.5 * GIB
 """Assumed: what CUDA takes for itself."""
 USABLE = 0.95
@@ -193,15 +197,18 @@ class Arithmetic:
         return self.memory(rows, width, precision) <= available
 
     def seconds(self, work: Workload, machine: Machine) -> float:
-        """Return how long training and evaluations take: by the rate of arithmetic, or of reading the weights."""
+        """Return how long training and evaluations take: by arithmetic, reading of weights, or launching of kernels."""
         precision = machine.precision(self.config.trainer.precision)
         rate = machine.rate(precision) * UTILISATION
         reading = self.weight_bytes(precision) / machine.bandwidth
         slower = 1.0 if self.config.peft.quantization is Quantization.none else UNPACKING
-        training = np.maximum(self.training(work.train) / rate, 2 * reading).sum() * work.epochs
-        passes = {"validation": work.validation, "test": work.test}
-        once = {name: np.maximum(self.forward(part) / rate, reading).sum() for name, part in passes.items()}
-        return float(slower * (training + once["validation"] * work.evaluations + once["test"]))
+        launching = self.shape.layers * LAUNCH
+        step = np.maximum(self.training(work.train) / rate, max(2 * reading, TRAINING_KERNELS * launching))
+        validation, test = (
+            np.maximum(self.forward(part) / rate, max(reading, EVALUATION_KERNELS * launching)).sum()
+            for part in (work.validation, work.test)
+        )
+        return float(slower * (step.sum() * work.epochs + validation * work.evaluations + test))
 
     @property
     def _trained(self) -> int:

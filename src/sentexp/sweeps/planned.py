@@ -10,7 +10,7 @@ from rich.text import Text
 from sentexp.config import TrainerConfig
 from sentexp.console import OUT, say
 from sentexp.hardware import GIB, describe
-from sentexp.sweeps.estimate import CONTEXT, MACHINES, UNPACKING, UTILISATION, Machine
+from sentexp.sweeps.estimate import CONTEXT, LAUNCH, MACHINES, UNPACKING, UTILISATION, Machine
 from sentexp.sweeps.printing import duration
 from sentexp.sweeps.survey import Costs, Planned, Standing
 from sentexp.sweeps.timing import EVALUATION_BATCHES, TRAINING_BATCHES
@@ -22,7 +22,7 @@ def print_runs(runs: list[Planned]) -> None:
     said = ", ".join(f"{count} {standing.value}" for standing, count in counts.items() if count)
     table = _table(
         f"plan: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {said}",
-        "run", "state", "parameters trained", "tokens trained", "padding", "evaluated",
+        "run", "state", "parameters trained", "tokens", "padding", "evaluated",
     )  # fmt: skip
     for run in runs:
         table.add_row(Text(run.name), run.standing.value, *_work(run))
@@ -90,8 +90,8 @@ def print_machines(runs: list[Planned]) -> None:
         table.add_row(machine.name, *_elsewhere(left, machine))
     OUT.print(table)
     say(
-        f"Assumed: {UTILISATION:.0%} of the peak rate (small models reach less, as they wait for the launch of each "
-        f"kernel), {UNPACKING} times as long on packed weights, {CONTEXT / GIB:.1f} GiB for CUDA."
+        f"Assumed: {UTILISATION:.0%} of the peak rate, {LAUNCH * 1e6:.0f} microseconds to launch a kernel, {UNPACKING} "
+        f"times as long on packed weights, {CONTEXT / GIB:.1f} GiB for CUDA."
     )
 
 

@@ -9,6 +9,8 @@ from rich.text import Text
 from sentexp.console import OUT, say
 from sentexp.sweeps.folder import Outcome, Progress, State, best_of
 
+FEW_MINUTES = 10
+"""From here on people say a time without its seconds."""
 METRICS = ("accuracy", "f1_macro", "auroc_macro")
 
 
@@ -61,4 +63,8 @@ def duration(seconds: float) -> str:
     """Return a time as people say it."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{rest} s"
+    if hours:
+        return f"{hours} h {minutes} min"
+    if minutes >= FEW_MINUTES:
+        return f"{minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s" if rest else "under 1 s"
