@@ -37,7 +37,7 @@ UNPACKING = 1.5
 LAUNCH = 10e-6
 """Assumed: seconds to launch a kernel, which is all that a small model waits for."""
 TRAINING_KERNELS, EVALUATION_KERNELS = 220, 95
-"""Of each layer: the operations, views and casts left out, that PyTorch does for a Llama with LoRA on all its layers."""
+"""Operations, views and casts left out, that PyTorch does for each layer of a Llama with LoRA on all its matrices."""
 CONTEXT = 0.5 * GIB
 """Assumed: what CUDA takes for itself."""
 USABLE = 0.95
