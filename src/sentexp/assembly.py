@@ -11,9 +11,9 @@ from sentexp.data.imbalance import class_weights, row_weights
 from sentexp.data.prompts import CONTENT_FREE
 from sentexp.data.tokens import encode
 from sentexp.errors import require
-from sentexp.materials import Materials, let_go, shared
+from sentexp.materials import Basis, Materials, let_go, shared
 from sentexp.models.adapters import ParameterAudit, attach
-from sentexp.models.backbone import Loading, can_be_shared, load_classifier, load_language_model, twin
+from sentexp.models.backbone import Loading, can_be_shared, load_classifier, load_language_model, outline, twin
 from sentexp.models.likelihood import LabelScorer
 from sentexp.models.scoring import SequenceClassifier, start_head_at_label_words
 from sentexp.training.module import ClassifierModule
@@ -40,6 +40,13 @@ def build_model(materials: Materials) -> tuple[nn.Module, ParameterAudit]:
     if config.trainer.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return attach(model, config.peft)
+
+
+def outline_model(basis: Basis) -> tuple[nn.Module, ParameterAudit]:
+    """Return the model of a run, with what is trained attached, as shapes without weights."""
+    config, labels = basis.config, basis.examples.labels
+    with torch.device("meta"):
+        return attach(outline(basis.backbone, None if isinstance(config.task, CausalLM) else labels), config.peft)
 
 
 def _load(materials: Materials, load: Loading) -> "PreTrainedModel":

@@ -64,18 +64,40 @@ def measure_baselines(materials: Materials, model: nn.Module) -> dict[str, Basel
         materials: of the run.
         model: before any training.
     """
-    kinds: dict[str, tuple[str, Any, Callable[[Record], dict[str, float]]]] = {
-        "majority": ("majority class", [], lambda _: _scored(materials, _majority(materials))),
-        "tfidf": ("TF-IDF + logistic regression", [WORD], lambda _: _scored(materials, _tfidf(materials))),
+    base = with_shots(materials)
+    compute: dict[str, Callable[[Record], dict[str, float]]] = {
+        "majority": lambda _: _scored(materials, _majority(materials)),
+        "tfidf": lambda _: _scored(materials, _tfidf(materials)),
+        "linear_probe": lambda _: _scored(materials, _probe(materials, model)),
+        "untuned": lambda record: _untuned(base, model, record),
+    }
+    return {kind: _kept(materials, kind, *rest, compute[kind]) for kind, rest in _kinds(materials, base).items()}
+
+
+def missing_baselines(materials: Materials) -> dict[str, str]:
+    """Return the baselines of a run that are not recorded yet: their identities by kind."""
+    config = materials.config
+    found = {}
+    for kind, (_, identity) in _kinds(materials, with_shots(materials)).items():
+        file = _folder(materials, identity) / RESULT
+        if _recorded(replace(config.tracking, run_name=None), identity, file) is None:
+            found[kind] = identity
+    return found
+
+
+def _kinds(materials: Materials, base: Materials) -> dict[str, tuple[str, str]]:
+    """Return titles and identities of the baselines of a run, whose untuned base reads the prompts of `base`."""
+    parts: dict[str, tuple[str, list[Any]]] = {
+        "majority": ("majority class", []),
+        "tfidf": ("TF-IDF + logistic regression", [WORD]),
     }
     if not isinstance(materials.config.task, CausalLM):
-        probe = _model_parts(materials)
-        kinds["linear_probe"] = ("linear probe", probe, lambda _: _scored(materials, _probe(materials, model)))
+        parts["linear_probe"] = ("linear probe", _model_parts(materials))
     elif not isinstance(materials.config.peft, Untuned):
-        base = with_shots(materials)
         shots = f" ({materials.config.task.shots} shots)" if base is not materials else ""
-        kinds["untuned"] = (f"untuned base{shots}", _untuned_parts(base), lambda record: _untuned(base, model, record))
-    return {kind: _kept(materials, kind, *rest) for kind, rest in kinds.items()}
+        parts["untuned"] = (f"untuned base{shots}", _untuned_parts(base))
+    whole = {kind: [] if kind == "untuned" else [materials.digest] for kind in parts}  # the others learn from train
+    return {kind: (title, digest_of(kind, own, whole[kind])) for kind, (title, own) in parts.items()}
 
 
 def untuned_identity(base: Materials) -> str:
@@ -104,7 +126,7 @@ def _model_parts(materials: Materials) -> list[Any]:
 
 
 def _kept(
-    materials: Materials, kind: str, title: str, parts: list[Any], compute: Callable[[Record], dict[str, float]]
+    materials: Materials, kind: str, title: str, identity: str, compute: Callable[[Record], dict[str, float]]
 ) -> Baseline:
     """Return a baseline that is recorded already, or compute it and record it.
 
@@ -112,9 +134,7 @@ def _kept(
     """
     config = materials.config
     tracking = replace(config.tracking, run_name=None)
-    whole = [] if kind == "untuned" else [materials.digest]  # the others learn from the training rows
-    identity = digest_of(kind, parts, whole)
-    with RunFolder(Path(config.output_dir) / f"baseline-{identity}", wait=True) as folder:
+    with RunFolder(_folder(materials, identity), wait=True) as folder:
         kept = _recorded(tracking, identity, folder.path / RESULT)
         if kept is not None:
             return Baseline(title=title, metrics=kept[1], run_id=kept[0])
@@ -132,6 +152,10 @@ def _kept(
             (folder.path / RESULT).write_text(json.dumps(metrics, indent=2) + "\n")
         folder.forget()
     return Baseline(title=title, metrics=metrics, run_id=record.run_id)
+
+
+def _folder(materials: Materials, identity: str) -> Path:
+    return Path(materials.config.output_dir) / f"baseline-{identity}"
 
 
 def _recorded(tracking: TrackingConfig, identity: str, file: Path) -> tuple[str | None, dict[str, float]] | None:

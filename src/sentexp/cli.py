@@ -33,7 +33,7 @@ VALUED_OPTIONS = (
     "--config-path",
     "-cp",
 )
-VERBS = ("train", "audit", "prepare", "runs")
+VERBS = ("train", "plan", "audit", "prepare", "runs")
 HELP = """\
 sentexp fine-tunes language models to classify sentiment.
 
@@ -43,6 +43,7 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp data=csv data.path=reviews.csv data.text=body data.label=stars        your own table
   python -m sentexp peft.r=8 optim.lr=1e-4 seed=1    any key of the configuration
   python -m sentexp --multirun peft.r=4,8,16         a sweep; given again, it goes on and skips what is finished
+  python -m sentexp plan --multirun peft.r=4,8,16    what that sweep would do, its time and memory; trains nothing
   python -m sentexp --multirun hydra/sweeper=optuna 'optim.lr=tag(log,interval(1e-5,1e-3))'     a search
   python -m sentexp runs                             every run that is recorded: identity, state, result
   python -m sentexp audit data=fpb                   look for duplicates, leaks and faults in the data; train nothing
@@ -85,7 +86,9 @@ def main() -> None:
             )
             sys.exit(1)
         del sys.argv[1]
-    if verb != "train":
+    if verb == "plan":
+        sys.argv.append("sweep.dry_run=true")
+    elif verb != "train":
         sys.argv.insert(1, "hydra/sweeper=basic")
     sys.argv[1:] = _options_first(sys.argv[1:])
     signal.signal(signal.SIGTERM, _on_sigterm)
@@ -175,41 +178,8 @@ class _Told(Exception):
 
 def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome":
     """Do one configuration; return its objective, or, for a run of a sweep of our own, what became of it."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     try:
-        hydra = HydraConfig.get()
-        if Path(hydra.runtime.cwd).is_dir() and not hydra.job.chdir:  # a worker of a cluster was started elsewhere,
-            os.chdir(hydra.runtime.cwd)  # perhaps on a machine that does not have this folder
-        try:
-            typed = OmegaConf.to_object(config)
-        except (OmegaConfBaseException, AttributeError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"The configuration does not fit together ({reason}): python -m sentexp --cfg job lists every key."
-            ) from error
-        assert isinstance(typed, Config)
-        if typed.sweep.name is not None:
-            from sentexp.sweeps.folder import SweepFolder
-            from sentexp.sweeps.job import run_job
-
-            folder = Path(hydra.runtime.output_dir)
-            sweeper = OmegaConf.to_object(hydra.sweeper)
-            search = sweeper if isinstance(sweeper, SearchConfig) else None
-            return run_job(typed, SweepFolder(folder.parent), int(folder.name), search)
-        from sentexp import experiment
-
-        if verb == "train":
-            return experiment.run(typed).objective
-        if verb == "runs":
-            from sentexp.sweeps.listing import list_runs
-
-            list_runs(typed)
-        else:
-            (experiment.audit if verb == "audit" else experiment.prepare)(typed)
-        return math.nan
+        return _do(verb, _typed(config))
     except Exception as error:
         from sentexp.diagnosis import explain_failure
 
@@ -223,6 +193,55 @@ def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome"
         raise _Told from error
     except SystemExit:  # Lightning turns an interrupt into an exit
         raise KeyboardInterrupt from None
+
+
+def _typed(config: "DictConfig") -> Config:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        typed = OmegaConf.to_object(config)
+    except (OmegaConfBaseException, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"The configuration does not fit together ({reason}): python -m sentexp --cfg job lists every key."
+        ) from error
+    assert isinstance(typed, Config)
+    return typed
+
+
+def _do(verb: str, config: Config) -> "float | Outcome":
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    if Path(hydra.runtime.cwd).is_dir() and not hydra.job.chdir:  # a worker of a cluster was started elsewhere,
+        os.chdir(hydra.runtime.cwd)  # perhaps on a machine that does not have this folder
+    if config.sweep.dry_run and verb in ("train", "plan"):
+        from sentexp.sweeps.plan import plan
+
+        plan([config])
+        return math.nan
+    if config.sweep.name is not None:
+        from omegaconf import OmegaConf
+
+        from sentexp.sweeps.folder import SweepFolder
+        from sentexp.sweeps.job import run_job
+
+        folder = Path(hydra.runtime.output_dir)
+        sweeper = OmegaConf.to_object(hydra.sweeper)
+        search = sweeper if isinstance(sweeper, SearchConfig) else None
+        return run_job(config, SweepFolder(folder.parent), int(folder.name), search)
+    from sentexp import experiment
+
+    if verb == "train":
+        return experiment.run(config).objective
+    if verb == "runs":
+        from sentexp.sweeps.listing import list_runs
+
+        list_runs(config)
+    else:
+        (experiment.audit if verb == "audit" else experiment.prepare)(config)
+    return math.nan
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:

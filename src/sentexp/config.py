@@ -765,10 +765,12 @@ class TrackingConfig:
 class SweepConfig:
     """What becomes of runs that are finished already, and what a sweep does when runs fail.
 
+    `dry_run` trains nothing: what would be done is planned and printed.
     `name` is what tells a run of a sweep from the others, `parent` the sweep's MLflow run, `study` and `trial` are
     Optuna's names of a search and a run of it: the sweep gives them to its runs.
     """
 
+    dry_run: bool = False
     rerun: bool = False
     max_failures: int | None = None
     name: str | None = None

@@ -87,12 +87,13 @@ def identify(basis: Basis) -> str:
     return fingerprint(basis.config, basis.digest, basis.backbone.revision, asdict(basis.prompt))
 
 
-def gather(basis: Basis, near: bool = False) -> Materials:
-    """Choose device and precision, tokenise, audit, and show what was found.
+def gather(basis: Basis, near: bool = False, show: bool = True) -> Materials:
+    """Choose device and precision, tokenise, and audit.
 
     Args:
         basis: of the run.
         near: look for near-duplicates as well.
+        show: print what was found.
 
     Raises:
         UserError: a device or a precision that this machine has not.
@@ -108,7 +109,8 @@ def gather(basis: Basis, near: bool = False) -> Materials:
         [flatten(config.data), _token_key(basis), near],
         lambda: audit(config.data.name, basis.examples, tokens, near),
     )
-    console.print_data(found)
+    if show:
+        console.print_data(found)
     own = {item.name: getattr(basis, item.name) for item in fields(Basis)}
     return Materials(**own, device=device, precision=precision, tokens=tokens, data_audit=found)
 

@@ -227,7 +227,7 @@ def test_a_sweep_that_a_preset_describes_needs_no_multirun(sentexp, tmp_path):
 def names(folder):
     """Return the names of the runs of each sweep, in order."""
     sweeps = sorted(folder.glob("multirun/*/*"))
-    return [" ".join(outcome.name for outcome in SweepFolder(sweep).outcomes().values()) for sweep in sweeps]
+    return [[outcome.name for outcome in SweepFolder(sweep).outcomes().values()] for sweep in sweeps]
 
 
 @pytest.mark.parametrize(

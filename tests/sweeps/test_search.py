@@ -18,7 +18,7 @@ from sentexp.sweeps.study import build_sampler, storage_url
 from sentexp.tracking.folder import METRICS
 from sentexp.tracking.store import PARENT
 
-SPACE = ("peft.r=2,4,8", "'optim.lr=tag(log,interval(1e-5,1e-2))'".strip("'"))
+SPACE = ("peft.r=2,4,8", "optim.lr=tag(log,interval(1e-5,1e-2))")
 OPTUNA = ("--multirun", "hydra/sweeper=optuna")
 WHOLE = ("trainer.max_epochs=2", "trainer.eval_steps=2")
 
@@ -149,7 +149,7 @@ def test_several_objectives_end_in_a_front(sentexp, tmp_path):
 
 
 def test_a_pruned_run_is_marked_and_goes_on_from_its_checkpoint_when_it_is_wanted(sentexp, tmp_path, monkeypatch):
-    words = (*WHOLE, "hydra.sweeper.sampler=grid", "'optim.lr=1e-2,1e-12'".strip("'"), "optim.schedule=constant")
+    words = (*WHOLE, "hydra.sweeper.sampler=grid", "optim.lr=1e-2,1e-12", "optim.schedule=constant")
     rule = ("hydra.sweeper.pruner=halving", "hydra.sweeper.reduction_factor=2", "trainer.monitor=validation/loss")
     code, output, errors = sentexp(*OPTUNA, *words, *rule)
     assert code == 0, errors
@@ -221,6 +221,16 @@ def test_what_cannot_be_searched_is_refused_in_a_sentence(sentexp, tmp_path, tra
     assert "Traceback" not in errors
     assert not trained
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_search_is_planned_by_the_ends_of_its_space(sentexp, tmp_path, trained):
+    code, output, errors = sentexp("plan", *OPTUNA, "peft.r=int(interval(2,8))", "hydra.sweeper.n_trials=7")
+    assert code == 0, errors
+    assert "plan: 2 runs, 2 to do" in output
+    assert "A search of 7 trials" in output
+    assert not trained
+    assert not list(tmp_path.glob("optuna.db"))
+    assert not (tmp_path / "multirun").exists()
 
 
 def test_a_second_process_at_the_same_search_is_refused(sentexp, tmp_path):

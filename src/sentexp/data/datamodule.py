@@ -153,7 +153,7 @@ class DataModule(L.LightningDataModule):
             self.weights,
         )
         order.resume_at = self.resume_at
-        return self._loader("train", order)
+        return self.loader("train", order)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the validation batches, sorted by length."""
@@ -170,7 +170,7 @@ class DataModule(L.LightningDataModule):
         if most is not None and len(rows) > most:
             rows = rows[torch.linspace(0, len(rows) - 1, most).long()]
         ordered = rows[lengths[rows].argsort(stable=True)]
-        return self._loader(split, [(part.tolist(), len(part)) for part in _cut(ordered, self.config.eval_batch_size)])
+        return self.loader(split, [(part.tolist(), len(part)) for part in _cut(ordered, self.config.eval_batch_size)])
 
     def state_dict(self) -> dict[str, int]:
         """Return the position in the training rows for a checkpoint: the epoch and its finished micro-batches."""
@@ -185,7 +185,8 @@ class DataModule(L.LightningDataModule):
         """Continue at the position of a checkpoint."""
         self.resume_at = (state_dict["epoch"], state_dict["batches"])
 
-    def _loader(self, split: str, order: Any) -> DataLoader[Batch]:
+    def loader(self, split: str, order: Any) -> DataLoader[Batch]:
+        """Return these batches of a split, in this order: each is (row numbers, rows of the optimizer step)."""
         batches = _Batches(self.splits[split], self.tokenizer.pad_token_id, self.tokenizer.padding_side)
         return DataLoader(batches, batch_size=None, sampler=order)
 

@@ -160,6 +160,29 @@ def load_language_model(backbone: Backbone, tokenizer: "PreTrainedTokenizerBase"
     return _load(AutoModelForCausalLM, backbone, tokenizer, load)
 
 
+def outline(backbone: Backbone, labels: list[str] | None) -> "PreTrainedModel":
+    """Return the model as shapes without weights (torch's `meta` device): enough to count, however large it is.
+
+    Args:
+        backbone: whose configuration it has.
+        labels: class names of a sequence classifier; None is the causal language model.
+
+    Raises:
+        UserError: an architecture without such a model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    _silence_bitsandbytes()
+    options = {} if labels is None else {"num_labels": len(labels)}
+    config = AutoConfig.from_pretrained(backbone.folder, local_files_only=True, **options)
+    auto = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
+    try:
+        with torch.device("meta"):
+            return auto.from_config(config)
+    except ValueError as error:
+        raise UserError(f"model.path={backbone.folder} cannot be loaded: {str(error).splitlines()[0]}.") from error
+
+
 def can_be_shared(peft: PeftConfig) -> bool:
     """Tell whether runs of this kind can follow each other on the same weights.
 
@@ -196,7 +219,7 @@ def _load(
         options["attn_implementation"] = load.attention.name
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)  # asks for a package that fetches code from the hub
+    _silence_bitsandbytes()
     try:
         model, report = auto.from_pretrained(
             backbone.folder,
@@ -218,6 +241,11 @@ def _load(
     model.config.use_cache = False
     _evaluate_as_trained(model)
     return model
+
+
+def _silence_bitsandbytes() -> None:
+    """Keep it from asking for a package that fetches code from the hub."""
+    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
 
 
 def _evaluate_as_trained(model: "PreTrainedModel") -> None:

@@ -98,9 +98,18 @@ class GridSweeper(Sweeper):
         (runs,) = BasicSweeper.split_arguments(overrides, None)
         jobs = self.compose(runs, run_names(runs))
         try:
+            if any(job.config.sweep.dry_run for job in jobs):
+                self.plan(jobs)
+                return []
             return self._run(jobs, words)
         except COMPOSITION_ERRORS as error:  # a fault of sentexp's own, not of the configuration
             raise RuntimeError("the sweep broke off") from error
+
+    def plan(self, jobs: list[Job]) -> None:
+        """Print what would be done."""
+        from sentexp.sweeps.plan import plan
+
+        plan([job.config for job in jobs])
 
     def with_preset(self, arguments: list[str]) -> list[str]:
         """Return the overrides of a preset, but for those whose keys stand on the command line, and these."""

@@ -56,7 +56,7 @@ def _recorded(run: "Run", folder: Path) -> list[str]:
     state = run.info.status.lower()
     if run.data.tags.get(PRUNED):
         state = "pruned"
-    elif state == "running" and not _is_locked(folder / identity):
+    elif state == "running" and not is_locked(folder / identity):
         state = "interrupted"
     return [identity, run.info.run_name, state, *_numbers(run.data.metrics)]
 
@@ -66,7 +66,7 @@ def _in_folder(folder: Path) -> "list[list[str]]":
     for path in sorted(folder.glob("*")):
         result, state = path / RESULT, path / STATE
         if state.is_file():
-            told = "running" if _is_locked(path) else "interrupted"
+            told = "running" if is_locked(path) else "interrupted"
             rows.append([path.name, "", told, *_numbers({})])
         elif result.is_file():
             metrics = json.loads(result.read_text())["metrics"]
@@ -83,7 +83,7 @@ def _numbers(metrics: dict[str, Any]) -> list[str]:
     ]
 
 
-def _is_locked(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Tell whether a process of this machine is at the run."""
     if not (folder / LOCK).is_file():
         return False

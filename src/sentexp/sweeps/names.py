@@ -14,7 +14,7 @@ def run_names(runs: Sequence[Sequence[str]]) -> list[str]:
         runs: the overrides of each run.
     """
     values = [dict(_split(override) for override in run) for run in runs]
-    keys = list(dict.fromkeys(key for run in values for key in run))
+    keys = list(dict.fromkeys(key for run in values for key in run if not key.startswith("sweep.")))
     differing = [key for key in keys if len({run.get(key) for run in values}) > 1] or keys
     short = _short_names(differing)
     return [

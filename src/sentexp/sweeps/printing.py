@@ -11,6 +11,8 @@ from sentexp.console import OUT, say
 from sentexp.sweeps.folder import Outcome, Progress, State, best_of
 from sentexp.sweeps.study import is_better_higher
 
+FEW_MINUTES = 10
+"""From here on people say a time without its seconds."""
 METRICS = ("accuracy", "f1_macro", "auroc_macro")
 
 
@@ -31,7 +33,7 @@ def print_progress(outcome: Outcome, progress: Progress, monitor: str) -> None:
     if progress.best is not None:
         parts.append(f"best {progress.best.name} {progress.best.objective:.4f}")
     if progress.ended < progress.total and math.isfinite(progress.seconds_left):
-        parts.append(f"about {_duration(progress.seconds_left)} left")
+        parts.append(f"about {duration(progress.seconds_left)} left")
     OUT.print(Text(" | ".join(parts)))
 
 
@@ -67,7 +69,12 @@ def print_front(objectives: Sequence[str], runs: Sequence[tuple[str, Sequence[fl
         say(f"  {name}: {', '.join(f'{value:.4g}' for value in values)}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time as people say it."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{rest} s"
+    if hours:
+        return f"{hours} h {minutes} min"
+    if minutes >= FEW_MINUTES:
+        return f"{minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s" if rest else "under 1 s"

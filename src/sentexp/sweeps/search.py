@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sentexp.config import Config, Pruner, Sampler, SearchConfig
 from sentexp.errors import require
-from sentexp.sweeps.grid import GridSweeper
+from sentexp.sweeps.grid import GridSweeper, Job
 from sentexp.sweeps.space import Space
 
 if TYPE_CHECKING:
@@ -59,12 +59,25 @@ class OptunaSweeper(GridSweeper):
         corners = space.corners()
         jobs = self.compose([space.overrides(values) for values in corners], [space.name(values) for values in corners])
         check_pruner(self.options, jobs[0].config)
+        if jobs[0].config.sweep.dry_run:
+            self.plan(jobs)
+            return []
         try:
             from sentexp.sweeps.trials import Search
         except ModuleNotFoundError as error:
             require(error.name != "optuna", "hydra/sweeper=optuna needs Optuna: pip install 'sentexp[search]'.")
             raise
         return Search(self, self.options, space, jobs[0].config, words).run()
+
+    def plan(self, jobs: list[Job]) -> None:
+        """Plan the ends of the space: what trials cost lies between."""
+        from sentexp.console import say
+
+        super().plan(jobs)
+        say(
+            f"A search of {self.options.n_trials} trials: these have the first values of all keys, and the others of "
+            "each in turn; what a trial costs lies between them."
+        )
 
 
 def check_pruner(options: SearchConfig, config: Config) -> None:

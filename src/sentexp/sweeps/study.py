@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from sentexp.config import Sampler, SearchConfig, TrackingBackend, TrackingConfig
 from sentexp.errors import UserError
 from sentexp.tracking.provenance import mask_uri
-from sentexp.tracking.store import store_uri
+from sentexp.tracking.store import SQLITE, store_uri
 from sentexp.training.checkpoint import mode_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 T = TypeVar("T")
-SQLITE = "sqlite:///"
 FILE = "optuna.db"
 PATIENCE = 120
 """Seconds to wait for a storage that another process has locked."""

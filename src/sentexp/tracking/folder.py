@@ -13,6 +13,12 @@ from sentexp.errors import UserError
 STATE, METRICS, LOCK = "state.json", "metrics.jsonl", ".lock"
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """Return what a process that did not end its run has left in the run's folder; nothing where all is done."""
+    file = path / STATE
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
 class RunFolder:
     """`outputs/<identity>`: entered, it is this process's alone.
 
@@ -39,8 +45,7 @@ class RunFolder:
             raise UserError(
                 f"output_dir={self.path.parent} cannot be written ({error.strerror}): name a folder that can."
             ) from None
-        file = self.path / STATE
-        self.state = json.loads(file.read_text()) if file.is_file() else {}
+        self.state = read_state(self.path)
         if not self.state:
             (self.path / METRICS).unlink(missing_ok=True)
         else:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PARENT = "mlflow.parentRunId"
-DEFAULT_URI = "sqlite:///mlflow.db"
+SQLITE = "sqlite:///"
+DEFAULT_URI = f"{SQLITE}mlflow.db"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 PATIENCE = 120.0
 """Seconds to wait for a store that another process has locked, over MLflow's own 20."""
@@ -163,7 +164,7 @@ class Store:
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri = uri
         self.where = mask_uri(uri)
-        self.client = _PatientClient(uri)
+        self.client = _client(uri)
         self.experiment = _experiment(self.client, experiment, uri)
 
     def exists(self, run_id: str) -> bool:
@@ -195,6 +196,19 @@ def open_store(tracking: TrackingConfig) -> Store:
     return _open_store(store_uri(tracking), tracking.experiment)
 
 
+def find_store(tracking: TrackingConfig) -> Store | None:
+    """Return the store of a configuration if it is there and holds the experiment: looking creates nothing."""
+    uri = store_uri(tracking)
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE).partition("?")[0]).is_file():
+        return None
+    return None if _client(uri).get_experiment_by_name(tracking.experiment) is None else open_store(tracking)
+
+
+@lru_cache
+def _client(uri: str) -> "_PatientClient":
+    return _PatientClient(uri)
+
+
 @lru_cache
 def _open_store(uri: str, experiment: str) -> Store:
     return Store(uri, experiment)
@@ -224,7 +238,8 @@ def find_run(tracking: TrackingConfig, tag: str, value: str, status: str | None 
     if tracking.backend is TrackingBackend.none:
         return None
     ended = "" if status is None else f"attributes.status = '{status}' AND "
-    runs = open_store(tracking).search(f"{ended}tags.`{tag}` = '{value}'", most=1)
+    store = find_store(tracking)
+    runs = [] if store is None else store.search(f"{ended}tags.`{tag}` = '{value}'", most=1)
     return runs[0] if runs else None
 
 
@@ -312,9 +327,9 @@ def _experiment(client: _PatientClient, name: str, uri: str) -> str:
 
 def _artifact_location(uri: str) -> str | None:
     """Return a folder beside an SQLite file; a server or another database decides itself."""
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith(SQLITE):
         return None
-    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
+    return (Path(uri.removeprefix(SQLITE)).absolute().parent / "mlartifacts").as_uri()
 
 
 def _explain(error: Exception, where: str) -> str:

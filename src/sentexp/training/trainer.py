@@ -148,6 +148,21 @@ def evaluate(trainer: L.Trainer, module: ClassifierModule, data: DataModule, spl
     return dict(metrics)
 
 
+def rehearse(trainer: L.Trainer, module: ClassifierModule, batches: DataLoader[Batch], stage: str) -> None:
+    """Train on (`train`) or evaluate (`validation`, `test`) some batches for the sake of what it costs.
+
+    Raises:
+        OutOfMemory: a batch did not fit.
+    """
+    with _quiet(), _out_of_memory():
+        if stage == "train":
+            trainer.fit(module, train_dataloaders=batches)
+        elif stage == "validation":
+            trainer.validate(module, batches, verbose=False)
+        else:
+            trainer.test(module, batches, verbose=False)
+
+
 def predict(trainer: L.Trainer, module: ClassifierModule, batches: DataLoader[Batch]) -> tuple[Tensor, Tensor]:
     """Return row numbers in order, shape (rows,), and their features, shape (rows, hidden).
 

@@ -1,0 +1,137 @@
+"""`python -m sentexp plan`, and `sweep.dry_run=true`: what would be trained, what it costs, and advice. Writes nothing.
+
+Runs that cost the same are timed once: a few steps of one of them, on this machine. What other machines would take is
+arithmetic.
+"""
+
+from dataclasses import replace
+
+from sentexp.config import BOOKKEEPING, Config, flatten
+from sentexp.console import print_data, say
+from sentexp.data.audit import DataAudit
+from sentexp.errors import UserError
+from sentexp.hardware import GIB
+from sentexp.materials import Materials, let_go, with_shots
+from sentexp.sweeps.advice import advise
+from sentexp.sweeps.planned import print_advice, print_machines, print_runs, print_times
+from sentexp.sweeps.survey import Costs, Planned, survey
+from sentexp.sweeps.timing import measure
+from sentexp.sweeps.workload import reads_validation, workload
+from sentexp.tracking.identity import digest_of
+from sentexp.training.trainer import OutOfMemory, halve_micro_batch
+
+FREE = (
+    *BOOKKEEPING,
+    "seed",
+    "data.",
+    "model.path",
+    "optim.",
+    "peft.alpha",
+    "peft.usual_lr",
+    "peft.use_rslora",
+    "task.focal_gamma",
+    "task.head_init",
+    "task.shots",
+    "trainer.accumulate_grad_batches",
+    "trainer.early_stopping_patience",
+    "trainer.eval_steps",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.monitor",
+)
+"""Keys that do not change what a batch of a given shape costs; those of `data` do by the shapes alone."""
+
+
+def plan(configs: list[Config]) -> list[Planned]:
+    """Print what runs of these configurations would do, and what that costs; train nothing, and write nothing.
+
+    The cache of models, data and tokens is filled, as it would be by the runs.
+    """
+    runs = survey(configs)
+    _show_data(runs)
+    _measure(runs)
+    baselines = _baseline_seconds(runs)
+    print_runs(runs)
+    print_times(runs, baselines)
+    print_machines(runs)
+    print_advice(advise(runs))
+    let_go()
+    return runs
+
+
+def _show_data(runs: list[Planned]) -> None:
+    """Print each data set once."""
+    seen: list[DataAudit] = []
+    for run in runs:
+        if run.costs is not None and run.costs.materials is not None and run.costs.materials.data_audit not in seen:
+            seen.append(run.costs.materials.data_audit)
+            print_data(run.costs.materials.data_audit)
+
+
+def _measure(runs: list[Planned]) -> None:
+    """Time a few steps for each kind of run that is left."""
+    kinds: dict[str, list[Planned]] = {}
+    for run in runs:
+        if run.costs is not None and run.costs.materials is not None:
+            kinds.setdefault(_cost_key(run.costs, run.costs.materials), []).append(run)
+    for number, alike in enumerate(kinds.values(), 1):
+        say(f"Timing a few steps, {number}/{len(kinds)}: {alike[0].name}")
+        first, *others = [run.costs for run in alike if run.costs is not None]
+        assert first.materials is not None
+        _measure_until_it_fits(first, first.materials)
+        for costs in others:
+            costs.measured, costs.unmeasured = first.measured, first.unmeasured
+            if first.halved:
+                costs.take_batches(first.trainer.batch_size, first.trainer.accumulate_grad_batches)
+
+
+def _measure_until_it_fits(costs: Costs, materials: Materials) -> None:
+    """Time a run, at half the micro-batch whenever memory runs out (law 9); not at all where it must."""
+    needed = costs.arithmetic.memory(*costs.largest_batch, materials.precision)
+    if materials.device.type == "cuda":  # there running out is an error that tells, not the end of this process
+        needed = costs.arithmetic.weight_bytes(materials.precision)
+    if needed > costs.available:
+        costs.unmeasured = f"about {needed / GIB:.1f} GiB by arithmetic, and {costs.available / GIB:.1f} GiB are free"
+        return
+    while True:
+        config = replace(materials.config, trainer=costs.trainer)
+        try:
+            costs.measured = measure(replace(materials, config=config), costs.work)
+            return
+        except UserError as error:
+            costs.unmeasured = str(error)
+            return
+        except OutOfMemory as error:
+            if costs.trainer.batch_size == 1:
+                costs.unmeasured = f"out of memory at trainer.batch_size=1 ({error})"
+                return
+            costs.take_batches(*halve_micro_batch(costs.trainer))
+
+
+def _cost_key(costs: Costs, materials: Materials) -> str:
+    """Return the same digest for runs whose steps cost the same."""
+    config = replace(materials.config, trainer=costs.trainer)
+    keys = {key: value for key, value in flatten(config).items() if not key.startswith(FREE)}
+    parts = [costs.work.train, costs.work.validation, costs.work.test]
+    largest = [(int(part.rows.max()), int(part.width.max())) for part in parts]
+    kinds = [type(config.peft).__name__, type(config.task).__name__, config.optim.name.name, config.optim.momentum > 0]
+    return digest_of(keys, kinds, largest, materials.backbone.revision, materials.prompt.answers)
+
+
+def _baseline_seconds(runs: list[Planned]) -> dict[str, float]:
+    """Return how long the baselines take that are missing and read rows with the model, by identity."""
+    seconds: dict[str, float] = {}
+    for run in runs:
+        if run.costs is None or run.costs.measured is None or run.costs.materials is None:
+            continue
+        measured, work = run.costs.measured, run.costs.work
+        for kind, identity in run.costs.baselines.items():
+            if kind == "linear_probe":
+                parts = [work.train, work.validation, work.test]
+                seconds[identity] = sum(map(measured.evaluation.seconds, parts))
+            elif kind == "untuned":
+                base = with_shots(run.costs.materials)
+                shown = workload(base, base.tokens, run.costs.trainer)
+                prior = measured.evaluation.seconds(shown.validation) if reads_validation(base) else 0.0
+                seconds[identity] = measured.test_seconds(shown) + prior
+    return seconds
