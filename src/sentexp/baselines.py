@@ -30,6 +30,7 @@ from sentexp.config import (
 )
 from sentexp.data.splits import NAMES, Numbers, split_digest
 from sentexp.materials import Materials, with_shots
+from sentexp.processes import led
 from sentexp.recording import count_answers, recorded
 from sentexp.tracking.folder import RunFolder
 from sentexp.tracking.identity import digest_of
@@ -66,7 +67,7 @@ def measure_baselines(materials: Materials, model: nn.Module) -> dict[str, Basel
     """
     kinds: dict[str, tuple[str, Any, Callable[[Record], dict[str, float]]]] = {
         "majority": ("majority class", [], lambda _: _scored(materials, _majority(materials))),
-        "tfidf": ("TF-IDF + logistic regression", [WORD], lambda _: _scored(materials, _tfidf(materials))),
+        "tfidf": ("TF-IDF + logistic regression", [WORD], lambda _: led(lambda: _scored(materials, _tfidf(materials)))),
     }
     if not isinstance(materials.config.task, CausalLM):
         probe = _model_parts(materials)
@@ -115,7 +116,7 @@ def _kept(
     whole = [] if kind == "untuned" else [materials.digest]  # the others learn from the training rows
     identity = digest_of(kind, parts, whole)
     with RunFolder(Path(config.output_dir) / f"baseline-{identity}", wait=True) as folder:
-        kept = _recorded(tracking, identity, folder.path / RESULT)
+        kept = led(lambda: _recorded(tracking, identity, folder.path / RESULT))
         if kept is not None:
             return Baseline(title=title, metrics=kept[1], run_id=kept[0])
         console.say(f"Baseline: {title}")
@@ -129,7 +130,8 @@ def _kept(
                 record.log_params(flatten(config.task, "task."))
             metrics = compute(record)
             record.log_metrics(metrics)
-            (folder.path / RESULT).write_text(json.dumps(metrics, indent=2) + "\n")
+            written = json.dumps(metrics, indent=2) + "\n"
+            led(lambda: (folder.path / RESULT).write_text(written))
         folder.forget()
     return Baseline(title=title, metrics=metrics, run_id=record.run_id)
 
@@ -204,9 +206,13 @@ def _probe(materials: Materials, model: nn.Module) -> Tensor:
         for split in NAMES:
             rows, values = predict(trainer, module, data.by_length(split, PROBE_ROWS if split == "train" else None))
             features[split], targets[split] = values.numpy(), materials.examples.targets(split)[rows.numpy()]
-    scaler = StandardScaler().fit(features["train"])
-    scaled = {split: scaler.transform(values) for split, values in features.items()}
-    return _regression(scaled, targets, PROBE_STRENGTHS, len(materials.examples.labels))
+
+    def regress() -> Tensor:
+        scaler = StandardScaler().fit(features["train"])
+        scaled = {split: scaler.transform(values) for split, values in features.items()}
+        return _regression(scaled, targets, PROBE_STRENGTHS, len(materials.examples.labels))
+
+    return led(regress)
 
 
 def _regression(

@@ -8,13 +8,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from sentexp import processes
 from sentexp.errors import UserError
 
 STATE, METRICS, LOCK = "state.json", "metrics.jsonl", ".lock"
 
 
 class RunFolder:
-    """`outputs/<identity>`: entered, it is this process's alone.
+    """`outputs/<identity>`: entered, it is this run's alone; of several processes the leading one writes.
 
     Args:
         path: of the folder.
@@ -30,6 +31,10 @@ class RunFolder:
         self._lock = FileLock(path / LOCK, timeout=-1 if wait else 0)
 
     def __enter__(self) -> "RunFolder":
+        self.state = processes.led(self._lock_and_read)
+        return self
+
+    def _lock_and_read(self) -> dict[str, Any]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
@@ -40,12 +45,12 @@ class RunFolder:
                 f"output_dir={self.path.parent} cannot be written ({error.strerror}): name a folder that can."
             ) from None
         file = self.path / STATE
-        self.state = json.loads(file.read_text()) if file.is_file() else {}
-        if not self.state:
+        state: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        if not state:
             (self.path / METRICS).unlink(missing_ok=True)
         else:
             self._end_a_cut_line(self.path / METRICS)
-        return self
+        return state
 
     def _end_a_cut_line(self, metrics: Path) -> None:
         """Begin a new line after one that a kill or a full disk has cut."""
@@ -67,17 +72,22 @@ class RunFolder:
     def remember(self, **facts: Any) -> None:
         """Add facts to the state, so that they outlive this process."""
         self.state |= facts
+        if not processes.leads():
+            return
         unfinished = self.path / f"{STATE}.partial"
         unfinished.write_text(json.dumps(self.state))
         unfinished.replace(self.path / STATE)
 
     def forget(self) -> None:
         """Drop the state: the run is over, and the same command starts anew."""
-        (self.path / STATE).unlink(missing_ok=True)
         self.state = {}
+        if processes.leads():
+            (self.path / STATE).unlink(missing_ok=True)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Append metrics at an optimizer step."""
+        if not processes.leads():
+            return
         with (self.path / METRICS).open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
