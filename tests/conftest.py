@@ -4,6 +4,8 @@ import csv
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -121,27 +123,28 @@ def write_tsv(file: Path, rows: list[tuple[str, int]]) -> None:
 
 
 @pytest.fixture
-def config(reviews: Path, tmp_path: Path) -> Callable[..., Config]:
-    """Return a function from overrides to the configuration of a quick run: 4 steps of 8 rows, nothing recorded."""
+def words(reviews: Path, tmp_path: Path) -> list[str]:
+    """Return the overrides of a quick run: 4 steps of 8 rows, nothing recorded."""
+    return [
+        "model=tiny",
+        "data=sst2",
+        f"data.path={reviews}",
+        "data.splits.validation=validation",
+        "data.splits.test=test",
+        "task.template='{text}'",
+        "trainer.batch_size=8",
+        "trainer.precision=fp32",
+        "trainer.progress_bar=false",
+        "trainer.log_every_n_steps=1",
+        "tracking=none",
+        f"output_dir={tmp_path / 'outputs'}",
+    ]
 
-    def build(*overrides: str) -> Config:
-        return load_config(
-            "model=tiny",
-            "data=sst2",
-            f"data.path={reviews}",
-            "data.splits.validation=validation",
-            "data.splits.test=test",
-            "task.template='{text}'",
-            "trainer.batch_size=8",
-            "trainer.precision=fp32",
-            "trainer.progress_bar=false",
-            "trainer.log_every_n_steps=1",
-            "tracking=none",
-            f"output_dir={tmp_path / 'outputs'}",
-            *overrides,
-        )
 
-    return build
+@pytest.fixture
+def config(words: list[str]) -> Callable[..., Config]:
+    """Return a function from overrides to the configuration of a quick run."""
+    return lambda *overrides: load_config(*words, *overrides)
 
 
 @pytest.fixture
@@ -164,6 +167,37 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(tmp_path: Path, empty_store: Path) -> str:
     """Return the URI of an MLflow store in a folder of its own."""
     return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process be the only one that torchrun has started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"TORCHELASTIC_RUN_ID": "test", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    for name, value in {**own, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.fixture
+def torchrun(command_environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that starts two processes of the command, or of a program, with these words."""
+
+    def start(*words: str, program: tuple[str, ...] = ("-m", "sentexp")) -> subprocess.CompletedProcess[str]:
+        two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        environment = command_environment | {"GLOO_SOCKET_IFNAME": "lo"}
+        return subprocess.run(
+            [*two, *program, *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,  # processes that wait for each other would do so for hours
+        )
+
+    return start
 
 
 @pytest.fixture

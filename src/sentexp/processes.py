@@ -245,7 +245,7 @@ def add_up(tensors: Iterable["Tensor"]) -> None:
 
 def _as_typed(option: str) -> str:
     """Return the command line of this process as torchrun would take it."""
-    own = Path(sys.argv[0]).name in ("__main__.py", "sentexp")
+    own = "sentexp" in Path(sys.argv[0]).parts[-2:]  # not a notebook
     words = [word for word in sys.argv[1:] if not word.startswith(("trainer=", "trainer.strategy="))] if own else []
     return torchrun_command([*words, f"trainer={option}"])
 

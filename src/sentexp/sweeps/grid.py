@@ -18,9 +18,10 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sentexp.config import Config, TrackingBackend
+from sentexp.config import Config, Strategy, TrackingBackend
 from sentexp.diagnosis import COMPOSITION_ERRORS, explain_failure
-from sentexp.errors import UserError, complain
+from sentexp.errors import UserError, complain, require
+from sentexp.processes import require_one, torchrun_command
 from sentexp.sweeps.names import run_names
 
 if TYPE_CHECKING:
@@ -74,9 +75,11 @@ class GridSweeper(Sweeper):
         """Run every combination and return what became of each, in order.
 
         Raises:
-            UserError: a value that is out of range in any of the runs: nothing has been started.
+            UserError: a value that is out of range in any of the runs, or that needs several processes for each:
+                nothing has been started.
             SweepFailed: some of the runs failed; the others are finished.
         """
+        require_one("--multirun")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         (runs,) = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
@@ -136,6 +139,7 @@ class GridSweeper(Sweeper):
                     "--cfg job lists every key."
                 ) from error
             assert isinstance(config, Config)
+            _require_single(config, run)
             jobs.append(Job(number=number, overrides=overrides, config=config))
         if wrong:
             raise UserError(" ".join(dict.fromkeys(wrong)))
@@ -257,6 +261,17 @@ class GridSweeper(Sweeper):
                 folder.write(job.number, Outcome(name=name, state=State.killed, identity=job.identity, error=error))
         ended = folder.outcomes()
         return [ended[job.number] for job in jobs]
+
+
+def _require_single(config: Config, overrides: Sequence[str]) -> None:
+    """Refuse runs of several processes: hydra's launchers start one for each run."""
+    strategy = config.trainer.strategy.name
+    require(
+        config.trainer.strategy is Strategy.single,
+        f"--multirun starts one process for each run, and trainer={strategy} needs several: start each combination by "
+        f"itself, the first as {torchrun_command(overrides)}; the same --multirun without trainer={strategy} then "
+        "gathers them in a sweep, and trains none of them again.",
+    )
 
 
 def _once_each(jobs: list[Job]) -> list[Job]:

@@ -1,0 +1,148 @@
+"""Several processes of one run: who started them, what they say to each other, and the result of one process."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+
+from sentexp import processes
+from sentexp.config import Strategy, load_config
+from sentexp.errors import UserError
+from sentexp.experiment import Result, run
+from sentexp.processes import Launch
+
+CPU = torch.device("cpu")
+RAGGED = (  # steps of 20 rows and of 11; micro-batches of 5 rows and of 1, of which one process has none
+    "data.train_subset=31", "trainer.batch_size=5", "trainer.accumulate_grad_batches=4", "trainer.eval_batch_size=7",
+    "trainer.max_epochs=2", "optim.lr=1e-2", "baseline=false",
+)  # fmt: skip
+COSTS = ("seconds", "train/seconds", "peak_memory_gib")
+
+
+@pytest.fixture
+def third(monkeypatch):
+    """Let this process be the third of four, without any other to speak to."""
+    group = processes._Group(Launch("torchrun", 2, 4, 2), None, sharded=False)
+    monkeypatch.setattr(processes._own, "group", group)
+
+
+def assert_same(result, other, tolerance=1e-4):
+    """Compare results, weights and the loss of every step; the second from the folder of another run."""
+    assert result.identity == other.identity
+    assert result.confusion == other.confusion
+    assert sum(map(sum, other.confusion)) == 8
+    assert other.metrics.keys() == result.metrics.keys()
+    for name in result.metrics.keys() - set(COSTS):
+        assert other.metrics[name] == pytest.approx(result.metrics[name], abs=tolerance, nan_ok=True), name
+    files = [next(folder.glob("*.safetensors")) for folder in (result.weights, other.weights)]
+    own, others = map(load_file, files)
+    assert own.keys() == others.keys()
+    for name in own:
+        torch.testing.assert_close(others[name], own[name], rtol=0, atol=tolerance, msg=name)
+    assert losses(other) == pytest.approx(losses(result), abs=tolerance)
+
+
+def losses(result):
+    rows = map(json.loads, (result.folder / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+def result_in(folder):
+    (found,) = folder.glob("*/result.json")
+    return Result.load(found.read_text(), found.parent)
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({}, Launch()),
+        (
+            {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"},
+            Launch("torchrun", rank=5, count=8, local_rank=1),
+        ),
+        (
+            {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"},
+            Launch("srun", rank=5, count=8, local_rank=1),
+        ),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, Launch()),  # a batch script without srun
+    ],
+)
+def test_the_launcher_is_told_by_the_environment(environment, found, monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("TORCHELASTIC", "SLURM"))]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert processes.launch() == found
+
+
+def test_alone_everything_is_one_s_own():
+    assert (processes.rank(), processes.count(), processes.leads()) == (0, 1, True)
+    assert processes.share([4, 2, 7]) == [4, 2, 7]
+    assert processes.exchange("word") == ["word"]
+    assert processes.led(lambda: 3) == 3
+
+
+@pytest.mark.usefixtures("third")
+def test_each_row_of_a_batch_is_one_process_s(monkeypatch):
+    assert processes.share([10, 11, 12, 13, 14, 15, 16]) == [12, 16]
+    assert processes.share([10, 11]) == []
+    every = []
+    for rank in range(4):
+        monkeypatch.setattr(processes._own, "group", processes._Group(Launch("srun", rank, 4, rank), None, False))
+        every += processes.share(list(range(11)))
+    assert sorted(every) == list(range(11))
+
+
+@pytest.mark.usefixtures("launched")
+def test_words_of_any_shape_are_exchanged_and_sums_are_in_place():
+    with processes.joined(Strategy.ddp, CPU):
+        (found,) = processes.exchange([torch.ones(3, 2), None])
+        assert found[0].shape == (3, 2)
+        assert found[1] is None
+        tensor = torch.tensor([2.0])
+        processes.add_up([tensor])
+        assert tensor == 2.0
+    assert processes.count() == 1
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_several_processes_need_a_launcher(strategy, config):
+    with pytest.raises(UserError, match=f"torchrun --nproc-per-node 2 -m sentexp trainer={strategy}"):
+        run(config(f"trainer={strategy}"))
+
+
+def test_one_process_is_not_started_twice(config, launched, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"torchrun has started 2 processes.*trainer=ddp"):
+        run(config())
+
+
+def test_what_shards_cannot_do_is_refused():
+    for override in ("peft=qlora", "optim=adafactor", "trainer.precision=fp16"):
+        with pytest.raises(UserError, match="trainer=fsdp"):
+            load_config("trainer=fsdp", override)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_process_of_torchrun_gives_the_same(strategy, config, train, launched, monkeypatch, tmp_path):
+    together = run(config(f"trainer={strategy}", *RAGGED))
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert_same(train(*RAGGED, f"output_dir={tmp_path / 'alone'}"), together, 1e-6)
+
+
+def test_two_processes_give_the_result_of_one(words, train, torchrun, store, tmp_path):
+    recorded = ["tracking=mlflow", f"tracking.uri={store}", "tracking.system_metrics=false"]
+    done = torchrun("trainer=ddp", *words, *RAGGED, "peft.dropout=0", *recorded)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("peft=lora") == 1
+    together = result_in(tmp_path / "outputs")
+    assert_same(train(*RAGGED, "peft.dropout=0", f"output_dir={tmp_path / 'alone'}"), together)
+    (tracked,) = MlflowClient(store).search_runs(["1"])
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.tags["processes"] == "2"
+    assert len(MlflowClient(store).get_metric_history(tracked.info.run_id, "train/loss")) == len(losses(together)) == 4
+    assert not list(Path(together.folder).glob("*.ckpt"))
