@@ -1,6 +1,7 @@
 """What the tests share: no network, a cache of their own, hand-written reviews, a tiny model and quick runs."""
 
 import csv
+import json
 import os
 import shutil
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sentexp.config import Config, load_config
 from sentexp.experiment import Result, run
@@ -182,13 +184,15 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def torchrun(command_environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return a function that starts two processes of the command, or of a program, with these words."""
+    """Return a function that starts processes of the command, or of a program, with these words; one by itself."""
 
-    def start(*words: str, program: tuple[str, ...] = ("-m", "sentexp")) -> subprocess.CompletedProcess[str]:
-        two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    def start(
+        *words: str, program: tuple[str, ...] = ("-m", "sentexp"), count: int = 2
+    ) -> subprocess.CompletedProcess[str]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
         environment = command_environment | {"GLOO_SOCKET_IFNAME": "lo"}
         return subprocess.run(
-            [*two, *program, *words],
+            [sys.executable, *launcher, *program, *words],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -198,6 +202,37 @@ def torchrun(command_environment: dict[str, str], tmp_path: Path) -> Callable[..
         )
 
     return start
+
+
+@pytest.fixture
+def ragged() -> tuple[str, ...]:
+    """Return overrides for steps of 20 rows and of 11, in micro-batches of 5 and of 1, too few for two."""
+    batches = ("trainer.batch_size=5", "trainer.accumulate_grad_batches=4", "trainer.eval_batch_size=7")
+    return ("data.train_subset=31", *batches, "trainer.max_epochs=2", "optim.lr=1e-2", "baseline=false")
+
+
+@pytest.fixture
+def same() -> Callable[..., None]:
+    """Return a function that compares a result with that in another folder: metrics, counts, weights, every loss."""
+
+    def losses(folder: Path) -> dict[int, float]:
+        rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+    def compare(result: Result, folder: Path, tolerance: float = 1e-4) -> None:
+        other = Result.load((folder / "result.json").read_text(), folder)
+        assert (other.identity, other.confusion, other.answers) == (result.identity, result.confusion, result.answers)
+        assert sum(map(sum, other.confusion)) == 8
+        assert other.metrics.keys() == result.metrics.keys()
+        for name in result.metrics.keys() - {"seconds", "train/seconds", "peak_memory_gib"}:
+            assert other.metrics[name] == pytest.approx(result.metrics[name], abs=tolerance, nan_ok=True), name
+        own, others = (load_file(next(run.weights.glob("*.safetensors"))) for run in (result, other))
+        assert own.keys() == others.keys()
+        for name in own:
+            torch.testing.assert_close(others[name], own[name], rtol=0, atol=tolerance)
+        assert losses(folder) == pytest.approx(losses(result.folder), abs=tolerance)
+
+    return compare
 
 
 @pytest.fixture

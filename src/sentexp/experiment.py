@@ -17,7 +17,7 @@ from sentexp.config import METRICS, CausalLM, Config, Strategy, TrackingBackend,
 from sentexp.data.audit import DataAudit
 from sentexp.errors import OutOfMemory, require
 from sentexp.hardware import choose_device, peak_memory_gib, release_memory
-from sentexp.materials import Materials, find, gather, identify
+from sentexp.materials import Basis, Materials, find, gather, identify
 from sentexp.models.adapters import ParameterAudit
 from sentexp.models.saving import save_trained
 from sentexp.recording import (
@@ -90,23 +90,23 @@ def run(config: Config) -> Result:
         UserError: anything in the configuration, the data or the store that the user can mend.
         ProcessFailed: another process of the run has failed.
     """
-    if config.trainer.strategy is Strategy.single and processes.launch().count == 1:
-        return _run(config)
-    with processes.joined(config.trainer.strategy, choose_device(config.trainer.accelerator)):
-        if not processes.leads():
-            config = replace(config, trainer=replace(config.trainer, progress_bar=False))
-        console.OUT.quiet = not processes.leads()
-        return _run(config)
-
-
-def _run(config: Config) -> Result:
     started = time.monotonic()
+    strategy = config.trainer.strategy
+    processes.require_launched(strategy)
+    if strategy is not Strategy.single and processes.launch().rank > 0:
+        config = replace(config, trainer=replace(config.trainer, progress_bar=False))
+        console.OUT.quiet = True
     config = with_defaults(config)
-    _require_rows(config)
     with left_in_a_sweep(config):
-        basis = find(config)
-        identity = identify(basis)
+        basis = find(config)  # before they join: transformers then writes a converted model in the first process only
+    with processes.joined(strategy, choose_device(config.trainer.accelerator)):
+        return _run(config, basis, started)
+
+
+def _run(config: Config, basis: Basis, started: float) -> Result:
+    identity = identify(basis)
     _require_alike(identity)
+    _require_rows(config)
     with RunFolder(Path(config.output_dir) / identity, wait=config.sweep.name is not None) as folder:
         kept = processes.led(lambda: find_result(config, identity))
         if kept is not None and folder.state.get("run_id") == kept.run_id:  # killed when all was done

@@ -114,6 +114,22 @@ def require_one(what: str) -> None:
     )
 
 
+def require_launched(strategy: Strategy) -> None:
+    """Refuse a strategy for which this process was not started as it needs.
+
+    Raises:
+        UserError: says how to start it.
+    """
+    if strategy is Strategy.single:
+        require_one(f"trainer.strategy=single (torchrun needs trainer=ddp or trainer=fsdp: {_as_typed('ddp')})")
+        return
+    require(
+        launch().launcher is not None,
+        f"trainer={strategy.name} trains in several processes, and a launcher must start them: "
+        f"{_as_typed(strategy.name)}, or srun python -m sentexp in a SLURM job; trainer=default is for one process.",
+    )
+
+
 @contextmanager
 def joined(strategy: Strategy, device: "torch.device") -> Iterator[None]:
     """Join the other processes of the run; nothing to do for `trainer.strategy=single`.
@@ -125,19 +141,13 @@ def joined(strategy: Strategy, device: "torch.device") -> Iterator[None]:
         device: where the run computes; of several GPUs, each process takes its own.
 
     Raises:
-        UserError: the processes were not started as the strategy needs it.
+        UserError: there are more processes than GPUs.
         ProcessFailed: another process has failed as well, and tells why.
     """
     if strategy is Strategy.single:
-        require_one(f"trainer.strategy=single (torchrun needs trainer=ddp or trainer=fsdp: {_as_typed('ddp')})")
         yield
         return
     own = launch()
-    require(
-        own.launcher is not None,
-        f"trainer={strategy.name} trains in several processes, and a launcher must start them: "
-        f"{_as_typed(strategy.name)}, or srun python -m sentexp in a SLURM job; trainer=default is for one process.",
-    )
     _own.group, _own.speaks = _join(own, strategy, device), own.rank == 0
     try:
         yield
