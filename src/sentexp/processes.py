@@ -67,11 +67,14 @@ class _Failure:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The processes that have joined, and the channel of their exchanges."""
+    """The processes that have joined, and the channel of their exchanges.
+
+    Of a sharded model, those that fail first meet on an impatient channel: the others may wait elsewhere, for a layer.
+    """
 
     launch: Launch
     channel: Any
-    sharded: bool
+    impatient: Any = None
 
 
 class _State:
@@ -236,7 +239,7 @@ def tell_out_of_memory(error: OutOfMemory) -> None:
     """
     if _own.group is None:
         return
-    if _own.group.sharded:
+    if _own.group.impatient is not None:
         raise UserError(
             f"Out of memory in process {rank()} ({error}): with trainer=fsdp the run cannot halve its batches itself; "
             "halve trainer.batch_size and double trainer.accumulate_grad_batches, which is the same effective batch."
@@ -274,7 +277,8 @@ def _join(own: Launch, strategy: Strategy, device: "torch.device") -> _Group:
         os.environ |= {"RANK": str(own.rank), "WORLD_SIZE": str(own.count)}
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     channel = dist.new_group(backend="gloo", timeout=PATIENCE)  # words are on the CPU
-    return _Group(own, channel, strategy is Strategy.fsdp)
+    sharded = strategy is Strategy.fsdp
+    return _Group(own, channel, dist.new_group(backend="gloo", timeout=LAST_WORDS) if sharded else None)
 
 
 def _gpu(own: Launch, visible: int) -> int:
@@ -311,8 +315,8 @@ def _call_out(failure: _Failure) -> list[int]:
     assert _own.group is not None
     words: list[Any] = [None] * _own.group.launch.count
     try:
-        if _own.group.sharded:
-            dist.monitored_barrier(_own.group.channel, timeout=LAST_WORDS)
+        if _own.group.impatient is not None:
+            dist.barrier(_own.group.impatient)
         dist.all_gather_object(words, failure, group=_own.group.channel)
     except RuntimeError:  # the others are gone, or cannot come
         return []
