@@ -148,15 +148,15 @@ def test_a_killed_run_goes_on_in_another_number_of_processes(
     same(train(*ragged, "peft.dropout=0", "trainer.save_steps=1", f"output_dir={tmp_path / 'alone'}"), folder)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize(
-    ("mistake", "sentence"),
+    ("strategy", "mistake", "sentence"),
     [
-        ("no.key=1", "no: the configuration has no key"),
-        ("trainer.max_epochs=0", "trainer.max_epochs=0 must be"),
-        ("trainer.batch_size=1", "trainer.batch_size=1 are the rows of all 2 processes together"),
-        ("data.max_length=100000", "data.max_length=100000 is more than"),
-        ("optim.lr=1e30", "The loss is nan"),
+        ("ddp", "no.key=1", "no.key: the configuration has no key"),
+        ("ddp", "trainer.max_epochs=0", "trainer.max_epochs=0 must be"),
+        ("ddp", "trainer.batch_size=1", "trainer.batch_size=1 are the rows of all 2 processes together"),
+        ("ddp", "data.max_length=100000", "data.max_length=100000 is more than"),
+        ("ddp", "optim.lr=1e30", "The loss is nan"),
+        ("fsdp", "optim.lr=1e30", "The loss is nan"),
     ],
 )
 def test_a_mistake_is_told_once(strategy, mistake, sentence, words, torchrun, ragged):
