@@ -272,8 +272,9 @@ def _join(own: Launch, strategy: Strategy, device: "torch.device") -> _Group:
     if own.launcher == "srun":
         from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-        slurm = SLURMEnvironment(auto_requeue=False)
-        os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+        first = SLURMEnvironment.resolve_root_node_address(os.environ["SLURM_NODELIST"])
+        os.environ.setdefault("MASTER_ADDR", first)
+        os.environ.setdefault("MASTER_PORT", str(15_000 + int(os.environ["SLURM_JOB_ID"]) % 10_000))
         os.environ |= {"RANK": str(own.rank), "WORLD_SIZE": str(own.count)}
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     channel = dist.new_group(backend="gloo", timeout=PATIENCE)  # words are on the CPU
