@@ -1,14 +1,18 @@
 """What the tests share: no network, a cache of their own, hand-written reviews, a tiny model and quick runs."""
 
 import csv
+import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sentexp.config import Config, load_config
 from sentexp.experiment import Result, run
@@ -121,27 +125,28 @@ def write_tsv(file: Path, rows: list[tuple[str, int]]) -> None:
 
 
 @pytest.fixture
-def config(reviews: Path, tmp_path: Path) -> Callable[..., Config]:
-    """Return a function from overrides to the configuration of a quick run: 4 steps of 8 rows, nothing recorded."""
+def words(reviews: Path, tmp_path: Path) -> list[str]:
+    """Return the overrides of a quick run: 4 steps of 8 rows, nothing recorded."""
+    return [
+        "model=tiny",
+        "data=sst2",
+        f"data.path={reviews}",
+        "data.splits.validation=validation",
+        "data.splits.test=test",
+        "task.template='{text}'",
+        "trainer.batch_size=8",
+        "trainer.precision=fp32",
+        "trainer.progress_bar=false",
+        "trainer.log_every_n_steps=1",
+        "tracking=none",
+        f"output_dir={tmp_path / 'outputs'}",
+    ]
 
-    def build(*overrides: str) -> Config:
-        return load_config(
-            "model=tiny",
-            "data=sst2",
-            f"data.path={reviews}",
-            "data.splits.validation=validation",
-            "data.splits.test=test",
-            "task.template='{text}'",
-            "trainer.batch_size=8",
-            "trainer.precision=fp32",
-            "trainer.progress_bar=false",
-            "trainer.log_every_n_steps=1",
-            "tracking=none",
-            f"output_dir={tmp_path / 'outputs'}",
-            *overrides,
-        )
 
-    return build
+@pytest.fixture
+def config(words: list[str]) -> Callable[..., Config]:
+    """Return a function from overrides to the configuration of a quick run."""
+    return lambda *overrides: load_config(*words, *overrides)
 
 
 @pytest.fixture
@@ -164,6 +169,70 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(tmp_path: Path, empty_store: Path) -> str:
     """Return the URI of an MLflow store in a folder of its own."""
     return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process be the only one that torchrun has started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"TORCHELASTIC_RUN_ID": "test", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    for name, value in {**own, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.fixture
+def torchrun(command_environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that starts processes of the command, or of a program, with these words; one by itself."""
+
+    def start(
+        *words: str, program: tuple[str, ...] = ("-m", "sentexp"), count: int = 2
+    ) -> subprocess.CompletedProcess[str]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+        environment = command_environment | {"GLOO_SOCKET_IFNAME": "lo"}
+        return subprocess.run(
+            [sys.executable, *launcher, *program, *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,  # processes that wait for each other would do so for hours
+        )
+
+    return start
+
+
+@pytest.fixture
+def ragged() -> tuple[str, ...]:
+    """Return overrides for steps of 20 rows and of 11, in micro-batches of 5 and of 1, too few for two."""
+    batches = ("trainer.batch_size=5", "trainer.accumulate_grad_batches=4", "trainer.eval_batch_size=7")
+    return ("data.train_subset=31", *batches, "trainer.max_epochs=2", "optim.lr=1e-2", "baseline=false")
+
+
+@pytest.fixture
+def same() -> Callable[..., None]:
+    """Return a function that compares a result with that in another folder: metrics, counts, weights, every loss."""
+
+    def losses(folder: Path) -> dict[int, float]:
+        rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+    def compare(result: Result, folder: Path, tolerance: float = 1e-4) -> None:
+        other = Result.load((folder / "result.json").read_text(), folder)
+        assert (other.identity, other.confusion, other.answers) == (result.identity, result.confusion, result.answers)
+        assert sum(map(sum, other.confusion)) == 8
+        assert other.metrics.keys() == result.metrics.keys()
+        for name in result.metrics.keys() - {"seconds", "train/seconds", "peak_memory_gib"}:
+            assert other.metrics[name] == pytest.approx(result.metrics[name], abs=tolerance, nan_ok=True), name
+        own, others = (load_file(next(run.weights.glob("*.safetensors"))) for run in (result, other))
+        assert own.keys() == others.keys()
+        for name in own:
+            torch.testing.assert_close(others[name], own[name], rtol=0, atol=tolerance)
+        assert losses(folder) == pytest.approx(losses(result.folder), abs=tolerance)
+
+    return compare
 
 
 @pytest.fixture

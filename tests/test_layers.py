@@ -13,6 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = {
     "errors": 0,
     "config": 1,
+    "processes": 2,
     "installed": 2,
     "hub": 3,
     "hardware": 3,
@@ -81,7 +82,7 @@ def test_imports_point_down_and_heavy_libraries_wait(file):
         assert not (top and parts[0] in LATE), f"{module} is imported at module level"
 
 
-@pytest.mark.parametrize("name", ["cli", "config", "errors", "diagnosis", "hub", "installed", "__main__"])
+@pytest.mark.parametrize("name", ["cli", "processes", "config", "errors", "diagnosis", "hub", "installed", "__main__"])
 def test_the_command_line_starts_without_torch(name):
     heavy = [module for module, top in imports(ast.parse((SOURCE / f"{name}.py").read_text())) if top]
     assert not {"torch", "transformers", "lightning"} & {module.split(".")[0] for module in heavy}

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from sentexp.config import CausalLM, FullFineTuning, HeadInit, PriorCorrection, SequenceClassification, task_name
+from sentexp.config import (
+    CausalLM,
+    FullFineTuning,
+    HeadInit,
+    PriorCorrection,
+    SequenceClassification,
+    Strategy,
+    task_name,
+)
 from sentexp.data.datamodule import DataModule, pad
 from sentexp.data.imbalance import class_weights, row_weights
 from sentexp.data.prompts import CONTENT_FREE
@@ -16,6 +24,7 @@ from sentexp.models.adapters import ParameterAudit, attach
 from sentexp.models.backbone import Loading, can_be_shared, load_classifier, load_language_model, outline, twin
 from sentexp.models.likelihood import LabelScorer
 from sentexp.models.scoring import SequenceClassifier, start_head_at_label_words
+from sentexp.models.sharding import shard
 from sentexp.training.module import ClassifierModule
 
 if TYPE_CHECKING:
@@ -39,7 +48,10 @@ def build_model(materials: Materials) -> tuple[nn.Module, ParameterAudit]:
         start_head_at_label_words(model, materials.backbone, materials.tokenizer, task.template, labels)
     if config.trainer.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    return attach(model, config.peft)
+    trained, audit = attach(model, config.peft)
+    if config.trainer.strategy is Strategy.fsdp:
+        shard(trained, materials.device)
+    return trained, audit
 
 
 def outline_model(basis: Basis) -> tuple[nn.Module, ParameterAudit]:

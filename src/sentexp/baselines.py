@@ -30,6 +30,7 @@ from sentexp.config import (
 )
 from sentexp.data.splits import NAMES, Numbers, split_digest
 from sentexp.materials import Materials, with_shots
+from sentexp.processes import led
 from sentexp.recording import count_answers, recorded
 from sentexp.tracking.folder import RunFolder
 from sentexp.tracking.identity import digest_of
@@ -67,7 +68,7 @@ def measure_baselines(materials: Materials, model: nn.Module) -> dict[str, Basel
     base = with_shots(materials)
     compute: dict[str, Callable[[Record], dict[str, float]]] = {
         "majority": lambda _: _scored(materials, _majority(materials)),
-        "tfidf": lambda _: _scored(materials, _tfidf(materials)),
+        "tfidf": lambda _: led(lambda: _scored(materials, _tfidf(materials))),
         "linear_probe": lambda _: _scored(materials, _probe(materials, model)),
         "untuned": lambda record: _untuned(base, model, record),
     }
@@ -135,7 +136,7 @@ def _kept(
     config = materials.config
     tracking = replace(config.tracking, run_name=None)
     with RunFolder(_folder(materials, identity), wait=True) as folder:
-        kept = _recorded(tracking, identity, folder.path / RESULT)
+        kept = led(lambda: _recorded(tracking, identity, folder.path / RESULT))
         if kept is not None:
             return Baseline(title=title, metrics=kept[1], run_id=kept[0])
         console.say(f"Baseline: {title}")
@@ -149,7 +150,8 @@ def _kept(
                 record.log_params(flatten(config.task, "task."))
             metrics = compute(record)
             record.log_metrics(metrics)
-            (folder.path / RESULT).write_text(json.dumps(metrics, indent=2) + "\n")
+            written = json.dumps(metrics, indent=2) + "\n"
+            led(lambda: (folder.path / RESULT).write_text(written))
         folder.forget()
     return Baseline(title=title, metrics=metrics, run_id=record.run_id)
 
@@ -228,9 +230,13 @@ def _probe(materials: Materials, model: nn.Module) -> Tensor:
         for split in NAMES:
             rows, values = predict(trainer, module, data.by_length(split, PROBE_ROWS if split == "train" else None))
             features[split], targets[split] = values.numpy(), materials.examples.targets(split)[rows.numpy()]
-    scaler = StandardScaler().fit(features["train"])
-    scaled = {split: scaler.transform(values) for split, values in features.items()}
-    return _regression(scaled, targets, PROBE_STRENGTHS, len(materials.examples.labels))
+
+    def regress() -> Tensor:
+        scaler = StandardScaler().fit(features["train"])
+        scaled = {split: scaler.transform(values) for split, values in features.items()}
+        return _regression(scaled, targets, PROBE_STRENGTHS, len(materials.examples.labels))
+
+    return led(regress)
 
 
 def _regression(

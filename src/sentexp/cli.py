@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from sentexp import processes
 from sentexp.config import TEMPLATE_GROUP, Config, SearchConfig, conf_dir, register_schemas
 from sentexp.errors import UserError, complain
 
@@ -147,7 +148,8 @@ def _compose_and_do(verb: str) -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except (KeyboardInterrupt, Terminated):
-        complain("Interrupted: the same command goes on from its last checkpoint, or starts again without one.")
+        if processes.speaks():
+            complain("Interrupted: the same command goes on from its last checkpoint, or starts again without one.")
         return 130
     except _Told:
         return 1
@@ -168,6 +170,7 @@ def _tell(error: Exception) -> int:
         sentence = explain(sys.argv[1:], error)
     if sentence is None:
         raise error
+    processes.wait_for_spokesman()
     complain(sentence)
     return 1
 
@@ -186,6 +189,7 @@ def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome"
         if full_error:
             raise
         sentence = explain_failure(error, config.output_dir)
+        processes.wait_for_spokesman()
         if sentence is None:
             traceback.print_exc()
         else:
@@ -235,6 +239,7 @@ def _do(verb: str, config: Config) -> "float | Outcome":
 
     if verb == "train":
         return experiment.run(config).objective
+    processes.require_one(f"sentexp {verb}")
     if verb == "runs":
         from sentexp.sweeps.listing import list_runs
 

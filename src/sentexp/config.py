@@ -133,6 +133,14 @@ class Pruner(Enum):
     confident = "confident"
 
 
+class Strategy(Enum):
+    """The processes of a run: one; several, each with the whole model; several, each with a shard of every layer."""
+
+    single = "single"
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
 class TrackingBackend(Enum):
     """Where a run is recorded."""
 
@@ -692,6 +700,8 @@ class OptimConfig:
 class TrainerConfig:
     """The training loop. `batch_size` rows fill the memory; an optimizer step sees `accumulate_grad_batches` of them.
 
+    With several processes (`strategy`), each takes its part of these rows.
+
     `eval_steps` and `save_steps` count optimizer steps; an `eval_steps` below 1 is a fraction of an epoch, and null
     evaluates at the end of each epoch only.
     """
@@ -711,6 +721,7 @@ class TrainerConfig:
     monitor: str = "validation/accuracy"
     early_stopping_patience: int | None = None
     accelerator: str = "auto"
+    strategy: Strategy = Strategy.single
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
@@ -855,6 +866,23 @@ class Config:
         require(0 <= self.seed < 2**32, f"seed={self.seed} must be at least 0 and below 2**32.")
         if isinstance(self.task, CausalLM):
             self._check_answering(self.task)
+        if self.trainer.strategy is Strategy.fsdp:
+            self._check_sharding()
+
+    def _check_sharding(self) -> None:
+        require(
+            self.peft.quantization is Quantization.none,
+            f"trainer=fsdp shards float weights, and peft.quantization={self.peft.quantization.name} packs them: use "
+            "trainer=ddp, or peft=lora.",
+        )
+        require(
+            self.trainer.precision is not Precision.fp16,
+            "trainer=fsdp cannot scale the loss of trainer.precision=fp16: use bf16 or fp32.",
+        )
+        require(
+            self.optim.name in (OptimizerName.adamw, OptimizerName.sgd),
+            f"optim={self.optim.name.name} does not know shards: with trainer=fsdp use optim=adamw or optim=sgd.",
+        )
 
     def _check_answering(self, task: CausalLM) -> None:
         require(
@@ -888,8 +916,9 @@ BOOKKEEPING = (
     "trainer.progress_bar",
     "trainer.log_every_n_steps",
     "trainer.save_steps",
+    "trainer.strategy",
 )
-"""Keys that change where and how often a run is written down, never what it computes."""
+"""Keys that change where and how often a run is written down, or who computes it, never what it computes."""
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:

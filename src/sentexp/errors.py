@@ -1,10 +1,14 @@
-"""The errors that are the user's to mend: shown as one sentence on the console, without a traceback."""
+"""The errors that are the user's to mend, shown as one sentence without a traceback; and the one that a run mends."""
 
 import sys
 
 
 class UserError(Exception):
     """A mistake in the input: the message names the key or row, the value, the legal values and what to do."""
+
+
+class OutOfMemory(Exception):
+    """The device or the machine had no memory left for a batch."""
 
 
 def require(condition: bool, sentence: str) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 
-from sentexp import console
+from sentexp import console, processes
 from sentexp.assembly import build_data, build_model, build_module
 from sentexp.baselines import Baseline, measure_baselines, untuned_identity
-from sentexp.config import METRICS, CausalLM, Config, TrackingBackend, Untuned, flatten, method_name
+from sentexp.config import METRICS, CausalLM, Config, Strategy, TrackingBackend, Untuned, flatten, method_name
 from sentexp.data.audit import DataAudit
-from sentexp.errors import require
-from sentexp.hardware import peak_memory_gib, release_memory
-from sentexp.materials import Materials, find, gather, identify
+from sentexp.errors import OutOfMemory, require
+from sentexp.hardware import choose_device, peak_memory_gib, release_memory
+from sentexp.materials import Basis, Materials, find, gather, identify
 from sentexp.models.adapters import ParameterAudit
 from sentexp.models.saving import save_trained
 from sentexp.recording import (
@@ -35,8 +35,9 @@ from sentexp.tracking.store import Record, describe_store, find_run, open_record
 from sentexp.training.calibration import fit_temperature, reliability
 from sentexp.training.checkpoint import Checkpoints, remove_checkpoints
 from sentexp.training.metrics import SLICE_METRICS, confusion_matrix, slice_scores, split_metrics
+from sentexp.training.module import Evaluation
 from sentexp.training.pruning import Judge, Pruning
-from sentexp.training.trainer import OutOfMemory, build_trainer, evaluate, fit, halve_micro_batch
+from sentexp.training.trainer import build_trainer, evaluate, fit, halve_micro_batch
 
 RESULT = "result.json"
 
@@ -81,7 +82,7 @@ class Result:
 
 
 def run(config: Config, judge: Judge | None = None) -> Result:
-    """Train, test and record one configuration.
+    """Train, test and record one configuration; in several processes, if `trainer.strategy` says so, together.
 
     A run that was killed or pruned goes on from its last checkpoint; one that is finished is not trained again, unless
     `sweep.rerun` says so: its result is returned.
@@ -93,14 +94,27 @@ def run(config: Config, judge: Judge | None = None) -> Result:
     Raises:
         Pruned: the judge has stopped it.
         UserError: anything in the configuration, the data or the store that the user can mend.
+        ProcessFailed: another process of the run has failed.
     """
     started = time.monotonic()
+    strategy = config.trainer.strategy
+    processes.require_launched(strategy)
+    if strategy is not Strategy.single and processes.launch().rank > 0:
+        config = replace(config, trainer=replace(config.trainer, progress_bar=False))
+        console.OUT.quiet = True
     config = with_defaults(config)
     with left_in_a_sweep(config):
-        basis = find(config)
-        identity = identify(basis)
+        basis = find(config)  # before they join: transformers then writes a converted model in the first process only
+    with processes.joined(strategy, choose_device(config.trainer.accelerator)):
+        return _run(config, basis, started, judge)
+
+
+def _run(config: Config, basis: Basis, started: float, judge: Judge | None) -> Result:
+    identity = identify(basis)
+    _require_alike(identity)
+    _require_rows(config)
     with RunFolder(Path(config.output_dir) / identity, wait=config.sweep.name is not None) as folder:
-        kept = find_result(config, identity)
+        kept = processes.led(lambda: find_result(config, identity))
         if kept is not None and folder.state.get("run_id") == kept.run_id:  # killed when all was done
             folder.forget()
             remove_checkpoints(folder.path)
@@ -114,16 +128,36 @@ def run(config: Config, judge: Judge | None = None) -> Result:
             materials = gather(basis)
         record = open_run(materials.config, identity, folder)
         with recorded(record):
-            record_provenance(record, materials, folder.path)
+            processes.led(lambda: record_provenance(record, materials, folder.path))
             if isinstance(config.task, CausalLM) and isinstance(config.peft, Untuned):
                 record.set_tags({"baseline.identity": untuned_identity(materials)})
             result = _attempt_until_it_fits(materials, record, folder, identity, judge)
-            _conclude(result, record, folder, time.monotonic() - started)
+            result = processes.led(lambda: _conclude(result, record, folder, time.monotonic() - started))
         folder.forget()
         remove_checkpoints(folder.path)
     _show(result, config)
     release_memory()  # the adapter is in reference cycles: the next run of a sweep must find it gone (law 8)
     return result
+
+
+def _require_rows(config: Config) -> None:
+    rows, count = config.trainer.batch_size, processes.count()
+    require(
+        rows >= count,
+        f"trainer.batch_size={rows} are the rows of all {count} processes together: use {count} or more (and less of "
+        "trainer.accumulate_grad_batches for the same effective batch), or fewer processes.",
+    )
+
+
+def _require_alike(identity: str) -> None:
+    """Refuse processes that have found other data, another model or other code than the leading one."""
+    found = processes.exchange(identity)
+    others = [str(rank) for rank, other in enumerate(found) if other != found[0]]
+    require(
+        not others,
+        f"Process {', '.join(others)} has found other data, another model or another version of sentexp than process "
+        "0: all machines of a run need the same files.",
+    )
 
 
 def with_defaults(config: Config) -> Config:
@@ -200,10 +234,11 @@ def _attempt_until_it_fits(
             config = replace(materials.config, trainer=trainer)
             return _attempt(replace(materials, config=config), record, folder, identity, judge)
         except OutOfMemory as error:
+            least = processes.count()
             require(
-                trainer.batch_size > 1,
-                f"Out of memory at trainer.batch_size=1 ({error}): use a smaller model, peft=qlora, a shorter "
-                "data.max_length, or trainer.gradient_checkpointing=true.",
+                trainer.batch_size > least,
+                f"Out of memory at trainer.batch_size={trainer.batch_size}, a row in each process ({error}): use a "
+                "smaller model, peft=qlora, a shorter data.max_length, or trainer.gradient_checkpointing=true.",
             )
             micro, accumulate = halve_micro_batch(trainer)
             fits = {
@@ -240,13 +275,10 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
         fit(trainer, module, data, checkpoints)
     train_seconds = checkpoints.seconds + time.monotonic() - began
     metrics = evaluate(trainer, module, data, "test")
-    answers = count_answers(materials, module.test)
-    record.set_tags(answers.tags)
-    temperature = fit_temperature(*module.validation)
-    cooled = split_metrics(labels, module.test.logits / temperature, module.test.targets)
-    derived = answers.metrics | {f"test/{name}_calibrated": cooled[name] for name in ("loss", "ece", "brier")}
-    derived |= {"temperature": temperature} | slice_scores(materials.examples, module.test.logits)
+    temperature = processes.led(lambda: fit_temperature(*module.validation))
+    answers, derived = processes.led(lambda: _derive(materials, module.test, temperature))
     derived |= _differences(metrics, baselines)
+    record.set_tags(answers)
     record.log_metrics(derived, trainer.global_step)
     metrics |= derived
 
@@ -255,13 +287,13 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
     prior = None if module.prior is None else module.prior.tolist()
     facts |= {"max_length": config.data.max_length, "prior": prior, "temperature": temperature}
     weights = save_trained(model, materials.tokenizer, config.peft, base, facts, folder.path)
-    metrics |= _best(folder, checkpoints.best_step) | {
+    metrics |= processes.led(lambda: _best(folder, checkpoints.best_step)) | {
         "seconds": checkpoints.seconds,
         "train/seconds": train_seconds,
         "train/steps": trainer.global_step,
         "parameters/trainable": parameters.trainable_total,
         "parameters/total": parameters.total,
-        "peak_memory_gib": peak_memory_gib(materials.device),
+        "peak_memory_gib": max(processes.exchange(peak_memory_gib(materials.device))),
     }
     return Result(
         run_id=record.run_id,
@@ -275,12 +307,20 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
         objective=metrics[config.trainer.monitor.replace("validation/", "best/")],
         baselines=baselines,
         shots=_shots(config),
-        answers=answers.tags,
+        answers=answers,
         reliability={
             "as it is": reliability(module.test.logits, module.test.targets),
             f"at temperature {temperature:.2f}": reliability(module.test.logits / temperature, module.test.targets),
         },
     )
+
+
+def _derive(materials: Materials, test: Evaluation, temperature: float) -> tuple[dict[str, str], dict[str, float]]:
+    """Return what a language model answered, as tags, and the metrics after calibration and of slices."""
+    answers = count_answers(materials, test)
+    cooled = split_metrics(materials.examples.labels, test.logits / temperature, test.targets)
+    derived = answers.metrics | {f"test/{name}_calibrated": cooled[name] for name in ("loss", "ece", "brier")}
+    return answers.tags, derived | {"temperature": temperature} | slice_scores(materials.examples, test.logits)
 
 
 def _with_baselines(result: Result, materials: Materials) -> Result:
@@ -289,7 +329,7 @@ def _with_baselines(result: Result, materials: Materials) -> Result:
     differences = _differences(result.metrics, baselines)
     own = {key: value for key, value in result.metrics.items() if not key.startswith(("baseline/", "difference/"))}
     result = replace(result, baselines=baselines, shots=_shots(materials.config), metrics=own | differences)
-    result.save()
+    processes.led(result.save)
     record = open_record(replace(materials.config.tracking, system_metrics=False), "", result.run_id)
     with recorded(record):
         record.log_metrics(differences, int(own["train/steps"]))
@@ -312,14 +352,14 @@ def _differences(metrics: Mapping[str, float], baselines: Mapping[str, Baseline]
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def _conclude(result: Result, record: Record, folder: RunFolder, seconds: float) -> None:
-    """Write the result down.
+def _conclude(result: Result, record: Record, folder: RunFolder, seconds: float) -> Result:
+    """Write the result down, and return it with the time that the run took.
 
     Args:
-        result: of the run.
+        result: of the run; its `seconds` are those of the training before this process went on with it.
         record: of the run.
         folder: of the run.
-        seconds: that this process took; those of the training before it went on are known.
+        seconds: that this process took.
     """
     result.metrics["seconds"] += seconds
     result.save()
@@ -337,6 +377,7 @@ def _conclude(result: Result, record: Record, folder: RunFolder, seconds: float)
     for name in (RESULT, "confusion_matrix.png", "learning_curve.png", "reliability.png"):
         record.log_files(folder.path / name)
     record.log_files(result.weights, result.weights.name)
+    return result
 
 
 def _show(result: Result, config: Config) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from sentexp import console
+from sentexp import console, processes
 from sentexp.config import Config, flatten, method_name, task_name
 from sentexp.data.audit import DataAudit
 from sentexp.data.imbalance import class_weights
@@ -143,7 +143,8 @@ def record_provenance(record: Record, materials: Materials, folder: Path) -> Non
     weights = class_weights(config.data, materials.examples) or []
     derived |= {f"class_weight.{n}": str(w) for n, w in zip(materials.examples.labels, weights, strict=False)}
     record.log_params({**_params(config), **derived})
-    record.set_tags({"command": command(), "mlflow.source.name": "sentexp", **git_state()})
+    processes_tag = {"processes": str(processes.count())}
+    record.set_tags({"command": command(), "mlflow.source.name": "sentexp", **processes_tag, **git_state()})
     if materials.prompt.answers:
         shown = materials.prompt.frame("{text}") + materials.tokenizer.decode(materials.prompt.lead)
         record.log_text(shown, "prompt.txt")

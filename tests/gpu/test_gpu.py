@@ -29,3 +29,12 @@ def test_answers_are_learned_and_scored(train, precision, method):
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"])
 def test_every_optimizer_of_bitsandbytes_trains(train, optimizer):
     assert train("peft=qlora", f"optim={optimizer}", "trainer.accelerator=gpu").metrics["train/steps"] == 4
+
+
+@pytest.mark.usefixtures("launched")
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_process_of_several_trains_on_its_gpu(train, strategy, method):
+    result = train(f"trainer={strategy}", f"peft={method}", "trainer.precision=bf16", "trainer.accelerator=gpu")
+    assert result.metrics["train/steps"] == 4
+    assert next(result.weights.glob("*.safetensors")).stat().st_size > 1000

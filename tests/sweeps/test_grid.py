@@ -385,3 +385,26 @@ def test_max_failures_is_at_least_one():
 
     with pytest.raises(UserError, match=r"sweep.max_failures=0 must be 1 or more"):
         load_config("sweep.max_failures=0")
+
+
+def test_runs_of_several_processes_are_refused_with_their_command(sentexp, launched, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    code, out, err = sentexp("--multirun", "trainer=ddp", "peft.r=2,4")
+    assert (code, out) == (1, "")
+    assert "torchrun --nproc-per-node 2 -m sentexp trainer=ddp peft.r=2" in err
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, err = sentexp("--multirun", "peft.r=2,4")
+    assert (code, out) == (1, "")
+    assert "torchrun has started 2 processes, and --multirun is for one" in err
+
+
+def test_a_sweep_gathers_runs_of_several_processes(sentexp, trained, launched, monkeypatch, tmp_path):
+    assert sentexp("trainer=ddp", "peft.r=2")[0] == 0
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    trained.clear()
+    assert sentexp("--multirun", "peft.r=2,4")[0] == 0
+    assert trained == ["r=4"]
+    parent, runs = recorded(tmp_path)
+    assert {run.data.tags[PARENT] for run in runs.values()} == {parent.info.run_id}
+    assert len(runs) == 2

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sentexp import processes
 from sentexp.config import TrainerConfig
 
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ class Rows(Protocol):
 
 
 class Batch(NamedTuple):
-    """Rows padded to the longest of them. Shapes: ids and mask (rows, tokens), the others (rows,) or scalar."""
+    """Rows padded to the longest of them. Shapes: ids and mask (rows, tokens), the others (rows,) or scalar.
+
+    Of several processes each has its share of the rows; one that has none computes another's row, which does not count,
+    as all must go through the model equally often.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -39,6 +44,10 @@ class Batch(NamedTuple):
     rows: Tensor
     step_rows: Tensor
     """Scalar: the rows of the whole optimizer step, of which these may be a part."""
+    counts: Tensor
+    """Whether a row is of this process's share, shape (rows,)."""
+    batch_rows: int
+    """The rows of the micro-batch in all processes."""
 
 
 class BatchOrder(Sampler[tuple[list[int], int]]):
@@ -192,7 +201,7 @@ class DataModule(L.LightningDataModule):
 
 
 class _Batches(Dataset[Batch]):
-    """Reads the rows of a batch and pads them."""
+    """Reads the rows of a batch that are this process's, and pads them."""
 
     def __init__(self, rows: Rows, pad_id: int, padding_side: str) -> None:
         self.rows = rows
@@ -201,9 +210,12 @@ class _Batches(Dataset[Batch]):
 
     def __getitem__(self, item: tuple[list[int], int]) -> Batch:
         numbers, step_rows = item
-        ids, mask = pad(self.rows.ids(numbers), self.pad_id, self.padding_side)
-        labels = torch.as_tensor(self.rows.labels[numbers], dtype=torch.long)
-        return Batch(ids, mask, labels, torch.tensor(numbers), torch.tensor(step_rows))
+        share = processes.share(numbers)
+        rows = share or numbers[:1]
+        ids, mask = pad(self.rows.ids(rows), self.pad_id, self.padding_side)
+        labels = torch.as_tensor(self.rows.labels[rows], dtype=torch.long)
+        counts = torch.full((len(rows),), bool(share))
+        return Batch(ids, mask, labels, torch.tensor(rows), torch.tensor(step_rows), counts, len(numbers))
 
 
 def pad(rows: list[list[int]], pad_id: int, side: str) -> tuple[Tensor, Tensor]:

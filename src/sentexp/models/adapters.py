@@ -11,6 +11,7 @@ from torch import nn
 from sentexp.config import IA3, Bias, FullFineTuning, HeadOnly, Lora, PeftConfig, Untuned
 from sentexp.errors import UserError, require
 from sentexp.models.backbone import HEAD_NAMES, find_head, head_of
+from sentexp.models.sharding import cut_like, gathered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,7 +86,7 @@ def attach(model: "PreTrainedModel", peft: PeftConfig) -> tuple[nn.Module, Param
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters that train, by name, as contiguous tensors on the CPU: what a checkpoint holds."""
     return {
-        name: parameter.detach().cpu().contiguous()
+        name: gathered(parameter.detach()).cpu().contiguous()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
@@ -98,7 +99,7 @@ def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> No
         raise RuntimeError(f"the checkpoint trains other parameters: {sorted(own.keys() ^ state.keys())[:5]}")
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(state[name])
+            parameter.copy_(cut_like(state[name], parameter))
 
 
 def _peft_config(model: "PreTrainedModel", peft: Lora | IA3) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sentexp.config import AnswerLoss, CausalLM
 from sentexp.errors import require
 from sentexp.models.scoring import Scores, base_of
+from sentexp.models.sharding import is_sharded
 
 VOCABULARY_BLOCK = 1 << 14
 
@@ -106,7 +107,9 @@ class LabelScorer(nn.Module):
         settings = GenerationConfig(
             do_sample=False, max_new_tokens=self.room, pad_token_id=self.pad_id, eos_token_id=self.end[-1:] or None
         )
-        out = base_of(self.model).generate(ids, attention_mask=mask, generation_config=settings, use_cache=True)
+        model = base_of(self.model)
+        together = is_sharded(model)  # all processes write as many tokens, as each of them needs the others' shards
+        out = model.generate(ids, attention_mask=mask, generation_config=settings, use_cache=True, synced_gpus=together)
         new: Tensor = out[:, ids.shape[1] :]
         return nn.functional.pad(new, (0, self.room - new.shape[1]), value=self.pad_id)
 

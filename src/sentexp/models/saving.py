@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 from torch import nn
 
+from sentexp import processes
 from sentexp.config import FullFineTuning, HeadOnly, PeftConfig, Untuned
+from sentexp.models.adapters import trainable_state
 from sentexp.models.backbone import find_head
+from sentexp.models.sharding import gathered, gathered_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +26,7 @@ def save_trained(
     facts: dict[str, Any],
     parent: Path,
 ) -> Path:
-    """Write what was trained and return its folder; an older one of the same run is replaced.
+    """Write what was trained and return its folder; an older one of the same run is replaced. One process writes.
 
     `adapter/` is PEFT's own form, with the head in it; `model/` is a whole fine-tuned model; `head/` is the head
     alone; `prompt/` holds neither, for an untuned language model. The tokenizer and `sentexp.json` go with each.
@@ -41,19 +44,23 @@ def save_trained(
     kinds = {Untuned: "prompt" if head is None else "head", HeadOnly: "head", FullFineTuning: "model"}
     name = kinds.get(type(peft), "adapter")
     folder = parent / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    state: Any = gathered_state(model) if name == "model" else trainable_state(model)
     if name == "head" and head is not None:
-        save_file(
-            {f"score.{key}": value.detach().cpu() for key, value in head.state_dict().items()},
-            folder / "head.safetensors",
-        )
-    if name == "model":
-        model.save_pretrained(folder)  # type: ignore[operator]
-    if name == "adapter":
-        config: Any = model.peft_config["default"]  # type: ignore[index]
-        config.base_model_name_or_path = base
-        model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
-    tokenizer.save_pretrained(folder)
-    (folder / "sentexp.json").write_text(json.dumps(facts | {"base_model": base}, indent=2) + "\n")
+        state = {f"score.{key}": gathered(value) for key, value in head.state_dict().items()}
+
+    def write() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if name == "head":
+            save_file({key: value.cpu() for key, value in state.items()}, folder / "head.safetensors")
+        if name == "model":
+            model.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
+        if name == "adapter":
+            config: Any = model.peft_config["default"]  # type: ignore[index]
+            config.base_model_name_or_path = base
+            model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)  # type: ignore[operator]
+        tokenizer.save_pretrained(folder)
+        (folder / "sentexp.json").write_text(json.dumps(facts | {"base_model": base}, indent=2) + "\n")
+
+    processes.led(write)
     return folder

@@ -20,9 +20,10 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sentexp.config import Config, TrackingBackend
+from sentexp.config import Config, Strategy, TrackingBackend
 from sentexp.diagnosis import COMPOSITION_ERRORS, explain, explain_failure
 from sentexp.errors import UserError, complain, require
+from sentexp.processes import require_one, torchrun_command
 from sentexp.sweeps.names import run_names
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class GridSweeper(Sweeper):
         """Keep hydra's context, and make the launcher that the configuration names."""
         from hydra.core.plugins import Plugins
 
+        require_one("--multirun")
         self.hydra_context, self.config = hydra_context, config
         _fit_to_cluster(config)
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -84,7 +86,8 @@ class GridSweeper(Sweeper):
         """Run every combination and return what became of each, in order.
 
         Raises:
-            UserError: a value that is out of range in any of the runs: nothing has been started.
+            UserError: a value that is out of range in any of the runs, or that needs several processes for each:
+                nothing has been started.
             SweepFailed: some of the runs failed; the others are finished.
         """
         words = self.with_preset(arguments)
@@ -195,6 +198,7 @@ class GridSweeper(Sweeper):
                     "--cfg job lists every key."
                 ) from error
             assert isinstance(config, Config)
+            _require_single(config, run)
             jobs.append(Job(number=number, overrides=overrides, config=config))
         if wrong:
             raise UserError(" ".join(dict.fromkeys(wrong)))
@@ -329,6 +333,17 @@ def _fit_to_cluster(config: DictConfig) -> None:
             init.setdefault("object_store_memory", None)  # the launcher has a default, which such a cluster refuses
             if URI_VARIABLE in os.environ:
                 init.setdefault("runtime_env", {"env_vars": {URI_VARIABLE: os.environ[URI_VARIABLE]}})
+
+
+def _require_single(config: Config, overrides: Sequence[str]) -> None:
+    """Refuse runs of several processes: hydra's launchers start one for each run."""
+    strategy = config.trainer.strategy.name
+    require(
+        config.trainer.strategy is Strategy.single,
+        f"--multirun starts one process for each run, and trainer={strategy} needs several: start each combination by "
+        f"itself, the first as {torchrun_command(overrides)}; the same --multirun without trainer={strategy} then "
+        "gathers them in a sweep, and trains none of them again.",
+    )
 
 
 def _once_each(jobs: list[Job]) -> list[Job]:

@@ -6,7 +6,7 @@ arithmetic.
 
 from dataclasses import replace
 
-from sentexp.config import BOOKKEEPING, Config, flatten
+from sentexp.config import BOOKKEEPING, Config, Strategy, flatten
 from sentexp.console import print_data, say
 from sentexp.data.audit import DataAudit
 from sentexp.errors import UserError
@@ -47,7 +47,7 @@ def plan(configs: list[Config]) -> list[Planned]:
 
     The cache of models, data and tokens is filled, as it would be by the runs.
     """
-    runs = survey(configs)
+    runs = survey([_in_one_process(config) for config in configs])
     _show_data(runs)
     _measure(runs)
     baselines = _baseline_seconds(runs)
@@ -57,6 +57,14 @@ def plan(configs: list[Config]) -> list[Planned]:
     print_advice(advise(runs))
     let_go()
     return runs
+
+
+def _in_one_process(config: Config) -> Config:
+    strategy = config.trainer.strategy
+    if strategy is Strategy.single:
+        return config
+    say(f"Planned for one process: trainer={strategy.name} divides each batch between several.")
+    return replace(config, trainer=replace(config.trainer, strategy=Strategy.single))
 
 
 def _show_data(runs: list[Planned]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from sentexp import processes
 from sentexp.errors import UserError
 
 STATE, METRICS, LOCK = "state.json", "metrics.jsonl", ".lock"
@@ -20,7 +21,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 class RunFolder:
-    """`outputs/<identity>`: entered, it is this process's alone.
+    """`outputs/<identity>`: entered, it is this run's alone; of several processes the leading one writes.
 
     Args:
         path: of the folder.
@@ -36,6 +37,10 @@ class RunFolder:
         self._lock = FileLock(path / LOCK, timeout=-1 if wait else 0)
 
     def __enter__(self) -> "RunFolder":
+        self.state = processes.led(self._lock_and_read)
+        return self
+
+    def _lock_and_read(self) -> dict[str, Any]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
@@ -45,12 +50,12 @@ class RunFolder:
             raise UserError(
                 f"output_dir={self.path.parent} cannot be written ({error.strerror}): name a folder that can."
             ) from None
-        self.state = read_state(self.path)
-        if not self.state:
+        state = read_state(self.path)
+        if not state:
             (self.path / METRICS).unlink(missing_ok=True)
         else:
             self._end_a_cut_line(self.path / METRICS)
-        return self
+        return state
 
     def _end_a_cut_line(self, metrics: Path) -> None:
         """Begin a new line after one that a kill or a full disk has cut."""
@@ -72,17 +77,22 @@ class RunFolder:
     def remember(self, **facts: Any) -> None:
         """Add facts to the state, so that they outlive this process."""
         self.state |= facts
+        if not processes.leads():
+            return
         unfinished = self.path / f"{STATE}.partial"
         unfinished.write_text(json.dumps(self.state))
         unfinished.replace(self.path / STATE)
 
     def forget(self) -> None:
         """Drop the state: the run is over, and the same command starts anew."""
-        (self.path / STATE).unlink(missing_ok=True)
         self.state = {}
+        if processes.leads():
+            (self.path / STATE).unlink(missing_ok=True)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Append metrics at an optimizer step."""
+        if not processes.leads():
+            return
         with (self.path / METRICS).open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 

@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sentexp import processes
 from sentexp.config import TrackingBackend, TrackingConfig
 from sentexp.errors import UserError
 from sentexp.tracking.provenance import mask_uri
@@ -217,14 +218,14 @@ def _open_store(uri: str, experiment: str) -> Store:
 def open_record(
     tracking: TrackingConfig, name: str, resume: str | None = None, tags: Mapping[str, str] | None = None
 ) -> Record:
-    """Return where this run is recorded, as `tracking.backend` says."""
-    if tracking.backend is TrackingBackend.none:
+    """Return where this run is recorded, as `tracking.backend` says; by the leading process alone."""
+    if tracking.backend is TrackingBackend.none or not processes.leads():
         return Record()
     return MlflowRecord(tracking, name, resume, tags or {})
 
 
 def find_run(tracking: TrackingConfig, tag: str, value: str, status: str | None = None) -> "Run | None":
-    """Return the latest MLflow run of the experiment whose tag has this value, if there is one.
+    """Return the latest MLflow run of the experiment whose tag has this value, if there is one: to the leading process.
 
     Args:
         tracking: store and experiment.
@@ -235,7 +236,7 @@ def find_run(tracking: TrackingConfig, tag: str, value: str, status: str | None 
     Raises:
         UserError: the store cannot be used.
     """
-    if tracking.backend is TrackingBackend.none:
+    if tracking.backend is TrackingBackend.none or not processes.leads():
         return None
     ended = "" if status is None else f"attributes.status = '{status}' AND "
     store = find_store(tracking)

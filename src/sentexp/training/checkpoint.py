@@ -9,6 +9,7 @@ import lightning as L  # noqa: N812 (the library's own abbreviation)
 from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load_file, save_file
 
+from sentexp import processes
 from sentexp.config import LOWER_IS_BETTER
 from sentexp.models.adapters import load_trainable_state, trainable_state
 from sentexp.training.module import ClassifierModule
@@ -96,6 +97,7 @@ class Checkpoints(L.Callback):
 
     def restore_best(self, module: ClassifierModule) -> None:
         """Put the best weights into the module, and what they said about the validation split."""
+        processes.exchange()  # it is written
         tensors = load_file(self.best_file)
         module.keep_validation(tensors.pop(LOGITS), tensors.pop(TARGETS))
         load_trainable_state(module.classifier, tensors)
@@ -112,7 +114,7 @@ class ResumableEarlyStopping(EarlyStopping):
 
 def remove_checkpoints(folder: Path) -> None:
     """Delete the checkpoints of a run: it is finished and recorded, or starts anew with other batches."""
-    for name in (BEST, LAST):
+    for name in (BEST, LAST) if processes.leads() else ():
         (folder / name).unlink(missing_ok=True)
 
 
@@ -126,6 +128,7 @@ def _validation_follows(trainer: L.Trainer) -> bool:
 def _save_atomically(module: ClassifierModule, file: Path) -> None:
     unfinished = file.with_suffix(".partial")
     logits, targets = module.kept_validation
-    evaluated = {LOGITS: logits.contiguous(), TARGETS: targets.contiguous()}
-    save_file(trainable_state(module.classifier) | evaluated, unfinished)
-    unfinished.replace(file)
+    state = trainable_state(module.classifier) | {LOGITS: logits.contiguous(), TARGETS: targets.contiguous()}
+    if processes.leads():
+        save_file(state, unfinished)
+        unfinished.replace(file)

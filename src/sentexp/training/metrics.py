@@ -4,7 +4,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from sentexp.data.splits import Examples
 
 BINS = 15
 SLICE_METRICS = ("accuracy", "f1_macro", "auroc_macro")
+ALONE: dict[str, Any] = {"sync_on_compute": False}
+"""Of every metric: the rows of all processes are here already, and torchmetrics would count them once per process."""
 
 
 class SplitMetrics(nn.Module):
@@ -42,17 +44,17 @@ class SplitMetrics(nn.Module):
         super().__init__()
         classes = len(labels)
         self.labels = labels
-        self.loss = MeanMetric()
-        self.accuracy = MulticlassAccuracy(classes, average="micro")
-        self.ece = MulticlassCalibrationError(classes, n_bins=BINS, norm="l1")
-        self.brier = MeanMetric()
-        self.confusion = MulticlassConfusionMatrix(classes)
+        self.loss = MeanMetric(**ALONE)
+        self.accuracy = MulticlassAccuracy(classes, average="micro", **ALONE)
+        self.ece = MulticlassCalibrationError(classes, n_bins=BINS, norm="l1", **ALONE)
+        self.brier = MeanMetric(**ALONE)
+        self.confusion = MulticlassConfusionMatrix(classes, **ALONE)
         self.per_class = nn.ModuleDict(
             {
-                "auroc": MulticlassAUROC(classes, average="none"),
-                "f1": MulticlassF1Score(classes, average="none"),
-                "precision": MulticlassPrecision(classes, average="none"),
-                "recall": MulticlassRecall(classes, average="none"),
+                "auroc": MulticlassAUROC(classes, average="none", **ALONE),
+                "f1": MulticlassF1Score(classes, average="none", **ALONE),
+                "precision": MulticlassPrecision(classes, average="none", **ALONE),
+                "recall": MulticlassRecall(classes, average="none", **ALONE),
             }
         )
 
@@ -103,7 +105,7 @@ def split_metrics(labels: list[str], logits: Tensor, targets: Tensor, per_class:
 
 def confusion_matrix(labels: list[str], logits: Tensor, targets: Tensor) -> list[list[int]]:
     """Return counts of true labels (rows) against predicted labels (columns)."""
-    metric = MulticlassConfusionMatrix(len(labels))
+    metric = MulticlassConfusionMatrix(len(labels), **ALONE)
     return metric(logits, targets).int().tolist()  # type: ignore[no-any-return]
 
 

@@ -8,6 +8,7 @@ import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
 from torch import Tensor
 
+from sentexp import processes
 from sentexp.config import OptimConfig, PriorCorrection
 from sentexp.data.datamodule import Batch
 from sentexp.errors import UserError
@@ -21,9 +22,12 @@ from sentexp.training.optim import build_optimizer, build_schedule
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
+    from torch.optim import Optimizer
 
 
 SPEED_WINDOW = 60.0
+OF_A_PROCESS = 1 << 48
+"""Between the seeds of two processes: more than there are micro-batches."""
 
 
 class Evaluation(NamedTuple):
@@ -93,6 +97,8 @@ class ClassifierModule(L.LightningModule):
         self.class_weights: Tensor | None
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
+        self.step_loss: Tensor
+        self.register_buffer("step_loss", torch.zeros(()), persistent=False)
         self._parts: list[tuple[Tensor | None, ...]] = []
         self._pace: deque[tuple[float, int]] = deque()
 
@@ -104,10 +110,10 @@ class ClassifierModule(L.LightningModule):
         self.train()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout by seed and micro-batch number."""
+        """Seed dropout by seed, micro-batch number and process."""
         del batch, batch_idx
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        torch.manual_seed(self.seed * 1_000_003 + number)
+        torch.manual_seed(self.seed * 1_000_003 + number + processes.rank() * OF_A_PROCESS)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss whose sum over an accumulation window is the mean over the rows of the whole step.
@@ -116,13 +122,20 @@ class ClassifierModule(L.LightningModule):
         """
         del batch_idx
         losses = self.classifier.losses(batch.input_ids, batch.attention_mask, batch.labels)
-        loss = weigh(losses, batch.labels, self.class_weights, self.focal_gamma).sum() / batch.step_rows
-        mean = loss.detach() * batch.step_rows / len(batch.labels)
-        self.log("train/loss", mean, prog_bar=True)
-        self._log_speed(len(batch.labels))
-        if self.trainer.global_step % self.log_every_n_steps == 0:
-            self._refuse_what_is_no_number(mean)
+        weighed = weigh(losses, batch.labels, self.class_weights, self.focal_gamma) * batch.counts
+        loss = weighed.sum() / batch.step_rows
+        self.step_loss += loss.detach()
+        self._log_speed(batch.batch_rows)
         return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
+
+    def on_before_optimizer_step(self, optimizer: "Optimizer") -> None:
+        """Log the loss of the step: the mean over its rows, in all micro-batches and processes."""
+        del optimizer
+        loss = self.step_loss.clone()
+        self.step_loss.zero_()
+        self.log("train/loss", loss, prog_bar=True)
+        if self.trainer.global_step % self.log_every_n_steps == 0:
+            self._refuse_what_is_no_number(loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch."""
@@ -132,7 +145,7 @@ class ClassifierModule(L.LightningModule):
         """Log the validation metrics, and keep the logits as they are: they fit the temperature, and a batch prior."""
         raw = self._take_parts()
         self.keep_validation(raw.logits, raw.targets)
-        metrics = split_metrics(self.labels, *self.validation) | answer_metrics(raw)
+        metrics = processes.led(lambda: split_metrics(self.labels, *self.validation) | answer_metrics(raw))
         self._refuse_what_is_no_number(torch.tensor(metrics["loss"]))
         for name, value in metrics.items():
             self.log(f"validation/{name}", value, prog_bar=name == "accuracy")
@@ -148,7 +161,8 @@ class ClassifierModule(L.LightningModule):
         """Log the test metrics, per class as well; `test` holds what they are computed from."""
         raw = self._take_parts()
         self.test = raw._replace(logits=self._corrected(raw.logits))
-        metrics = split_metrics(self.labels, self.test.logits, raw.targets, per_class=True) | answer_metrics(raw)
+        scores = processes.led(lambda: split_metrics(self.labels, self.test.logits, raw.targets, per_class=True))
+        metrics = scores | answer_metrics(raw)
         for name, value in metrics.items():
             self.log(f"test/{name}", value)
 
@@ -156,7 +170,8 @@ class ClassifierModule(L.LightningModule):
         """Return row numbers, shape (rows,), and the features that a head reads, shape (rows, hidden)."""
         del batch_idx
         assert isinstance(self.classifier, SequenceClassifier)
-        return batch.rows.cpu(), self.classifier.features(batch.input_ids, batch.attention_mask).cpu()
+        features = self.classifier.features(batch.input_ids, batch.attention_mask)
+        return batch.rows[batch.counts].cpu(), features[batch.counts].cpu()
 
     @property
     def validation(self) -> tuple[Tensor, Tensor]:
@@ -178,12 +193,13 @@ class ClassifierModule(L.LightningModule):
             self.prior = label_prior(self.classifier(ids, mask).logits).cpu()
         scores = self.classifier(batch.input_ids, batch.attention_mask)
         said = (batch.labels, scores.logits, scores.outside, scores.first_token, scores.irregular, generated)
-        self._parts.append((batch.rows.cpu(), *(None if part is None else part.cpu() for part in said)))
+        self._parts.append(tuple(None if part is None else part[batch.counts].cpu() for part in (batch.rows, *said)))
 
     def _take_parts(self) -> Evaluation:
-        """Return what was scored since the last time, in the order of the split."""
-        columns = [_concatenated(column) for column in zip(*self._parts, strict=True)]
+        """Return what all processes have scored since the last time, in the order of the split."""
+        own = [_concatenated(column) for column in zip(*self._parts, strict=True)]
         self._parts.clear()
+        columns = [_concatenated(column) for column in zip(*processes.exchange(own), strict=True)]
         assert columns[0] is not None
         order = columns[0].argsort()
         ordered: list[Any] = [None if column is None else column[order] for column in columns[1:]]

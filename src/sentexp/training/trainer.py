@@ -10,24 +10,30 @@ from typing import Any, Protocol
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sentexp.config import Precision, TrainerConfig
+from sentexp import processes
+from sentexp.config import Precision, Strategy, TrainerConfig
 from sentexp.data.datamodule import Batch, DataModule
-from sentexp.errors import UserError
+from sentexp.errors import OutOfMemory, UserError
 from sentexp.training.checkpoint import Checkpoints, ResumableEarlyStopping, mode_of
 from sentexp.training.module import ClassifierModule
+from sentexp.training.strategy import Replicas, Shards
 
 LIGHTNING_PRECISION = {Precision.fp32: "32-true", Precision.bf16: "bf16-mixed", Precision.fp16: "16-mixed"}
+STRATEGIES = {Strategy.single: SingleDeviceStrategy, Strategy.ddp: Replicas, Strategy.fsdp: Shards}
 REFRESH_IN_A_LOG = 25
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # rows are padded in microseconds; workers would copy the data
     ".*your dataloader is not resumable.*",  # the data module is: its order is a function of seed and epoch
     ".*srun.*",  # on a cluster the launcher is hydra's
     ".*no `val_dataloader`.*",
+    ".*sync_dist=True.*",  # what is logged is that of all processes already
     ".*module\\(s\\) in eval mode at the start of training.*",  # on_train_start puts them in training mode (law 2)
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning 2.6 with torch 2.13
     ".*The number of training batches .* is smaller than the logging interval.*",
@@ -39,10 +45,6 @@ class MetricSink(Protocol):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics at an optimizer step."""
-
-
-class OutOfMemory(Exception):
-    """The device or the machine had no memory left for a batch."""
 
 
 class SinkLogger(Logger):
@@ -75,12 +77,14 @@ class SinkLogger(Logger):
 def build_trainer(
     config: TrainerConfig, precision: Precision, device: torch.device, sink: MetricSink, *last: Callback
 ) -> L.Trainer:
-    """Return a Lightning trainer for one run on one device.
+    """Return a Lightning trainer for one run on one device of this process.
+
+    Lightning is told of no cluster: the processes are sentexp's (see `Replicas`).
 
     Args:
         config: the loop.
         precision: arithmetic, resolved.
-        device: where to run.
+        device: where to run; a GPU is the current one.
         sink: where metrics go.
         last: callbacks after the others: the one that saves must save what they have decided.
     """
@@ -101,6 +105,8 @@ def build_trainer(
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
+        strategy=STRATEGIES[config.strategy](_numbered(device)),
+        plugins=[LightningEnvironment()],
         precision=LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
         max_epochs=config.max_epochs,
         max_steps=config.max_steps or -1,
@@ -113,7 +119,7 @@ def build_trainer(
         enable_progress_bar=config.progress_bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        inference_mode=True,
+        inference_mode=config.strategy is not Strategy.fsdp,  # the buffers of shards would not be trainable after it
         **_evaluation_interval(config),
     )
     logger.trainer = trainer
@@ -126,9 +132,7 @@ def fit(trainer: L.Trainer, module: ClassifierModule, data: DataModule, checkpoi
     Raises:
         OutOfMemory: a batch did not fit.
     """
-    resume = checkpoints.last_file if checkpoints.last_file.is_file() else None
-    if resume is not None:
-        _require_readable(resume)
+    resume = processes.led(lambda: _readable(checkpoints.last_file))
     with _quiet(), _out_of_memory():
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         if checkpoints.evaluated_at != trainer.global_step:
@@ -171,7 +175,8 @@ def predict(trainer: L.Trainer, module: ClassifierModule, batches: DataLoader[Ba
     """
     with _quiet(), _out_of_memory():
         parts = trainer.predict(module, batches)
-    rows, features = (torch.cat(part) for part in zip(*(parts or []), strict=True))
+        own = [torch.cat(part) for part in zip(*(parts or []), strict=True)]
+        rows, features = (torch.cat(part) for part in zip(*processes.exchange(own), strict=True))
     order = rows.argsort()
     return rows[order], features[order]
 
@@ -183,8 +188,14 @@ def halve_micro_batch(config: TrainerConfig) -> tuple[int, int]:
     return micro, effective // micro
 
 
-def _require_readable(checkpoint: Path) -> None:
-    """Refuse a damaged checkpoint before the training starts from it."""
+def _numbered(device: torch.device) -> torch.device:
+    return torch.device(device.type, torch.cuda.current_device()) if device.type == "cuda" else device
+
+
+def _readable(checkpoint: Path) -> Path | None:
+    """Return a checkpoint if it is there; a damaged one is refused before the training starts from it."""
+    if not checkpoint.is_file():
+        return None
     try:
         torch.load(checkpoint, map_location="meta", weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:
@@ -192,6 +203,7 @@ def _require_readable(checkpoint: Path) -> None:
         raise UserError(
             f"{checkpoint} cannot be read ({reason}): delete it, and the run starts from its beginning."
         ) from None
+    return checkpoint
 
 
 def _evaluation_interval(config: TrainerConfig) -> dict[str, Any]:
@@ -202,13 +214,17 @@ def _evaluation_interval(config: TrainerConfig) -> dict[str, Any]:
 
 
 class _out_of_memory:  # noqa: N801 (used as a function)
-    """Turns the memory errors of CUDA and of the CPU's allocator into `OutOfMemory`."""
+    """Turns the memory errors of CUDA and of the CPU's allocator into `OutOfMemory`, in all processes."""
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if isinstance(error, OutOfMemory):  # another process has told of it
+            return
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
-            raise OutOfMemory(str(error).splitlines()[0]) from None
+            found = OutOfMemory(str(error).splitlines()[0])
+            processes.tell_out_of_memory(found)
+            raise found from None
 
 
 class _quiet(warnings.catch_warnings):  # noqa: N801 (used as a function)

@@ -1,0 +1,169 @@
+"""Two processes that shard, answer, run out of memory, fail, are killed and go on as one; one result, told once."""
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+pytestmark = pytest.mark.slow
+
+ANSWERING = ("task=causal_lm", "task.generate=true", "task.calibration=batch", "task.template='{text} It was'")
+PLAIN = (
+    "optim=sgd",
+    "optim.lr=0.1",
+)  # AdamW divides the length of a gradient out, and enlarges rounding where it is small
+DRIVER = """
+import os, signal, sys
+import torch
+from transformers.models.llama.modeling_llama import LlamaMLP
+from sentexp.cli import main
+
+forward, calls = LlamaMLP.forward, []
+
+def disturbed(self, x):
+    if torch.is_grad_enabled():
+        calls.append(len(x))
+        {disturbance}
+    return forward(self, x)
+
+LlamaMLP.forward = disturbed
+if __name__ == "__main__":
+    main()
+"""
+SECOND = "os.environ.get('RANK') == '1'"
+
+
+@pytest.fixture
+def disturbed(tmp_path):
+    """Return a function that writes the command as a program with a disturbance in each layer's forward pass."""
+
+    def write(disturbance):
+        file = tmp_path / "driver.py"
+        file.write_text(DRIVER.format(disturbance=disturbance))
+        return (str(file),)
+
+    return write
+
+
+@pytest.fixture
+def recorded(store):
+    """Return words that record in MLflow, and a function that returns the one run of a result that is recorded."""
+
+    def found():
+        (run,) = [run for run in MlflowClient(store).search_runs(["1"]) if "baseline" not in run.data.tags]
+        return run
+
+    return ["tracking=mlflow", f"tracking.uri={store}", "tracking.system_metrics=false"], found
+
+
+def folder_of(tmp_path):
+    return next(path for path in (tmp_path / "outputs").iterdir() if not path.name.startswith("baseline"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("trainer=fsdp", "peft=lora", "peft.dropout=0", "baseline=true"),
+        ("trainer=fsdp", "peft=full", *PLAIN, "trainer.gradient_clip_val=null"),
+        ("trainer=fsdp", "peft=full", *PLAIN, "trainer.gradient_clip_val=0.1", "trainer.gradient_checkpointing=true"),
+        ("trainer=fsdp", "peft=lora", "peft.dropout=0", *ANSWERING, "baseline=true"),
+        ("trainer=fsdp", "peft=full", "optim.lr=1e-3", *ANSWERING),
+        ("trainer=fsdp", "peft=head"),
+        ("trainer=ddp", "peft=lora", "peft.dropout=0", *ANSWERING, "baseline=true"),
+        ("trainer=ddp", "peft=full", "optim.lr=1e-3", "data.class_weights=balanced", "task.focal_gamma=1"),
+        ("trainer=ddp", "peft=qlora", "peft.dropout=0", *PLAIN),
+    ],
+    ids="-".join,
+)
+def test_two_processes_give_the_result_of_one(overrides, words, train, torchrun, ragged, same, tmp_path):
+    done = torchrun(*words, *ragged, *overrides)
+    assert done.returncode == 0, done.stderr
+    same(train(*ragged, *overrides, "trainer.strategy=single", f"output_dir={tmp_path / 'alone'}"), folder_of(tmp_path))
+
+
+def test_it_is_one_mlflow_run(words, torchrun, ragged, recorded):
+    done = torchrun("trainer=ddp", *words, *ragged, *recorded[0], "baseline=true")
+    assert done.returncode == 0, done.stderr
+    tracked = recorded[1]()
+    assert (tracked.info.status, tracked.data.tags["processes"]) == ("FINISHED", "2")
+    again = torchrun("trainer=ddp", *words, *ragged, *recorded[0], "baseline=true")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("is finished: this is its result") == 1
+    assert recorded[1]().info.end_time == tracked.info.end_time
+
+
+def test_processes_do_not_share_dropout(words, torchrun, disturbed):
+    program = disturbed("print('seed', os.environ.get('RANK', '0'), torch.initial_seed(), flush=True)")
+    seeds = {}
+    for count, option in ((1, "default"), (2, "ddp")):
+        done = torchrun(f"trainer={option}", *words, f"output_dir=of{count}", program=program, count=count)
+        assert done.returncode == 0, done.stderr
+        lines = [line.split() for line in done.stdout.splitlines() if line.startswith("seed")]
+        seeds[count] = {(rank, seed) for _, rank, seed in lines}
+    assert {seed for rank, seed in seeds[2] if rank == "0"} == {seed for _, seed in seeds[1]}
+    assert len({seed for _, seed in seeds[2]}) == 2 * len(seeds[1]) == 8
+
+
+def test_out_of_memory_in_one_process_halves_the_batches_of_all(
+    words, train, torchrun, ragged, same, disturbed, recorded, tmp_path
+):
+    program = disturbed(f"if {SECOND} and len(x) > 1: raise torch.OutOfMemoryError('out of memory')")
+    done = torchrun("trainer=ddp", *words, *ragged, "peft.dropout=0", *recorded[0], program=program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("batches of 2 rows, accumulated 10 times") == 1
+    assert recorded[1]().data.tags["out_of_memory"] == "batches of 2 rows, accumulated 10 times"
+    same(train(*ragged, "peft.dropout=0", f"output_dir={tmp_path / 'alone'}"), folder_of(tmp_path))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_failure_in_one_process_is_that_of_the_run(strategy, words, torchrun, ragged, disturbed, recorded, store):
+    program = disturbed(f"if {SECOND} and len(calls) == 7: raise ValueError('the roof fell in')")
+    done = torchrun(f"trainer={strategy}", *words, *ragged, *recorded[0], program=program)
+    assert done.returncode == 1
+    assert done.stderr.count("ValueError: the roof fell in") == 1
+    tracked = recorded[1]()
+    if strategy == "ddp":
+        assert tracked.info.status == "FAILED"
+        trace = MlflowClient(store).download_artifacts(tracked.info.run_id, "traceback.txt")
+        assert "the roof fell in" in Path(trace).read_text()
+    else:  # it waits for the other's shards, and learns no more than that they will not come
+        assert tracked.info.status in ("FAILED", "KILLED")
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_killed_run_goes_on_in_another_number_of_processes(
+    first, then, strategy, words, train, torchrun, ragged, same, disturbed, recorded, tmp_path
+):
+    saving = (*ragged, "peft.dropout=0", "trainer.save_steps=1", *recorded[0])
+    option = {1: "trainer=default", 2: f"trainer={strategy}"}
+    one = "True" if first == 1 else SECOND
+    kill = disturbed(f"if {one} and len(calls) == 18: os.kill(os.getpid(), signal.SIGKILL)")
+    killed = torchrun(option[first], *words, *saving, program=kill, count=first)
+    assert killed.returncode != 0
+    folder = folder_of(tmp_path)
+    assert (folder / "last.ckpt").is_file()
+    assert not (folder / "result.json").exists()
+    done = torchrun(option[then], *words, *saving, count=then)
+    assert done.returncode == 0, done.stderr
+    assert "Going on with run" in done.stdout
+    assert recorded[1]().info.status == "FINISHED"
+    same(train(*ragged, "peft.dropout=0", "trainer.save_steps=1", f"output_dir={tmp_path / 'alone'}"), folder)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "mistake", "sentence"),
+    [
+        ("ddp", "no.key=1", "no.key: the configuration has no key"),
+        ("ddp", "trainer.max_epochs=0", "trainer.max_epochs=0 must be"),
+        ("ddp", "trainer.batch_size=1", "trainer.batch_size=1 are the rows of all 2 processes together"),
+        ("ddp", "data.max_length=100000", "data.max_length=100000 is more than"),
+        ("ddp", "optim.lr=1e30", "The loss is nan"),
+        ("fsdp", "optim.lr=1e30", "The loss is nan"),
+    ],
+)
+def test_a_mistake_is_told_once(strategy, mistake, sentence, words, torchrun, ragged):
+    done = torchrun(f"trainer={strategy}", *words, *ragged, mistake)
+    assert done.returncode == 1
+    assert done.stderr.count(f"sentexp: {sentence}") == 1
+    assert "sentexp/cli.py" not in done.stderr
