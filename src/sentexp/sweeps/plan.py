@@ -9,7 +9,7 @@ from dataclasses import replace
 from sentexp.config import BOOKKEEPING, Config, Strategy, flatten
 from sentexp.console import print_data, say
 from sentexp.data.audit import DataAudit
-from sentexp.errors import UserError
+from sentexp.errors import OutOfMemory, UserError
 from sentexp.hardware import GIB
 from sentexp.materials import Materials, let_go, with_shots
 from sentexp.sweeps.advice import advise
@@ -18,7 +18,7 @@ from sentexp.sweeps.survey import Costs, Planned, survey
 from sentexp.sweeps.timing import measure
 from sentexp.sweeps.workload import reads_validation, workload
 from sentexp.tracking.identity import digest_of
-from sentexp.training.trainer import OutOfMemory, halve_micro_batch
+from sentexp.training.trainer import halve_micro_batch
 
 FREE = (
     *BOOKKEEPING,
