@@ -1,11 +1,12 @@
 """Hydra takes sweepers and launchers from modules of this namespace package only: those of sentexp."""
 
-from sentexp.sweeps import grid, search
+from sentexp.sweeps import grid
+from sentexp.sweeps.search import sweeper
 
 
 class GridSweeper(grid.GridSweeper):
     """`hydra/sweeper=grid`."""
 
 
-class OptunaSweeper(search.OptunaSweeper):
+class OptunaSweeper(sweeper.OptunaSweeper):
     """`hydra/sweeper=optuna`."""

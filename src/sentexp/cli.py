@@ -163,7 +163,7 @@ def _compose_and_do(verb: str) -> int:
 def _tell(error: Exception) -> int:
     """Say why nothing was started, or how a sweep ended; return the exit code."""
     from sentexp.diagnosis import COMPOSITION_ERRORS, explain, explain_failure
-    from sentexp.sweeps.grid import SweepFailed
+    from sentexp.sweeps.sweeper import SweepFailed
 
     sentence = str(error) if isinstance(error, SweepFailed) else explain_failure(error, "the current folder")
     if sentence is None and isinstance(error, COMPOSITION_ERRORS):
@@ -221,7 +221,7 @@ def _do(verb: str, config: Config) -> "float | Outcome":
     if Path(hydra.runtime.cwd).is_dir() and not hydra.job.chdir:  # a worker of a cluster was started elsewhere,
         os.chdir(hydra.runtime.cwd)  # perhaps on a machine that does not have this folder
     if config.sweep.dry_run and verb in ("train", "plan"):
-        from sentexp.sweeps.plan import plan
+        from sentexp.sweeps.plan.plan import plan
 
         plan([config])
         return math.nan

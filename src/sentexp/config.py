@@ -125,7 +125,7 @@ class Sampler(Enum):
 
 
 class Pruner(Enum):
-    """What stops a run of a search before its end: see `sentexp.sweeps.pruning`."""
+    """What stops a run of a search before its end: see `sentexp.sweeps.search.pruning`."""
 
     none = "none"
     halving = "halving"

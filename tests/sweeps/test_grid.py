@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra.core.utils import JobReturn
 from mlflow import MlflowClient
-from omegaconf import OmegaConf
 
 from sentexp import assembly, experiment
 from sentexp.errors import UserError
 from sentexp.sweeps import grid
-from sentexp.sweeps.folder import Outcome, State, SweepFolder
+from sentexp.sweeps.folder import SweepFolder
 from sentexp.tracking.store import PARENT
 
 
@@ -350,28 +348,6 @@ def test_a_run_that_takes_its_launcher_down_twice_is_killed(sentexp, monkeypatch
     assert code == 1
     assert "2 of 2 runs failed" in errors
     assert output.count("killed") >= 2
-
-
-def test_ends_on_machines_without_the_folder_come_by_the_launcher(tmp_path, config, capsys):
-    folder = SweepFolder(tmp_path / "sweep")
-    folder.begin(1, "validation/accuracy", None)
-    returned = JobReturn()
-    returned._return_value = Outcome(name="a", state=State.finished, objective=0.5, metrics={"seconds": 2.0})
-    job = grid.Job(number=0, overrides=[], config=config())
-    grid.GridSweeper()._note([job], [returned], folder)
-    assert folder.outcomes()[0].objective == 0.5
-    assert "1/1 | a | validation/accuracy 0.5000, 2 s" in capsys.readouterr().out
-
-
-def test_a_ray_cluster_that_runs_is_given_the_store_and_asked_for_no_memory(monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    settings = OmegaConf.create({"hydra": {"launcher": {"ray": {"init": {"address": "auto"}}}}})
-    grid._fit_to_cluster(settings)
-    assert settings.hydra.launcher.ray.init == {
-        "address": "auto",
-        "object_store_memory": None,
-        "runtime_env": {"env_vars": {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}},
-    }
 
 
 def test_an_unknown_key_stops_a_sweep_with_a_sentence(sentexp):

@@ -60,7 +60,7 @@ def _judge(config: Config, search: SearchConfig | None) -> Judge | None:
     """Return who may stop the run."""
     if search is None or search.pruner is Pruner.none:
         return None
-    from sentexp.sweeps.pruning import TrialJudge
+    from sentexp.sweeps.search.pruning import TrialJudge
 
     return TrialJudge(config, search)
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from sentexp.console import OUT, say
 from sentexp.sweeps.folder import Outcome, Progress, State, best_of
-from sentexp.sweeps.study import is_better_higher
+from sentexp.sweeps.search.study import is_better_higher
 
 FEW_MINUTES = 10
 """From here on people say a time without its seconds."""

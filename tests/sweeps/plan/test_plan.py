@@ -9,10 +9,10 @@ import torch
 
 from sentexp import cli, experiment
 from sentexp.models.scoring import SequenceClassifier
-from sentexp.sweeps import plan as planning
-from sentexp.sweeps import survey
-from sentexp.sweeps.plan import plan
-from sentexp.sweeps.timing import fit_line
+from sentexp.sweeps.plan import plan as planning
+from sentexp.sweeps.plan import survey
+from sentexp.sweeps.plan.plan import plan
+from sentexp.sweeps.plan.timing import fit_line
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from sentexp import experiment
 from sentexp.assembly import build_data, build_model, build_module
 from sentexp.materials import find, gather
 from sentexp.models.scoring import base_of
-from sentexp.sweeps.workload import workload
+from sentexp.sweeps.plan.workload import workload
 from sentexp.training.checkpoint import Checkpoints
 
 

@@ -5,7 +5,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sentexp.errors import UserError
-from sentexp.sweeps.space import Space
+from sentexp.sweeps.search.space import Space
 
 
 def space(*words):

@@ -5,8 +5,8 @@ import torch
 from scipy import stats
 
 from sentexp.config import Pruner, SearchConfig
-from sentexp.sweeps.pruning import TrialJudge, compare, paired_gap, row_scores
-from sentexp.sweeps.study import open_study, storage_url
+from sentexp.sweeps.search.pruning import TrialJudge, compare, paired_gap, row_scores
+from sentexp.sweeps.search.study import open_study, storage_url
 from sentexp.training.metrics import split_metrics
 from sentexp.training.pruning import Looked
 

@@ -12,11 +12,11 @@ from sentexp.data.audit import DataAudit
 from sentexp.errors import OutOfMemory, UserError
 from sentexp.hardware import GIB
 from sentexp.materials import Materials, let_go, with_shots
-from sentexp.sweeps.advice import advise
-from sentexp.sweeps.planned import print_advice, print_machines, print_runs, print_times
-from sentexp.sweeps.survey import Costs, Planned, survey
-from sentexp.sweeps.timing import measure
-from sentexp.sweeps.workload import reads_validation, workload
+from sentexp.sweeps.plan.advice import advise
+from sentexp.sweeps.plan.printing import print_advice, print_machines, print_runs, print_times
+from sentexp.sweeps.plan.survey import Costs, Planned, survey
+from sentexp.sweeps.plan.timing import measure
+from sentexp.sweeps.plan.workload import reads_validation, workload
 from sentexp.tracking.identity import digest_of
 from sentexp.training.trainer import halve_micro_batch
 

@@ -10,10 +10,10 @@ from rich.text import Text
 from sentexp.config import TrainerConfig
 from sentexp.console import OUT, say
 from sentexp.hardware import GIB, describe
-from sentexp.sweeps.estimate import CONTEXT, LAUNCH, MACHINES, UNPACKING, UTILISATION, Machine
+from sentexp.sweeps.plan.estimate import CONTEXT, LAUNCH, MACHINES, UNPACKING, UTILISATION, Machine
+from sentexp.sweeps.plan.survey import Costs, Planned, Standing
+from sentexp.sweeps.plan.timing import EVALUATION_BATCHES, TRAINING_BATCHES
 from sentexp.sweeps.printing import duration
-from sentexp.sweeps.survey import Costs, Planned, Standing
-from sentexp.sweeps.timing import EVALUATION_BATCHES, TRAINING_BATCHES
 
 
 def print_runs(runs: list[Planned]) -> None:

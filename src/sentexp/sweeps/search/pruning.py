@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sentexp.config import Config, Pruner, SearchConfig
 from sentexp.errors import UserError, complain
-from sentexp.sweeps.study import open_study, storage_url, told
+from sentexp.sweeps.search.study import open_study, storage_url, told
 from sentexp.training.checkpoint import mode_of
 from sentexp.training.pruning import Looked
 
@@ -133,7 +133,7 @@ def row_scores(logits: Tensor, targets: Tensor, monitor: str) -> Tensor:
     Args:
         logits: float, shape (rows, classes).
         targets: class indices, shape (rows,).
-        monitor: a mean over rows: `ROW_METRICS` of `sentexp.sweeps.search`.
+        monitor: a mean over rows: `ROW_METRICS` of `sentexp.sweeps.search.sweeper`.
     """
     logits = logits.float()
     name = monitor.rpartition("/")[2]

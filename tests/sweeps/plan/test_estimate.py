@@ -14,8 +14,8 @@ from sentexp.hardware import GIB
 from sentexp.materials import find, gather
 from sentexp.models.adapters import attach
 from sentexp.models.backbone import Backbone, outline
-from sentexp.sweeps.estimate import MACHINES, Arithmetic, Machine, shape_of
-from sentexp.sweeps.workload import Batches, workload
+from sentexp.sweeps.plan.estimate import MACHINES, Arithmetic, Machine, shape_of
+from sentexp.sweeps.plan.workload import Batches, workload
 
 DEEPER = ("model.random.num_hidden_layers=6", "model.attn_implementation=eager")
 """The layers below the first adapter need no gradient of their inputs: many layers make that small."""
@@ -189,7 +189,7 @@ def test_what_fits_depends_on_the_machine(seven_billion):
 
 
 def workload_of(rows, width):
-    from sentexp.sweeps.workload import Workload
+    from sentexp.sweeps.plan.workload import Workload
 
     part = batches(rows, width)
     return Workload(train=part, validation=part, test=part, micro_batches=300, steps=300, evaluations=2)

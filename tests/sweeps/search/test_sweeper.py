@@ -13,8 +13,8 @@ from optuna.trial import TrialState
 from sentexp import experiment
 from sentexp.config import Sampler, SearchConfig, load_config
 from sentexp.experiment import RESULT
-from sentexp.sweeps.search import OptunaSweeper
-from sentexp.sweeps.study import build_sampler, storage_url
+from sentexp.sweeps.search.study import build_sampler, storage_url
+from sentexp.sweeps.search.sweeper import OptunaSweeper
 from sentexp.tracking.folder import METRICS
 from sentexp.tracking.store import PARENT
 
@@ -258,7 +258,7 @@ def test_each_sampler_proposes_and_models_learn_where_the_best_is(sampler):
 
 
 def test_without_optuna_the_way_to_it_is_told(sentexp, monkeypatch):
-    monkeypatch.delitem(sys.modules, "sentexp.sweeps.trials", raising=False)
+    monkeypatch.delitem(sys.modules, "sentexp.sweeps.search.trials", raising=False)
     monkeypatch.setitem(sys.modules, "optuna", None)
     code, _, errors = sentexp(*OPTUNA, "peft.r=2,4")
     assert code == 1

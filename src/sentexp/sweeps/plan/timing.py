@@ -13,7 +13,7 @@ from sentexp.config import Untuned
 from sentexp.data.datamodule import DataModule
 from sentexp.hardware import peak_memory_gib, release_memory, reset_peak_memory
 from sentexp.materials import Materials
-from sentexp.sweeps.workload import Batches, Workload
+from sentexp.sweeps.plan.workload import Batches, Workload
 from sentexp.tracking.store import Record
 from sentexp.training.module import ClassifierModule
 from sentexp.training.trainer import build_trainer, rehearse

@@ -17,15 +17,15 @@ from sentexp.errors import UserError, complain
 from sentexp.materials import find, identify
 from sentexp.recording import recorded
 from sentexp.sweeps.folder import Outcome, State, SweepFolder
-from sentexp.sweeps.grid import quoted
+from sentexp.sweeps.launching import quoted
 from sentexp.sweeps.printing import print_beginning, print_front
-from sentexp.sweeps.space import Space, Value
-from sentexp.sweeps.study import build_sampler, is_better_higher, only_one_search, open_study, storage_url, told
+from sentexp.sweeps.search.space import Space, Value
+from sentexp.sweeps.search.study import build_sampler, is_better_higher, only_one_search, open_study, storage_url, told
 from sentexp.tracking.identity import digest_of
 from sentexp.tracking.pictures import draw_search
 
 if TYPE_CHECKING:
-    from sentexp.sweeps.search import OptunaSweeper
+    from sentexp.sweeps.search.sweeper import OptunaSweeper
     from sentexp.tracking.store import Record
 
 OUTCOME, NAME, AGAIN = "outcome", "name", "again"

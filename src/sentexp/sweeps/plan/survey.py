@@ -15,10 +15,10 @@ from sentexp.experiment import Result, find_result, lacks_baselines, with_defaul
 from sentexp.hardware import GIB, free_memory_gib
 from sentexp.materials import Basis, Materials, find, gather, identify, shared, tokenize_splits
 from sentexp.models.adapters import ParameterAudit
-from sentexp.sweeps.estimate import Arithmetic, Shape, shape_of
 from sentexp.sweeps.listing import is_locked
-from sentexp.sweeps.timing import Measurement
-from sentexp.sweeps.workload import Workload, workload
+from sentexp.sweeps.plan.estimate import Arithmetic, Shape, shape_of
+from sentexp.sweeps.plan.timing import Measurement
+from sentexp.sweeps.plan.workload import Workload, workload
 from sentexp.tracking.folder import read_state
 from sentexp.training.checkpoint import LAST
 

@@ -1,6 +1,6 @@
 """`hydra/sweeper=optuna`: a search for good values, each trial a run of the sweep, over the current Optuna.
 
-The study is kept in a file: the same command goes on to `n_trials` in all. What it does is in `sentexp.sweeps.trials`.
+The study is kept in a file: the same command goes on to `n_trials` in all. What it does is in `trials`.
 """
 
 from collections.abc import Mapping
@@ -11,9 +11,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from sentexp.config import Config, Pruner, Sampler, SearchConfig
+from sentexp.diagnosis import COMPOSITION_ERRORS
 from sentexp.errors import require
-from sentexp.sweeps.grid import GridSweeper, Job
-from sentexp.sweeps.space import Space
+from sentexp.sweeps.launching import Job, is_in_process
+from sentexp.sweeps.search.space import Space
+from sentexp.sweeps.sweeper import RunSweeper
 
 if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
@@ -24,7 +26,7 @@ ROW_METRICS = ("accuracy", "loss", "brier")
 """Metrics that are means over rows, so that two runs can be compared row by row."""
 
 
-class OptunaSweeper(GridSweeper):
+class OptunaSweeper(RunSweeper):
     """Hydra's sweeper over Optuna.
 
     Args:
@@ -42,7 +44,7 @@ class OptunaSweeper(GridSweeper):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         options = OmegaConf.to_object(config.hydra.sweeper)
         assert isinstance(options, SearchConfig)
-        self.options = replace(options, n_jobs=1) if self.is_in_process() else options
+        self.options = replace(options, n_jobs=1) if is_in_process(self.launcher) else options
 
     def sweep(self, arguments: list[str]) -> "list[Outcome]":
         """Run trials until there are `n_trials`, and return what became of each.
@@ -63,11 +65,14 @@ class OptunaSweeper(GridSweeper):
             self.plan(jobs)
             return []
         try:
-            from sentexp.sweeps.trials import Search
+            from sentexp.sweeps.search.trials import Search
         except ModuleNotFoundError as error:
             require(error.name != "optuna", "hydra/sweeper=optuna needs Optuna: pip install 'sentexp[search]'.")
             raise
-        return Search(self, self.options, space, jobs[0].config, words).run()
+        try:
+            return Search(self, self.options, space, jobs[0].config, words).run()
+        except COMPOSITION_ERRORS as error:  # a fault of sentexp's own, not of the configuration
+            raise RuntimeError("the search broke off") from error
 
     def plan(self, jobs: list[Job]) -> None:
         """Plan the ends of the space: what trials cost lies between."""

@@ -6,9 +6,9 @@ import pytest
 
 from sentexp import experiment
 from sentexp.hardware import choose_precision
-from sentexp.sweeps import advice, survey
-from sentexp.sweeps.advice import USUAL_ACCURACY, Outlook, advise, outlook
-from sentexp.sweeps.timing import Measurement, Speed
+from sentexp.sweeps.plan import advice, survey
+from sentexp.sweeps.plan.advice import USUAL_ACCURACY, Outlook, advise, outlook
+from sentexp.sweeps.plan.timing import Measurement, Speed
 
 ASSUMED = Outlook(accuracy=USUAL_ACCURACY, seen=False)
 

@@ -1,0 +1,1 @@
+"""`hydra/sweeper=optuna`: searching instead of sweeping."""

@@ -1,0 +1,200 @@
+"""A sweep of runs that have identities, under one MLflow run.
+
+What is finished is not run again, what was interrupted goes on, what failed is tried again; a failure stays alone.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from sentexp.config import Config, Strategy
+from sentexp.diagnosis import COMPOSITION_ERRORS, explain
+from sentexp.errors import UserError, require
+from sentexp.processes import require_one, torchrun_command
+from sentexp.sweeps.launching import Job, collect, fit_to_cluster, launch, once_each, quoted
+
+if TYPE_CHECKING:
+    from hydra.plugins.launcher import Launcher
+    from hydra.types import HydraContext, TaskFunction
+
+    from sentexp.sweeps.folder import Outcome, SweepFolder
+    from sentexp.tracking.store import Record
+
+
+class SweepFailed(Exception):
+    """Runs of a sweep have failed; the rest is finished."""
+
+
+class RunSweeper(Sweeper):
+    """What hydra's sweepers of sentexp share: they compose runs, skip, launch and collect them.
+
+    Args:
+        params: overrides of a preset, swept or not; those of the command line replace them.
+    """
+
+    def __init__(self, params: Mapping[str, Any] | None = None) -> None:
+        self.params = params or {}
+        self.config: DictConfig
+        self.launcher: Launcher
+        self.hydra_context: HydraContext
+
+    def setup(self, *, hydra_context: "HydraContext", task_function: "TaskFunction", config: DictConfig) -> None:
+        """Keep hydra's context, and make the launcher that the configuration names."""
+        from hydra.core.plugins import Plugins
+
+        require_one("--multirun")
+        self.hydra_context, self.config = hydra_context, config
+        fit_to_cluster(config)
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def plan(self, jobs: list[Job]) -> None:
+        """Print what would be done."""
+        from sentexp.sweeps.plan.plan import plan
+
+        plan([job.config for job in jobs])
+
+    def with_preset(self, arguments: list[str]) -> list[str]:
+        """Return the overrides of a preset, but for those whose keys stand on the command line, and these."""
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        given = {override.key_or_group for override in parser.parse_overrides(arguments)}
+        return [*(f"{key}={value}" for key, value in self.params.items() if key not in given), *arguments]
+
+    def begin(self, total: int, config: Config) -> "SweepFolder":
+        """Make the sweep's folder."""
+        from sentexp.sweeps.folder import SweepFolder
+
+        folder = SweepFolder(Path(self.config.hydra.sweep.dir))
+        folder.begin(total, config.trainer.monitor, config.sweep.max_failures)
+        return folder
+
+    def finish(
+        self, jobs: list[Job], earlier: "dict[int, Outcome]", parent: "Record", folder: "SweepFolder"
+    ) -> "list[Outcome]":
+        """Run the jobs that were not finished earlier; return the outcomes of all."""
+        self._adopt(parent, earlier, jobs)
+        for number, outcome in earlier.items():
+            folder.write(number, outcome)
+        launch(self.launcher, [job for job in once_each(jobs) if job.number not in earlier], folder)
+        return collect(jobs, folder)
+
+    def conclude(self, config: Config, parent: "Record", folder: "SweepFolder") -> "list[Outcome]":
+        """Record and print how the runs ended, and return it."""
+        from sentexp.materials import let_go
+        from sentexp.sweeps.folder import has_failed
+        from sentexp.sweeps.printing import print_outcomes
+
+        outcomes = list(folder.outcomes().values())
+        (folder.path / "runs.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
+        parent.log_files(folder.path / "runs.json")
+        let_go()
+        print_outcomes(outcomes, config.trainer.monitor)
+        failed = [outcome.name for outcome in outcomes if has_failed(outcome)]
+        missing = folder.progress().total - len(outcomes)
+        left = missing + sum(outcome.state.value == "not started" for outcome in outcomes)
+        if failed or left:
+            stopped = f", and {left} were not started (sweep.max_failures)" if left else ""
+            raise SweepFailed(f"{len(failed)} of {len(outcomes)} runs failed: {'; '.join(failed)}{stopped}.")
+        return outcomes
+
+    def compose(self, runs: Sequence[Sequence[str]], names: Sequence[str], first: int = 0) -> list[Job]:
+        """Return the jobs, numbered from `first`, each with a configuration that is right in itself."""
+        jobs, wrong = [], []
+        for number, (run, name) in enumerate(zip(runs, names, strict=True), first):
+            overrides = [*run, f"sweep.name={quoted(name)}"]
+            try:
+                composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+            except COMPOSITION_ERRORS as error:
+                raise UserError(explain([*sys.argv[1:], *run], error)) from error
+            if composed.hydra.sweeper.params != self.config.hydra.sweeper.params:
+                raise UserError(f"{name}: that preset is a sweep of its own: sweep over its keys, or give it alone.")
+            with open_dict(composed):
+                del composed["hydra"]
+            try:
+                config = OmegaConf.to_object(composed)
+            except UserError as error:
+                wrong.append(str(error))
+                continue
+            except (OmegaConfBaseException, AttributeError, TypeError) as error:
+                raise UserError(
+                    f"The configuration does not fit together ({str(error).splitlines()[0]}): python -m sentexp "
+                    "--cfg job lists every key."
+                ) from error
+            assert isinstance(config, Config)
+            _require_single(config, run)
+            jobs.append(Job(number=number, overrides=overrides, config=config))
+        if wrong:
+            raise UserError(" ".join(dict.fromkeys(wrong)))
+        return jobs
+
+    def find_results(self, jobs: list[Job]) -> "dict[int, Outcome]":
+        """Give the jobs their identities, and return the outcomes of those that are finished."""
+        from sentexp.experiment import find_result, lacks_baselines, with_defaults
+        from sentexp.materials import find, identify
+        from sentexp.sweeps.job import outcome_of
+
+        earlier = {}
+        for job in jobs:
+            config = with_defaults(job.config)
+            try:
+                job.identity = identify(find(config))
+            except UserError:
+                continue  # the run will say so, and leave a record of it
+            result = None if config.sweep.rerun else find_result(config, job.identity)
+            if result is not None and not lacks_baselines(result, config):
+                earlier[job.number] = outcome_of(result, job.config, earlier=True)
+        return earlier
+
+    def open_parent(
+        self, kind: str, config: Config, identity: str, axes: Mapping[str, str], words: list[str]
+    ) -> "Record":
+        """Return the sweep's own MLflow run: that of an earlier start of the same sweep, or a new one."""
+        from sentexp.tracking.provenance import command, git_state, mask_uri
+        from sentexp.tracking.store import find_run, open_record
+
+        tracking = replace(config.tracking, system_metrics=False)
+        begun = find_run(tracking, "sweep.identity", identity)
+        title = " ".join([kind, *(f"{key.rpartition('.')[2]}={values}" for key, values in axes.items())])
+        parent = open_record(
+            tracking,
+            title[:250],
+            None if begun is None else begun.info.run_id,
+            {"sweep.identity": identity, "command": command(), "mlflow.source.name": "sentexp", **git_state()},
+        )
+        given = dict(mask_uri(word).split("=", 1) for word in words if "=" in word)
+        parent.log_params(given | dict(axes))
+        return parent
+
+    def _adopt(self, parent: "Record", earlier: "dict[int, Outcome]", jobs: list[Job]) -> None:
+        """Link finished runs that belong to no sweep to this one, and give the jobs their parent."""
+        from sentexp.tracking.store import PARENT, open_store
+
+        if parent.run_id is None:
+            return
+        store = open_store(jobs[0].config.tracking)
+        for outcome in earlier.values():
+            if outcome.run_id is not None and PARENT not in store.client.get_run(outcome.run_id).data.tags:
+                store.client.set_tag(outcome.run_id, PARENT, parent.run_id)
+        for job in jobs:
+            job.overrides.append(f"sweep.parent={parent.run_id}")
+            job.config = replace(job.config, sweep=replace(job.config.sweep, parent=parent.run_id))
+
+
+def _require_single(config: Config, overrides: Sequence[str]) -> None:
+    """Refuse runs of several processes: hydra's launchers start one for each run."""
+    strategy = config.trainer.strategy.name
+    require(
+        config.trainer.strategy is Strategy.single,
+        f"--multirun starts one process for each run, and trainer={strategy} needs several: start each combination by "
+        f"itself, the first as {torchrun_command(overrides)}; the same --multirun without trainer={strategy} then "
+        "gathers them in a sweep, and trains none of them again.",
+    )
