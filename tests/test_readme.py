@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from sentexp.cli import VERBS
 from sentexp.config import TEMPLATE_GROUP, conf_dir, register_schemas
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = sorted(set(re.findall(r"^ +python -m sentexp(.*?)(?:  +#.*)?$", README, re.MULTILINE)))
+COMMANDS = sorted(set(re.findall(r"^ +python -m sentexp(.*?)(?: +#.*)?$", README, re.MULTILINE)))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_composes(command, tmp_path):
     words = shlex.split(command.replace("<folder>", "/somewhere"))
-    sweeps = [word if "{" in word or "[" in word else word.partition(",")[0] for word in words]
-    overrides = [word for word in sweeps if "=" in word]
+    overrides = [first_of(word) for word in words if "=" in word]
     assert all(word in VERBS or word.startswith("--") or word in ("job", "mine") for word in words if "=" not in word)
     if "mine" in words:
         write_examples(tmp_path)
@@ -31,6 +31,16 @@ def test_every_command_composes(command, tmp_path):
         assert config.data.labels == ["bad", "good"]
         assert config.peft.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
         assert config.peft.r == 8
+
+
+def first_of(word):
+    """Return an override with the first of the values that are swept."""
+    override = OverridesParser.create().parse_override(word)
+    if override.is_interval_sweep():
+        return f"{override.get_key_element()}={override.value().start}"
+    if override.is_sweep_override():
+        return f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
+    return word
 
 
 def write_examples(folder):

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from sentexp import experiment
 from sentexp.config import load_config
 from sentexp.errors import UserError
+from sentexp.tracking import store as store_module
 from sentexp.tracking.store import is_disk_full, open_record, store_uri
 
 RECORDED = ("tracking=mlflow", "tracking.system_metrics=false")
@@ -138,7 +139,8 @@ def test_a_password_in_the_uri_is_not_recorded(config, monkeypatch, tmp_path):
     assert "secret" not in next((tmp_path / "outputs").glob("*/config.yaml")).read_text()
 
 
-def test_a_locked_store_is_named(store):
+def test_a_locked_store_is_named(store, monkeypatch):
+    monkeypatch.setattr(store_module, "PATIENCE", 1.0)
     file = store.removeprefix("sqlite:///")
     open_record(load_config(f"tracking.uri={store}", *RECORDED).tracking, "first", None).finish("FINISHED")
     holder = sqlite3.connect(file)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from filelock import FileLock, Timeout
 
 from sentexp.config import Sampler, SearchConfig, TrackingBackend, TrackingConfig
-from sentexp.errors import UserError
+from sentexp.errors import UserError, require
 from sentexp.tracking.provenance import mask_uri
 from sentexp.tracking.store import SQLITE, store_uri
 from sentexp.training.checkpoint import mode_of
@@ -42,10 +42,14 @@ def open_study(url: str, name: str, objectives: list[str]) -> "Study":
         objectives: metrics; losses, errors and costs are minimised, and the rest is maximised.
 
     Raises:
-        UserError: the storage cannot be used.
+        UserError: the storage cannot be used, or Optuna is not installed.
     """
-    import optuna
-    from optuna.study import StudyDirection
+    try:
+        import optuna
+        from optuna.study import StudyDirection
+    except ModuleNotFoundError as error:
+        require(error.name != "optuna", "hydra/sweeper=optuna needs Optuna: pip install 'sentexp[search]'.")
+        raise
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 

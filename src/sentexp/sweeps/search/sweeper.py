@@ -64,11 +64,8 @@ class OptunaSweeper(RunSweeper):
         if jobs[0].config.sweep.dry_run:
             self.plan(jobs)
             return []
-        try:
-            from sentexp.sweeps.search.trials import Search
-        except ModuleNotFoundError as error:
-            require(error.name != "optuna", "hydra/sweeper=optuna needs Optuna: pip install 'sentexp[search]'.")
-            raise
+        from sentexp.sweeps.search.trials import Search
+
         try:
             return Search(self, self.options, space, jobs[0].config, words).run()
         except COMPOSITION_ERRORS as error:  # a fault of sentexp's own, not of the configuration

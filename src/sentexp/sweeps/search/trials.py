@@ -9,9 +9,6 @@ import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from optuna import Study, delete_study
-from optuna.trial import FrozenTrial, Trial, TrialState
-
 from sentexp.config import Config, Sampler, SearchConfig
 from sentexp.errors import UserError, complain
 from sentexp.materials import find, identify
@@ -25,6 +22,9 @@ from sentexp.tracking.identity import digest_of
 from sentexp.tracking.pictures import draw_search
 
 if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial, Trial
+
     from sentexp.sweeps.search.sweeper import OptunaSweeper
     from sentexp.tracking.store import Record
 
@@ -82,15 +82,20 @@ class Search:
                 self._show(parent, folder)
                 return self.sweeper.conclude(self.config, parent, folder)
 
-    def _open(self) -> Study:
+    def _open(self) -> "Study":
+        """Return the study; with `sweep.rerun` it begins anew."""
         study = open_study(self.url, self.name, self.objectives)
         if not self.config.sweep.rerun:
             return study
+        from optuna import delete_study
+
         told(lambda: delete_study(study_name=self.name, storage=study._storage), self.url)
         return open_study(self.url, self.name, self.objectives)
 
     def _take_up(self) -> dict[int, Outcome]:
         """Return what earlier starts have ended, by number; keep the values of trials that were killed or failed."""
+        from optuna.trial import TrialState
+
         lost, ended, outcomes = [], [], {}
         for trial in self.study.get_trials(deepcopy=False):
             if trial.state is TrialState.RUNNING:
@@ -104,8 +109,10 @@ class Search:
         self.lost = [values for values in lost if values not in ended]
         return outcomes
 
-    def _ask(self) -> Trial:
+    def _ask(self) -> "Trial":
         """Return the next trial: one that was lost, the next of a grid, or what the sampler proposes."""
+        from optuna.trial import TrialState
+
         trials = self.study.get_trials(deepcopy=False)
         if not any(trial.state is TrialState.WAITING for trial in trials):  # a kill can leave one
             if self.lost:
@@ -116,7 +123,7 @@ class Search:
         self.study.sampler = build_sampler(self.options, sum(AGAIN not in trial.user_attrs for trial in trials))
         return self.study.ask(self.space.distributions())
 
-    def _run(self, trials: list[Trial], parent: "Record", folder: SweepFolder) -> None:
+    def _run(self, trials: "list[Trial]", parent: "Record", folder: SweepFolder) -> None:
         """Run trials at once, and tell the study how they ended."""
         jobs = []
         for trial in trials:
@@ -135,7 +142,9 @@ class Search:
         for trial in trials:
             self._tell(trial, ended[trial.number])
 
-    def _tell(self, trial: Trial, outcome: Outcome) -> None:
+    def _tell(self, trial: "Trial", outcome: Outcome) -> None:
+        from optuna.trial import TrialState
+
         trial.set_user_attr(OUTCOME, json.dumps(asdict(outcome)))
         values = [_objective(outcome, name) for name in self.objectives]
         if outcome.state is State.pruned:
@@ -147,6 +156,8 @@ class Search:
 
     def _show(self, parent: "Record", folder: SweepFolder) -> None:
         """Draw what the search has found; print the trials that no other beats in every one of several objectives."""
+        from optuna.trial import TrialState
+
         done = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state is TrialState.COMPLETE]
         if not done:
             return
@@ -160,7 +171,7 @@ class Search:
         parent.log_files(folder.path / PICTURE)
 
 
-def _outcome_of(trial: FrozenTrial) -> Outcome | None:
+def _outcome_of(trial: "FrozenTrial") -> Outcome | None:
     """Return how the run of a trial ended; None where it was killed."""
     return Outcome.load(trial.user_attrs[OUTCOME]) if OUTCOME in trial.user_attrs else None
 
