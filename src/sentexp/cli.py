@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sentexp import processes
 from sentexp.config import TEMPLATE_GROUP, Config, SearchConfig, conf_dir, register_schemas
-from sentexp.errors import UserError, complain
+from sentexp.errors import UserError, complain, require
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -149,7 +149,8 @@ def _compose_and_do(verb: str) -> int:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except (KeyboardInterrupt, Terminated):
         if processes.speaks():
-            complain("Interrupted: the same command goes on from its last checkpoint, or starts again without one.")
+            goes_on = ": the same command goes on from its last checkpoint, or starts again without one"
+            complain(f"Interrupted{goes_on if verb == 'train' else ''}.")
         return 130
     except _Told:
         return 1
@@ -216,8 +217,16 @@ def _typed(config: "DictConfig") -> Config:
 
 def _do(verb: str, config: Config) -> "float | Outcome":
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     hydra = HydraConfig.get()
+    sweeper = OmegaConf.to_object(hydra.sweeper)
+    search = sweeper if isinstance(sweeper, SearchConfig) else None
+    require(
+        search is None or hydra.mode is RunMode.MULTIRUN,
+        "hydra/sweeper=optuna searches with --multirun: add it, or leave the sweeper out.",
+    )
     if Path(hydra.runtime.cwd).is_dir() and not hydra.job.chdir:  # a worker of a cluster was started elsewhere,
         os.chdir(hydra.runtime.cwd)  # perhaps on a machine that does not have this folder
     if config.sweep.dry_run and verb in ("train", "plan"):
@@ -226,14 +235,10 @@ def _do(verb: str, config: Config) -> "float | Outcome":
         plan([config])
         return math.nan
     if config.sweep.name is not None:
-        from omegaconf import OmegaConf
-
         from sentexp.sweeps.folder import SweepFolder
         from sentexp.sweeps.job import run_job
 
         folder = Path(hydra.runtime.output_dir)
-        sweeper = OmegaConf.to_object(hydra.sweeper)
-        search = sweeper if isinstance(sweeper, SearchConfig) else None
         return run_job(config, SweepFolder(folder.parent), int(folder.name), search)
     from sentexp import experiment
 

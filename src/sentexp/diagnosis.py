@@ -66,6 +66,7 @@ HINTS = {
     "to Boolean": "it must be true or false",
     "is not a valid bool": "it must be true or false",
     "not Optional": "it cannot be null",
+    "is not a ListConfig, list or tuple": "a list is written [a,b]",
     "DictConfig with ListConfig": "a list takes a list and a mapping takes a mapping here; data=csv takes either",
 }
 

@@ -145,8 +145,8 @@ import psutil
 from sentexp import experiment
 from sentexp.cli import main
 original = experiment.run
-def run(config):
-    result = original(config)
+def run(*arguments):
+    result = original(*arguments)
     print("RESIDENT", psutil.Process().memory_info().rss, file=sys.stderr, flush=True)
     return result
 experiment.run = run

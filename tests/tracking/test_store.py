@@ -10,12 +10,13 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from sqlalchemy.exc import IntegrityError
 
 from sentexp import experiment
 from sentexp.config import load_config
 from sentexp.errors import UserError
 from sentexp.tracking import store as store_module
-from sentexp.tracking.store import is_disk_full, open_record, store_uri
+from sentexp.tracking.store import is_disk_full, open_record, open_store, store_uri
 
 RECORDED = ("tracking=mlflow", "tracking.system_metrics=false")
 
@@ -153,6 +154,37 @@ def test_a_locked_store_is_named(store, monkeypatch):
     finally:
         holder.rollback()
         holder.close()
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.3, 0.6, 1.0])
+def test_a_kill_in_the_making_of_a_store_leaves_none_or_a_whole_one(seconds, tmp_path, command_environment):
+    code = f"""
+import os, threading
+from mlflow.store.db import utils
+upgrade = utils._upgrade_db
+def killed(engine):
+    threading.Timer({seconds}, lambda: os.kill(os.getpid(), 9)).start()
+    upgrade(engine)
+utils._upgrade_db = killed
+from sentexp.config import load_config
+from sentexp.tracking.store import open_store
+open_store(load_config("tracking.uri=sqlite:///{tmp_path / "mlflow.db"}").tracking)
+"""
+    subprocess.run([sys.executable, "-c", code], env=command_environment, capture_output=True, check=False)
+    open_record(load_config(f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}", *RECORDED).tracking, "x", None)
+
+
+def test_a_row_that_another_process_was_faster_with_is_written_again(store):
+    client = open_store(load_config(f"tracking.uri={store}").tracking).client
+    answers = iter([IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed: datasets.name")), "there"])
+
+    def insert():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert client._call(insert) == "there"
 
 
 def test_a_store_of_another_mlflow_is_named(store, command_environment):

@@ -13,6 +13,7 @@ from sentexp.sweeps.search.study import is_better_higher
 
 FEW_MINUTES = 10
 """From here on people say a time without its seconds."""
+LONGEST_NAME = 36
 METRICS = ("accuracy", "f1_macro", "auroc_macro")
 
 
@@ -40,7 +41,9 @@ def print_progress(outcome: Outcome, progress: Progress, monitor: str) -> None:
 def print_outcomes(outcomes: list[Outcome], monitor: str) -> None:
     """Print the table of all runs, and below it why runs failed."""
     numbers = [monitor.replace("/", "\n"), *(f"test\n{name.replace('_', ' ')}" for name in METRICS), "seconds"]
-    table = Table(*(Column(name, no_wrap=True) for name in ("run", "state")), *numbers, title="sweep")
+    table = Table(
+        Column("run", no_wrap=True, max_width=LONGEST_NAME), Column("state", no_wrap=True), *numbers, title="sweep"
+    )
     table.title_justify = "left"
     best = best_of(outcomes, monitor)
     for outcome in outcomes:

@@ -26,6 +26,8 @@ URI_VARIABLE = "MLFLOW_TRACKING_URI"
 PATIENCE = 120.0
 """Seconds to wait for a store that another process has locked, over MLflow's own 20."""
 RETRY_AFTER = 0.5
+LOST_RACE = ("UNIQUE constraint failed", "duplicate key value")
+"""What databases say where two processes have written the same new row, a data set's for instance: it is there now."""
 PAGE = 1000
 MEANT_FOR_THE_CALLER = ("RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
 
@@ -284,9 +286,10 @@ class _PatientClient:
             except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
                 if getattr(error, "error_code", "") in MEANT_FOR_THE_CALLER or is_disk_full(error):
                     raise
-                if "locked" not in str(error) or time.monotonic() - began > PATIENCE:
+                lost_race = any(sign in str(error) for sign in LOST_RACE)
+                if not (lost_race or "locked" in str(error)) or time.monotonic() - began > PATIENCE:
                     raise UserError(_explain(error, self._where)) from error
-                if not told:
+                if not told and not lost_race:
                     print(
                         f"sentexp: The MLflow store {self._where} is locked by another process: waiting.",
                         file=sys.stderr,
@@ -303,7 +306,32 @@ def _connect(uri: str) -> "MlflowClient":
     for name in ("mlflow", "mlflow.store", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its tracebacks: a sentence tells of them
+    _create_whole(uri)
     return MlflowClient(tracking_uri=uri)
+
+
+def _create_whole(uri: str) -> None:
+    """Make a missing SQLite store under another name first.
+
+    MLflow takes seconds for its tables, and a kill meanwhile would leave a store that no MLflow can open.
+    """
+    file = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or "?" in uri or file.exists():
+        return
+    from mlflow import MlflowClient
+
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        MlflowClient(tracking_uri=f"{SQLITE}{unfinished}").search_experiments(max_results=1)
+        os.link(unfinished, file)  # unlike a renamed file, a link never replaces the store of a faster process
+    except FileExistsError:
+        return
+    except OSError:
+        if not unfinished.is_file() or file.exists():
+            raise
+        unfinished.replace(file)  # on a file system without links
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _experiment(client: _PatientClient, name: str, uri: str) -> str:

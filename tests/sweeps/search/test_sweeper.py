@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from sentexp import experiment
 from sentexp.config import Sampler, SearchConfig, load_config
 from sentexp.experiment import RESULT
+from sentexp.sweeps.search.pruning import TrialJudge
 from sentexp.sweeps.search.study import build_sampler, storage_url
 from sentexp.sweeps.search.sweeper import OptunaSweeper
 from sentexp.tracking.folder import METRICS
@@ -227,10 +228,53 @@ def test_a_search_is_planned_by_the_ends_of_its_space(sentexp, tmp_path, trained
     code, output, errors = sentexp("plan", *OPTUNA, "peft.r=int(interval(2,8))", "hydra.sweeper.n_trials=7")
     assert code == 0, errors
     assert "plan: 2 runs, 2 to do" in output
-    assert "A search of 7 trials" in output
+    assert "A search of 7 trials: 0 have ended, 7 are left." in output
     assert not trained
     assert not list(tmp_path.glob("optuna.db"))
     assert not (tmp_path / "multirun").exists()
+
+
+def test_a_search_that_is_over_needs_no_plan(sentexp):
+    words = (*OPTUNA, "hydra.sweeper.sampler=grid", "peft.r=2,4")
+    assert sentexp(*words)[0] == 0
+    output = sentexp("plan", *words)[1]
+    assert "A search of 2 trials: 2 have ended, 0 are left." in output
+    assert "plan:" not in output
+
+
+def test_a_trial_that_is_killed_between_evaluations_keeps_what_it_has_reported(sentexp, tmp_path, monkeypatch):
+    words = (*OPTUNA, *WHOLE, "hydra.sweeper.n_trials=2", *SPACE, "hydra.sweeper.pruner=median", "trainer.save_steps=1")
+    original, looks = TrialJudge.__call__, iter(range(1, 100))
+
+    def call(self, looked):
+        said = original(self, looked)
+        if next(looks) == 6:  # the second trial, after its second evaluation
+            raise KeyboardInterrupt
+        return said
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialJudge, "__call__", call)
+        assert sentexp(*words)[0] == 130
+    assert sentexp(*words)[0] == 0
+    trials = study_in(tmp_path).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
+    assert [list(trial.intermediate_values) for trial in trials] == [[2, 4, 6, 8]] * 2
+
+
+def test_of_so_many_combinations_none_is_tried_twice(sentexp, tmp_path, trained):
+    words = ("hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=9", "peft.r=2,4", "seed=1,2")
+    code, output, errors = sentexp(*OPTUNA, *words)
+    assert code == 0, errors
+    assert "of 4 runs" in output
+    assert len(trained) == len(set(trained)) == 4
+    assert "The best values in full: peft.r=" in output
+
+
+def test_a_search_without_multirun_is_refused(sentexp, trained):
+    code, _, errors = sentexp("hydra/sweeper=optuna", "peft.r=4")
+    assert code == 1
+    assert "hydra/sweeper=optuna searches with --multirun: add it" in errors
+    assert not trained
 
 
 def test_a_second_process_at_the_same_search_is_refused(sentexp, tmp_path):
@@ -285,5 +329,7 @@ def test_a_launcher_that_runs_one_after_the_other_is_asked_for_one_at_a_time(sen
 
     monkeypatch.setattr(OptunaSweeper, "compose", compose)
     words = ("hydra.sweeper.n_jobs=2", "hydra.sweeper.n_trials=2", "peft.r=2,4")
-    assert sentexp(*OPTUNA, *words)[0] == 0
+    code, _, errors = sentexp(*OPTUNA, *words)
+    assert code == 0
+    assert "hydra.sweeper.n_jobs=2 needs a launcher that has processes" in errors
     assert study_in(tmp_path).trials[0].datetime_complete <= study_in(tmp_path).trials[1].datetime_start

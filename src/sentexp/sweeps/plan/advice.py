@@ -18,6 +18,7 @@ from sentexp.training.trainer import halve_micro_batch
 USUAL_ACCURACY = 0.85
 POINT = 0.01
 MUCH_PADDING = 0.2
+MUCH_LONGER = 1.2
 MOST_TEST_FRACTION = 0.5
 
 
@@ -147,7 +148,7 @@ def long_evaluations(run: Costs, _: Outlook) -> str | None:
     if run.measured is None or not run.work.micro_batches:
         return None
     training, validating = run.measured.training_seconds(run.work), run.measured.validation_seconds(run.work)
-    if validating <= training:
+    if validating <= MUCH_LONGER * training:
         return None
     said = f"Evaluating on validation takes {duration(validating)}, longer than training ({duration(training)})"
     if run.work.evaluations > 1:
@@ -203,7 +204,7 @@ def few_validation_rows(run: Costs, expected: Outlook) -> str | None:
     """The best checkpoint and the best run are chosen on a part of the validation rows."""
     rows, available = int(run.work.validation.rows.sum()), run.basis.examples.available["validation"]
     error = standard_error(expected.accuracy, rows)
-    if rows >= available or error <= POINT:
+    if rows >= available or error <= POINT or long_evaluations(run, expected) is not None:
         return None
     return (
         f"Checkpoints and runs are chosen on {rows:,} validation rows, where the standard error of an accuracy of "

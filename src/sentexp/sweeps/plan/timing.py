@@ -82,18 +82,24 @@ def measure(materials: Materials, work: Workload) -> Measurement:
     rehearsal = _Rehearsal(materials, build_data(materials), build_module(materials, model))
     training, optimizer = None, 0.0
     if not isinstance(materials.config.peft, Untuned):
-        watch = rehearsal.watch("train", work.train, TRAINING_BATCHES)
+        watch = rehearsal.watch("train", work.train, _few(work.train, TRAINING_BATCHES))
         training, optimizer = watch.speed(), float(np.median(watch.optimizer[1:]))
+    looked = _few(work.validation, EVALUATION_BATCHES)
     found = Measurement(
         training=training,
         optimizer=optimizer,
-        evaluation=rehearsal.watch("validation", work.validation, EVALUATION_BATCHES).speed(),
-        written=rehearsal.watch("test", work.test, EVALUATION_BATCHES).speed() if rehearsal.module.generates else None,
+        evaluation=rehearsal.watch("validation", work.validation, looked).speed(),
+        written=rehearsal.watch("test", work.test, looked).speed() if rehearsal.module.generates else None,
         loading=loading,
         peak_gib=peak_memory_gib(materials.device),
     )
     release_memory()
     return found
+
+
+def _few(batches: Batches, most: int) -> int:
+    """Return how many batches to time: two at least, for a line, and no more than a quarter of a short run."""
+    return max(2, min(most, len(batches.order) // 4))
 
 
 def fit_line(tokens: list[int], seconds: list[float]) -> Speed:

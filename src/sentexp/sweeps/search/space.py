@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override, Sweep
 
 from sentexp.errors import require
 from sentexp.sweeps.names import run_names
@@ -76,6 +76,7 @@ class Space:
         self.dimensions: dict[str, Interval | Choice] = {}
         for override in overrides:
             key = override.get_key_element()
+            _check_tags(key, override)
             self.fixed.pop(key, None)
             self.dimensions.pop(key, None)
             if not override.is_sweep_override():
@@ -113,6 +114,10 @@ class Space:
         others = [first | {key: value} for key, dim in self.dimensions.items() for value in dim.ends()[1:]]
         return [first, *others]
 
+    def is_finite(self) -> bool:
+        """Tell whether there are only so many combinations."""
+        return all(isinstance(dimension, Choice) for dimension in self.dimensions.values())
+
     def grid(self) -> list[dict[str, Value]]:
         """Return every combination, the last key changing first, as in a sweep without a search.
 
@@ -131,6 +136,18 @@ class Space:
     def describe(self) -> dict[str, str]:
         """Return each dimension as text, whatever words it was given in."""
         return {key: str(self.dimensions[key]) for key in sorted(self.dimensions)}
+
+
+def _check_tags(key: str, override: Override) -> None:
+    """Refuse tags that would change nothing."""
+    value = override.value()
+    tags = value.tags if isinstance(value, Sweep) else set()
+    legal = {"log"} if override.is_interval_sweep() else set()
+    require(
+        tags <= legal,
+        f"{key}: the tag {', '.join(sorted(tags - legal))} means nothing here: tag(log,interval(1e-5,1e-3)) is the one "
+        "that does, for an interval on a log scale.",
+    )
 
 
 def _interval(key: str, override: Override) -> Interval:

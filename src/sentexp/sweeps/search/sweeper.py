@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sentexp.config import Config, Pruner, Sampler, SearchConfig
 from sentexp.diagnosis import COMPOSITION_ERRORS
-from sentexp.errors import require
+from sentexp.errors import complain, require
 from sentexp.sweeps.launching import Job, is_in_process
 from sentexp.sweeps.search.space import Space
 from sentexp.sweeps.sweeper import RunSweeper
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
 
     from sentexp.sweeps.folder import Outcome
+    from sentexp.sweeps.search.trials import Search
 
 ROW_METRICS = ("accuracy", "loss", "brier")
 """Metrics that are means over rows, so that two runs can be compared row by row."""
@@ -44,7 +45,13 @@ class OptunaSweeper(RunSweeper):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         options = OmegaConf.to_object(config.hydra.sweeper)
         assert isinstance(options, SearchConfig)
-        self.options = replace(options, n_jobs=1) if is_in_process(self.launcher) else options
+        if is_in_process(self.launcher) and options.n_jobs > 1:
+            complain(
+                f"hydra.sweeper.n_jobs={options.n_jobs} needs a launcher that has processes, such as "
+                "hydra/launcher=joblib: the trials run one after the other."
+            )
+            options = replace(options, n_jobs=1)
+        self.options = options
 
     def sweep(self, arguments: list[str]) -> "list[Outcome]":
         """Run trials until there are `n_trials`, and return what became of each.
@@ -61,25 +68,30 @@ class OptunaSweeper(RunSweeper):
         corners = space.corners()
         jobs = self.compose([space.overrides(values) for values in corners], [space.name(values) for values in corners])
         check_pruner(self.options, jobs[0].config)
-        if jobs[0].config.sweep.dry_run:
-            self.plan(jobs)
-            return []
         from sentexp.sweeps.search.trials import Search
 
+        search = Search(self, self.options, space, jobs[0].config, words)
         try:
-            return Search(self, self.options, space, jobs[0].config, words).run()
+            if jobs[0].config.sweep.dry_run:
+                self._plan(search, jobs)
+                return []
+            return search.run()
         except COMPOSITION_ERRORS as error:  # a fault of sentexp's own, not of the configuration
             raise RuntimeError("the search broke off") from error
 
-    def plan(self, jobs: list[Job]) -> None:
+    def _plan(self, search: "Search", jobs: list[Job]) -> None:
         """Plan the ends of the space: what trials cost lies between."""
         from sentexp.console import say
+        from sentexp.sweeps.search.trials import count_ended
 
-        super().plan(jobs)
-        say(
-            f"A search of {self.options.n_trials} trials: these have the first values of all keys, and the others of "
-            "each in turn; what a trial costs lies between them."
-        )
+        ended = count_ended(search.url, search.name)
+        say(f"A search of {search.total} trials: {ended} have ended, {max(0, search.total - ended)} are left.")
+        if ended < search.total:
+            self.plan(jobs)
+            say(
+                "These runs have the first values of all keys, and the others of each in turn: what a trial costs lies "
+                "between them."
+            )
 
 
 def check_pruner(options: SearchConfig, config: Config) -> None:

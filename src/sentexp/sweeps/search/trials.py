@@ -1,15 +1,17 @@
 """The trials of a search: asked of Optuna's study, run as the runs of a sweep, and told to it.
 
-A trial that was killed or failed is tried again with its values when the search is started again, and one whose run is
-finished already, in whatever sweep, costs nothing.
+When the search is started again, a trial that was killed goes on, and one that failed is tried again with its values.
+One whose run is finished already, in whatever sweep, costs nothing.
 """
 
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sentexp.config import Config, Sampler, SearchConfig
+from sentexp.console import say
 from sentexp.errors import UserError, complain
 from sentexp.materials import find, identify
 from sentexp.recording import recorded
@@ -20,6 +22,7 @@ from sentexp.sweeps.search.space import Space, Value
 from sentexp.sweeps.search.study import build_sampler, is_better_higher, only_one_search, open_study, storage_url, told
 from sentexp.tracking.identity import digest_of
 from sentexp.tracking.pictures import draw_search
+from sentexp.tracking.store import SQLITE
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from sentexp.sweeps.search.sweeper import OptunaSweeper
     from sentexp.tracking.store import Record
 
-OUTCOME, NAME, AGAIN = "outcome", "name", "again"
+OUTCOME, NAME, AGAIN, REPEATS = "outcome", "name", "again", "repeats"
 PICTURE = "search.png"
 
 
@@ -54,7 +57,10 @@ class Search:
         self.url = storage_url(options, config.tracking)
         self.name = digest_of("search", identify(find(config)), space.describe(), self.objectives)
         self.study: Study
-        self.lost: list[dict[str, Value]]
+        self.killed: list[Trial]
+        self.failed: list[dict[str, Value]]
+        self.grid = space.grid() if space.is_finite() else None
+        self.total = options.n_trials if self.grid is None else min(options.n_trials, len(self.grid))
 
     def run(self) -> list[Outcome]:
         """Run trials until there are `n_trials`, and return what became of each.
@@ -63,19 +69,17 @@ class Search:
             UserError: the storage cannot be used, or another process is at the same search.
             SweepFailed: some of the runs failed.
         """
-        total = self.options.n_trials
-        if self.options.sampler is Sampler.grid:
-            total = min(total, len(self.space.grid()))
         with only_one_search(self.url, self.name):
             self.study = self._open()
             earlier = self._take_up()
-            total = max(total, len(earlier))
+            total = max(self.total, len(earlier))
             folder = self.sweeper.begin(total, self.config)
             for number, outcome in earlier.items():
                 folder.write(number, outcome)
             parent = self.sweeper.open_parent("search", self.config, self.name, self.space.describe(), self.words)
             with recorded(parent):
-                kind, again = f"Search with {self.options.sampler.name}", min(len(self.lost), total - len(earlier))
+                kind = f"Search with {self.options.sampler.name}"
+                again = min(len(self.killed) + len(self.failed), total - len(earlier))
                 print_beginning(kind, total, len(earlier), again, parent.run_id, folder.path)
                 while (left := total - len(folder.outcomes())) > 0 and not folder.is_stopped():
                     self._run([self._ask() for _ in range(min(self.options.n_jobs, left))], parent, folder)
@@ -93,34 +97,49 @@ class Search:
         return open_study(self.url, self.name, self.objectives)
 
     def _take_up(self) -> dict[int, Outcome]:
-        """Return what earlier starts have ended, by number; keep the values of trials that were killed or failed."""
-        from optuna.trial import TrialState
+        """Return what earlier starts have ended, by number; keep trials that were killed, and values that failed."""
+        from optuna.trial import Trial, TrialState
 
-        lost, ended, outcomes = [], [], {}
+        self.killed, failed, ended, outcomes = [], [], [], {}
         for trial in self.study.get_trials(deepcopy=False):
-            if trial.state is TrialState.RUNNING:
-                self.study.tell(trial.number, state=TrialState.FAIL)
             outcome = _outcome_of(trial)
             if outcome is not None and outcome.state in (State.finished, State.pruned):
                 outcomes[trial.number] = replace(outcome, earlier=True)
                 ended.append(trial.params)
-            elif trial.state is not TrialState.WAITING and trial.params not in lost:
-                lost.append(trial.params)
-        self.lost = [values for values in lost if values not in ended]
+                if trial.state is TrialState.RUNNING:  # killed between its end and its telling
+                    self._tell(Trial(self.study, trial._trial_id), outcome)
+            elif trial.state is TrialState.RUNNING:
+                self.killed.append(Trial(self.study, trial._trial_id))
+            elif trial.state is TrialState.FAIL and REPEATS not in trial.user_attrs and trial.params not in failed:
+                failed.append(trial.params)
+        going_on = [trial.params for trial in self.killed]
+        self.failed = [values for values in failed if values not in ended and values not in going_on]
         return outcomes
 
     def _ask(self) -> "Trial":
-        """Return the next trial: one that was lost, the next of a grid, or what the sampler proposes."""
+        """Return the next trial: one that was killed or failed, the next of a grid, or what the sampler proposes.
+
+        Where there are only so many combinations, none is tried twice.
+        """
         from optuna.trial import TrialState
 
+        if self.killed:
+            return self.killed.pop(0)
         trials = self.study.get_trials(deepcopy=False)
+        seen = [trial.params for trial in trials]
+        unseen = next((values for values in self.grid or [] if values not in seen), None)
         if not any(trial.state is TrialState.WAITING for trial in trials):  # a kill can leave one
-            if self.lost:
-                self.study.enqueue_trial(self.lost.pop(0), user_attrs={AGAIN: True})
-            elif self.options.sampler is Sampler.grid:
-                seen = [trial.params for trial in trials]
-                self.study.enqueue_trial(next(values for values in self.space.grid() if values not in seen))
+            if self.failed:
+                self.study.enqueue_trial(self.failed.pop(0), user_attrs={AGAIN: True})
+            elif self.options.sampler is Sampler.grid and unseen is not None:
+                self.study.enqueue_trial(unseen)
         self.study.sampler = build_sampler(self.options, sum(AGAIN not in trial.user_attrs for trial in trials))
+        trial = self.study.ask(self.space.distributions())
+        if trial.params not in seen or unseen is None or AGAIN in trial.user_attrs:
+            return trial
+        trial.set_user_attr(REPEATS, True)
+        self.study.tell(trial, state=TrialState.FAIL)
+        self.study.enqueue_trial(unseen)
         return self.study.ask(self.space.distributions())
 
     def _run(self, trials: "list[Trial]", parent: "Record", folder: SweepFolder) -> None:
@@ -162,6 +181,9 @@ class Search:
         if not done:
             return
         best = [trial.number for trial in self.study.best_trials]
+        if len(self.objectives) == 1:
+            values = " ".join(f"{key}={value}" for key, value in self.study.best_trial.params.items())
+            say(f"The best values in full: {values}")
         if len(self.objectives) > 1:
             front = [trial for trial in done if trial.number in best]
             print_front(self.objectives, [(trial.user_attrs[NAME], trial.values) for trial in front])
@@ -169,6 +191,18 @@ class Search:
         higher = [is_better_higher(name) for name in self.objectives]
         draw_search(points, self.objectives, higher, folder.path / PICTURE)
         parent.log_files(folder.path / PICTURE)
+
+
+def count_ended(url: str, name: str) -> int:
+    """Return how many trials of a search have ended, pruned or to their end; a storage that is not there holds none."""
+    if url.startswith(SQLITE) and not Path(url.removeprefix(SQLITE)).is_file():
+        return 0
+    from optuna import get_all_study_names, load_study
+
+    if name not in told(lambda: get_all_study_names(url), url):
+        return 0
+    outcomes = [_outcome_of(trial) for trial in load_study(study_name=name, storage=url).get_trials(deepcopy=False)]
+    return sum(outcome is not None and outcome.state in (State.finished, State.pruned) for outcome in outcomes)
 
 
 def _outcome_of(trial: "FrozenTrial") -> Outcome | None:
