@@ -72,7 +72,7 @@ def _say_in_all(spent: Mapping[str, float], kinds: int) -> None:
     said = ", ".join(f"{name} {duration(seconds)}" for name, seconds in spent.items() if seconds)
     say(f"One after the other: about {duration(sum(spent.values()))} ({said}).")
     say(
-        f"Measured: {TRAINING_BATCHES} training and {EVALUATION_BATCHES} evaluation batches of each of {kinds} "
+        f"Measured: up to {TRAINING_BATCHES} training and {EVALUATION_BATCHES} evaluation batches of each of {kinds} "
         f"{'kind' if kinds == 1 else 'kinds'} of run, after the largest, whose memory is the peak; a batch takes "
         "a + b x tokens. Not counted: early stopping, TF-IDF, recording, pictures."
     )
