@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from sentexp import assembly, experiment
 from sentexp.errors import UserError
-from sentexp.sweeps import grid
+from sentexp.sweeps import grid, sweeper
 from sentexp.sweeps.folder import SweepFolder
 from sentexp.tracking.store import PARENT
 
@@ -384,3 +384,33 @@ def test_a_sweep_gathers_runs_of_several_processes(sentexp, trained, launched, m
     parent, runs = recorded(tmp_path)
     assert {run.data.tags[PARENT] for run in runs.values()} == {parent.info.run_id}
     assert len(runs) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "composed"),
+    [
+        (["peft.r=4,8,16", "optim.lr=1e-4,2e-4"], 1),
+        (["peft=lora,ia3", "seed=1,2"], 2),
+        (["peft.r=4,8", "peft.alpha=${peft.r}", "tracking.run_name='a b',null"], 1),
+        (["data.max_length=16,32", "optim=adamw,sgd", "trainer.log_every_n_steps=1,2"], 4),
+        (["peft.target_modules=all-linear,[q_proj],[k_proj]"], 3),
+    ],
+)
+def test_a_run_that_differs_in_values_alone_is_composed_as_hydra_would(words, composed, sentexp, monkeypatch):
+    seen, original = [], sweeper._with_values
+    monkeypatch.setattr(grid.GridSweeper, "_run", lambda self, jobs, words: seen.append([job.config for job in jobs]))
+
+    def counted(*arguments):
+        found = original(*arguments)
+        counts.append(found)
+        return found
+
+    for substitute in (counted, lambda *_: None):
+        counts = []
+        monkeypatch.setattr(sweeper, "_with_values", substitute)
+        code, _, errors = sentexp("--multirun", *words)
+        assert code == 0, errors
+        if substitute is counted:
+            assert 1 + sum(found is None for found in counts) == composed
+    assert seen[0] == seen[1]
+    assert len({str(config) for config in seen[0]}) == len(seen[0])
