@@ -23,7 +23,7 @@ def sentexp(quick, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
 
     def command(*words):
-        monkeypatch.setattr(sys, "argv", ["sentexp", *words, *quick])
+        monkeypatch.setattr(sys, "argv", ["sentexp", *words[:1], *quick, *words[1:]])  # the verb must be first
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")

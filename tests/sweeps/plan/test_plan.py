@@ -1,40 +1,17 @@
 """`python -m sentexp plan` and `sweep.dry_run=true`: what would be done, by the runs themselves; nothing is written."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from sentexp import cli, experiment
+from sentexp import experiment
 from sentexp.models.scoring import SequenceClassifier
 from sentexp.sweeps.plan import plan as planning
 from sentexp.sweeps.plan import survey
 from sentexp.sweeps.plan.plan import plan
 from sentexp.sweeps.plan.timing import fit_line
-
-
-@pytest.fixture
-def sentexp(reviews, store, tmp_path, monkeypatch, capsys):
-    """Return a function that gives the command line these words in this process: (exit code, output, errors)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    quick = [
-        "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation",
-        "data.splits.test=test", "trainer.progress_bar=false", "trainer.batch_size=8", "trainer.precision=fp32",
-        "tracking.system_metrics=false", "task.template='{text}'", "baseline=false",
-    ]  # fmt: skip
-
-    def command(*words, uri=store):
-        monkeypatch.setattr(sys, "argv", ["sentexp", *words, *quick, f"tracking.uri={uri}"])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, captured.err
-
-    return command
 
 
 def contents(folder):
@@ -57,7 +34,7 @@ SWEEP = ("--multirun", "peft.r=4,8")
 def test_nothing_is_written(sentexp, tmp_path, store, words, there):
     uri = store if there else f"sqlite:///{tmp_path / 'missing.db'}"
     before = contents(tmp_path)
-    code, output, errors = sentexp(*words, "baseline=true", uri=uri)
+    code, output, errors = sentexp(*words, "baseline=true", f"tracking.uri={uri}")
     assert code == 0, errors
     assert "to do" in output
     assert contents(tmp_path) == before

@@ -22,6 +22,8 @@ from sentexp.tracking.store import PARENT
 SPACE = ("peft.r=2,4,8", "optim.lr=tag(log,interval(1e-5,1e-2))")
 OPTUNA = ("--multirun", "hydra/sweeper=optuna")
 WHOLE = ("trainer.max_epochs=2", "trainer.eval_steps=2")
+TWO = (*OPTUNA, *WHOLE, "hydra.sweeper.sampler=grid", "optim.lr=1e-2,1e-12", "optim.schedule=constant")
+"""One run that learns, and one that cannot."""
 
 
 def study_in(folder):
@@ -150,9 +152,8 @@ def test_several_objectives_end_in_a_front(sentexp, tmp_path):
 
 
 def test_a_pruned_run_is_marked_and_goes_on_from_its_checkpoint_when_it_is_wanted(sentexp, tmp_path, monkeypatch):
-    words = (*WHOLE, "hydra.sweeper.sampler=grid", "optim.lr=1e-2,1e-12", "optim.schedule=constant")
     rule = ("hydra.sweeper.pruner=halving", "hydra.sweeper.reduction_factor=2", "trainer.monitor=validation/loss")
-    code, output, errors = sentexp(*OPTUNA, *words, *rule)
+    code, output, errors = sentexp(*TWO, *rule)
     assert code == 0, errors
     assert "validation/loss" in output
     assert "is not in the best 1/2 of the runs there" in output
@@ -169,7 +170,7 @@ def test_a_pruned_run_is_marked_and_goes_on_from_its_checkpoint_when_it_is_wante
     assert "pruned" in sentexp("runs")[1]
     before = [json.loads(line)["step"] for line in (folder / METRICS).read_text().splitlines()]
     assert max(before) < 8
-    assert "2 finished before, 0 to do" in sentexp(*OPTUNA, *words, *rule)[1]
+    assert "2 finished before, 0 to do" in sentexp(*TWO, *rule)[1]
     alone = ("trainer.max_epochs=2", "trainer.eval_steps=2", "optim.lr=1e-12", "optim.schedule=constant", rule[2])
     assert sentexp(*alone)[0] == 0
     steps = [json.loads(line)["step"] for line in (folder / METRICS).read_text().splitlines()]
@@ -181,9 +182,8 @@ def test_a_pruned_run_is_marked_and_goes_on_from_its_checkpoint_when_it_is_wante
 
 
 def test_the_confident_rule_prunes_by_rows(sentexp, tmp_path):
-    words = (*WHOLE, "hydra.sweeper.sampler=grid", "optim.lr=1e-2,1e-12", "optim.schedule=constant")
     rule = ("hydra.sweeper.pruner=confident", "trainer.monitor=validation/loss", "hydra.sweeper.confidence=0.05")
-    code, output, errors = sentexp(*OPTUNA, *words, *rule)
+    code, output, errors = sentexp(*TWO, *rule)
     assert code == 0, errors
     assert " is better by" in output
     assert "on the same rows, 5% interval" in output
