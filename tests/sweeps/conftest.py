@@ -23,7 +23,9 @@ def sentexp(quick, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
 
     def command(*words):
-        monkeypatch.setattr(sys, "argv", ["sentexp", *words[:1], *quick, *words[1:]])  # the verb must be first
+        given = {word.partition("=")[0] for word in words}
+        rest = [word for word in quick if word.partition("=")[0] not in given]
+        monkeypatch.setattr(sys, "argv", ["sentexp", *words, *rest])
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
