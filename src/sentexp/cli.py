@@ -166,12 +166,12 @@ def _tell(error: Exception) -> int:
     from sentexp.diagnosis import COMPOSITION_ERRORS, explain, explain_failure
     from sentexp.sweeps.sweeper import SweepFailed
 
+    processes.wait_for_spokesman()  # first: finding the words takes time, in which the run may be ended
     sentence = str(error) if isinstance(error, SweepFailed) else explain_failure(error, "the current folder")
     if sentence is None and isinstance(error, COMPOSITION_ERRORS):
         sentence = explain(sys.argv[1:], error)
     if sentence is None:
         raise error
-    processes.wait_for_spokesman()
     complain(sentence)
     return 1
 
@@ -189,8 +189,8 @@ def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome"
 
         if full_error:
             raise
-        sentence = explain_failure(error, config.output_dir)
         processes.wait_for_spokesman()
+        sentence = explain_failure(error, config.output_dir)
         if sentence is None:
             traceback.print_exc()
         else:
