@@ -31,9 +31,10 @@ from sentexp.config import (
 from sentexp.data.splits import NAMES, Numbers, split_digest
 from sentexp.materials import Materials, with_shots
 from sentexp.processes import led
-from sentexp.recording import count_answers, recorded
+from sentexp.recording import count_answers, keep_predictions, recorded
 from sentexp.tracking.folder import RunFolder
 from sentexp.tracking.identity import digest_of
+from sentexp.tracking.predictions import FOLDER as PREDICTIONS
 from sentexp.tracking.provenance import command, git_state
 from sentexp.tracking.store import Record, find_run, open_record
 from sentexp.training.metrics import slice_scores, split_metrics
@@ -66,11 +67,11 @@ def measure_baselines(materials: Materials, model: nn.Module) -> dict[str, Basel
         model: before any training.
     """
     base = with_shots(materials)
-    compute: dict[str, Callable[[Record], dict[str, float]]] = {
-        "majority": lambda _: _scored(materials, _majority(materials)),
-        "tfidf": lambda _: led(lambda: _scored(materials, _tfidf(materials))),
-        "linear_probe": lambda _: _scored(materials, _probe(materials, model)),
-        "untuned": lambda record: _untuned(base, model, record),
+    compute: dict[str, Callable[[Record, Path], dict[str, float]]] = {
+        "majority": lambda _, folder: _scored(materials, _majority(materials), folder),
+        "tfidf": lambda _, folder: led(lambda: _scored(materials, _tfidf(materials), folder)),
+        "linear_probe": lambda _, folder: _scored(materials, _probe(materials, model), folder),
+        "untuned": lambda record, folder: _untuned(base, model, record, folder),
     }
     return {kind: _kept(materials, kind, *rest, compute[kind]) for kind, rest in _kinds(materials, base).items()}
 
@@ -127,7 +128,7 @@ def _model_parts(materials: Materials) -> list[Any]:
 
 
 def _kept(
-    materials: Materials, kind: str, title: str, identity: str, compute: Callable[[Record], dict[str, float]]
+    materials: Materials, kind: str, title: str, identity: str, compute: Callable[[Record, Path], dict[str, float]]
 ) -> Baseline:
     """Return a baseline that is recorded already, or compute it and record it.
 
@@ -148,8 +149,9 @@ def _kept(
             record.log_params({"baseline": kind, **flatten(config.model, "model."), **flatten(config.data, "data.")})
             if kind == "untuned":
                 record.log_params(flatten(config.task, "task."))
-            metrics = compute(record)
+            metrics = compute(record, folder.path)
             record.log_metrics(metrics)
+            record.log_files(folder.path / PREDICTIONS, PREDICTIONS)
             written = json.dumps(metrics, indent=2) + "\n"
             led(lambda: (folder.path / RESULT).write_text(written))
         folder.forget()
@@ -170,7 +172,7 @@ def _recorded(tracking: TrackingConfig, identity: str, file: Path) -> tuple[str 
     return found.info.run_id, {key: value for key, value in found.data.metrics.items() if key.startswith("test/")}
 
 
-def _untuned(base: Materials, model: nn.Module, record: Record) -> dict[str, float]:
+def _untuned(base: Materials, model: nn.Module, record: Record, folder: Path) -> dict[str, float]:
     """Test the language model as it is: its adapter, which has learned nothing yet, is switched off."""
     module, data = build_module(base, model), build_data(base)
     trainer = build_trainer(base.config.trainer, base.precision, base.device, Record())
@@ -178,6 +180,7 @@ def _untuned(base: Materials, model: nn.Module, record: Record) -> dict[str, flo
         if module.correction is PriorCorrection.batch:
             evaluate(trainer, module, data, "validation")
         metrics = evaluate(trainer, module, data, "test")
+    keep_predictions(base, None, module.test, folder)
     counted = count_answers(base, module.test)
     record.set_tags(counted.tags)
     return metrics | counted.metrics | slice_scores(base.examples, module.test.logits)
@@ -192,9 +195,10 @@ def _without_adapter(model: nn.Module) -> Iterator[None]:
             yield
 
 
-def _scored(materials: Materials, logits: Tensor) -> dict[str, float]:
-    """Return the test metrics of logits of the test rows."""
+def _scored(materials: Materials, logits: Tensor, folder: Path) -> dict[str, float]:
+    """Return the test metrics of logits of the test rows, and keep what they say of each."""
     examples = materials.examples
+    keep_predictions(materials, None, logits, folder)
     metrics = split_metrics(examples.labels, logits, torch.tensor(examples.targets("test")).long(), per_class=True)
     return {f"test/{name}": value for name, value in metrics.items()} | slice_scores(examples, logits)
 

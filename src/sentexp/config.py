@@ -141,6 +141,13 @@ class Strategy(Enum):
     fsdp = "fsdp"
 
 
+class EvaluatedSplit(Enum):
+    """A split whose predictions every run keeps."""
+
+    validation = "validation"
+    test = "test"
+
+
 class TrackingBackend(Enum):
     """Where a run is recorded."""
 
@@ -752,6 +759,9 @@ METRICS = ("loss", "accuracy", "auroc_macro", "f1_macro", "precision_macro", "re
 
 LOWER_IS_BETTER = ("loss", "ece", "brier")
 
+SLICE_METRICS = ("accuracy", "f1_macro", "auroc_macro")
+"""The metrics of a slice, and those that short tables show."""
+
 
 @dataclass(kw_only=True, slots=True)
 class TrackingConfig:
@@ -908,6 +918,47 @@ class Config:
             )
 
 
+@dataclass(kw_only=True, slots=True)
+class CompareConfig:
+    """`python -m sentexp compare`: which runs, by what, how surely.
+
+    At most one of `sweep` (the MLflow run of a sweep, or its name), `runs` (ids), `experiment` and `filter` (MLflow's
+    own, over the runs of `tracking.experiment`) is given; the latest sweep is the default. `base` is what differences
+    are taken to: a baseline's name, a run's name or id; null is the untuned base, else the strongest that trains no
+    adapter. `by` is a slice column. `rows` are shown of each kind when two runs are compared. `output` is a folder.
+    """
+
+    tracking: TrackingConfig = MISSING
+    sweep: str | None = None
+    runs: list[str] | None = None
+    experiment: str | None = None
+    filter: str | None = None
+    metric: str = "accuracy"
+    split: EvaluatedSplit = EvaluatedSplit.test
+    base: str | None = None
+    by: str | None = None
+    rows: int = 10
+    confidence: float = 0.95
+    resamples: int = 2000
+    seed: int = 0
+    output: str = "comparison"
+
+    def __post_init__(self) -> None:
+        """Check that one thing is compared, names and ranges."""
+        given = [name for name in ("sweep", "runs", "experiment", "filter") if getattr(self, name) is not None]
+        require(len(given) < 2, f"{' and '.join(given)} both say what to compare: give one of them.")  # noqa: PLR2004
+        require(self.runs is None or len(self.runs) > 0, "runs=[] names no run: give ids, as in runs=[1a2b3c,4d5e6f].")
+        require(self.metric in METRICS, f"metric={self.metric} must be one of {', '.join(METRICS)}.")
+        require(0 < self.confidence < 1, f"confidence={self.confidence} must be above 0 and below 1.")
+        _at_least("resamples", self.resamples, 100)
+        _at_least("rows", self.rows, 1)
+        require(0 <= self.seed < 2**32, f"seed={self.seed} must be at least 0 and below 2**32.")
+        require(
+            self.tracking.backend is not TrackingBackend.none,
+            "compare reads what MLflow holds, so tracking=none has nothing to compare: leave it out.",
+        )
+
+
 BOOKKEEPING = (
     "tracking",
     "output_dir",
@@ -966,6 +1017,7 @@ def register_schemas() -> None:
     """Register the root schema and the schemas of the polymorphic groups with hydra's ConfigStore."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
+    store.store(name="schema_compare", node=CompareConfig)
     polymorphic: dict[str, dict[str, type]] = {
         "peft": {"none": Untuned, "head": HeadOnly, "full": FullFineTuning, "lora": Lora, "ia3": IA3},
         "data": {"table": TableData, "phrasebank": PhraseBank, "multilingual": Multilingual, "rated": RatedTexts},

@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
-from sentexp.config import CausalLM, TaskConfig
+from sentexp.config import SLICE_METRICS, CausalLM, TaskConfig
 from sentexp.data.audit import DataAudit
 from sentexp.data.splits import NAMES
-from sentexp.models.adapters import KINDS, ParameterAudit
-from sentexp.training.metrics import SLICE_METRICS
+
+if TYPE_CHECKING:
+    from sentexp.models.adapters import ParameterAudit
 
 MOST_COLUMNS = 12
 OUT = Console(highlight=False, soft_wrap=True)
@@ -54,10 +56,10 @@ def print_findings(found: DataAudit) -> None:
     OUT.print(table, soft_wrap=False)
 
 
-def print_parameters(method: str, audit: ParameterAudit) -> None:
+def print_parameters(method: str, audit: "ParameterAudit") -> None:
     """Print trained and frozen parameters by kind."""
     table = Table("parameters", "trained", "frozen", title=f"peft={method}", title_justify="left")
-    for kind in KINDS:
+    for kind in audit.trainable:
         if audit.trainable[kind] or audit.frozen[kind]:
             table.add_row(kind, f"{audit.trainable[kind]:,}", f"{audit.frozen[kind]:,}")
     share = audit.trainable_total / audit.total

@@ -13,16 +13,27 @@ import lightning as L  # noqa: N812 (the library's own abbreviation)
 from sentexp import console, processes
 from sentexp.assembly import build_data, build_model, build_module
 from sentexp.baselines import Baseline, measure_baselines, untuned_identity
-from sentexp.config import METRICS, CausalLM, Config, Strategy, TrackingBackend, Untuned, flatten, method_name
+from sentexp.config import (
+    METRICS,
+    SLICE_METRICS,
+    CausalLM,
+    Config,
+    Strategy,
+    TrackingBackend,
+    Untuned,
+    flatten,
+    method_name,
+)
 from sentexp.data.audit import DataAudit
 from sentexp.errors import OutOfMemory, require
 from sentexp.hardware import choose_device, peak_memory_gib, release_memory
 from sentexp.materials import Basis, Materials, find, gather, identify
 from sentexp.models.adapters import ParameterAudit
-from sentexp.models.saving import save_trained
+from sentexp.models.saving import save_trained, saved_mib
 from sentexp.recording import (
     Sinks,
     count_answers,
+    keep_predictions,
     left_in_a_sweep,
     open_run,
     record_audit,
@@ -31,10 +42,11 @@ from sentexp.recording import (
 )
 from sentexp.tracking.folder import STATE, RunFolder
 from sentexp.tracking.pictures import draw_confusion_matrix, draw_learning_curve, draw_reliability
-from sentexp.tracking.store import Record, describe_store, find_run, open_record, read_artifact
+from sentexp.tracking.predictions import FOLDER as PREDICTIONS
+from sentexp.tracking.store import Record, describe_store, find_run, open_record, open_store, read_artifact
 from sentexp.training.calibration import fit_temperature, reliability
 from sentexp.training.checkpoint import Checkpoints, remove_checkpoints
-from sentexp.training.metrics import SLICE_METRICS, confusion_matrix, slice_scores, split_metrics
+from sentexp.training.metrics import confusion_matrix, slice_scores, split_metrics
 from sentexp.training.module import Evaluation
 from sentexp.training.pruning import Judge, Pruning
 from sentexp.training.trainer import build_trainer, evaluate, fit, halve_micro_batch
@@ -181,7 +193,7 @@ def find_result(config: Config, identity: str) -> Result | None:
         if found is None:
             return None
         if text is None or json.loads(text)["run_id"] != found.info.run_id:
-            text = read_artifact(config.tracking, found.info.run_id, RESULT)
+            text = read_artifact(open_store(config.tracking), found.info.run_id, RESULT)
     elif (folder / STATE).is_file():
         return None
     return None if text is None else Result.load(text, folder)
@@ -277,6 +289,7 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
     metrics = evaluate(trainer, module, data, "test")
     temperature = processes.led(lambda: fit_temperature(*module.validation))
     answers, derived = processes.led(lambda: _derive(materials, module.test, temperature))
+    keep_predictions(materials, module.validation[0], module.test, folder.path)
     derived |= _differences(metrics, baselines)
     record.set_tags(answers)
     record.log_metrics(derived, trainer.global_step)
@@ -293,6 +306,7 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
         "train/steps": trainer.global_step,
         "parameters/trainable": parameters.trainable_total,
         "parameters/total": parameters.total,
+        "saved_mib": saved_mib(weights),
         "peak_memory_gib": max(processes.exchange(peak_memory_gib(materials.device))),
     }
     return Result(
@@ -376,7 +390,8 @@ def _conclude(result: Result, record: Record, folder: RunFolder, seconds: float)
     record.log_metrics(costs, int(result.metrics["train/steps"]))
     for name in (RESULT, "confusion_matrix.png", "learning_curve.png", "reliability.png"):
         record.log_files(folder.path / name)
-    record.log_files(result.weights, result.weights.name)
+    for part in (result.weights, folder.path / PREDICTIONS):
+        record.log_files(part, part.name)
     return result
 
 

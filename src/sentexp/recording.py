@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from sentexp import console, processes
 from sentexp.config import Config, flatten, method_name, task_name
@@ -20,6 +21,7 @@ from sentexp.models.answers import irregular_tokens, read_answers
 from sentexp.tracking.folder import RunFolder
 from sentexp.tracking.identity import digest_of, settings
 from sentexp.tracking.pictures import draw_data
+from sentexp.tracking.predictions import file_name, write_predictions
 from sentexp.tracking.provenance import command, git_state, library_versions, mask_uri
 from sentexp.tracking.store import PARENT, Record, find_run, open_record
 from sentexp.training.module import Evaluation
@@ -176,6 +178,27 @@ def count_answers(materials: Materials, test: Evaluation) -> AnswerCounts:
         found.metrics["test/irregular_generations"] = float(irregular.total())
         found.metrics["test/generated_accuracy"] = right / len(read)
     return found
+
+
+def keep_predictions(materials: Materials, validation: Tensor | None, test: Evaluation | Tensor, folder: Path) -> None:
+    """Write what was said about every row of the validation and the test split; the leading process does.
+
+    Args:
+        materials: of the run.
+        validation: logits, shape (rows, classes); None for what was tested only.
+        test: the same, or all that a language model said.
+        folder: of the run.
+    """
+    if not processes.leads():
+        return
+    examples, extras = materials.examples, {}
+    if isinstance(test, Evaluation) and test.outside is not None and test.irregular is not None:
+        extras = {"off_label_mass": test.outside.float().numpy(), "irregular": test.irregular.bool().numpy()}
+    logits = test.logits if isinstance(test, Evaluation) else test
+    for split, scores, more in (("validation", validation, {}), ("test", logits, extras)):
+        if scores is not None:
+            probabilities = scores.float().softmax(-1).numpy()
+            write_predictions(examples.split(split), examples.labels, probabilities, folder / file_name(split), more)
 
 
 def record_data(record: Record, materials: Materials, folder: Path) -> None:

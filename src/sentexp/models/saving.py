@@ -64,3 +64,8 @@ def save_trained(
 
     processes.led(write)
     return folder
+
+
+def saved_mib(folder: Path) -> float:
+    """Return the size of the weights that were saved in a folder, in MiB."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2**20

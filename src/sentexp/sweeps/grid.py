@@ -9,8 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from sentexp.diagnosis import COMPOSITION_ERRORS
 from sentexp.errors import require
 from sentexp.sweeps.launching import Job
-from sentexp.sweeps.names import run_names
 from sentexp.sweeps.sweeper import RunSweeper
+from sentexp.tracking.names import run_names
 
 if TYPE_CHECKING:
     from sentexp.sweeps.folder import Outcome

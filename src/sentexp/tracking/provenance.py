@@ -20,11 +20,28 @@ LIBRARIES = (
     "mlflow",
 )
 
+GIVEN_BY_A_SWEEP = ("sweep.name=", "sweep.parent=", "sweep.study=", "sweep.trial=")
+
 
 def command() -> str:
-    """Return the console command of this process, as it could be typed again."""
-    words = [mask_uri(word) for word in sys.argv[1:]]
-    return shlex.join(["python", "-m", "sentexp", *words])
+    """Return the console command of this process, or of the one run of a sweep that it is at, to be typed again."""
+    words = _words_of_run()
+    masked = [mask_uri(word) for word in (sys.argv[1:] if words is None else words)]
+    return shlex.join(["python", "-m", "sentexp", *masked])
+
+
+def _words_of_run() -> list[str] | None:
+    """Return the words of the run of a sweep that hydra is at; None outside of one."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return None
+    hydra = HydraConfig.get()
+    own = [
+        f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"
+    ]
+    return own + [word for word in hydra.overrides.task if not word.startswith(GIVEN_BY_A_SWEEP)]
 
 
 def git_state() -> dict[str, str]:

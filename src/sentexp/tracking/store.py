@@ -1,7 +1,9 @@
 """The MLflow store: SQLite by default, written with the client alone, never through a global active run (law 1)."""
 
+import atexit
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -9,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from sentexp import processes
 from sentexp.config import TrackingBackend, TrackingConfig
@@ -169,6 +172,7 @@ class Store:
         self.where = mask_uri(uri)
         self.client = _client(uri)
         self.experiment = _experiment(self.client, experiment, uri)
+        self._places: dict[str, str] = {}
 
     def exists(self, run_id: str) -> bool:
         """Tell whether there is such a run that was not deleted."""
@@ -179,6 +183,20 @@ class Store:
         except MlflowException:
             return False
 
+    def artifact(self, run_id: str, name: str) -> Path | None:
+        """Return an artifact of a run as a file, its own or a copy for this process; None where it is gone."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils.file_utils import local_file_uri_to_path
+
+        place = self._places.get(run_id) or self.client.get_run(run_id).info.artifact_uri
+        if urlsplit(place).scheme in ("", "file"):  # a server's own is mlflow-artifacts:/
+            file = Path(local_file_uri_to_path(place)) / name
+            return file if file.exists() else None
+        try:
+            return Path(self.client.download_artifacts(run_id, name, _downloads()))
+        except (UserError, MlflowException, OSError):
+            return None
+
     def search(self, query: str, most: int | None = None) -> "list[Run]":
         """Return the runs of the experiment that an MLflow filter finds, the latest first."""
         found: list[Run] = []
@@ -188,6 +206,7 @@ class Store:
                 [self.experiment], query, max_results=min(most or PAGE, PAGE), page_token=token
             )
             found += page
+            self._places |= {run.info.run_id: run.info.artifact_uri for run in page}  # it never changes
             token = page.token
             if not token:
                 break
@@ -205,6 +224,14 @@ def find_store(tracking: TrackingConfig) -> Store | None:
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE).partition("?")[0]).is_file():
         return None
     return None if _client(uri).get_experiment_by_name(tracking.experiment) is None else open_store(tracking)
+
+
+@lru_cache
+def _downloads() -> str:
+    """Return a folder that is there as long as this process."""
+    folder = tempfile.mkdtemp(prefix="sentexp-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @lru_cache
@@ -246,13 +273,10 @@ def find_run(tracking: TrackingConfig, tag: str, value: str, status: str | None 
     return runs[0] if runs else None
 
 
-def read_artifact(tracking: TrackingConfig, run_id: str, name: str) -> str | None:
+def read_artifact(store: Store, run_id: str, name: str) -> str | None:
     """Return a text artifact of a run; None where it is gone."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            return Path(open_store(tracking).client.download_artifacts(run_id, name, folder)).read_text()
-        except (UserError, OSError):
-            return None
+    file = store.artifact(run_id, name)
+    return None if file is None else file.read_text(encoding="utf-8")
 
 
 def describe_store(tracking: TrackingConfig) -> str:

@@ -20,11 +20,11 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from sentexp.config import SLICE_METRICS
 from sentexp.data.audit import duplicate_free
 from sentexp.data.splits import Examples
 
 BINS = 15
-SLICE_METRICS = ("accuracy", "f1_macro", "auroc_macro")
 ALONE: dict[str, Any] = {"sync_on_compute": False}
 """Of every metric: the rows of all processes are here already, and torchmetrics would count them once per process."""
 

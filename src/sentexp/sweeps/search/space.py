@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hydra.core.override_parser.types import IntervalSweep, Override, Sweep
 
 from sentexp.errors import require
-from sentexp.sweeps.names import run_names
+from sentexp.tracking.names import run_names
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sentexp.sweeps.names import run_names
+from sentexp.tracking.names import run_names
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,166 @@
+"""What a run said about every row of a split, kept as Parquet: written in blocks, read column by column."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sentexp.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FOLDER = "predictions"
+BLOCK = 1 << 16
+"""Rows that are in memory at one time while they are written; a row group of the file."""
+PROBABILITY, SLICE = "p.", "slice."
+WORD = r"[\p{Han}\p{Hiragana}\p{Katakana}]|[\p{L}\p{N}_]+"
+"""Chinese and Japanese are written without blanks: a word is a letter."""
+LENGTHS = (8, 16, 32, 64, 128, 256)
+"""Most words of a text in each bucket of `slice.length`; a last one holds what is longer."""
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(kw_only=True, slots=True)
+class Predictions:
+    """What a run said about a split.
+
+    `ids` tell a row by its text wherever it stands, shape (rows,); `targets` are class indices, shape (rows,);
+    `probabilities` are float32, shape (rows, classes), in the order of `labels`; `slices` are numbers of values and
+    the values, by slice column.
+    """
+
+    ids: Array
+    targets: Array
+    probabilities: Array
+    labels: list[str]
+    slices: dict[str, tuple[Array, list[str]]]
+
+
+def file_name(split: str) -> str:
+    """Return where the predictions of a split are, in the run's folder and among its artifacts."""
+    return f"{FOLDER}/{split}.parquet"
+
+
+def write_predictions(
+    rows: "pa.Table",
+    labels: Sequence[str],
+    probabilities: Array,
+    file: Path,
+    extras: Mapping[str, Array] | None = None,
+) -> None:
+    """Write one row for each example: id, text, true and predicted label, probabilities, slices.
+
+    Args:
+        rows: of the split, with `text`, `label` (class indices), `key` (a digest of the text) and `slice.<name>`.
+        labels: class names, in the order of the probabilities.
+        probabilities: shape (rows, classes).
+        file: to write; it is whole or absent.
+        extras: more columns by name, shape (rows,).
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    ids = _ids(np.asarray(rows.column("key")))
+    names = pa.array(list(labels), pa.string())
+    columns = [name for name in rows.column_names if name.startswith(SLICE)]
+    unfinished = file.with_name(f"{file.name}.partial")
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    writer = None
+    for start in range(0, rows.num_rows, BLOCK):
+        part, scores = rows.slice(start, BLOCK), probabilities[start : start + BLOCK].astype(np.float32)
+        texts = part.column("text").combine_chunks()
+        table = {"id": pa.array(ids[start : start + BLOCK], pa.string()), "text": texts}
+        table["label"] = pa.DictionaryArray.from_arrays(part.column("label").combine_chunks().cast(pa.int32()), names)
+        table["predicted"] = pa.DictionaryArray.from_arrays(pa.array(scores.argmax(1), pa.int32()), names)
+        table |= {f"{PROBABILITY}{label}": pa.array(scores[:, n]) for n, label in enumerate(labels)}
+        table |= {name: pa.array(values[start : start + BLOCK]) for name, values in (extras or {}).items()}
+        table |= {name: part.column(name).cast(pa.string()) for name in columns}
+        words = pc.count_substring_regex(texts, WORD).to_numpy()
+        buckets = pa.array(np.searchsorted(LENGTHS, words), pa.int32())
+        table[f"{SLICE}length"] = pa.DictionaryArray.from_arrays(buckets, pa.array(length_buckets()))
+        made = pa.table(table).replace_schema_metadata({"sentexp": json.dumps({"labels": list(labels)})})
+        writer = writer or pq.ParquetWriter(unfinished, made.schema, compression="zstd")
+        writer.write_table(made)
+    assert writer is not None, "a split has rows"
+    writer.close()
+    unfinished.replace(file)
+
+
+def read_predictions(file: Path) -> Predictions:
+    """Return what a run said about a split; its texts stay in the file.
+
+    Raises:
+        UserError: the file is not one of these.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        opened = pq.ParquetFile(file)
+        labels = json.loads(opened.schema_arrow.metadata[b"sentexp"])["labels"]
+        slices = [name for name in opened.schema_arrow.names if name.startswith(SLICE)]
+        table = opened.read(["id", "label", *(f"{PROBABILITY}{label}" for label in labels), *slices])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} holds no predictions of sentexp ({str(error).splitlines()[0]}).") from error
+    probabilities = [table.column(f"{PROBABILITY}{label}").to_numpy() for label in labels]
+    order = {label: number for number, label in enumerate(labels)}
+    codes, values = _codes(table.column("label"))
+    return Predictions(
+        ids=table.column("id").to_numpy(),
+        targets=np.array([order[value] for value in values], np.int64)[codes],
+        probabilities=np.stack(probabilities, 1).astype(np.float32),
+        labels=labels,
+        slices={name.removeprefix(SLICE): _codes(table.column(name)) for name in slices},
+    )
+
+
+def read_rows(file: Path, numbers: Sequence[int]) -> "pa.Table":
+    """Return all columns of some rows, by their numbers in the file and in that order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    opened, wanted = pq.ParquetFile(file), np.asarray(numbers, np.int64)
+    found, start = [], 0
+    order: list[Array] = []
+    for group in range(opened.num_row_groups):
+        rows = opened.metadata.row_group(group).num_rows
+        here = np.flatnonzero((wanted >= start) & (wanted < start + rows))
+        if len(here):
+            found.append(opened.read_row_group(group).take(pa.array(wanted[here] - start)))
+            order.append(here)
+        start += rows
+    if not found:
+        return opened.schema_arrow.empty_table()
+    return pa.concat_tables(found).take(pa.array(np.argsort(np.concatenate(order))))
+
+
+def length_buckets() -> list[str]:
+    """Return the names of the buckets of `slice.length`, from short to long."""
+    lows = [1, *(most + 1 for most in LENGTHS)]
+    return [*(f"{low}-{high} words" for low, high in zip(lows, LENGTHS, strict=False)), f"{lows[-1]} words or more"]
+
+
+def _ids(keys: Array) -> list[str]:
+    """Return 16 hexadecimal digits for each key, and a number behind them where a key comes again."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    place = np.arange(len(keys)) - np.repeat(starts, np.diff(np.r_[starts, len(keys)]))
+    times = np.empty(len(keys), np.int64)
+    times[order] = place
+    return [f"{key:016x}" if time == 0 else f"{key:016x}-{time + 1}" for key, time in zip(keys, times, strict=True)]
+
+
+def _codes(column: "pa.ChunkedArray") -> tuple[Array, list[str]]:
+    """Return the number of each row's value, and the values; a row without one has the value ''."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    plain = pc.fill_null(column.cast(pa.string()), "")
+    encoded = plain.combine_chunks().dictionary_encode()
+    return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
