@@ -1,6 +1,7 @@
 """Baselines: each is what its library says, computed once, found again, and shown beside the result."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from sentexp import baselines
+from sentexp.compare.metrics import measured
 from sentexp.experiment import run
+from sentexp.tracking.predictions import read_predictions, read_rows
 
 ANSWERING = ["task=causal_lm", "task.template=auto", "task.label_words=[bad,good]"]
 
@@ -50,6 +53,24 @@ def test_the_base_is_measured_once_and_stands_beside_every_result(recorded):
     assert mine.data.metrics["difference/untuned/accuracy"] == second.metrics["difference/untuned/accuracy"]
     written = json.loads((second.folder / "result.json").read_text())
     assert written["baselines"]["untuned"]["run_id"] == second.baselines["untuned"].run_id
+
+
+def test_what_the_baselines_said_of_every_row_is_kept(recorded, store):
+    result, _ = recorded("optim.lr=1e-2")
+    places = {name: baseline.run_id for name, baseline in result.baselines.items()} | {"": result.run_id}
+    assert set(places) == {"majority", "tfidf", "untuned", ""}
+    for name, run_id in places.items():
+        file = Path(MlflowClient(store).download_artifacts(run_id, "predictions/test.parquet"))
+        found = read_predictions(file)
+        metrics = result.baselines[name].metrics if name else result.metrics
+        wanted = {metric: metrics[f"test/{metric}"] for metric in ("accuracy", "auroc_macro", "loss")}
+        whole = measured(found.targets, found.probabilities).whole()
+        assert {metric: whole[metric] for metric in wanted} == pytest.approx(wanted, abs=1e-5)
+        rows = read_rows(file, range(len(found.ids))).to_pylist()
+        if name in ("untuned", ""):
+            mean = sum(row["off_label_mass"] for row in rows) / len(rows)
+            assert mean == pytest.approx(metrics["test/off_label_mass"], abs=1e-5)
+            assert sum(row["irregular"] for row in rows) == metrics["test/irregular_outputs"]
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])

@@ -11,12 +11,14 @@ from mlflow import MlflowClient
 from safetensors.torch import save_file
 
 from sentexp import assembly, experiment
-from sentexp.config import load_config
+from sentexp.compare.metrics import measured
+from sentexp.config import METRICS, load_config
 from sentexp.data.datamodule import pad
 from sentexp.errors import UserError
 from sentexp.experiment import run
 from sentexp.models.backbone import load_tokenizer, locate_backbone
 from sentexp.models.scoring import SequenceClassifier
+from sentexp.tracking.predictions import file_name, read_predictions, read_rows
 
 TEXTS = ["a warm and funny film", "a cold and clumsy film that wastes its cast", "fine"]
 
@@ -186,6 +188,25 @@ def test_slices_and_duplicate_free_rows_have_metrics_of_their_own(config, review
     assert recorded["test/region/süd/accuracy"] == metrics["test/region/süd/accuracy"]
     names = {item.path for item in MlflowClient(store).list_artifacts(result.run_id)}
     assert {"data_audit.json", "data_audit.png"} <= names
+
+
+def test_what_a_run_said_of_every_row_is_kept(config, reviews, tmp_path, store):
+    write_regions(reviews, tmp_path)
+    words = ["data.text=body", "data.label=stars", "data.slices=region", f"data.path={tmp_path}", "optim.lr=1e-2"]
+    result = run(config(*words, "tracking=mlflow", f"tracking.uri={store}", "tracking.system_metrics=false"))
+    names = [item.path for item in MlflowClient(store).list_artifacts(result.run_id, "predictions")]
+    assert names == ["predictions/test.parquet", "predictions/validation.parquet"]
+    for split, prefix in (("test", "test"), ("validation", "best")):
+        found = read_predictions(result.folder / file_name(split))
+        wanted = {name: result.metrics[f"{prefix}/{name}"] for name in METRICS}
+        assert measured(found.targets, found.probabilities).whole() == pytest.approx(wanted, abs=1e-5)
+        codes, values = found.slices["region"]
+        assert {values[code] for code in codes} <= {"north/west", "süd"}
+    assert len(found.ids) == 8
+    rows = read_rows(result.folder / file_name("test"), range(10)).to_pylist()
+    texts = [line.split("\t")[0] for line in (reviews / "test.tsv").read_text().splitlines()[1:]]
+    assert [row["text"] for row in rows[:8]] == texts
+    assert {row["label"] for row in rows} == set(result.labels)
 
 
 def test_slices_whose_values_are_written_alike_stay_apart(config, tmp_path):

@@ -28,6 +28,7 @@ LAYERS = {
     "baselines": 9,
     "experiment": 10,
     "diagnosis": 11,
+    "compare": 11,
     "sweeps": 12,
     "cli": 13,
     "__main__": 14,
@@ -86,6 +87,11 @@ def test_imports_point_down_and_heavy_libraries_wait(file):
 def test_the_command_line_starts_without_torch(name):
     heavy = [module for module, top in imports(ast.parse((SOURCE / f"{name}.py").read_text())) if top]
     assert not {"torch", "transformers", "lightning"} & {module.split(".")[0] for module in heavy}
+
+
+def test_a_comparison_starts_without_torch():
+    code = "import sys, sentexp.compare.verb; sys.exit(bool({'torch', 'transformers', 'lightning'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_packages_of_no_concept_do_not_exist():

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from sentexp.cli import VERBS
+from sentexp.cli import VERBS, root_of
 from sentexp.config import TEMPLATE_GROUP, conf_dir, register_schemas
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ def test_every_command_composes(command, tmp_path):
         overrides.append(f"hydra.searchpath=[file://{tmp_path}]")
     register_schemas()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("config", overrides)
+        config = compose(root_of(next(iter(words), "")), overrides)
     if "mine" in words:
         assert config.data.labels == ["bad", "good"]
         assert config.peft.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]

@@ -1,6 +1,11 @@
 """`python -m sentexp` is the `sentexp` command."""
 
+import gc
+
 from sentexp.cli import main
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        gc.freeze()  # Python looks for garbage once more when it ends, which takes long with these libraries loaded

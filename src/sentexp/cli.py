@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from sentexp import processes
-from sentexp.config import TEMPLATE_GROUP, Config, SearchConfig, conf_dir, register_schemas
+from sentexp.config import TEMPLATE_GROUP, CompareConfig, Config, SearchConfig, conf_dir, register_schemas
 from sentexp.errors import UserError, complain, require
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ VALUED_OPTIONS = (
     "--config-path",
     "-cp",
 )
-VERBS = ("train", "plan", "audit", "prepare", "runs")
+VERBS = ("train", "plan", "audit", "prepare", "runs", "compare")
+OWN_KEYS = ("compare",)
+"""Verbs whose keys are those of `conf/<verb>.yaml`; the others take the configuration of a run."""
 HELP = """\
 sentexp fine-tunes language models to classify sentiment.
 
@@ -47,6 +49,7 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp plan --multirun peft.r=4,8,16    what that sweep would do, its time and memory; trains nothing
   python -m sentexp --multirun hydra/sweeper=optuna 'optim.lr=tag(log,interval(1e-5,1e-3))'     a search
   python -m sentexp runs                             every run that is recorded: identity, state, result
+  python -m sentexp compare                          the latest sweep: who is better, and how surely; with a report
   python -m sentexp audit data=fpb                   look for duplicates, leaks and faults in the data; train nothing
   python -m sentexp prepare model=gpt2 data=sst2     fetch, convert and tokenise only: the run then needs no network
   python -m sentexp --cfg job                        print the whole configuration and stop
@@ -89,7 +92,7 @@ def main() -> None:
         del sys.argv[1]
     if verb == "plan":
         sys.argv.append("sweep.dry_run=true")
-    elif verb != "train":
+    elif verb not in ("train", *OWN_KEYS):
         sys.argv.insert(1, "hydra/sweeper=basic")
     sys.argv[1:] = _options_first(sys.argv[1:])
     signal.signal(signal.SIGTERM, _on_sigterm)
@@ -146,7 +149,7 @@ def _compose_and_do(verb: str) -> int:
             return math.nan
 
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=root_of(verb))(job)()
     except (KeyboardInterrupt, Terminated):
         if processes.speaks():
             goes_on = ": the same command goes on from its last checkpoint, or starts again without one"
@@ -157,11 +160,16 @@ def _compose_and_do(verb: str) -> int:
     except Exception as error:
         if full_error:
             raise
-        return _tell(error)
+        return _tell(error, verb)
     return 1 if failures else 0
 
 
-def _tell(error: Exception) -> int:
+def root_of(verb: str) -> str:
+    """Return the name of the file in `conf/` that holds the keys of a verb."""
+    return verb if verb in OWN_KEYS else "config"
+
+
+def _tell(error: Exception, verb: str) -> int:
     """Say why nothing was started, or how a sweep ended; return the exit code."""
     from sentexp.diagnosis import COMPOSITION_ERRORS, explain, explain_failure
     from sentexp.sweeps.sweeper import SweepFailed
@@ -169,7 +177,7 @@ def _tell(error: Exception) -> int:
     processes.wait_for_spokesman()  # first: finding the words takes time, in which the run may be ended
     sentence = str(error) if isinstance(error, SweepFailed) else explain_failure(error, "the current folder")
     if sentence is None and isinstance(error, COMPOSITION_ERRORS):
-        sentence = explain(sys.argv[1:], error)
+        sentence = explain(sys.argv[1:], error, root_of(verb))
     if sentence is None:
         raise error
     complain(sentence)
@@ -190,7 +198,7 @@ def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome"
         if full_error:
             raise
         processes.wait_for_spokesman()
-        sentence = explain_failure(error, config.output_dir)
+        sentence = explain_failure(error, config.get("output_dir") or config.output)
         if sentence is None:
             traceback.print_exc()
         else:
@@ -200,7 +208,7 @@ def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome"
         raise KeyboardInterrupt from None
 
 
-def _typed(config: "DictConfig") -> Config:
+def _typed(config: "DictConfig") -> Config | CompareConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -211,15 +219,21 @@ def _typed(config: "DictConfig") -> Config:
         raise UserError(
             f"The configuration does not fit together ({reason}): python -m sentexp --cfg job lists every key."
         ) from error
-    assert isinstance(typed, Config)
+    assert isinstance(typed, Config | CompareConfig)
     return typed
 
 
-def _do(verb: str, config: Config) -> "float | Outcome":
+def _do(verb: str, config: Config | CompareConfig) -> "float | Outcome":
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
+    if isinstance(config, CompareConfig):
+        from sentexp.compare.verb import compare
+
+        processes.require_one("sentexp compare")
+        compare(config)
+        return math.nan
     hydra = HydraConfig.get()
     sweeper = OmegaConf.to_object(hydra.sweeper)
     search = sweeper if isinstance(sweeper, SearchConfig) else None

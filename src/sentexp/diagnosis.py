@@ -88,12 +88,13 @@ def explain_failure(error: Exception, output_dir: str) -> str | None:
     return None
 
 
-def explain(words: list[str], error: Exception) -> str:
+def explain(words: list[str], error: Exception, root: str = "config") -> str:
     """Return what is wrong with a command line that hydra refused.
 
     Args:
         words: the arguments of the process.
         error: what hydra raised.
+        root: the file in `conf/` that holds the keys.
     """
     folders = [b for a, b in itertools.pairwise(words) if a in ("--config-dir", "-cd")]
     for folder in folders:
@@ -120,9 +121,9 @@ def explain(words: list[str], error: Exception) -> str:
                 )
             for single in _singles(override, text):
                 try:
-                    compose("config", [*search, *accepted, single])
+                    compose(root, [*search, *accepted, single])
                 except COMPOSITION_ERRORS as fault:
-                    return _sentence(override, single, [*search, *accepted], fault)
+                    return _sentence(override, single, [*search, *accepted], fault, root)
             accepted.append(next(iter(_singles(override, text))))
     return _first_line(error)
 
@@ -141,12 +142,12 @@ def _singles(override: Override, text: str) -> Iterator[str]:
         yield f"{override.get_key_element()}={value}"
 
 
-def _sentence(override: Override, text: str, accepted: list[str], fault: Exception) -> str:
+def _sentence(override: Override, text: str, accepted: list[str], fault: Exception, root: str) -> str:
     key, value = override.key_or_group, text.partition("=")[2]
     if isinstance(fault, MissingConfigException) and fault.options:
         options = list(fault.options)
         return f"{key}={value} is no option of {key}: it must be one of {', '.join(options)}.{_near(value, options)}"
-    node: DictConfig | None = compose("config", accepted, return_hydra_config=key.startswith("hydra."))
+    node: DictConfig | None = compose(root, accepted, return_hydra_config=key.startswith("hydra."))
     walked: list[str] = []
     for part in key.split("."):
         if not isinstance(node, DictConfig) or part not in node:

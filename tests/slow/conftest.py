@@ -1,13 +1,18 @@
-"""What slow tests share: servers in processes of their own."""
+"""What slow tests share: servers in processes of their own, a browser."""
 
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 
 @pytest.fixture
@@ -57,3 +62,22 @@ def mlflow_server(
         return f"http://127.0.0.1:{port}"
 
     return begin
+
+
+@pytest.fixture
+def browser() -> "Iterator[Chrome]":
+    """Return a headless Chromium that reaches this machine only; skip where it is missing."""
+    program, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if program is None or driver is None:
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    options = ChromeOptions()
+    options.binary_location = program
+    for word in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1500,760"):
+        options.add_argument(f"--{word}")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with Chrome(options=options, service=Service(driver)) as opened:
+        yield opened

@@ -23,6 +23,7 @@ def test_the_wheel_does_the_same_run_from_another_folder(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert "sentexp/conf/config.yaml" in names
     assert "hydra_plugins/sentexp.py" in names
+    assert "sentexp/compare/report.html.j2" in names
     assert not [name for name in names if name.startswith(("tests/", "src/", "conf/"))]
     assert not [name for name in names if name.startswith("sentexp/conf/") and name.endswith(".py")]
 

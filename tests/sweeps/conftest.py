@@ -1,10 +1,8 @@
 """What the tests of sweeps share: the command line in this process, on the tiny model, and which runs it trained."""
 
-import sys
-
 import pytest
 
-from sentexp import cli, experiment
+from sentexp import experiment
 
 
 @pytest.fixture
@@ -17,20 +15,12 @@ def quick(reviews, store):
 
 
 @pytest.fixture
-def sentexp(quick, tmp_path, monkeypatch, capsys):
-    """Return a function that gives the command line these words in this process: (exit code, output, errors)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+def sentexp(quick, command_line):
+    """Return the command line for quick runs: their words, but for keys that are given, are added to these."""
 
     def command(*words):
         given = {word.partition("=")[0] for word in words}
-        rest = [word for word in quick if word.partition("=")[0] not in given]
-        monkeypatch.setattr(sys, "argv", ["sentexp", *words, *rest])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, captured.err
+        return command_line(*words, *(word for word in quick if word.partition("=")[0] not in given))
 
     return command
 

@@ -1,6 +1,7 @@
 """A sweep: one MLflow run above its runs, identities, what is skipped, gone on with and tried again, failures alone."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import yaml
 from mlflow import MlflowClient
 
 from sentexp import assembly, experiment
+from sentexp.compare import verb
 from sentexp.errors import UserError
 from sentexp.sweeps import grid, sweeper
 from sentexp.sweeps.folder import SweepFolder
@@ -23,11 +25,11 @@ def recorded(folder):
     return parent, {run.info.run_name: run for run in runs if run is not parent}
 
 
-def write_tsvs(folder):
+def write_tsvs(folder, test_rows=8):
     """Write a data set in GLUE's layout."""
     folder.mkdir()
-    for name in ("train", "validation", "test"):
-        rows = [f"{name} sentence {n} is {'good' if n % 2 else 'bad'}\t{n % 2}" for n in range(8)]
+    for name, count in (("train", 8), ("validation", 8), ("test", test_rows)):
+        rows = [f"{name} sentence {n} is {'good' if n % 2 else 'bad'}\t{n % 2}" for n in range(count)]
         (folder / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
 
 
@@ -60,6 +62,43 @@ def test_runs_are_children_of_the_sweep_and_named_by_what_differs(sentexp, tmp_p
     lines = [line for line in output.splitlines() if " | " in line]
     assert [line.partition(" ")[0] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
     assert all(name in output for name in children)
+
+
+def test_each_run_keeps_the_command_that_repeats_it_alone(sentexp, tmp_path):
+    assert sentexp("--multirun", "peft.r=4,8")[0] == 0
+    _, children = recorded(tmp_path)
+    words = shlex.split(children["r=8"].data.tags["command"])
+    assert words[:4] == ["python", "-m", "sentexp", "peft.r=8"]
+    assert not [word for word in words if word.startswith(("sweep.", "hydra.", "--multirun"))]
+    code, output, errors = sentexp(*[word for word in words[3:] if not word.startswith("tracking.uri")])
+    assert code == 0, errors
+    assert f"Run {children['r=8'].data.tags['identity']} is finished" in output
+
+
+def test_a_sweep_ends_with_a_comparison_where_it_has_the_rows_for_one(sentexp, tmp_path):
+    code, output, errors = sentexp("--multirun", "peft.r=4,8")
+    assert code == 0, errors
+    assert "The runs are not compared: sweep r=4,8: 8 test rows are too few to tell runs apart" in output
+    write_tsvs(tmp_path / "films", test_rows=40)
+    words = ("--multirun", "peft.r=4,8", "data.path=films", "baseline=true", "tracking.experiment=films")
+    code, output, errors = sentexp(*words)
+    assert code == 0, errors
+    assert "Each configuration was trained with one seed" in output
+    (report,) = tmp_path.glob("multirun/*/*/report.html")
+    assert f"Report: {report.relative_to(tmp_path)}" in output
+    assert "TF-IDF" in report.read_text()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (parent,) = client.search_runs(["2"], "tags.`sweep.identity` != ''")
+    assert "comparison/report.html" in [file.path for file in client.list_artifacts(parent.info.run_id, "comparison")]
+    assert "Report:" not in sentexp(*words)[1]  # nothing new
+
+
+def test_a_fault_in_the_report_fails_no_sweep(sentexp, tmp_path, monkeypatch):
+    monkeypatch.setattr(verb, "weigh", lambda _: 1 / 0)
+    code, _, errors = sentexp("--multirun", "peft.r=4,8")
+    assert code == 0
+    assert "The report failed (ZeroDivisionError: division by zero)" in errors
+    assert recorded(tmp_path)[0].info.status == "FINISHED"
 
 
 def test_the_sweep_folder_holds_configuration_log_and_end_of_each_run(sentexp, tmp_path):

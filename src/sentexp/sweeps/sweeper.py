@@ -17,9 +17,9 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sentexp.config import Config, Strategy
+from sentexp.config import CompareConfig, Config, Strategy
 from sentexp.diagnosis import COMPOSITION_ERRORS, explain
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, complain, require
 from sentexp.processes import require_one, torchrun_command
 from sentexp.sweeps.launching import Job, collect, fit_to_cluster, launch, once_each, quoted
 
@@ -100,6 +100,7 @@ class RunSweeper(Sweeper):
         parent.log_files(folder.path / "runs.json")
         let_go()
         print_outcomes(outcomes, config.trainer.monitor)
+        _compare(config, parent, folder, outcomes)
         failed = [outcome.name for outcome in outcomes if has_failed(outcome)]
         missing = folder.progress().total - len(outcomes)
         left = missing + sum(outcome.state.value == "not started" for outcome in outcomes)
@@ -192,6 +193,33 @@ class RunSweeper(Sweeper):
         for job in jobs:
             job.overrides.append(f"sweep.parent={parent.run_id}")
             job.config = replace(job.config, sweep=replace(job.config.sweep, parent=parent.run_id))
+
+
+def _compare(config: Config, parent: "Record", folder: "SweepFolder", outcomes: "list[Outcome]") -> None:
+    """Write the report of a sweep that has brought something new, and say what it shows; no fault there fails it."""
+    from sentexp.compare.verb import REPORT, weigh, write
+    from sentexp.console import say
+    from sentexp.sweeps.folder import State
+
+    finished = [outcome for outcome in outcomes if outcome.state is State.finished]
+    if parent.run_id is None or len(finished) < 2 or all(outcome.earlier for outcome in finished):  # noqa: PLR2004
+        return
+    metric = config.trainer.monitor.rpartition("/")[2]
+    asked = CompareConfig(tracking=config.tracking, sweep=parent.run_id, metric=metric)
+    try:
+        weighed = weigh(asked)
+        write(weighed, asked, folder.path)
+    except UserError as error:
+        say(f"The runs are not compared: {error}")
+        return
+    except Exception as error:
+        complain(
+            f"The report failed ({type(error).__name__}: {error}); the runs are whole, and compare tries it again."
+        )
+        return
+    for note in weighed.board.notes:
+        say(note)
+    say(f"Report: {folder.path / REPORT}; python -m sentexp compare shows the leaderboard.")
 
 
 def _with_values(base: DictConfig, given: Sequence[str], overrides: Sequence[str]) -> DictConfig | None:

@@ -6,11 +6,11 @@ from statistics import fmean
 
 import numpy as np
 
+from sentexp.compare.power import detectable, rows_needed, standard_error
 from sentexp.config import Lora, Precision, Quantization, TableData
 from sentexp.data.audit import NOTED_CUT
 from sentexp.hardware import GIB, choose_precision
 from sentexp.sweeps.plan.estimate import Arithmetic
-from sentexp.sweeps.plan.power import detectable, rows_needed, standard_error
 from sentexp.sweeps.plan.survey import Costs, Planned
 from sentexp.sweeps.printing import duration
 from sentexp.training.trainer import halve_micro_batch

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from sentexp.sweeps.plan.power import ALPHA, POWER, detectable, rows_needed, standard_error
+from sentexp.compare.power import ALPHA, POWER, detectable, rows_needed, standard_error
 
 
 @pytest.mark.parametrize(("difference", "disagreement"), [(0.03, 0.15), (0.05, 0.1)])

@@ -1,0 +1,44 @@
+"""Comparing runs with their noise, from Python as from the command line; tables are pandas'.
+
+from sentexp.compare import load_runs, leaderboard, slice_table, disagreements
+runs = load_runs(sweep="sweep r=4,8,16")        # or runs=[...], experiment=..., filter=...; the latest sweep
+leaderboard(runs, metric="f1_macro").table
+disagreements(runs, "r=4", "r=8")
+"""
+
+from typing import Any
+
+from sentexp.compare.comparison import Comparison, load
+from sentexp.compare.leaderboard import Leaderboard, leaderboard
+from sentexp.compare.rows import confident_errors, disagreements, head_to_head, label_errors
+from sentexp.compare.slices import slice_table, worst_slices
+from sentexp.config import CompareConfig, EvaluatedSplit, TrackingBackend, TrackingConfig
+
+__all__ = [
+    "Comparison",
+    "Leaderboard",
+    "confident_errors",
+    "disagreements",
+    "head_to_head",
+    "label_errors",
+    "leaderboard",
+    "load_runs",
+    "slice_table",
+    "worst_slices",
+]
+
+
+def load_runs(uri: str | None = None, within: str = "sentexp", split: str = "test", **what: Any) -> Comparison:
+    """Return runs beside each other on the same rows: those of the latest sweep, unless something is named.
+
+    Args:
+        uri: of the MLflow store; None is `MLFLOW_TRACKING_URI`, else `sqlite:///mlflow.db`.
+        within: the MLflow experiment that holds the sweep or the runs.
+        split: `test` or `validation`.
+        what: one of `sweep` (id or name), `runs` (a list of ids), `experiment` (a name), `filter` (MLflow's).
+
+    Raises:
+        UserError: there is nothing to compare, runs were tested on different rows, or these rows tell nothing.
+    """
+    tracking = TrackingConfig(backend=TrackingBackend.mlflow, uri=uri, experiment=within)
+    return load(CompareConfig(tracking=tracking, split=EvaluatedSplit[split], **what))

@@ -1,0 +1,118 @@
+"""Resamples of the test rows, the same for every run, and the intervals that follow from them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sentexp.compare.metrics import Measured, resampled
+
+Array = np.ndarray[Any, np.dtype[Any]]
+CELLS = 1 << 24
+"""Weights that are in memory at one time."""
+TOGETHER = 16
+"""Runs whose sums are computed at one time."""
+
+
+class Interval(NamedTuple):
+    """A value and the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def weights(rows: int, resamples: int, seed: int) -> Iterator[Array]:
+    """Yield how often each row stands in each resample, float32, in blocks of shape (some resamples, rows).
+
+    Args:
+        rows: that are drawn from, with replacement, as many as there are.
+        resamples: in all blocks.
+        seed: of the draws.
+    """
+    chance = np.random.default_rng(seed)
+    block = max(1, CELLS // rows)
+    for start in range(0, resamples, block):
+        drawn = np.empty((min(block, resamples - start), rows), np.float32)
+        for resample in drawn:
+            resample[:] = np.bincount(chance.integers(0, rows, rows), minlength=rows)
+        yield drawn
+
+
+def replicate(runs: Sequence[Measured], rows: int, resamples: int, seed: int) -> dict[str, Array]:
+    """Return every metric of every run on every resample, by name, shape (runs, resamples).
+
+    The resamples are the same for all runs, so that differences between runs are paired (Efron and Tibshirani 1993,
+    An Introduction to the Bootstrap, chapter 8).
+    """
+    batches = [runs[start : start + TOGETHER] for start in range(0, len(runs), TOGETHER)]
+    blocks = [[resampled(batch, drawn) for batch in batches] for drawn in weights(rows, resamples, seed)]
+    return {
+        name: np.concatenate([np.concatenate([batch[name] for batch in block]) for block in blocks], axis=1)
+        for name in runs[0].metrics
+    }
+
+
+def bca(value: float, replicates: Array, without_each: Array, confidence: float) -> Interval:
+    """Return the bias-corrected and accelerated interval (Efron 1987, JASA 82; Efron and Tibshirani 1993, 14.3).
+
+    Args:
+        value: of the metric on all rows.
+        replicates: on the resamples, shape (resamples,).
+        without_each: on the rows without one, shape (rows,).
+        confidence: of the interval.
+    """
+    from scipy.special import ndtr, ndtri
+
+    known, left = replicates[np.isfinite(replicates)], without_each[np.isfinite(without_each)]
+    if len(known) == 0 or len(left) == 0:
+        return percentile(value, known, confidence)
+    spread = left.mean() - left
+    squares = spread * spread
+    scale = squares.sum() ** 1.5
+    if scale == 0:
+        return percentile(value, known, confidence)
+    # ties with the value count half, as the metrics are steps
+    share = (np.sum(known < value) + np.sum(known <= value)) / (2 * len(known))
+    edge = 1 / (2 * len(known))
+    bias = ndtri(np.clip(share, edge, 1 - edge))
+    bend = np.sum(squares * spread) / (6 * scale)
+    tails = ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
+    levels = ndtr(bias + (bias + tails) / (1 - bend * (bias + tails)))
+    low, high = np.quantile(known, levels)
+    return Interval(value, float(low), float(high))
+
+
+def percentile(value: float, replicates: Array, confidence: float) -> Interval:
+    """Return the interval between two quantiles of the replicates; the value itself where there are none."""
+    known = replicates[np.isfinite(replicates)]
+    if len(known) == 0:
+        return Interval(value, value, value)
+    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def half_width(by_rows: float, by_seeds: float, freedom: float, confidence: float) -> float:
+    """Return half the width of the interval of a mean over seeds, for new rows and new seeds.
+
+    Its variance has two parts; Student's quantile is taken at Satterthwaite's (1946) degrees of freedom, so that few
+    seeds make a wide interval.
+
+    Args:
+        by_rows: variance of the mean over resamples of the rows.
+        by_seeds: variance between seeds, divided by their number.
+        freedom: degrees of freedom of `by_seeds`.
+        confidence: of the interval.
+    """
+    from scipy.stats import t
+
+    total = by_rows + by_seeds
+    if total == 0:
+        return 0.0
+    return float(t.ppf((1 + confidence) / 2, satterthwaite(by_rows, by_seeds, freedom)) * np.sqrt(total))
+
+
+def satterthwaite(by_rows: Array | float, by_seeds: Array | float, freedom: float) -> Array:
+    """Return the degrees of freedom of a sum of two variances; the first is taken to be known."""
+    known = np.equal(by_seeds, 0)
+    return np.where(known, np.inf, freedom * (np.add(by_rows, by_seeds) / np.where(known, 1, by_seeds)) ** 2)

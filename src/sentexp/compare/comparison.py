@@ -1,0 +1,244 @@
+"""Runs beside each other on the same rows: what each said, which of them differ in their seed alone."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sentexp.compare.selection import SHORTEST_ID, Selection, select, settings_of
+from sentexp.config import CompareConfig
+from sentexp.errors import UserError, require
+from sentexp.tracking.names import run_names
+from sentexp.tracking.predictions import Predictions, file_name, read_predictions
+from sentexp.tracking.store import Store, read_artifact
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+Array = np.ndarray[Any, np.dtype[Any]]
+FEWEST_ROWS = 30
+"""Fewer rows tell nothing apart, and no interval of them is to be trusted."""
+BASES = ("untuned", "linear_probe", "tfidf", "majority")
+"""What a result is compared with unless something is named, by preference."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Scored:
+    """A run and what it said: `probabilities` float32, shape (rows, classes); `file` holds the texts as well."""
+
+    run_id: str
+    name: str
+    seed: str
+    probabilities: Array
+    file: Path
+    settings: dict[str, Any]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Configuration:
+    """What is ranked: a configuration and its runs, one for each seed; or a baseline, which is not ranked."""
+
+    name: str
+    runs: list[Scored]
+    baseline: str = ""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Comparison:
+    """Configurations and baselines on the same rows of a split.
+
+    `targets` are class indices, shape (rows,); `slices` are numbers of values and the values, by slice column.
+    """
+
+    title: str
+    split: str
+    labels: list[str]
+    ids: Array
+    targets: Array
+    slices: dict[str, tuple[Array, list[str]]]
+    configurations: list[Configuration]
+    baselines: list[Configuration] = field(default_factory=list)
+    parent_id: str | None = None
+    store: Store | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def everything(self) -> list[Configuration]:
+        """Return the configurations and, after them, the baselines."""
+        return [*self.configurations, *self.baselines]
+
+    def find(self, key: str, name: str) -> Configuration:
+        """Return a configuration or baseline by its name, its kind of baseline, or the beginning of a run's id.
+
+        Args:
+            key: what the name was given as, for the message.
+            name: of it.
+
+        Raises:
+            UserError: there is none.
+        """
+        for one in self.everything():
+            by_id = len(name) >= SHORTEST_ID and any(run.run_id.startswith(name) for run in one.runs)
+            if by_id or name in (one.name, one.baseline):
+                return one
+        names = ", ".join(one.baseline or one.name for one in self.everything())
+        raise UserError(f"{key}={name} is not among what is compared: it must be one of {names}, or a run's id.")
+
+
+def load(config: CompareConfig) -> Comparison:
+    """Find the runs, read what they said, and put those that differ in their seed alone together.
+
+    Raises:
+        UserError: there is nothing to compare, runs were tested on different rows, or these rows tell nothing.
+    """
+    selection = select(config)
+    split = config.split.value
+    rows = _Rows(selection, split)
+    scored = [rows.read(run, required=True) for run in selection.runs]
+    rows.require_alike()
+    first = rows.first
+    require(
+        len(first.targets) >= FEWEST_ROWS,
+        f"{selection.title}: {len(first.targets)} {split} rows are too few to tell runs apart; it takes {FEWEST_ROWS} "
+        "at least, and hundreds for a difference of some points.",
+    )
+    classes = {first.labels[target] for target in np.unique(first.targets)}
+    require(
+        len(classes) > 1,
+        f"{selection.title}: all {len(first.targets)} {split} rows are {', '.join(classes)}, and with one class there "
+        "is nothing to tell apart.",
+    )
+    comparison = Comparison(
+        title=selection.title,
+        split=split,
+        labels=first.labels,
+        ids=first.ids,
+        targets=first.targets,
+        slices=first.slices,
+        configurations=_together([run for run in scored if run is not None]),
+        parent_id=None if selection.parent is None else selection.parent.info.run_id,
+        store=selection.store,
+        notes=[selection.left_out] if selection.left_out else [],
+    )
+    if split == "test":
+        comparison.baselines = _baselines(selection, rows)
+    return comparison
+
+
+class _Rows:
+    """Reads predictions, and keeps which rows each run was tested on."""
+
+    def __init__(self, selection: Selection, split: str) -> None:
+        self.selection, self.split = selection, split
+        self.first: Predictions
+        self.groups: list[tuple[Predictions, list[str]]] = []
+
+    def read(self, run: "Run", required: bool) -> Scored | None:
+        """Return a run with its predictions, whose rows are in the order of the first run's; None without any."""
+        name = f"{run.info.run_name} ({run.info.run_id[:8]})"
+        file = self.selection.store.artifact(run.info.run_id, file_name(self.split))
+        if file is None:
+            if not required:
+                return None
+            raise UserError(
+                f"Run {name} holds no predictions for the {self.split} split: its artifact {file_name(self.split)} was "
+                "deleted, or an older version of sentexp recorded it. Leave it out with runs=[...], or train it again "
+                "with sweep.rerun=true."
+            )
+        said = read_predictions(file)
+        if not self.groups:
+            self.first = said
+            self.groups.append((said, []))
+        for known, names in self.groups:
+            order = _order(known, said)
+            if order is not None:
+                names.append(name)
+                break
+        else:
+            if not required:
+                return None
+            self.groups.append((said, [name]))
+            order = np.arange(len(said.targets))
+        return Scored(
+            run_id=run.info.run_id,
+            name=run.info.run_name,
+            seed=run.data.params.get("seed", ""),
+            probabilities=said.probabilities[order],
+            file=file,
+            settings=settings_of(run),
+            metrics=dict(run.data.metrics),
+            tags=dict(run.data.tags),
+        )
+
+    def require_alike(self) -> None:
+        """Refuse runs that were tested on different rows."""
+        told = "; ".join(f"{len(said.targets):,} rows: {', '.join(names)}" for said, names in self.groups)
+        require(
+            len(self.groups) < 2,  # noqa: PLR2004
+            f"{self.selection.title} holds runs that were measured on different {self.split} rows, so their metrics "
+            f"cannot be ranked ({told}): choose runs of the same rows with runs=[...] or filter=...",
+        )
+
+
+def _order(known: Predictions, said: Predictions) -> Array | None:
+    """Return where the rows of one are in the other; None where they are not the same rows with the same labels."""
+    if known.labels != said.labels or len(known.ids) != len(said.ids):
+        return None
+    if np.array_equal(known.ids, said.ids):
+        order = np.arange(len(said.ids))
+    else:
+        ours, theirs = np.argsort(known.ids, kind="stable"), np.argsort(said.ids, kind="stable")
+        if not np.array_equal(known.ids[ours], said.ids[theirs]):
+            return None
+        order = np.empty(len(ours), np.int64)
+        order[ours] = theirs
+    return order if np.array_equal(known.targets, said.targets[order]) else None
+
+
+def _together(scored: list[Scored]) -> list[Configuration]:
+    """Return the runs by configuration: those that differ in nothing but their seed are one."""
+    groups: dict[str, list[Scored]] = {}
+    for one in scored:
+        groups.setdefault(json.dumps(one.settings, sort_keys=True), []).append(one)
+    several = any(len(members) > 1 for members in groups.values())
+    named = [
+        Configuration(name=_without_seed(members[0].name) if several else members[0].name, runs=members)
+        for members in groups.values()
+    ]
+    if len({configuration.name for configuration in named}) < len(named):
+        shared = set.intersection(*(set(one.runs[0].settings) for one in named))
+        words = [[f"{key}={one.runs[0].settings[key]}" for key in sorted(shared)] for one in named]
+        names = run_names(words)
+        unique = len(set(names)) == len(names)
+        for configuration, name in zip(named, names, strict=True):
+            configuration.name = name if unique else f"{configuration.name} {configuration.runs[0].run_id[:8]}"
+    return named
+
+
+def _without_seed(name: str) -> str:
+    return re.sub(r"(^| )seed=\d+", "", name).strip() or "defaults"
+
+
+def _baselines(selection: Selection, rows: _Rows) -> list[Configuration]:
+    """Return what the runs were compared with when they were tested, once each, where it was on the same rows."""
+    found: dict[str, Configuration] = {}
+    seen: set[str | None] = {None}
+    for run in selection.runs:
+        text = read_artifact(selection.store, run.info.run_id, "result.json")
+        for kind, facts in (json.loads(text)["baselines"] if text is not None else {}).items():
+            run_id = facts["run_id"]
+            if run_id in seen:
+                continue
+            seen.add(run_id)
+            if not selection.store.exists(run_id):
+                continue
+            scored = rows.read(selection.store.client.get_run(run_id), required=False)
+            if scored is not None:
+                found[run_id] = Configuration(name=facts["title"], runs=[scored], baseline=kind)
+    own = {run.info.run_id for run in selection.runs}
+    kept = [one for run_id, one in found.items() if run_id not in own]
+    return sorted(kept, key=lambda one: BASES.index(one.baseline) if one.baseline in BASES else len(BASES))

@@ -1,0 +1,187 @@
+"""The leaderboard: every metric with its interval, ranks that ties share, differences, costs."""
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sentexp.compare import significance
+from sentexp.compare.comparison import BASES, Comparison, Configuration
+from sentexp.compare.evidence import Evidence, gather, is_better_higher
+from sentexp.config import METRICS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COSTS = {
+    "seconds": "train/seconds",
+    "peak_memory_gib": "peak_memory_gib",
+    "trainable_parameters": "parameters/trainable",
+    "saved_mib": "saved_mib",
+}
+"""Costs of a run by column, and the metrics that hold them."""
+ANSWERS = {"off_label_mass": "test/off_label_mass", "irregular_outputs": "test/irregular_outputs"}
+CALIBRATION = {
+    "temperature": "temperature",
+    "ece_calibrated": "test/ece_calibrated",
+    "brier_calibrated": "test/brier_calibrated",
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class Leaderboard:
+    """Configurations by rank, and baselines below them.
+
+    `table` has a row for each, with columns `rank` (missing for baselines), `configuration`, `seeds`, the metrics with
+    `<metric>_low` and `<metric>_high`, `to_best` and `to_base` with their ends and p-values (raw, `_holm`, `_bh`),
+    costs, calibration and answers, `run_ids`. `evidence` has the configurations in the order of the comparison.
+    """
+
+    metric: str
+    confidence: float
+    base: str | None
+    table: "pd.DataFrame"
+    evidence: Evidence
+    notes: list[str] = field(default_factory=list)
+
+
+def leaderboard(
+    comparison: Comparison,
+    metric: str = "accuracy",
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    base: str | None = None,
+) -> Leaderboard:
+    """Rank the configurations of a comparison.
+
+    Every two of them are compared, and the p-values corrected for all these comparisons by Holm's method: so rank 1
+    holds the truly best configuration with a chance of at least `confidence`, however many there are.
+
+    Args:
+        comparison: see `sentexp.compare.load`.
+        metric: that ranks.
+        confidence: of all intervals, and of the ranks.
+        resamples: of the bootstrap.
+        seed: of the resamples.
+        base: what differences are taken to: a baseline or a configuration by name, or a run's id.
+
+    Raises:
+        UserError: there is no such base.
+    """
+    import pandas as pd
+
+    found = gather(comparison, comparison.everything(), resamples, seed, confidence)
+    count = len(comparison.configurations)
+    p = found.p_values(metric)
+    corrected = {method: significance.correct(p[:count, :count], method) for method in ("holm", "fdr_bh")}
+    values = np.array([found.value(number, metric) for number in range(count)])
+    higher = is_better_higher(metric)
+    ranks = significance.ranks(values, corrected["holm"], higher, 1 - confidence)
+    order = [int(number) for number in np.lexsort((-values if higher else values, ranks))]
+    best, base_number = order[0], _base(comparison, base)
+    to_base = _against(p, base_number, count)
+    rows = []
+    for number in [*order, *range(count, len(found.configurations))]:
+        one = found.configurations[number]
+        row: dict[str, Any] = {"rank": int(ranks[number]) if number < count else None, "configuration": one.name}
+        row["seeds"] = len(one.runs)
+        for name in METRICS:
+            row[name], row[f"{name}_low"], row[f"{name}_high"] = found.interval(number, name)
+        if number < count:
+            row |= _difference(found, number, best, metric, "to_best")
+            row["to_best_p"] = p[number, best]
+            row |= {f"to_best_p_{m.removeprefix('fdr_')}": matrix[number, best] for m, matrix in corrected.items()}
+        if base_number is not None and number < count:
+            row |= _difference(found, number, base_number, metric, "to_base")
+            row |= {f"to_base_p{name}": column[number] for name, column in to_base.items()}
+        rows.append(row | _recorded(one) | {"run_ids": [run.run_id for run in one.runs]})
+    table = pd.DataFrame(rows).astype({"rank": "Int64"})
+    board = Leaderboard(
+        metric=metric,
+        confidence=confidence,
+        base=None if base_number is None else found.configurations[base_number].name,
+        table=table,
+        evidence=found,
+    )
+    board.notes = [*comparison.notes, *_findings(board, order, comparison)]
+    return board
+
+
+def _difference(found: Evidence, number: int, other: int, metric: str, name: str) -> dict[str, float]:
+    value, low, high = found.difference(number, other, metric)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def _against(p: np.ndarray[Any, np.dtype[Any]], base: int | None, count: int) -> dict[str, Any]:
+    """Return the p-values of the configurations against the base, raw and corrected for these comparisons."""
+    if base is None:
+        return {}
+    others = [number for number in range(count) if number != base]
+    columns = {"": p[:count, base].copy()}
+    for suffix, method in (("_holm", "holm"), ("_bh", "fdr_bh")):
+        column = np.ones(count)
+        column[others] = significance.correct(p[others, base], method)
+        columns[suffix] = column
+    return columns
+
+
+def _base(comparison: Comparison, wanted: str | None) -> int | None:
+    """Return the number of what differences are taken to; None where nothing is there."""
+    everything = comparison.everything()
+    if wanted is not None:
+        return everything.index(comparison.find("base", wanted))
+    untuned = [n for n, one in enumerate(everything) if one.runs[0].settings.get("peft") == "none"]
+    if untuned:
+        return untuned[0]
+    kinds = [one.baseline for one in everything]
+    return next((kinds.index(kind) for kind in BASES if kind in kinds), None)
+
+
+def _recorded(one: Configuration) -> dict[str, float]:
+    """Return costs, calibration and answers, as means over the seeds; what was not recorded is missing."""
+    wanted = {} if one.baseline else COSTS | CALIBRATION
+    found = {}
+    for column, name in (wanted | ANSWERS).items():
+        values = [run.metrics[name] for run in one.runs if name in run.metrics]
+        if values:
+            found[column] = float(np.mean(values))
+    return found
+
+
+def _findings(board: Leaderboard, order: list[int], comparison: Comparison) -> list[str]:
+    """Return what the table shows, in sentences."""
+    found, metric = board.evidence, board.metric
+    rows, split = f"{len(comparison.targets):,}", comparison.split
+    notes = []
+    ranked = board.table[board.table["rank"].notna()]
+    tied = ranked[ranked["rank"] == 1]["configuration"].tolist()
+    if len(order) > 1:
+        among = f"All {len(tied)}" if len(tied) == len(order) else f"The first {len(tied)} of {len(order)}"
+        verdict = f"{among} cannot be told apart by {metric} on these {rows} {split} rows."
+        if len(tied) == 1:
+            verdict = f"{tied[0]} is the best by {metric}."
+        first, second = order[:2]
+        gap = abs(found.value(first, metric) - found.value(second, metric))
+        smallest = found.detectable(first, second, metric)
+        notes.append(
+            f"{verdict} Two such runs must differ by {smallest:.4f} to be told apart in four of five times (one test "
+            f"at 5 %); the first two differ by {gap:.4f}."
+        )
+        needed = found.rows_to_settle(first, second, metric)
+        if gap == 0:
+            notes.append("The first two have the same value: no number of rows would settle which is better.")
+        elif gap < smallest:
+            enough = "No number of rows settles the first two: it takes more seeds."
+            notes.append(
+                enough
+                if math.isinf(needed)
+                else f"It would take about {math.ceil(needed):,} rows to settle the first two."
+            )
+    if found.seed_freedom() == 0 and len(order) > 1:
+        notes.append(
+            "Each configuration was trained with one seed: intervals and ranks hold the noise of the rows, not that "
+            "from seed to seed. Add seed=1,2,3 to the sweep to see both."
+        )
+    return notes

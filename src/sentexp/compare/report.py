@@ -1,0 +1,242 @@
+"""The report: one HTML file that needs no network, with tables that are searched and sorted, and pictures.
+
+Whatever comes from the data or from a store is text: Jinja escapes it, pictures hold it as outlines, and the page's
+own Content-Security-Policy names the one script and the one style that it has, by their digests.
+"""
+
+import base64
+import hashlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sentexp.compare import pictures, sweep_pictures
+from sentexp.compare.cells import (
+    Sheet,
+    commands,
+    differences_sheet,
+    environment_sheet,
+    environments,
+    frame_sheet,
+    leaderboard_sheet,
+    pairs_sheet,
+    settings_sheet,
+)
+from sentexp.compare.comparison import Comparison
+from sentexp.compare.drawing import to_svg
+from sentexp.compare.leaderboard import Leaderboard
+from sentexp.compare.learning_picture import learning_curve_picture
+from sentexp.compare.settings import shared
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@dataclass(kw_only=True, slots=True)
+class Picture:
+    """A figure as SVG in base 64, what it shows to those who do not see it, and what to look at."""
+
+    svg: str
+    alt: str
+    caption: str
+
+
+@dataclass(kw_only=True, slots=True)
+class Part:
+    """A table of a section; a folded one is opened by a click."""
+
+    sheet: Sheet
+    title: str = ""
+    folded: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class Section:
+    """A part of the report with a head of its own; one that holds nothing is left out."""
+
+    anchor: str
+    title: str
+    text: str = ""
+    pictures: list[Picture] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    commands: list[tuple[str, list[str]]] = field(default_factory=list)
+
+
+def write_report(
+    board: Leaderboard,
+    comparison: Comparison,
+    file: Path,
+    *,
+    slices: "pd.DataFrame | None" = None,
+    tables: "Sequence[tuple[str, pd.DataFrame]]" = (),
+    seed: int = 0,
+) -> None:
+    """Write the report of a comparison; the file is whole or absent.
+
+    Args:
+        board: the leaderboard of the comparison.
+        comparison: the runs and what they said.
+        file: to write, with the ending .html.
+        slices: metrics by slice, if there are any.
+        tables: of run against run, with a title for each.
+        seed: of the resamples behind the bands of the curves.
+    """
+    sections = [
+        Section(
+            anchor="leaderboard", title="Leaderboard", text=_intervals(board), parts=_parts(leaderboard_sheet(board))
+        ),
+        Section(anchor="differences", title="Differences", text=_tests(board), parts=_parts(differences_sheet(board))),
+        Section(anchor="pictures", title="Pictures", pictures=_pictures(board, comparison, seed)),
+        Section(
+            anchor="slices", title="Slices", parts=_parts(None if slices is None else frame_sheet("slices", slices))
+        ),
+        Section(anchor="pairs", title="Run against run", parts=[_titled(title, frame) for title, frame in tables]),
+        _settings(comparison),
+        _environment(comparison),
+        _commands(comparison),
+    ]
+    text = _page(board, comparison, [one for one in sections if one.pictures or one.parts or one.commands])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.partial")
+    unfinished.write_text(text, encoding="utf-8", errors="replace")
+    unfinished.replace(file)
+
+
+def _page(board: Leaderboard, comparison: Comparison, sections: Sequence[Section]) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["digest"] = _digest
+    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
+    count, runs = len(comparison.configurations), sum(len(one.runs) for one in comparison.configurations)
+    told = f"{count} configurations, {runs} runs" if runs > count else f"{count} configurations"
+    return template.render(
+        title=comparison.title,
+        told=f"{told} on the same {len(comparison.targets):,} {comparison.split} rows, ranked by {board.metric}.",
+        notes=board.notes,
+        sections=sections,
+        numbers=_Numbers(),
+    )
+
+
+class _Numbers:
+    """Counts the tables of the page, so that each has an id of its own."""
+
+    def __init__(self) -> None:
+        self.next = itertools.count(1).__next__
+
+
+def _digest(text: str) -> str:
+    """Return how a Content-Security-Policy names a script or a style."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _parts(sheet: Sheet | None) -> list[Part]:
+    return [] if sheet is None else [Part(sheet=sheet)]
+
+
+def _titled(title: str, frame: "pd.DataFrame") -> Part:
+    return Part(sheet=frame_sheet(title, frame), title=title)
+
+
+def _intervals(board: Leaderboard) -> str:
+    return (
+        f"Below each metric is its {board.confidence:.0%} interval. Configurations that share a rank cannot be told "
+        "apart from the best of that rank. Click a head to sort."
+    )
+
+
+def _tests(board: Leaderboard) -> str:
+    return (
+        f"Differences in {board.metric} on the same rows with their {board.confidence:.0%} intervals, and p-values: "
+        "raw, corrected by Holm's method, from which ranks follow, and by that of Benjamini and Hochberg."
+    )
+
+
+def _pictures(board: Leaderboard, comparison: Comparison, seed: int) -> list[Picture]:
+    """Return what can be drawn of a comparison, with what to look at."""
+    metric, level = board.metric, f"{board.confidence:.0%}"
+    drawings: list[tuple[Callable[[], Figure | None], str, str]] = [
+        (
+            lambda: sweep_pictures.axis_picture(board),
+            f"{metric} against each numeric setting that was swept",
+            f"Look for a trend that is larger than the {level} intervals, and for lines that cross: there the best "
+            "value of one setting depends on another.",
+        ),
+        (
+            lambda: sweep_pictures.pareto_picture(board),
+            f"{metric} against costs, with the Pareto front",
+            "Choose among the filled points: each other one is matched or beaten in quality by one that costs no more.",
+        ),
+        (
+            lambda: learning_curve_picture(board),
+            "Error against training rows, with a power law",
+            "Read what more rows would give; in brackets is the interval that the noise of the test rows leaves, and a "
+            "curve beyond the points is a guess.",
+        ),
+        (
+            lambda: sweep_pictures.parallel_picture(board),
+            f"Each configuration as a line through its settings to {metric}",
+            "Darker lines are better, the thick one is the best: look for values through which only dark lines go.",
+        ),
+        (
+            lambda: pictures.roc_picture(board, comparison, seed=seed),
+            "ROC curves of the best configurations",
+            f"The higher the better; where the dashed curve of the first leaves the {level} band, the two differ. "
+            "Bands hold the noise of the rows.",
+        ),
+        (
+            lambda: pictures.precision_recall_picture(board, comparison, seed=seed),
+            "Precision over recall of the best configurations",
+            "The higher the better; the grey line is a coin that knows the share of the label. Look here first when a "
+            "label is rare.",
+        ),
+        (
+            lambda: pictures.reliability_picture(board, comparison),
+            "Accuracy over confidence of the best configurations",
+            "On the grey line, probabilities are what they say; points below it are overconfident, points above it "
+            "too modest.",
+        ),
+        (
+            lambda: pictures.confusion_picture(board, comparison),
+            "Confusion matrices of the best configurations",
+            "Rows are true labels: a dark cell off the diagonal is a confusion that happens often.",
+        ),
+    ]
+    drawn = [(draw(), alt, caption) for draw, alt, caption in drawings]
+    return [
+        Picture(svg=_encoded(found), alt=alt, caption=caption) for found, alt, caption in drawn if found is not None
+    ]
+
+
+def _encoded(found: "Figure") -> str:
+    """Return a figure for an address of its own: its ids clash with none, and nothing in it runs."""
+    return base64.b64encode(to_svg(found).encode()).decode()
+
+
+def _settings(comparison: Comparison) -> Section:
+    runs = [run.settings for one in comparison.configurations for run in one.runs]
+    section = Section(anchor="settings", title="Settings", parts=_parts(settings_sheet(comparison)))
+    if same := shared(runs):
+        sheet = pairs_sheet("shared settings", same)
+        section.parts.append(Part(sheet=sheet, title=f"{len(same)} settings that all runs share", folded=True))
+    return section
+
+
+def _environment(comparison: Comparison) -> Section:
+    section = Section(anchor="environment", title="Environment", parts=_parts(environment_sheet(comparison)))
+    if same := shared([dict(one) for one in environments(comparison)]):
+        agree = "all runs agree" if not section.parts else "the same for all runs"
+        section.parts.append(
+            Part(sheet=pairs_sheet("environment", same), title=f"Libraries and machine: {agree}", folded=True)
+        )
+    return section
+
+
+def _commands(comparison: Comparison) -> Section:
+    text = "What repeats each run by itself, to be typed in the folder where it was started."
+    return Section(anchor="commands", title="Commands", text=text, commands=commands(comparison))

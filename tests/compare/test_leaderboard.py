@@ -1,0 +1,116 @@
+"""The leaderboard: ranks, intervals, differences, corrections, notes."""
+
+import numpy as np
+import pytest
+
+from sentexp.compare.leaderboard import leaderboard
+from sentexp.compare.significance import mcnemar
+from sentexp.config import METRICS
+from sentexp.errors import UserError
+
+PLAIN = (("r=1", 0.2, 1), ("r=2", 1.5, 1), ("r=3", 1.5, 1))
+BASELINES = (("majority class", "majority", 0.0), ("untuned base", "untuned", 0.4))
+
+
+def test_clear_differences_rank_and_unclear_ones_tie(simulate):
+    board = leaderboard(simulate(PLAIN), resamples=500)
+    assert board.table["rank"].tolist() == [1, 1, 2]
+    assert set(board.table["configuration"][:2]) == {"r=2", "r=3"}
+    assert board.table["configuration"][2] == "r=1"
+    assert "The first 2 of 3 cannot be told apart by accuracy on these 400 test rows" in board.notes[0]
+    assert any("rows to settle the first two" in note or "same value" in note for note in board.notes)
+    assert "one seed" in board.notes[-1]
+
+
+def test_every_metric_lies_in_its_interval(simulate):
+    table = leaderboard(simulate(PLAIN), resamples=500).table
+    for name in METRICS:
+        low, value, high = (table[name + suffix] for suffix in ("_low", "", "_high"))
+        assert (low < high).all()
+        if name != "ece":  # resamples have a larger calibration error than the rows, which the correction follows
+            assert ((low <= value) & (value <= high)).all(), name
+
+
+def test_differences_are_paired_and_their_p_values_mcnemars(simulate):
+    comparison = simulate(PLAIN, baselines=BASELINES)
+    board = leaderboard(comparison, resamples=500)
+    right = np.stack([one.runs[0].probabilities.argmax(1) == comparison.targets for one in comparison.everything()])
+    raw = mcnemar(right)
+    names = [one.name for one in comparison.everything()]
+    best = names.index(board.table["configuration"][0])
+    for _, row in board.table[:3].iterrows():
+        number = names.index(row["configuration"])
+        assert row["to_best_p"] == pytest.approx(raw[number, best])
+        assert row["to_base_p"] == pytest.approx(raw[number, names.index("untuned base")])
+        assert row["to_best"] == pytest.approx(row["accuracy"] - board.table["accuracy"][0])
+        assert row["to_best_p"] <= row["to_best_p_bh"] <= row["to_best_p_holm"]
+        assert row["to_base_p"] <= row["to_base_p_bh"] <= row["to_base_p_holm"]
+    assert board.base == "untuned base"
+
+
+def test_baselines_have_no_rank_and_stand_below(simulate):
+    board = leaderboard(simulate(PLAIN, baselines=BASELINES), resamples=200)
+    assert board.table["rank"].isna().tolist() == [False] * 3 + [True] * 2
+    assert board.table["configuration"].tolist()[3:] == ["majority class", "untuned base"]
+
+
+@pytest.mark.parametrize("wanted", ["majority", "majority class", "r=1", "r=1-1"])
+def test_the_base_can_be_named(simulate, wanted):
+    board = leaderboard(simulate(PLAIN, baselines=BASELINES), resamples=200, base=wanted)
+    assert board.base == {"majority": "majority class", "r=1-1": "r=1"}.get(wanted, wanted)
+
+
+def test_an_unknown_base_is_refused(simulate):
+    with pytest.raises(UserError, match="base=llama is not among what is compared: it must be one of r=1, r=2"):
+        leaderboard(simulate(PLAIN), resamples=200, base="llama")
+
+
+def test_the_untuned_run_is_the_base(simulate):
+    comparison = simulate(PLAIN, baselines=BASELINES)
+    comparison.configurations[0].runs[0].settings["peft"] = "none"
+    assert leaderboard(comparison, resamples=200).base == "r=1"
+
+
+def test_lower_is_better_for_losses(simulate):
+    board = leaderboard(simulate(PLAIN), metric="loss", resamples=500)
+    assert board.table["configuration"].tolist()[-1] == "r=1"
+    assert (board.table["to_best"] >= 0).all()
+
+
+def test_seeds_make_intervals_wider_and_are_told(simulate):
+    comparison = simulate((("r=1", 1.0, 3), ("r=2", 1.05, 3)))
+    board = leaderboard(comparison, resamples=500)
+    assert board.table["seeds"].tolist() == [3, 3]
+    means = {
+        one.name: np.mean([(run.probabilities.argmax(1) == comparison.targets).mean() for run in one.runs])
+        for one in comparison.configurations
+    }
+    for _, row in board.table.iterrows():
+        assert row["accuracy"] == pytest.approx(means[row["configuration"]])
+        assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
+    assert not any("one seed" in note for note in board.notes)
+    assert board.evidence.seed_freedom() == 4
+    rows_only = float(np.nanstd(board.evidence.replicates["accuracy"][0])) * 1.96
+    number = board.evidence.configurations.index(comparison.configurations[0])
+    assert board.evidence.interval(number, "accuracy").high - board.evidence.value(number, "accuracy") > rows_only
+
+
+def test_more_rows_tell_smaller_differences_apart(simulate):
+    few, many = (
+        leaderboard(simulate((("r=1", 1.0, 1), ("r=2", 1.3, 1)), rows=rows), resamples=300) for rows in (100, 6400)
+    )
+    assert many.evidence.detectable(0, 1, "accuracy") == pytest.approx(
+        few.evidence.detectable(0, 1, "accuracy") / 8, rel=0.4
+    )
+    assert many.table["rank"].tolist() == [1, 2]
+    assert many.evidence.rows_to_settle(0, 1, "accuracy") < 6400
+
+
+def test_costs_and_answers_are_means_over_seeds(simulate):
+    comparison = simulate((("r=1", 1.0, 2),))
+    for seconds, run in zip((10.0, 20.0), comparison.configurations[0].runs, strict=True):
+        run.metrics |= {"train/seconds": seconds, "test/irregular_outputs": seconds / 10}
+    (row,) = leaderboard(comparison, resamples=200).table.to_dict("records")
+    assert row["seconds"] == 15
+    assert row["irregular_outputs"] == 1.5
+    assert row["trainable_parameters"] == 1000

@@ -1,0 +1,76 @@
+"""`python -m sentexp compare`: what it prints and writes, and one sentence for what is wrong."""
+
+import csv
+import json
+
+import pytest
+
+from sentexp.tracking.store import open_store
+
+
+@pytest.fixture
+def sentexp(store, command_line):
+    """Return the command line of the verb over the store."""
+    return lambda *words: command_line("compare", *words, f"tracking.uri={store}", "resamples=200")
+
+
+def test_the_latest_sweep_is_ranked_and_written(sentexp, sweep, tmp_path, comparing):
+    code, output, errors = sentexp()
+    assert code == 0, errors
+    assert "sweep r=2,4,8 seed=1,2: 60 test rows" in output
+    assert output.index("r=8") < output.index("r=2 ")
+    assert "1 of 6 runs did not finish and are left out: r=8 seed=2" in output
+    assert "loses most on" in output
+    assert max(map(len, output[: output.index("1 of 6")].splitlines())) <= 80
+    files = {"leaderboard.md", "leaderboard.csv", "leaderboard.json", "leaderboard.tex", "slices.csv", "report.html"}
+    assert {file.name for file in (tmp_path / "comparison").iterdir()} == files
+    rows = list(csv.DictReader((tmp_path / "comparison" / "leaderboard.csv").read_text().splitlines()))
+    facts = json.loads((tmp_path / "comparison" / "leaderboard.json").read_text())
+    assert [row["configuration"] for row in rows] == [row["configuration"] for row in facts["rows"]]
+    assert float(rows[0]["accuracy"]) == facts["rows"][0]["accuracy"]
+    assert facts["rows"][0]["to_best"] == 0
+    assert "| r=2 |" in (tmp_path / "comparison" / "leaderboard.md").read_text()
+    artifact = open_store(comparing().tracking).artifact(sweep, "comparison/report.html")
+    assert artifact.read_text() == (tmp_path / "comparison" / "report.html").read_text()
+
+
+def test_two_runs_are_set_against_each_other(sentexp, record):
+    first, second = record("a", 0.4, **{"peft.r": 1}), record("b", 2.0, **{"peft.r": 2})
+    code, output, errors = sentexp(f"runs=[{first[:8]},{second[:8]}]", "rows=3")
+    assert code == 0, errors
+    assert "a against b: both right" in output
+    assert "McNemar's exact test p" in output
+    assert "permutation test of accuracy p" in output
+    assert 1 <= output[output.index("only b is right") :].count("film") <= 3
+
+
+def test_slices_are_printed_by_their_column(sentexp, sweep):
+    code, output, errors = sentexp("by=language", "metric=f1_macro")
+    assert code == 0, errors
+    assert "f1_macro by language" in output
+    assert output.count("│ en") == 3
+    assert output.count("│ de") == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["metric=speed"], "metric=speed must be one of loss, accuracy"),
+        (["sweep=a", "filter=b"], "sweep and filter both say what to compare: give one of them."),
+        (["runs=[]"], "runs=[] names no run"),
+        (["confidence=95"], "confidence=95.0 must be above 0 and below 1"),
+        (["peft.r=8"], "peft.r: the configuration has no key 'peft': its keys are tracking, sweep, runs"),
+        (["split=train"], "split=train: Invalid value 'train', expected one of [validation, test]"),
+        (["by=colour"], "by=colour is no slice of these rows: it must be one of language, length"),
+        (["base=llama"], "base=llama is not among what is compared"),
+        (["split=validation"], "holds no predictions for the validation split"),
+        (["sweep=missing"], "sweep=missing is no sweep in experiment sentexp"),
+        (["tracking=none"], "compare reads what MLflow holds, so tracking=none has nothing to compare"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(sentexp, sweep, words, said):
+    code, output, errors = sentexp(*words)
+    assert code == 1
+    assert said in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert "Traceback" not in output + errors
