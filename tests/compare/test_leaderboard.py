@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sentexp.compare.bootstrap import half_width
 from sentexp.compare.leaderboard import leaderboard
 from sentexp.compare.significance import mcnemar
 from sentexp.config import METRICS
@@ -93,6 +94,19 @@ def test_seeds_make_intervals_wider_and_are_told(simulate):
     rows_only = float(np.nanstd(board.evidence.replicates["accuracy"][0])) * 1.96
     number = board.evidence.configurations.index(comparison.configurations[0])
     assert board.evidence.interval(number, "accuracy").high - board.evidence.value(number, "accuracy") > rows_only
+
+
+def test_a_single_seed_among_several_has_their_noise_in_its_interval(simulate):
+    comparison = simulate((("r=1", 1.0, 3), ("r=2", 1.05, 1)), baselines=[("untuned", "untuned", 0.5)])
+    alone = simulate((("r=2", 1.05, 1),))
+    alone.targets = comparison.targets
+    alone.configurations, alone.baselines = [comparison.configurations[1]], comparison.baselines
+    among, single = (leaderboard(one, resamples=2000).evidence for one in (comparison, alone))
+    wide, narrow = among.interval(1, "loss"), single.interval(0, "loss")
+    assert wide.high - wide.low > narrow.high - narrow.low
+    by_rows, by_seeds = np.nanvar(among.replicates["loss"][1]), np.var(among.values[0]["loss"], ddof=1)
+    assert wide.high - wide.value == pytest.approx(half_width(float(by_rows), float(by_seeds), 2, 0.95))
+    assert among.interval(2, "loss") == pytest.approx(single.interval(1, "loss"))  # an untuned model has no seed
 
 
 def test_more_rows_tell_smaller_differences_apart(simulate):

@@ -36,14 +36,19 @@ class Evidence:
         return float(self.values[number][metric].mean())
 
     def interval(self, number: int, metric: str) -> Interval:
-        """Return a metric of a configuration with its interval: over rows, and over seeds where there are several."""
-        seeds = self.values[number][metric]
-        replicates = self.replicates[metric][number]
-        if len(seeds) == 1:
-            return bca(float(seeds[0]), replicates, self.without_each[number][metric], self.confidence)
-        by_seeds = float(np.var(seeds, ddof=1)) / len(seeds)
-        half = half_width(float(np.nanvar(replicates)), by_seeds, len(seeds) - 1, self.confidence)
-        return Interval(float(seeds.mean()), float(seeds.mean()) - half, float(seeds.mean()) + half)
+        """Return a metric of a configuration with its interval: over rows, and over seeds where any has several.
+
+        What seeds do is taken from all configurations together, so that one with a single seed has it in its interval,
+        too: as in its differences to others.
+        """
+        value, replicates = self.value(number, metric), self.replicates[metric][number]
+        by_seeds = float(self._seed_parts(metric)[number])
+        if by_seeds > 0:
+            half = half_width(float(np.nanvar(replicates)), by_seeds, self.seed_freedom(), self.confidence)
+            return Interval(value, value - half, value + half)
+        if len(self.values[number][metric]) == 1:
+            return bca(value, replicates, self.without_each[number][metric], self.confidence)
+        return percentile(value, replicates, self.confidence)
 
     def difference(self, number: int, other: int, metric: str) -> Interval:
         """Return by how much a configuration is above another on the same rows, with the interval."""
