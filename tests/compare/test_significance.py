@@ -68,9 +68,11 @@ def test_the_first_rank_holds_the_true_best():
 
 def test_ranks_are_shared_by_what_cannot_be_told_apart():
     values = np.array([0.7, 0.9, 0.89, 0.71])
-    apart = np.array([[1, 0.01, 0.01, 0.9], [0.01, 1, 0.8, 0.01], [0.01, 0.8, 1, 0.01], [0.9, 0.01, 0.01, 1]])
+    apart = np.array([[1, 0.04, 0.04, 0.9], [0.04, 1, 0.06, 0.04], [0.04, 0.06, 1, 0.04], [0.9, 0.04, 0.04, 1]])
     assert ranks(values, apart, higher=True).tolist() == [2, 1, 1, 2]
     assert ranks(values, apart, higher=False).tolist() == [1, 2, 2, 1]
+    assert ranks(values, apart, higher=True, alpha=0.1).tolist() == [3, 1, 2, 3]
+    assert ranks(values, apart, higher=True, alpha=0.01).tolist() == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1_macro", "brier", "loss"])
