@@ -90,6 +90,8 @@ def test_seeds_make_intervals_wider_and_are_told(simulate):
         assert row["accuracy"] == pytest.approx(means[row["configuration"]])
         assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
     assert not any("one seed" in note for note in board.notes)
+    best = board.table.iloc[0]
+    assert best["to_best"] == best["to_best_low"] == best["to_best_high"] == 0
     assert board.evidence.seed_freedom() == 4
     rows_only = float(np.nanstd(board.evidence.replicates["accuracy"][0])) * 1.96
     number = board.evidence.configurations.index(comparison.configurations[0])

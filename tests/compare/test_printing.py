@@ -1,8 +1,10 @@
 """The leaderboard for people and for programs: the same numbers everywhere, nothing that a format would misread."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from sentexp.compare.leaderboard import leaderboard
 from sentexp.compare.printing import latex, markdown, terminal_tables, write_tables
@@ -46,7 +48,7 @@ def test_every_format_has_the_same_value(board, tmp_path):
 
 def test_of_many_configurations_the_terminal_has_the_best(simulate):
     many = leaderboard(simulate([(f"r={n}", 0.5 + n / 20, 1) for n in range(24)], rows=60), resamples=100)
-    results, differences = terminal_tables(many, "title")
+    results, differences = terminal_tables(many, "title", 80)
     assert results.title == "title; the best 20, 4 more in the files"
     assert results.row_count == 20
     assert differences.row_count == 19  # to the best, and without a base the best has none
@@ -54,7 +56,27 @@ def test_of_many_configurations_the_terminal_has_the_best(simulate):
 
 
 def test_the_terminal_has_results_and_differences(board):
-    results, differences = terminal_tables(board, "title")
-    assert [column.header for column in results.columns][:3] == ["rank", "configuration", "seeds"]
+    results, differences = terminal_tables(board, "title", 80)
+    assert [column.header for column in results.columns][:3] == ["rank", "configuration", "accuracy\n95% interval"]
+    assert list(map(str, results.columns[1].cells)) == ["50% & $x$\n2 seeds", "r=1 a|b_c", "majority class"]
     assert results.row_count == 3
     assert [column.header for column in differences.columns].count("p\n(Holm)") == 2
+    assert str(next(iter(differences.columns[1].cells))) == ""  # the best is not compared with itself
+
+
+def test_the_terminal_leaves_the_last_costs_out_where_it_is_narrow(simulate):
+    comparison = simulate((("r=1", 0.5, 3), ("r=2", 1.5, 3)))
+    for one in comparison.configurations:
+        for run in one.runs:
+            run.metrics |= {"test/irregular_outputs": 1234.0, "parameters/trainable": 123_450_000.0}
+    board = leaderboard(comparison, resamples=200)
+    shown = {}
+    for width in (80, 120):
+        console = Console(width=width, file=io.StringIO())
+        console.print(terminal_tables(board, "title", width)[0])
+        shown[width] = console.file.getvalue()
+        assert max(map(len, shown[width].splitlines())) <= width
+        assert "outputs" in shown[width]
+        assert "1,234" in shown[width]
+    assert "trained" not in shown[80]
+    assert "123.45 M" in shown[120]

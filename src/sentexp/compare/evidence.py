@@ -52,6 +52,8 @@ class Evidence:
 
     def difference(self, number: int, other: int, metric: str) -> Interval:
         """Return by how much a configuration is above another on the same rows, with the interval."""
+        if number == other:
+            return Interval(0.0, 0.0, 0.0)
         value = self.value(number, metric) - self.value(other, metric)
         gaps = self.replicates[metric][number] - self.replicates[metric][other]
         by_seeds = self._seed_variance(number, other, metric)

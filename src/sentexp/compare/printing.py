@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -18,12 +20,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COST_HEADS = {
+    "irregular_outputs": "irregular\noutputs",
     "seconds": "train\ns",
     "trainable_parameters": "trained",
     "peak_memory_gib": "peak\nGiB",
     "saved_mib": "saved\nMiB",
     "ece": "ECE",
-    "irregular_outputs": "irregular\noutputs",
 }
 COST_DIGITS = {"peak_memory_gib": 1, "saved_mib": 1, "ece": 4}
 SMALLEST_P = 0.0001
@@ -34,13 +36,22 @@ MILLION = 1_000_000
 SHORT_COSTS = ("seconds", "trainable_parameters", "irregular_outputs")
 
 
-def terminal_tables(board: Leaderboard, title: str) -> list[Table]:
+def terminal_tables(board: Leaderboard, title: str, width: int) -> list[Table]:
     """Return the leaderboard as two tables, of results and of differences, that fit a narrow terminal.
 
-    Of many configurations the best `MOST_SHOWN` and the baselines are in them.
+    Of many configurations the best `MOST_SHOWN` and the baselines are in them. The last costs are left to the files
+    where there is no room for them.
+
+    Args:
+        board: the leaderboard.
+        title: of it.
+        width: of the terminal, in letters.
     """
     columns = _columns(board)
     results = [column for column in columns if not column.difference and column.short]
+    results[1] = _Column(head="configuration", make=_with_seeds)
+    while _least_width(_table(board, results, "")) > width and results[-1].head in COST_HEADS.values():
+        results.pop()
     differences = [column for column in columns if column.difference or column.head == "configuration"]
     left = _ranked(board) - MOST_SHOWN
     title = f"{title}; the best {MOST_SHOWN}, {left} more in the files" if left > 0 else title
@@ -48,6 +59,12 @@ def terminal_tables(board: Leaderboard, title: str) -> list[Table]:
     if len(differences) > 1:
         tables.append(_table(board, differences, f"differences in {board.metric}"))
     return tables
+
+
+def _least_width(table: Table) -> int:
+    """Return the letters that a table takes at least."""
+    console = Console(width=1000)
+    return Measurement.get(console, console.options, table).minimum
 
 
 def _table(board: Leaderboard, columns: "list[_Column]", title: str) -> Table:
@@ -90,7 +107,7 @@ def _columns(board: Leaderboard) -> list[_Column]:
         _Column(head="configuration", make=lambda row: str(row["configuration"])),
     ]
     if (table["seeds"] > 1).any():
-        columns.append(_Column(head="seeds", make=lambda row: str(row["seeds"])))
+        columns.append(_Column(head="seeds", make=lambda row: str(row["seeds"]), short=False))
     for metric in [board.metric, *(name for name in SLICE_METRICS if name != board.metric)]:
         make = partial(_interval if metric == board.metric else _digits, name=metric)
         columns.append(
@@ -198,6 +215,10 @@ def _whole(value: Any) -> str:
     import pandas as pd
 
     return "" if pd.isna(value) else str(int(value))
+
+
+def _with_seeds(row: "pd.Series[Any]") -> str:
+    return f"{row['configuration']}\n{row['seeds']} seeds" if row["seeds"] > 1 else str(row["configuration"])
 
 
 def _one_line(cell: str) -> str:

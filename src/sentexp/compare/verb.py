@@ -63,7 +63,7 @@ def _garbage_left() -> Iterator[None]:
 
 def _compare(config: CompareConfig) -> None:
     weighed = weigh(config)
-    for table in terminal_tables(weighed.board, weighed.title):
+    for table in terminal_tables(weighed.board, weighed.title, OUT.width):
         OUT.print(table, soft_wrap=False)
     for note in weighed.board.notes:
         say(note)
