@@ -65,7 +65,10 @@ def simulate():
 def record(store, tmp_path):
     """Return a function that records a run whose answers are simulated, as a run of sentexp is, and returns its id."""
 
-    def make(name, skill=1.0, rows=60, seed=0, parent=None, status="FINISHED", predictions=True, tags=None, **params):
+    def make(
+        name, skill=1.0, rows=60, seed=0, parent=None, status="FINISHED", predictions=True, tags=None,
+        labels=("negative", "positive"), **params,
+    ):  # fmt: skip
         chance = np.random.default_rng([7, round(skill * 1000), seed])
         targets = np.arange(rows) % 2
         found = open_record(tracking_of(store), name, None, {"identity": name, **(tags or {})})
@@ -83,7 +86,7 @@ def record(store, tmp_path):
                 }
             )
             file = tmp_path / found.run_id / "test.parquet"
-            write_predictions(table, ["negative", "positive"], answers(chance, targets, skill), file)
+            write_predictions(table, list(labels), answers(chance, targets, skill), file)
             found.log_files(file.parent, "predictions")
         found.finish(status)
         return found.run_id

@@ -69,6 +69,12 @@ def test_the_same_texts_with_other_labels_are_other_rows(record, comparing, file
         load(comparing(runs=ids))
 
 
+def test_classes_of_other_names_are_other_rows(record, comparing):
+    ids = [record("a"), record("b", labels=("bad", "good"), **{"peft.r": 1})]
+    with pytest.raises(UserError, match="different test rows"):
+        load(comparing(runs=ids))
+
+
 @pytest.mark.parametrize("gone", ["never", "deleted", "damaged"])
 def test_a_run_without_predictions_is_refused(record, comparing, file_of, gone):
     ids = [record("a"), record("b", predictions=gone != "never")]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from sentexp.compare.bootstrap import half_width
 from sentexp.compare.leaderboard import leaderboard
@@ -21,6 +22,13 @@ def test_clear_differences_rank_and_unclear_ones_tie(simulate):
     assert "The first 2 of 3 cannot be told apart by accuracy on these 400 test rows" in board.notes[0]
     assert any("rows to settle the first two" in note or "same value" in note for note in board.notes)
     assert "one seed" in board.notes[-1]
+
+
+def test_a_difference_that_only_an_uncorrected_test_finds_shares_its_rank(simulate):
+    board = leaderboard(simulate([(f"r={n}", skill, 1) for n, skill in enumerate((1.5, 1.2, 1.2, 1.2, 1.2))]))
+    raw, corrected = board.table["to_best_p"][1:], board.table["to_best_p_holm"][1:]
+    assert ((raw < 0.05) & (corrected > 0.05)).any()
+    assert board.table["rank"].tolist() == [1, *(1 if p > 0.05 else 2 for p in corrected)]
 
 
 def test_every_metric_lies_in_its_interval(simulate):
@@ -45,7 +53,9 @@ def test_differences_are_paired_and_their_p_values_mcnemars(simulate):
         assert row["to_base_p"] == pytest.approx(raw[number, names.index("untuned base")])
         assert row["to_best"] == pytest.approx(row["accuracy"] - board.table["accuracy"][0])
         assert row["to_best_p"] <= row["to_best_p_bh"] <= row["to_best_p_holm"]
-        assert row["to_base_p"] <= row["to_base_p_bh"] <= row["to_base_p_holm"]
+    for suffix, method in (("holm", "holm"), ("bh", "fdr_bh")):
+        corrected = multipletests(board.table["to_base_p"][:3], method=method)[1]
+        assert board.table[f"to_base_p_{suffix}"][:3].tolist() == pytest.approx(corrected.tolist())
     assert board.base == "untuned base"
 
 
