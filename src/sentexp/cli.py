@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -73,7 +74,8 @@ def main() -> None:
     """Run the command line of this process and exit: 0 if all is well, 1 after a failure, 130 when interrupted."""
     words = sys.argv[1:]
     if words and words[0] in ("--help", "-h"):
-        print(help_text())
+        with suppress(BrokenPipeError):  # head has read enough
+            print(help_text(), flush=True)
         return
     if words and words[0] == "--version":
         from sentexp import __version__

@@ -918,20 +918,28 @@ class Config:
             )
 
 
+def check_measure(metric: str, confidence: float = 0.95, resamples: int = 2000) -> None:
+    """Refuse a metric that there is not, an impossible confidence, and too few resamples."""
+    require(metric in METRICS, f"metric={metric} must be one of {', '.join(METRICS)}.")
+    require(0 < confidence < 1, f"confidence={confidence} must be above 0 and below 1.")
+    _at_least("resamples", resamples, 100)
+
+
 @dataclass(kw_only=True, slots=True)
 class CompareConfig:
     """`python -m sentexp compare`: which runs, by what, how surely.
 
-    At most one of `sweep` (the MLflow run of a sweep, or its name), `runs` (ids), `experiment` and `filter` (MLflow's
-    own, over the runs of `tracking.experiment`) is given; the latest sweep is the default. `base` is what differences
-    are taken to: a baseline's name, a run's name or id; null is the untuned base, else the strongest that trains no
-    adapter. `by` is a slice column. `rows` are shown of each kind when two runs are compared. `output` is a folder.
+    At most one of `sweep` (the MLflow run of a sweep, or its name), `runs` (ids), `experiment_name` and `filter`
+    (MLflow's own, over the runs of `tracking.experiment`) is given; the latest sweep is the default. `base` is what
+    differences are taken to: a baseline's name, a run's name or id; null is the untuned base, else the strongest that
+    trains no adapter. `by` is a slice column. `rows` are shown of each kind when two runs are compared. `output` is a
+    folder.
     """
 
     tracking: TrackingConfig = MISSING
     sweep: str | None = None
     runs: list[str] | None = None
-    experiment: str | None = None
+    experiment_name: str | None = None
     filter: str | None = None
     metric: str = "accuracy"
     split: EvaluatedSplit = EvaluatedSplit.test
@@ -945,12 +953,10 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         """Check that one thing is compared, names and ranges."""
-        given = [name for name in ("sweep", "runs", "experiment", "filter") if getattr(self, name) is not None]
+        given = [name for name in ("sweep", "runs", "experiment_name", "filter") if getattr(self, name) is not None]
         require(len(given) < 2, f"{' and '.join(given)} both say what to compare: give one of them.")  # noqa: PLR2004
         require(self.runs is None or len(self.runs) > 0, "runs=[] names no run: give ids, as in runs=[1a2b3c,4d5e6f].")
-        require(self.metric in METRICS, f"metric={self.metric} must be one of {', '.join(METRICS)}.")
-        require(0 < self.confidence < 1, f"confidence={self.confidence} must be above 0 and below 1.")
-        _at_least("resamples", self.resamples, 100)
+        check_measure(self.metric, self.confidence, self.resamples)
         _at_least("rows", self.rows, 1)
         require(0 <= self.seed < 2**32, f"seed={self.seed} must be at least 0 and below 2**32.")
         require(

@@ -7,6 +7,7 @@ from statsmodels.stats.multitest import multipletests
 from sentexp.compare.bootstrap import half_width
 from sentexp.compare.leaderboard import leaderboard
 from sentexp.compare.significance import mcnemar
+from sentexp.compare.slices import slice_table
 from sentexp.config import METRICS
 from sentexp.errors import UserError
 
@@ -101,7 +102,8 @@ def test_seeds_make_intervals_wider_and_are_told(simulate):
         assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
     assert not any("one seed" in note for note in board.notes)
     best = board.table.iloc[0]
-    assert best["to_best"] == best["to_best_low"] == best["to_best_high"] == 0
+    assert best["to_best"] == 0
+    assert np.isnan(best["to_best_low"])
     assert board.evidence.seed_freedom() == 4
     rows_only = float(np.nanstd(board.evidence.replicates["accuracy"][0])) * 1.96
     number = board.evidence.configurations.index(comparison.configurations[0])
@@ -140,3 +142,17 @@ def test_costs_and_answers_are_means_over_seeds(simulate):
     assert row["seconds"] == 15
     assert row["irregular_outputs"] == 1.5
     assert row["trainable_parameters"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"metric": "speed"}, "metric=speed must be one of loss, accuracy"),
+        ({"confidence": 95}, "confidence=95 must be above 0 and below 1"),
+        ({"resamples": 0}, "resamples=0 must be 100 or more"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_sentence(simulate, given, said):
+    for measure in (leaderboard, slice_table):
+        with pytest.raises(UserError, match=said):
+            measure(simulate(PLAIN), **given)

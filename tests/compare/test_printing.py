@@ -80,3 +80,35 @@ def test_the_terminal_leaves_the_last_costs_out_where_it_is_narrow(simulate):
         assert "1,234" in shown[width]
     assert "trained" not in shown[80]
     assert "123.45 M" in shown[120]
+
+
+def test_names_are_whole_in_narrow_terminals(simulate):
+    names = ["peft=lora task=causal_lm", "peft=none task=seq_cls", "peft=full task=causal_lm"]
+    comparison = simulate([(name, 1.0, 2) for name in names])
+    board = leaderboard(comparison, resamples=200, base=names[1])
+    for width in (60, 80, 82, 120):
+        console = Console(width=width, file=io.StringIO())
+        console.print(*terminal_tables(board, "title", width))
+        lines = console.file.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        assert {line[-1] for line in lines if line[0] in "│┃"} <= {"│", "┃"}  # nothing is cut off
+        assert all(word in " ".join(lines) for word in " ".join(names).split())
+        assert "…" not in "".join(lines)
+
+
+def test_what_ties_exactly_is_compared_and_the_best_is_not(simulate):
+    comparison = simulate((("r=1", 1.0, 1), ("r=2", 1.0, 1)))
+    comparison.configurations[1].runs[0].probabilities = comparison.configurations[0].runs[0].probabilities
+    board = leaderboard(comparison, resamples=200)
+    _, differences = terminal_tables(board, "title", 80)
+    assert [str(cell) for cell in differences.columns[1].cells] == ["+0.0000\n[+0.0000, +0.0000]"]
+    assert [str(cell) for cell in differences.columns[2].cells] == ["1.0000"]
+    assert board.notes[0] == "All 2 cannot be told apart by accuracy on these 400 test rows."
+
+
+@pytest.mark.parametrize(("confidence", "told"), [(0.95, "95%"), (0.999, "99.9%"), (0.975, "97.5%")])
+def test_the_confidence_is_told_with_its_digits(simulate, confidence, told):
+    board = leaderboard(simulate(NAMES), resamples=200, confidence=confidence)
+    assert f"accuracy {told} interval" in markdown(board, "title")
+    assert told.replace("%", r"\%") in latex(board, "a < b | c > d")
+    assert r"a \textless{} b \textbar{} c \textgreater{} d" in latex(board, "a < b | c > d")

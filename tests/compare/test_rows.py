@@ -67,3 +67,8 @@ def test_a_wrong_label_is_found(two):
 def test_an_unknown_name_is_refused(two):
     with pytest.raises(UserError, match="b=c is not among what is compared: it must be one of a, b"):
         disagreements(two, "a", "c")
+
+
+def test_a_configuration_is_not_set_against_itself(simulate):
+    with pytest.raises(UserError, match="a=r=1 and b=r=1-1 are the same configuration: name two"):
+        disagreements(simulate((("r=1", 1.0, 1),)), "r=1", "r=1-1")

@@ -54,7 +54,7 @@ def test_runs_by_id_identity_or_name_in_the_order_they_are_given(sweep, record, 
 
 def test_an_experiment_holds_runs_and_no_sweeps_or_baselines(sweep, record, comparing):
     record("alone", tags={"baseline": "tfidf"})
-    found = select(comparing(experiment="sentexp"))
+    found = select(comparing(experiment_name="sentexp"))
     assert len(found.runs) == 5
     assert found.parent is None
 
@@ -70,7 +70,7 @@ def test_a_filter_is_mlflows(sweep, comparing):
         ({"sweep": "missing"}, "sweep=missing is no sweep in experiment sentexp of sqlite:"),
         ({"runs": ["missing"]}, "runs=missing is no run in experiment sentexp"),
         ({"runs": ["r=8 seed=2"]}, "is FAILED, so it has no predictions: give the command of that run again"),
-        ({"experiment": "elsewhere"}, "There is no experiment elsewhere of sqlite:"),
+        ({"experiment_name": "elsewhere"}, "There is no experiment elsewhere of sqlite:"),
         ({"filter": "nonsense ="}, "filter=nonsense = is nothing that MLflow can search"),
         ({"filter": "params.`peft.r` = '99'"}, "has no finished run"),
     ],

@@ -44,6 +44,20 @@ def test_two_runs_are_set_against_each_other(sentexp, record):
     assert 1 <= output[output.index("only b is right") :].count("film") <= 3
 
 
+def test_all_runs_of_an_mlflow_experiment_are_ranked(sentexp, sweep):
+    code, output, errors = sentexp("experiment_name=sentexp")
+    assert code == 0, errors
+    assert "experiment sentexp: 60 test rows" in output
+
+
+def test_a_file_is_no_folder_for_the_report(sentexp, sweep, tmp_path):
+    (tmp_path / "taken").write_text("")
+    code, output, errors = sentexp("output=taken")
+    assert code == 1
+    assert output == ""
+    assert "output=taken cannot be written (File exists): name a folder" in errors
+
+
 def test_slices_are_printed_by_their_column(sentexp, sweep):
     code, output, errors = sentexp("by=language", "metric=f1_macro")
     assert code == 0, errors

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentexp.compare.comparison import Comparison
 from sentexp.compare.leaderboard import ANSWERS, CALIBRATION, COSTS, Leaderboard
+from sentexp.compare.printing import SMALLEST_P, small
 from sentexp.compare.settings import differing
 from sentexp.config import METRICS
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 DIGITS = {"seconds": 0, "trainable_parameters": 0, "irregular_outputs": 0, "peak_memory_gib": 2, "saved_mib": 1}
 SMALLEST, LARGEST = 0.001, 1e6
 """Numbers between them are written with four digits after the point, where nothing is known of them."""
-SMALLEST_P = 0.0001
 ENVIRONMENT = ("version.", "machine.")
 """What the tags of libraries and of the machine begin with."""
 COMMAND = "command"
@@ -92,7 +92,7 @@ def differences_sheet(board: Leaderboard) -> Sheet | None:
     for row in table.to_dict("records"):
         cells = [named(row["configuration"])]
         for name in against:
-            same = row[name] == row[f"{name}_low"] == row[f"{name}_high"] == 0
+            same = _is_missing(row[f"{name}_low"])
             cells.append(Cell(text="", is_number=True) if same else _with_interval(row, name, "+"))
             cells += [Cell(text="", is_number=True) if same else _p(row[name + test]) for test in tests]
         sheet.rows.append(cells)
@@ -165,7 +165,7 @@ def _with_interval(row: Mapping[Any, Any], name: str, sign: str = "") -> Cell:
 
 def _p(value: float) -> Cell:
     if math.isfinite(value) and value < SMALLEST_P:
-        return Cell(text=f"<{SMALLEST_P}", key=value, is_number=True)
+        return Cell(text=small(value), key=value, is_number=True)
     return figure(value)
 
 

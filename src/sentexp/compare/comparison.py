@@ -86,7 +86,10 @@ class Comparison:
             if by_id or name in (one.name, one.baseline):
                 return one
         names = ", ".join(one.baseline or one.name for one in self.everything())
-        raise UserError(f"{key}={name} is not among what is compared: it must be one of {names}, or a run's id.")
+        unread = "" if self.split == "test" else "; baselines are compared on the test rows only"
+        raise UserError(
+            f"{key}={name} is not among what is compared: it must be one of {names}, or a run's id{unread}."
+        )
 
 
 def load(config: CompareConfig) -> Comparison:

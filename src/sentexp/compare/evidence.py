@@ -51,9 +51,9 @@ class Evidence:
         return percentile(value, replicates, self.confidence)
 
     def difference(self, number: int, other: int, metric: str) -> Interval:
-        """Return by how much a configuration is above another on the same rows, with the interval."""
+        """Return by how much a configuration is above another on the same rows, with the interval; none to itself."""
         if number == other:
-            return Interval(0.0, 0.0, 0.0)
+            return Interval(0.0, np.nan, np.nan)
         value = self.value(number, metric) - self.value(other, metric)
         gaps = self.replicates[metric][number] - self.replicates[metric][other]
         by_seeds = self._seed_variance(number, other, metric)

@@ -9,7 +9,7 @@ import numpy as np
 from sentexp.compare import significance
 from sentexp.compare.comparison import BASES, Comparison, Configuration
 from sentexp.compare.evidence import Evidence, gather, is_better_higher
-from sentexp.config import METRICS
+from sentexp.config import METRICS, check_measure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +45,11 @@ class Leaderboard:
     evidence: Evidence
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def level(self) -> str:
+        """The confidence as people read it: 95%."""
+        return f"{100 * self.confidence:g}%"
+
 
 def leaderboard(
     comparison: Comparison,
@@ -68,10 +73,11 @@ def leaderboard(
         base: what differences are taken to: a baseline or a configuration by name, or a run's id.
 
     Raises:
-        UserError: there is no such base.
+        UserError: there is no such base or metric.
     """
     import pandas as pd
 
+    check_measure(metric, confidence, resamples)
     found = gather(comparison, comparison.everything(), resamples, seed, confidence)
     count = len(comparison.configurations)
     p = found.p_values(metric)
@@ -168,6 +174,8 @@ def _findings(board: Leaderboard, order: list[int], comparison: Comparison) -> l
         notes.append(
             f"{verdict} Two such runs must differ by {smallest:.4f} to be told apart in four of five times (one test "
             f"at 5 %); the first two differ by {gap:.4f}."
+            if smallest > 0
+            else verdict
         )
         needed = found.rows_to_settle(first, second, metric)
         if gap == 0:

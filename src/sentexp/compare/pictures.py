@@ -62,7 +62,7 @@ def _rates(
     for panel, one in zip(axes, best, strict=True):
         runs = [run.probabilities for run in one.runs]
         line, low, high = band(curve, comparison.targets, runs, board.confidence, resamples, seed)
-        panel.fill_between(GRID, low, high, color="lightgrey", linewidth=0, label=f"{board.confidence:.0%} band")
+        panel.fill_between(GRID, low, high, color="lightgrey", linewidth=0, label=f"{board.level} band")
         panel.plot(GRID, line, color="black", linewidth=1.2, label="this configuration")
         if first is not None:
             panel.plot(GRID, first, "--", color="dimgrey", linewidth=0.8, label="the first")

@@ -2,14 +2,14 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.measure import Measurement
+from rich.cells import cell_len
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -32,6 +32,10 @@ SMALLEST_P = 0.0001
 """Smaller ones are told as such."""
 MOST_SUMMARIES = 3
 MOST_SHOWN = 20
+NAME = "configuration"
+FEWEST_COLUMNS = 2
+WIDEST_HEAD = 18
+"""Letters of a line in a head: as many as a difference with its interval has."""
 MILLION = 1_000_000
 SHORT_COSTS = ("seconds", "trainable_parameters", "irregular_outputs")
 
@@ -49,31 +53,39 @@ def terminal_tables(board: Leaderboard, title: str, width: int) -> list[Table]:
     """
     columns = _columns(board)
     results = [column for column in columns if not column.difference and column.short]
-    results[1] = _Column(head="configuration", make=_with_seeds)
-    while _least_width(_table(board, results, "")) > width and results[-1].head in COST_HEADS.values():
-        results.pop()
-    differences = [column for column in columns if column.difference or column.head == "configuration"]
+    results[1] = _Column(head=NAME, make=_with_seeds)
+    differences = [column for column in columns if column.difference or column.head == NAME]
     left = _ranked(board) - MOST_SHOWN
     title = f"{title}; the best {MOST_SHOWN}, {left} more in the files" if left > 0 else title
-    tables = [_table(board, results, title)]
+    tables = [_fitting(board, results, title, width)]
     if len(differences) > 1:
-        tables.append(_table(board, differences, f"differences in {board.metric}"))
+        tables.append(_fitting(board, differences, f"differences in {board.metric}", width))
     return tables
 
 
-def _least_width(table: Table) -> int:
-    """Return the letters that a table takes at least."""
-    console = Console(width=1000)
-    return Measurement.get(console, console.options, table).minimum
+def _fitting(board: Leaderboard, columns: "list[_Column]", title: str, width: int) -> Table:
+    """Return a table without the last columns that there is no room for; two stay in any case."""
+    while _least_width(board, columns) > width and len(columns) > FEWEST_COLUMNS:
+        columns = columns[:-1]
+    return _table(board, columns, title)
+
+
+def _least_width(board: Leaderboard, columns: "list[_Column]") -> int:
+    """Return the letters that a table takes at least: names are broken between words, other cells nowhere."""
+    needed = 1
+    for column, *cells in zip(columns, *_rows(board, columns), strict=True):
+        parts = [text.split() if column.head == NAME else text.splitlines() for text in (column.head, *cells)]
+        needed += max(cell_len(part) for text in parts for part in text) + len(" " * 2 + "|")
+    return needed
 
 
 def _table(board: Leaderboard, columns: "list[_Column]", title: str) -> Table:
     heads = [
         Column(
             column.head,
-            min_width=13 if column.head == "configuration" else None,
-            justify="left" if column.head == "configuration" else "right",
-            no_wrap=column.head != "configuration",
+            justify="left" if column.head == NAME else "right",
+            no_wrap=column.head != NAME,
+            overflow="fold",
         )
         for column in columns
     ]
@@ -101,10 +113,10 @@ class _Column:
 
 def _columns(board: Leaderboard) -> list[_Column]:
     table = board.table
-    level = f"{board.confidence:.0%} interval"
+    level = f"{board.level} interval"
     columns = [
         _Column(head="rank", make=lambda row: _whole(row["rank"])),
-        _Column(head="configuration", make=lambda row: str(row["configuration"])),
+        _Column(head=NAME, make=lambda row: str(row["configuration"])),
     ]
     if (table["seeds"] > 1).any():
         columns.append(_Column(head="seeds", make=lambda row: str(row["seeds"]), short=False))
@@ -118,7 +130,8 @@ def _columns(board: Leaderboard) -> list[_Column]:
         )
     for name, told in (("to_best", "the best"), ("to_base", str(board.base))):
         if name in table and len(table) > 1:
-            columns.append(_Column(head=f"to {told}\n{level}", make=partial(_difference, name=name), difference=True))
+            head = "\n".join([*textwrap.wrap(f"to {told}", WIDEST_HEAD), level])
+            columns.append(_Column(head=head, make=partial(_difference, name=name), difference=True))
             columns.append(_Column(head="p\n(Holm)", make=partial(_p, name=name), difference=True))
     for name, head in COST_HEADS.items():
         if name in table and table[name].notna().any():
@@ -185,6 +198,7 @@ def latex(board: Leaderboard, title: str) -> str:
 def _escaped(text: str) -> str:
     """Return a text in which LaTeX finds no commands."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
     return "".join(special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text)
 
 
@@ -217,6 +231,11 @@ def _whole(value: Any) -> str:
     return "" if pd.isna(value) else str(int(value))
 
 
+def small(p: float) -> str:
+    """Return a p-value; those below `SMALLEST_P` are told as such."""
+    return f"<{SMALLEST_P}" if p < SMALLEST_P else f"{p:.4f}"
+
+
 def _with_seeds(row: "pd.Series[Any]") -> str:
     return f"{row['configuration']}\n{row['seeds']} seeds" if row["seeds"] > 1 else str(row["configuration"])
 
@@ -238,7 +257,7 @@ def _interval(row: "pd.Series[Any]", name: str) -> str:
 def _difference(row: "pd.Series[Any]", name: str) -> str:
     """Return a difference with its interval; nothing for what it is taken to."""
     value, low, high = (row[name + suffix] for suffix in ("", "_low", "_high"))
-    if not math.isfinite(value) or value == low == high == 0:
+    if not math.isfinite(low):
         return ""
     return f"{value:+.4f}\n[{low:+.4f}, {high:+.4f}]"
 
@@ -246,8 +265,7 @@ def _difference(row: "pd.Series[Any]", name: str) -> str:
 def _p(row: "pd.Series[Any]", name: str) -> str:
     if not _difference(row, name):
         return ""
-    p = row[f"{name}_p_holm"]
-    return f"<{SMALLEST_P}" if p < SMALLEST_P else f"{p:.4f}"
+    return small(row[f"{name}_p_holm"])
 
 
 def _number(row: "pd.Series[Any]", name: str) -> str:

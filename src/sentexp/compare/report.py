@@ -145,21 +145,21 @@ def _titled(title: str, frame: "pd.DataFrame") -> Part:
 
 def _intervals(board: Leaderboard) -> str:
     return (
-        f"Below each metric is its {board.confidence:.0%} interval. Configurations that share a rank cannot be told "
+        f"Below each metric is its {board.level} interval. Configurations that share a rank cannot be told "
         "apart from the best of that rank. Click a head to sort."
     )
 
 
 def _tests(board: Leaderboard) -> str:
     return (
-        f"Differences in {board.metric} on the same rows with their {board.confidence:.0%} intervals, and p-values: "
+        f"Differences in {board.metric} on the same rows with their {board.level} intervals, and p-values: "
         "raw, corrected by Holm's method, from which ranks follow, and by that of Benjamini and Hochberg."
     )
 
 
 def _pictures(board: Leaderboard, comparison: Comparison, seed: int) -> list[Picture]:
     """Return what can be drawn of a comparison, with what to look at."""
-    metric, level = board.metric, f"{board.confidence:.0%}"
+    metric, level = board.metric, f"{board.level}"
     drawings: list[tuple[Callable[[], Figure | None], str, str]] = [
         (
             lambda: sweep_pictures.axis_picture(board),

@@ -7,6 +7,8 @@ import numpy as np
 from sentexp.compare import significance
 from sentexp.compare.comparison import Comparison, Configuration
 from sentexp.compare.metrics import AREA, measured
+from sentexp.config import check_measure
+from sentexp.errors import require
 from sentexp.tracking.predictions import read_rows
 
 if TYPE_CHECKING:
@@ -29,8 +31,9 @@ def head_to_head(
         seed: of the permutations.
 
     Raises:
-        UserError: there is no such configuration.
+        UserError: there is no such configuration or metric.
     """
+    check_measure(metric)
     first, second = comparison.find("a", a), comparison.find("b", b)
     said = [_mean_probabilities(one) for one in (first, second)]
     right = np.stack([each.argmax(1) == comparison.targets for each in said])
@@ -67,6 +70,7 @@ def disagreements(comparison: Comparison, a: str, b: str) -> "pd.DataFrame":
         UserError: there is no such configuration.
     """
     first, second = comparison.find("a", a), comparison.find("b", b)
+    require(first is not second, f"a={a} and b={b} are the same configuration: name two.")
     said = [_mean_probabilities(one) for one in (first, second)]
     right = [each.argmax(1) == comparison.targets for each in said]
     numbers = np.flatnonzero(right[0] != right[1])

@@ -34,17 +34,18 @@ def select(config: CompareConfig) -> Selection:
     Raises:
         UserError: there is no such store, experiment, sweep or run, or none of them is finished.
     """
-    experiment = config.experiment or config.tracking.experiment
+    experiment = config.experiment_name or config.tracking.experiment
     tracking = replace(config.tracking, experiment=experiment)
     store = find_store(tracking)
     where = f"experiment {experiment} of {describe_store(tracking)}"
     if store is None:
         raise UserError(
-            f"There is no {where}: train something first, or name the place with experiment=... or tracking.uri=..."
+            f"There is no {where}: train something first, or name the place with experiment_name=... or "
+            "tracking.uri=..."
         )
     if config.runs is not None:
         return Selection(title=f"{len(config.runs)} runs", runs=_by_ids(store, config.runs, where), store=store)
-    if config.experiment is not None or config.filter is not None:
+    if config.experiment_name is not None or config.filter is not None:
         title = f"experiment {experiment}" if config.filter is None else f"runs of {experiment} where {config.filter}"
         found = _search(store, config.filter or "", where)
         runs = [run for run in reversed(found) if _is_run(run)]
@@ -59,7 +60,7 @@ def _of_sweep(store: Store, wanted: str | None, where: str) -> Selection:
         require(
             bool(sweeps),
             f"{where[0].upper()}{where[1:]} holds no sweep: start one with --multirun, or give runs=[...] or "
-            "experiment=...",
+            "experiment_name=...",
         )
         parent = sweeps[0]
     else:
@@ -125,7 +126,7 @@ def _search(store: Store, query: str, where: str) -> "list[Run]":
         return store.search(query)
     except UserError as error:
         raise UserError(
-            f"filter={query} is nothing that MLflow can search {where} by ({error}): write it as in "
+            f"filter={query} is nothing that MLflow can search {where} by ({error.__cause__ or error}): write it as in "
             "filter=\"params.peft = 'lora'\"."
         ) from error
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from sentexp.compare.comparison import FEWEST_ROWS, Comparison, Configuration
 from sentexp.compare.evidence import gather, is_better_higher
+from sentexp.config import check_measure
 from sentexp.errors import require
 
 if TYPE_CHECKING:
@@ -38,10 +39,11 @@ def slice_table(
         seed: of the resamples.
 
     Raises:
-        UserError: there is no such column.
+        UserError: there is no such column or metric.
     """
     import pandas as pd
 
+    check_measure(metric, confidence, resamples)
     require(
         by is None or by in comparison.slices,
         f"by={by} is no slice of these rows: it must be one of {', '.join(comparison.slices)}; data.slices=[...] of a "

@@ -1,6 +1,7 @@
 """`python -m sentexp compare`: who is better, and how surely; printed, and written to a folder. Sweeps end with it."""
 
 import gc
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ from rich.text import Text
 
 from sentexp.compare.comparison import Comparison, load
 from sentexp.compare.leaderboard import Leaderboard, leaderboard
-from sentexp.compare.printing import slice_summary, terminal_tables, write_tables
+from sentexp.compare.printing import slice_summary, small, terminal_tables, write_tables
 from sentexp.compare.rows import confident_errors, disagreements, head_to_head, label_errors
 from sentexp.compare.slices import slice_table, worst_slices
 from sentexp.config import CompareConfig
 from sentexp.console import OUT, say
+from sentexp.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +64,7 @@ def _garbage_left() -> Iterator[None]:
 
 
 def _compare(config: CompareConfig) -> None:
+    folder = _writable(config.output)
     weighed = weigh(config)
     for table in terminal_tables(weighed.board, weighed.title, OUT.width):
         OUT.print(table, soft_wrap=False)
@@ -74,10 +77,24 @@ def _compare(config: CompareConfig) -> None:
     names = [one.name for one in weighed.comparison.configurations]
     if len(names) == 2:  # noqa: PLR2004 (run against run)
         _print_pair(weighed, names[0], names[1], config)
-    folder = Path(config.output)
     files = write(weighed, config, folder)
     where = "" if weighed.comparison.parent_id is None else ", and among the artifacts of the sweep's MLflow run"
     say(f"{', '.join(file.name for file in files)} are in {folder}{where}.")
+
+
+def _writable(output: str) -> Path:
+    """Return the folder for the files, made before there is anything to write."""
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output={output} cannot be written ({error.strerror}): name a folder, new or there already, in which you "
+            "may write."
+        ) from None
+    return folder
 
 
 def weigh(config: CompareConfig) -> Weighed:
@@ -135,12 +152,16 @@ def _print_pair(weighed: Weighed, a: str, b: str, config: CompareConfig) -> None
     """Print how two configurations agree, and the clearest rows that one gets right and the other wrong."""
     found = head_to_head(weighed.comparison, a, b, config.metric, config.resamples, config.seed)
     permuted = (
-        "" if "permutation_p" not in found else f", permutation test of {config.metric} p {found['permutation_p']:.4f}"
+        ""
+        if "permutation_p" not in found
+        else f", permutation test of {config.metric} p {small(found['permutation_p'])}"
     )
+    several = any(len(weighed.comparison.find("run", name).runs) > 1 for name in (a, b))
+    averaged = " Where there are several seeds, these are the answers of their mean probabilities." if several else ""
     say(
         f"{a} against {b}: both right {found['both_right']:,}, only {a} {found['only_a_right']:,}, only {b} "
         f"{found['only_b_right']:,}, both wrong {found['both_wrong']:,}; McNemar's exact test p "
-        f"{found['mcnemar_p']:.4f}{permuted}."
+        f"{small(found['mcnemar_p'])}{permuted}.{averaged}"
     )
     rows = disagreements(weighed.comparison, a, b)
     for name in (a, b):

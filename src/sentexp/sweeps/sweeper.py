@@ -202,7 +202,7 @@ def _compare(config: Config, parent: "Record", folder: "SweepFolder", outcomes: 
     from sentexp.sweeps.folder import State
 
     finished = [outcome for outcome in outcomes if outcome.state is State.finished]
-    if parent.run_id is None or len(finished) < 2 or all(outcome.earlier for outcome in finished):  # noqa: PLR2004
+    if parent.run_id is None or all(outcome.earlier for outcome in finished):
         return
     metric = config.trainer.monitor.rpartition("/")[2]
     asked = CompareConfig(tracking=config.tracking, sweep=parent.run_id, metric=metric)
