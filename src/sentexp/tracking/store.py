@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from sentexp import processes
 from sentexp.config import TrackingBackend, TrackingConfig
 from sentexp.errors import UserError
 from sentexp.tracking.provenance import mask_uri
+from sentexp.tracking.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -294,6 +296,7 @@ class _PatientClient:
 
     def __init__(self, uri: str) -> None:
         self._where = mask_uri(uri)
+        self._is_remote = uri.startswith(("http://", "https://"))
         self._client = self._call(_connect, uri)
 
     def __getattr__(self, name: str) -> Any:
@@ -306,7 +309,8 @@ class _PatientClient:
         began, told = time.monotonic(), False
         while True:
             try:
-                return action(*arguments, **options)
+                with nullcontext() if self._is_remote else undisturbed():
+                    return action(*arguments, **options)
             except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
                 if getattr(error, "error_code", "") in MEANT_FOR_THE_CALLER or is_disk_full(error):
                     raise
