@@ -159,7 +159,7 @@ def _tests(board: Leaderboard) -> str:
 
 def _pictures(board: Leaderboard, comparison: Comparison, seed: int) -> list[Picture]:
     """Return what can be drawn of a comparison, with what to look at."""
-    metric, level = board.metric, f"{board.level}"
+    metric, level = board.metric, board.level
     drawings: list[tuple[Callable[[], Figure | None], str, str]] = [
         (
             lambda: sweep_pictures.axis_picture(board),
