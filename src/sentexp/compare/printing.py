@@ -43,7 +43,7 @@ SHORT_COSTS = ("seconds", "trainable_parameters", "irregular_outputs")
 def terminal_tables(board: Leaderboard, title: str, width: int) -> list[Table]:
     """Return the leaderboard as two tables, of results and of differences, that fit a narrow terminal.
 
-    Of many configurations the best `MOST_SHOWN` and the baselines are in them. The last costs are left to the files
+    Of many configurations the best `MOST_SHOWN` and the baselines are in them. The last columns are left to the files
     where there is no room for them.
 
     Args:
