@@ -24,6 +24,7 @@ from sentexp.tracking.pictures import draw_data
 from sentexp.tracking.predictions import file_name, write_predictions
 from sentexp.tracking.provenance import command, git_state, library_versions, mask_uri
 from sentexp.tracking.store import PARENT, Record, find_run, open_record
+from sentexp.tracking.undisturbed import undisturbed
 from sentexp.training.module import Evaluation
 from sentexp.training.pruning import Pruned
 
@@ -53,22 +54,27 @@ def recorded(record: Record) -> Iterator[None]:
     """End the record as FINISHED, FAILED or KILLED, with the traceback (law 7), or KILLED with why it was pruned."""
     try:
         yield
-    except Pruned as pruned:
-        record.set_tags({PRUNED: str(pruned)})
-        record.finish("KILLED")
-        raise
     except BaseException as error:
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        try:
-            record.log_text(traceback.format_exc(), TRACEBACK)
-        except (UserError, OSError):
-            console.say("The traceback could not be recorded.")
-        try:
-            record.finish(status)
-        except (UserError, OSError):
-            console.say(f"The MLflow run {record.run_id} could not be marked as {status}.")
+        with undisturbed():  # a launcher ends what is left of a run that fails, perhaps while this is written down
+            _end(record, error)
         raise
     record.finish("FINISHED")
+
+
+def _end(record: Record, error: BaseException) -> None:
+    if isinstance(error, Pruned):
+        record.set_tags({PRUNED: str(error)})
+        record.finish("KILLED")
+        return
+    status = "FAILED" if isinstance(error, Exception) else "KILLED"
+    try:
+        record.log_text("".join(traceback.format_exception(error)), TRACEBACK)
+    except (UserError, OSError):
+        console.say("The traceback could not be recorded.")
+    try:
+        record.finish(status)
+    except (UserError, OSError):
+        console.say(f"The MLflow run {record.run_id} could not be marked as {status}.")
 
 
 def open_run(config: Config, identity: str, folder: RunFolder) -> Record:
