@@ -51,6 +51,22 @@ def test_a_second_signal_does_not_wait(handlers):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_within_another_a_first_signal_waits_for_the_outer_end_and_a_second_for_none(handlers):
+    done = []
+    with pytest.raises(KeyboardInterrupt), undisturbed():
+        with undisturbed():
+            signal.raise_signal(signal.SIGINT)
+            done.append("the inner end")
+        done.append("the outer end")
+    assert done == ["the inner end", "the outer end"]
+    with pytest.raises(KeyboardInterrupt), undisturbed(), undisturbed():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        done.append("after the second")
+    assert "after the second" not in done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_without_a_signal_nothing_is_left(handlers):
     known = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with undisturbed():

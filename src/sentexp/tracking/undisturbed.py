@@ -10,27 +10,34 @@ from typing import Any
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let a first SIGINT or SIGTERM wait until the end; a second one is not kept waiting."""
-    before: dict[int, Any] = {}
-    waiting: list[int] = []
-
-    def put_back() -> None:
-        while before:
-            signal.signal(*before.popitem())
-
-    def note(number: int, _: FrameType | None) -> None:
-        waiting.append(number)
-        if len(waiting) > 1:
-            put_back()
-            signal.raise_signal(waiting.pop())
-
+    """Let a first SIGINT or SIGTERM wait until the end, where they are nested the outer one; a second does not wait."""
+    handler = _Waiting()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not None:  # else it is not Python's, and could not be put back
-                before[number] = signal.signal(number, note)
+            known = signal.getsignal(number)
+            if known is not None and not isinstance(known, _Waiting):  # None is not Python's, and could not be put back
+                handler.before[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        put_back()
-        for late in waiting:
+        handler.put_back()
+        for late in handler.noted:
             signal.raise_signal(late)
+
+
+class _Waiting:
+    """Notes a first signal; at a second one it puts back the handlers that were there, and lets this one through."""
+
+    def __init__(self) -> None:
+        self.before: dict[int, Any] = {}
+        self.noted: list[int] = []
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        self.noted.append(number)
+        if len(self.noted) > 1:
+            self.put_back()
+            signal.raise_signal(self.noted.pop())
+
+    def put_back(self) -> None:
+        while self.before:
+            signal.signal(*self.before.popitem())
