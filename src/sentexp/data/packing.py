@@ -1,0 +1,185 @@
+"""Rows without padding: their tokens one after the other, what all rows begin with only once.
+
+The layout says where in the tokens each row stands, which of them see which, and whose hidden states are wanted. It is
+made of the token ids alone, on the CPU, so that a GPU never waits for it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sentexp.config import AnswerLoss
+
+WORTH_SHARING = 2
+"""Tokens that all rows must begin with, at least, to be computed apart from them."""
+
+
+class Learned(NamedTuple):
+    """What a language model learns from: `tokens`, each after the place `reads` in `Packed.read`, for its row.
+
+    All have the shape (learned,). A place that rows share predicts a token of each.
+    """
+
+    reads: Tensor
+    tokens: Tensor
+    rows: Tensor
+
+
+class Packed(NamedTuple):
+    """Rows packed into one: first the `prefix` tokens that all of them begin with, then the rest of each.
+
+    In the grid of attention each row has a line, right-padded: the tokens behind the prefix.
+    """
+
+    ids: Tensor
+    """Token ids, shape (tokens,)."""
+    positions: Tensor
+    """Position of each token in its row, shape (tokens,)."""
+    index: Tensor
+    """The token in each cell of the grid, shape (rows, width); padding holds the first one of its row."""
+    cells: Tensor
+    """The cell of each token behind the prefix, numbered line by line, shape (tokens - prefix,)."""
+    bias: Tensor
+    """0 where a cell sees another, else -inf; shape (rows or 1, width, prefix + width). One line is plainly causal."""
+    starts: Tensor
+    """Where each row begins behind the prefix, and the end, shape (rows + 1,), int32: what varlen kernels take."""
+    read: Tensor
+    """The tokens whose hidden states are wanted, shape (read,)."""
+    prefix: int
+    """How many tokens all rows share."""
+    learned: Learned | None = None
+    """What is learned; None for a classification head and for scoring."""
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return len(self.index)
+
+    def behind_prefix(self) -> "Packed":
+        """Return the layout of the same rows without the tokens of the prefix, which are known from an earlier batch.
+
+        `prefix` still counts them: the rows see them.
+        """
+        return self._replace(
+            ids=self.ids[self.prefix :],
+            positions=self.positions[self.prefix :],
+            index=self.index - self.prefix,
+            read=self.read - self.prefix,
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class Packer:
+    """Packs the rows of a batch, for training and for scoring.
+
+    `answers` are the tokens of each label's word and `end` those that end an answer; with no answers a classification
+    head reads the last token. `loss` says what is learned.
+    """
+
+    answers: list[list[int]] = field(default_factory=list)
+    end: list[int] = field(default_factory=list)
+    loss: AnswerLoss = AnswerLoss.answer
+
+    @property
+    def branches(self) -> list[list[int]]:
+        """The tokens of each label that stand behind a prompt when it is scored: all but the last."""
+        return [answer[:-1] for answer in self.answers]
+
+    def train(self, rows: Sequence[list[int]], labels: Sequence[int], prefix: int) -> Packed:
+        """Return rows with their answers behind them, and what is learned of them.
+
+        Args:
+            rows: token ids; of a language model those of the prompts.
+            labels: class indices.
+            prefix: how many tokens all rows begin with.
+        """
+        if not self.answers or self.loss is AnswerLoss.label_words:
+            return self.score(rows, prefix)
+        whole = [[*row, *self.answers[label], *self.end] for row, label in zip(rows, labels, strict=True)]
+        lengths = [len(row) for row in whole]
+        starts = np.cumsum([0, *(length - prefix for length in lengths)]) + prefix
+        # Every token but the first can be learned: here, its row, its place there, and the token that predicts it.
+        row = np.repeat(np.arange(len(whole)), [length - 1 for length in lengths])
+        place = np.concatenate([np.arange(1, length) for length in lengths])
+        before = np.where(place - 1 < prefix, place - 1, starts[row] + place - 1 - prefix)
+        if self.loss is AnswerLoss.answer:
+            kept = place >= np.array([len(prompt) for prompt in rows])[row]
+            row, place, before = row[kept], place[kept], before[kept]
+        read, reads = np.unique(before, return_inverse=True)
+        tokens = np.array([whole[r][p] for r, p in zip(row, place, strict=True)])
+        learned = Learned(_tensor(reads), _tensor(tokens), _tensor(row))
+        return _pack(whole, prefix, _tensor(read), learned=learned)
+
+    def score(self, rows: Sequence[list[int]], prefix: int) -> Packed:
+        """Return rows to be scored: `read` holds the end of each prompt and, after it, each token of the branches."""
+        behind = self.branches
+        extra = sum(map(len, behind))
+        if not extra:
+            ends = np.cumsum([len(row) - prefix for row in rows]) + prefix - 1
+            return _pack(rows, prefix, _tensor(ends))
+        branch = [token for tokens in behind for token in tokens]
+        ends = np.cumsum([len(row) + extra - prefix for row in rows]) + prefix - 1 - extra
+        read = _tensor((ends[:, None] + np.arange(extra + 1)).ravel())
+        owners = [0] * extra if not behind else [label for label, tokens in enumerate(behind, 1) for _ in tokens]
+        depths = [depth for tokens in behind for depth in range(len(tokens))]
+        return _pack([[*row, *branch] for row in rows], prefix, read, owners=owners, depths=depths)
+
+
+def common_prefix(rows: Sequence[list[int]]) -> int:
+    """Return how many tokens all rows begin with, each keeping one of its own; 0 where that is not worth sharing."""
+    first, most = rows[0], min(map(len, rows)) - 1
+    for row in rows[1:]:
+        most = next((place for place in range(most) if row[place] != first[place]), most)
+    return most if most >= WORTH_SHARING else 0
+
+
+def _pack(
+    rows: Sequence[list[int]],
+    prefix: int,
+    read: Tensor,
+    *,
+    owners: Sequence[int] = (),
+    depths: Sequence[int] = (),
+    learned: Learned | None = None,
+) -> Packed:
+    """Return the layout of rows whose last tokens, as many as `owners`, are branches, each seen by its owner only."""
+    own = np.array([len(row) - prefix for row in rows])
+    starts = np.cumsum([0, *own])
+    width, extra = int(own.max()), len(owners)
+    column = np.arange(width)
+    within = column < own[:, None]
+    index = np.where(within, starts[:-1, None] + column, starts[:-1, None]) + prefix
+    position = np.broadcast_to(prefix + column, within.shape)
+    owner = np.zeros_like(index)
+    if extra:
+        branch = column - (own[:, None] - extra)  # which of the branch tokens a cell is, below 0 before them
+        there = within & (branch >= 0)
+        owner[there] = np.asarray(owners)[branch[there]]
+        depth = np.zeros_like(index)
+        depth[there] = np.asarray(depths)[branch[there]]
+        position = np.where(there, prefix + own[:, None] - extra + depth, position)
+    unseen = np.triu(np.ones((width, width), dtype=bool), 1)[None]
+    if extra:
+        unseen = unseen | ((owner[:, None, :] != 0) & (owner[:, None, :] != owner[:, :, None]))
+    bias = torch.zeros(len(unseen), width, prefix + width)
+    bias[:, :, prefix:].masked_fill_(torch.from_numpy(unseen), -torch.inf)
+    ids = np.concatenate([np.asarray(rows[0][:prefix]), *(np.asarray(row[prefix:]) for row in rows)])
+    return Packed(
+        ids=_tensor(ids),
+        positions=_tensor(np.concatenate([np.arange(prefix), position[within]])),
+        index=_tensor(index),
+        cells=_tensor(np.flatnonzero(within)),
+        bias=bias,
+        starts=torch.from_numpy(starts.astype(np.int32)),
+        read=read,
+        prefix=prefix,
+        learned=learned,
+    )
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))

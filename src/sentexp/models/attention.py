@@ -1,0 +1,196 @@
+"""Attention over packed rows: within each row, and to what all rows begin with.
+
+On a GPU the rows go through PyTorch's variable-length flash attention where it applies, else through its scaled
+dot-product attention over a grid of padded rows. On the CPU two batched products and a softmax over that grid are much
+faster, at the lengths of sentences, than any of PyTorch's attention kernels. Only attention is padded, never a product
+with a weight.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sentexp.data.packing import Packed
+
+NAME = "packed"
+HALF = (torch.bfloat16, torch.float16)
+WIDEST_HEAD = 256
+"""Of flash attention."""
+
+
+class PrefixCache:
+    """Keys and values of what all rows of an evaluation begin with, by layer, computed with its first batch."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def known(self, layer: int, key: Tensor, value: Tensor, prefix: int) -> tuple[Tensor, Tensor] | None:
+        """Return what is known of a layer; None for the first batch, whose prefix is kept from these."""
+        if layer in self.layers:
+            return self.layers[layer]
+        self.layers[layer] = key[:prefix].detach().clone(), value[:prefix].detach().clone()
+        return None
+
+
+def within(packed: Packed, cache: PrefixCache | None) -> Packed:
+    """Return the rows that are computed: without the prefix, if it is known."""
+    return packed.behind_prefix() if cache is not None and cache.layers else packed
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: Packed,
+    scale: float,
+    *,
+    known: tuple[Tensor, Tensor] | None = None,
+    dropout: float = 0.0,
+    window: int | None = None,
+) -> Tensor:
+    """Return the attention of packed rows, shape (tokens, heads, width of a head).
+
+    Args:
+        query: shape (tokens, heads, width of a head).
+        key: shape (tokens, key heads, width of a head); the key heads divide the heads.
+        value: the same.
+        packed: the layout.
+        scale: of the scores.
+        known: keys and values of the prefix, whose tokens are then not among these.
+        dropout: of the attention weights.
+        window: how many tokens back a token sees, itself included; None is all.
+    """
+    prefix = packed.prefix
+    if not prefix:
+        return _rows(query, key, value, packed, scale, None, dropout, window)
+    if known is not None:
+        return _rows(query, key, value, packed, scale, known, dropout, window)
+    shared = key[:prefix], value[:prefix]
+    first = _causal(query[:prefix], *shared, scale, dropout, window)
+    return torch.cat([first, _rows(query, key, value, packed, scale, shared, dropout, window)])
+
+
+def _rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: Packed,
+    scale: float,
+    shared: tuple[Tensor, Tensor] | None,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    rows, width = packed.index.shape
+    plain = shared is None and len(packed.bias) == 1 and dropout == 0 and window is None
+    if plain and query.is_cuda and query.dtype in HALF and query.shape[-1] <= WIDEST_HEAD:
+        from torch.nn.attention.varlen import varlen_attn
+
+        bounds = packed.starts, packed.starts, width, width
+        grouped = key.shape[1] != query.shape[1]
+        out: Tensor = varlen_attn(query, key, value, *bounds, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
+        return out
+    flat = packed.index.flatten()
+    lines = [part.index_select(0, flat).unflatten(0, (rows, width)) for part in (query, key, value)]
+    if shared is not None:
+        lines[1:] = [
+            torch.cat([part.expand(rows, *part.shape), line], 1) for part, line in zip(shared, lines[1:], strict=True)
+        ]
+    bias = packed.bias
+    if window is not None and window < bias.shape[-1]:
+        bias = bias.masked_fill(_too_far(packed, window), -torch.inf)
+    out = _grid(*lines, bias, scale, dropout)
+    return out.flatten(0, 1).index_select(0, packed.cells)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, window: int | None) -> Tensor:
+    """Return the attention of one row to itself."""
+    size = len(query)
+    unseen = torch.ones(size, size, dtype=torch.bool, device=query.device).triu(1)
+    if window is not None:
+        unseen |= unseen.new_ones(size, size).tril(-window)
+    bias = torch.zeros(1, size, size, device=query.device).masked_fill_(unseen, -torch.inf)
+    return _grid(query[None], key[None], value[None], bias, scale, dropout)[0]
+
+
+def _grid(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float) -> Tensor:
+    """Return the attention of padded rows, shape (rows, width, heads, width of a head).
+
+    Args:
+        query: shape (rows, width, heads, width of a head).
+        key: shape (rows, keys, key heads, width of a head).
+        value: the same.
+        bias: of the scores, shape (rows or 1, width, keys).
+        scale: of the scores.
+        dropout: of the weights.
+    """
+    rows, width, heads, size = query.shape
+    keys, groups = key.shape[1:3]
+    if query.is_cuda:
+        out = nn.functional.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=bias[:, None].to(query.dtype),
+            dropout_p=dropout,
+            scale=scale,
+            enable_gqa=groups != heads,
+        )
+        return out.transpose(1, 2)
+    each = heads // groups
+    # The heads that share their keys stand below each other, so that no key is repeated.
+    queries = query.view(rows, width, groups, each, size).permute(0, 2, 3, 1, 4).reshape(rows * groups, -1, size)
+    keyed = key.transpose(1, 2).reshape(rows * groups, keys, size)
+    valued = value.transpose(1, 2).reshape(rows * groups, keys, size)
+    scores = torch.bmm(queries, keyed.mT).float().view(rows, heads, width, keys) * scale + bias[:, None]
+    weights = scores.softmax(-1).to(query.dtype).view(rows * groups, each * width, keys)
+    if dropout:
+        weights = nn.functional.dropout(weights, dropout)
+    found = torch.bmm(weights, valued).view(rows, groups, each, width, size)
+    return found.permute(0, 3, 1, 2, 4).reshape(rows, width, heads, size)
+
+
+def _too_far(packed: Packed, window: int) -> Tensor:
+    """Return which keys are out of the window of which cells, shape (rows, width, prefix + width)."""
+    offset = packed.positions.shape[0] - packed.cells.shape[0]  # 0 where the prefix is known
+    own = torch.zeros_like(packed.index).flatten()
+    own[packed.cells] = packed.positions[offset:]
+    own = own.view_as(packed.index)
+    keys = torch.cat([torch.arange(packed.prefix, device=own.device).expand(len(own), -1), own], 1)
+    return own[:, :, None] - keys[:, None, :] >= window
+
+
+def use_packed_attention(config: Any) -> None:
+    """Let a transformers model attend over packed rows where it is given any, and as before where it is not.
+
+    Args:
+        config: of the model.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    before = config._attn_implementation
+    if before.startswith(NAME):
+        return
+    before = "sdpa" if before == "eager" else before  # eager functions are each model's own
+    otherwise = ALL_ATTENTION_FUNCTIONS[before]
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        packed, cache = options.pop("packed", None), options.pop("prefix_cache", None)
+        if packed is None:
+            return otherwise(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
+        query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+        known = None
+        if cache is not None and packed.prefix:
+            known = cache.known(module.layer_idx, key, value, packed.prefix)
+        scale = options.get("scaling") or query.shape[-1] ** -0.5
+        limits = {"dropout": options.get("dropout", 0.0), "window": options.get("sliding_window")}
+        return attend(query, key, value, packed, scale, known=known, **limits)[None], None
+
+    name = f"{NAME}_{before}"
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
+    config._attn_implementation = name
