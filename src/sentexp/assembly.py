@@ -19,7 +19,7 @@ from sentexp.data.imbalance import class_weights, row_weights
 from sentexp.data.prompts import CONTENT_FREE
 from sentexp.data.tokens import encode
 from sentexp.errors import require
-from sentexp.materials import Basis, Materials, let_go, shared
+from sentexp.materials import Basis, Materials, build_packer, let_go, shared
 from sentexp.models.adapters import ParameterAudit, attach
 from sentexp.models.backbone import Loading, can_be_shared, load_classifier, load_language_model, outline, twin
 from sentexp.models.likelihood import LabelScorer
@@ -94,7 +94,8 @@ def build_module(materials: Materials, model: nn.Module) -> ClassifierModule:
             "task.calibration=contextual shows the model an empty text, among others, and task.template has no words "
             "around it: give it some, or use task.calibration=batch.",
         )
-        content_free = pad(rows, pad_id, "left")
+        packer = build_packer(materials)
+        content_free = pad(rows, pad_id, "left") if packer is None else packer.score(rows, 0)
     prompt = materials.prompt
     return ClassifierModule(
         SequenceClassifier(model)
@@ -116,4 +117,6 @@ def build_data(materials: Materials) -> DataModule:
     """Return the batches of the tokenised splits."""
     config = materials.config
     weights = row_weights(config.data, materials.examples)
-    return DataModule(materials.tokens, materials.tokenizer, config.trainer, config.seed, weights)
+    return DataModule(
+        materials.tokens, materials.tokenizer, config.trainer, config.seed, weights, build_packer(materials)
+    )

@@ -722,6 +722,7 @@ class TrainerConfig:
     gradient_clip_val: float | None = 1.0
     gradient_checkpointing: bool = False
     group_by_length: bool = True
+    padding_free: bool = True
     eval_steps: float | None = None
     save_steps: int = 25
     log_every_n_steps: int = 5
@@ -974,6 +975,7 @@ BOOKKEEPING = (
     "trainer.log_every_n_steps",
     "trainer.save_steps",
     "trainer.strategy",
+    "trainer.padding_free",
 )
 """Keys that change where and how often a run is written down, or who computes it, never what it computes."""
 

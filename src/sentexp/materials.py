@@ -10,12 +10,14 @@ import torch
 from sentexp import console
 from sentexp.config import CausalLM, Config, Precision, Untuned, flatten
 from sentexp.data.audit import DataAudit, audit
+from sentexp.data.packing import Packer
 from sentexp.data.prompts import Prompt, build_prompt, choose_shots, holding_special_tokens, resolve_template
 from sentexp.data.splits import NAMES, Examples, load_examples
 from sentexp.data.tokens import TokenRows, tokenize
 from sentexp.errors import require
 from sentexp.hardware import choose_device, choose_precision, reset_peak_memory
-from sentexp.models.backbone import Backbone, load_tokenizer, locate_backbone, max_positions
+from sentexp.models.backbone import Backbone, load_tokenizer, locate_backbone, max_positions, model_type
+from sentexp.models.packed import FAMILIES
 from sentexp.tracking.identity import digest_of, fingerprint
 
 if TYPE_CHECKING:
@@ -143,6 +145,19 @@ def tokenize_splits(basis: Basis) -> dict[str, TokenRows]:
         return tokenize(basis.examples.split(split), basis.tokenizer, basis.prompt, length, basis.positions, progress)
 
     return shared(config, "tokens", _token_key(basis), lambda: {split: rows(split) for split in NAMES})
+
+
+def build_packer(basis: Basis) -> Packer | None:
+    """Return what lays rows out without padding; None where they are padded.
+
+    That is where `trainer.padding_free` says so, and for architectures that were never compared without padding.
+    """
+    config, prompt = basis.config, basis.prompt
+    if not config.trainer.padding_free or model_type(basis.backbone) not in FAMILIES:
+        return None
+    if not isinstance(config.task, CausalLM):
+        return Packer()
+    return Packer(answers=prompt.answers, end=prompt.end, loss=config.task.loss)
 
 
 _kept: dict[str, OrderedDict[str, Any]] = {}

@@ -77,11 +77,11 @@ def test_likelihoods_are_those_of_the_reference_for_any_padding(shared, name, ki
     scorer, expected = case.scorer(), case.reference()
     assert float((expected[:, 0] - expected[:, 1]).abs().min()) > 1e-3
     with torch.no_grad():
-        alone = [scorer(*pad([row], 0, "right")) for row in case.rows]
+        alone = [scorer(pad([row], 0, "right")) for row in case.rows]
         for found in (
             torch.cat([scores.logits for scores in alone]),
-            scorer(*pad(case.rows, 0, "right")).logits,
-            scorer(*pad(case.rows, 0, "left")).logits,
+            scorer(pad(case.rows, 0, "right")).logits,
+            scorer(pad(case.rows, 0, "left")).logits,
         ):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
@@ -92,7 +92,7 @@ def test_either_attention_sees_a_label_by_itself(shared, attention):
     case.model.set_attn_implementation(attention)
     with torch.no_grad():
         torch.testing.assert_close(
-            case.scorer()(*pad(case.rows, 0, "right")).logits, case.reference(), atol=1e-5, rtol=0
+            case.scorer()(pad(case.rows, 0, "right")).logits, case.reference(), atol=1e-5, rtol=0
         )
 
 
@@ -107,7 +107,7 @@ def test_length_normalisation_divides_by_the_tokens(shared):
     case = Case(shared, "gpt2", "gpt2", SEVERAL, "task.length_normalization=true")
     lengths = torch.tensor([len(answer) for answer in case.prompt.answers])
     with torch.no_grad():
-        found = case.scorer()(*pad(case.rows, 0, "right"))
+        found = case.scorer()(pad(case.rows, 0, "right"))
     torch.testing.assert_close(found.logits, case.reference() / lengths, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.outside, 1 - case.reference().exp().sum(-1))
 
@@ -117,7 +117,7 @@ def test_what_is_no_label_is_measured(shared, labels):
     case = Case(shared, "llama2", "llama", labels)
     with torch.no_grad():
         case.model.get_output_embeddings().weight[case.prompt.answers[0][0]] *= 6  # likely for some rows, not for all
-        found = case.scorer()(*pad(case.rows, 0, "left"))
+        found = case.scorer()(pad(case.rows, 0, "left"))
     torch.testing.assert_close(found.outside, 1 - case.reference().exp().sum(-1), atol=1e-5, rtol=0)
     best = [int(case.plain(row)[-1].argmax()) for row in case.rows]
     assert found.first_token.tolist() == best
@@ -139,14 +139,14 @@ def test_the_loss_is_the_mean_over_the_tokens_that_are_learned(shared, labels, l
         likely = case.plain(whole)
         first = 1 if loss == "full" else len(row)
         expected.append(-sum(float(likely[i - 1, whole[i]]) for i in range(first, len(whole))) / (len(whole) - first))
-    found = case.scorer().losses(*pad(case.rows, 0, side), targets)
+    found = case.scorer().losses(pad(case.rows, 0, side), targets)
     torch.testing.assert_close(found.detach(), torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_the_loss_over_label_words_is_the_cross_entropy_of_the_likelihoods(shared):
     case = Case(shared, "llama2", "llama", SEVERAL, "task.loss=label_words")
     targets = torch.tensor([2, 0, 1])
-    found = case.scorer().losses(*pad(case.rows, 0, "right"), targets)
+    found = case.scorer().losses(pad(case.rows, 0, "right"), targets)
     expected = nn.functional.cross_entropy(case.reference(), targets, reduction="none")
     torch.testing.assert_close(found.detach(), expected, atol=1e-5, rtol=1e-5)
 
@@ -156,9 +156,9 @@ def test_logits_are_computed_where_they_are_needed_only(shared, loss):
     case = Case(shared, "llama2", "llama", SEVERAL, f"task.loss={loss}")
     scorer, seen = case.scorer(), []
     case.model.get_output_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
-    scorer.losses(*pad(case.rows, 0, "right"), torch.tensor([0, 1, 2]))
+    scorer.losses(pad(case.rows, 0, "right"), torch.tensor([0, 1, 2]))
     with torch.no_grad():
-        scorer(*pad(case.rows, 0, "right"))
+        scorer(pad(case.rows, 0, "right"))
     branches = sum(len(answer) - 1 for answer in case.prompt.answers) + 1
     assert seen == [
         max(map(len, case.prompt.answers)) + len(case.prompt.end) if loss == "answer" else branches,
@@ -169,7 +169,7 @@ def test_logits_are_computed_where_they_are_needed_only(shared, loss):
 
 def test_a_gradient_reaches_every_answer_token(shared):
     case = Case(shared, "gpt2", "gpt2", SEVERAL, "task.loss=label_words")
-    case.scorer().losses(*pad(case.rows, 0, "left"), torch.tensor([0, 1, 2])).sum().backward()
+    case.scorer().losses(pad(case.rows, 0, "left"), torch.tensor([0, 1, 2])).sum().backward()
     gradient = case.model.transformer.wte.weight.grad
     assert torch.isfinite(gradient).all()
     assert all(gradient[token].abs().max() > 0 for answer in case.prompt.answers for token in answer)
@@ -181,17 +181,17 @@ def test_bfloat16_weights_are_scored_in_float32(shared):
     model = case.model.to(torch.bfloat16)
     scorer = case.scorer()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        hidden = model.model(*align_right(*pad(case.rows, 0, "right"))).last_hidden_state[:, -1]
+        hidden = model.model(*align_right(pad(case.rows, 0, "right"))).last_hidden_state[:, -1]
         found = model.lm_head(hidden)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, hidden.float() @ model.lm_head.weight.float().T)
-    assert scorer.losses(*pad(case.rows, 0, "right"), torch.tensor([0, 1, 1])).dtype == torch.float32
+    assert scorer.losses(pad(case.rows, 0, "right"), torch.tensor([0, 1, 1])).dtype == torch.float32
 
 
 def test_answers_are_written_greedily(shared):
     case = Case(shared, "gpt2", "gpt2", SEVERAL)
     with torch.no_grad():
-        found = case.scorer().generate(*pad(case.rows, 0, "right"))
+        found = case.scorer().generate(pad(case.rows, 0, "right"))
     longest = max(map(len, case.prompt.answers))
     assert found.shape == (3, longest + 3)
     for row, answer in zip(case.rows, found.tolist(), strict=True):

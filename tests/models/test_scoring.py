@@ -37,9 +37,9 @@ def test_left_right_and_no_padding_give_the_same_logits(build, pad_id):
     torch.manual_seed(0)
     classifier = SequenceClassifier(build()).eval()
     with torch.no_grad():
-        alone = torch.cat([classifier(*pad([row], pad_id, "right")).logits for row in ROWS])
-        right = classifier(*pad(ROWS, pad_id, "right")).logits
-        left = classifier(*pad(ROWS, pad_id, "left")).logits
+        alone = torch.cat([classifier(pad([row], pad_id, "right")).logits for row in ROWS])
+        right = classifier(pad(ROWS, pad_id, "right")).logits
+        left = classifier(pad(ROWS, pad_id, "left")).logits
     torch.testing.assert_close(right, alone, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(left, alone, atol=1e-6, rtol=1e-5)
 

@@ -1,6 +1,7 @@
 """The Lightning data module: batches of like length in an order that is a pure function of seed and epoch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sentexp import processes
 from sentexp.config import TrainerConfig
+from sentexp.data.packing import Packed, Packer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,19 +29,39 @@ class Rows(Protocol):
     labels: Any
     """Class indices, shape (rows,): an array, which can be indexed by a list."""
 
+    @property
+    def prefix(self) -> int:
+        """How many tokens all rows begin with, where that is worth sharing."""
+
     def ids(self, rows: Sequence[int]) -> list[list[int]]:
         """Return the token ids of some rows."""
 
 
+class Padded(NamedTuple):
+    """Rows padded to the longest of them."""
+
+    ids: Tensor
+    """Token ids, shape (rows, tokens)."""
+    mask: Tensor
+    """1 at tokens and 0 at padding, same shape."""
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return len(self.ids)
+
+
+Texts = Padded | Packed
+
+
 class Batch(NamedTuple):
-    """Rows padded to the longest of them. Shapes: ids and mask (rows, tokens), the others (rows,) or scalar.
+    """Rows of a split. Shapes, but for the texts: (rows,) or scalar.
 
     Of several processes each has its share of the rows; one that has none computes another's row, which does not count,
     as all must go through the model equally often.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
+    texts: Texts
     labels: Tensor
     rows: Tensor
     step_rows: Tensor
@@ -133,6 +155,7 @@ class DataModule(L.LightningDataModule):
         trainer: batch sizes, accumulation and length grouping.
         seed: of the order of the training rows.
         weights: of the training rows (see `BatchOrder`).
+        packer: lays rows out without padding; None pads them.
     """
 
     def __init__(
@@ -142,6 +165,7 @@ class DataModule(L.LightningDataModule):
         trainer: TrainerConfig,
         seed: int,
         weights: Any = None,
+        packer: Packer | None = None,
     ) -> None:
         super().__init__()
         self.splits = splits
@@ -149,6 +173,7 @@ class DataModule(L.LightningDataModule):
         self.config = trainer
         self.seed = seed
         self.weights = weights
+        self.packer = packer
         self.resume_at = (0, 0)
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -196,30 +221,44 @@ class DataModule(L.LightningDataModule):
 
     def loader(self, split: str, order: Any) -> DataLoader[Batch]:
         """Return these batches of a split, in this order: each is (row numbers, rows of the optimizer step)."""
-        batches = _Batches(self.splits[split], self.tokenizer.pad_token_id, self.tokenizer.padding_side)
-        return DataLoader(batches, batch_size=None, sampler=order)
+        rows = self.splits[split]
+        layout: Layout
+        if self.packer is None:
+            pad_id, side = self.tokenizer.pad_token_id, self.tokenizer.padding_side
+            layout = lambda ids, _: pad(ids, pad_id, side)  # noqa: E731 (one of three)
+        elif split == "train":
+            layout = partial(self.packer.train, prefix=rows.prefix)
+        else:
+            score, prefix = self.packer.score, rows.prefix
+            layout = lambda ids, _: score(ids, prefix)  # noqa: E731
+        return DataLoader(
+            _Batches(rows, layout), batch_size=None, sampler=order, pin_memory=torch.cuda.is_available()
+        )
+
+
+Layout = Callable[[list[list[int]], list[int]], Texts]
+"""From token ids and class indices of rows to what a model reads."""
 
 
 class _Batches(Dataset[Batch]):
-    """Reads the rows of a batch that are this process's, and pads them."""
+    """Reads the rows of a batch that are this process's, and lays them out."""
 
-    def __init__(self, rows: Rows, pad_id: int, padding_side: str) -> None:
+    def __init__(self, rows: Rows, layout: Layout) -> None:
         self.rows = rows
-        self.pad_id = pad_id
-        self.padding_side = padding_side
+        self.layout = layout
 
     def __getitem__(self, item: tuple[list[int], int]) -> Batch:
         numbers, step_rows = item
         share = processes.share(numbers)
         rows = share or numbers[:1]
-        ids, mask = pad(self.rows.ids(rows), self.pad_id, self.padding_side)
         labels = torch.as_tensor(self.rows.labels[rows], dtype=torch.long)
+        texts = self.layout(self.rows.ids(rows), labels.tolist())
         counts = torch.full((len(rows),), bool(share))
-        return Batch(ids, mask, labels, torch.tensor(rows), torch.tensor(step_rows), counts, len(numbers))
+        return Batch(texts, labels, torch.tensor(rows), torch.tensor(step_rows), counts, len(numbers))
 
 
-def pad(rows: list[list[int]], pad_id: int, side: str) -> tuple[Tensor, Tensor]:
-    """Return token ids and attention mask of shape (rows, longest row), padded on `side` (left or right)."""
+def pad(rows: list[list[int]], pad_id: int, side: str) -> Padded:
+    """Return rows padded on `side` (left or right)."""
     longest = max(len(row) for row in rows)
     ids = torch.full((len(rows), longest), pad_id)
     mask = torch.zeros((len(rows), longest), dtype=torch.long)
@@ -227,4 +266,4 @@ def pad(rows: list[list[int]], pad_id: int, side: str) -> tuple[Tensor, Tensor]:
         place = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
         ids[index, place] = torch.tensor(row)
         mask[index, place] = 1
-    return ids, mask
+    return Padded(ids, mask)

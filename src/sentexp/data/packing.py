@@ -39,7 +39,7 @@ class Packed(NamedTuple):
     """Token ids, shape (tokens,)."""
     positions: Tensor
     """Position of each token in its row, shape (tokens,)."""
-    index: Tensor
+    grid: Tensor
     """The token in each cell of the grid, shape (rows, width); padding holds the first one of its row."""
     cells: Tensor
     """The cell of each token behind the prefix, numbered line by line, shape (tokens - prefix,)."""
@@ -57,7 +57,7 @@ class Packed(NamedTuple):
     @property
     def rows(self) -> int:
         """The number of rows."""
-        return len(self.index)
+        return len(self.grid)
 
     def behind_prefix(self) -> "Packed":
         """Return the layout of the same rows without the tokens of the prefix, which are known from an earlier batch.
@@ -67,7 +67,7 @@ class Packed(NamedTuple):
         return self._replace(
             ids=self.ids[self.prefix :],
             positions=self.positions[self.prefix :],
-            index=self.index - self.prefix,
+            grid=self.grid - self.prefix,
             read=self.read - self.prefix,
         )
 
@@ -129,14 +129,6 @@ class Packer:
         return _pack([[*row, *branch] for row in rows], prefix, read, owners=owners, depths=depths)
 
 
-def common_prefix(rows: Sequence[list[int]]) -> int:
-    """Return how many tokens all rows begin with, each keeping one of its own; 0 where that is not worth sharing."""
-    first, most = rows[0], min(map(len, rows)) - 1
-    for row in rows[1:]:
-        most = next((place for place in range(most) if row[place] != first[place]), most)
-    return most if most >= WORTH_SHARING else 0
-
-
 def _pack(
     rows: Sequence[list[int]],
     prefix: int,
@@ -152,14 +144,14 @@ def _pack(
     width, extra = int(own.max()), len(owners)
     column = np.arange(width)
     within = column < own[:, None]
-    index = np.where(within, starts[:-1, None] + column, starts[:-1, None]) + prefix
+    grid = np.where(within, starts[:-1, None] + column, starts[:-1, None]) + prefix
     position = np.broadcast_to(prefix + column, within.shape)
-    owner = np.zeros_like(index)
+    owner = np.zeros_like(grid)
     if extra:
         branch = column - (own[:, None] - extra)  # which of the branch tokens a cell is, below 0 before them
         there = within & (branch >= 0)
         owner[there] = np.asarray(owners)[branch[there]]
-        depth = np.zeros_like(index)
+        depth = np.zeros_like(grid)
         depth[there] = np.asarray(depths)[branch[there]]
         position = np.where(there, prefix + own[:, None] - extra + depth, position)
     unseen = np.triu(np.ones((width, width), dtype=bool), 1)[None]
@@ -171,7 +163,7 @@ def _pack(
     return Packed(
         ids=_tensor(ids),
         positions=_tensor(np.concatenate([np.arange(prefix), position[within]])),
-        index=_tensor(index),
+        grid=_tensor(grid),
         cells=_tensor(np.flatnonzero(within)),
         bias=bias,
         starts=torch.from_numpy(starts.astype(np.int32)),

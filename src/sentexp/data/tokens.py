@@ -5,11 +5,13 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sentexp.data.packing import WORTH_SHARING
 from sentexp.data.prompts import Prompt, holding_special_tokens
 from sentexp.data.splits import Numbers, split_digest
 from sentexp.errors import require
@@ -56,6 +58,18 @@ class TokenRows:
     def cut(self) -> Numbers:
         """Whether a text lost its end, shape (rows,)."""
         return self._full_lengths > self.limit
+
+    @cached_property
+    def prefix(self) -> int:
+        """How many tokens all rows begin with, each keeping one of its own; 0 where that is not worth sharing."""
+        if not len(self):
+            return 0
+        most = int(self.lengths.min()) - 1
+        first = self.ids([0])[0][:most]
+        for offsets, values in self._chunks:
+            same = (place for place in range(most) if not (values[offsets[:-1] + place] == first[place]).all())
+            most = next(same, most)
+        return most if most >= WORTH_SHARING else 0
 
     def ids(self, rows: Sequence[int]) -> list[list[int]]:
         """Return the token ids of some rows."""

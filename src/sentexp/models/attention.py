@@ -81,7 +81,7 @@ def _rows(
     dropout: float,
     window: int | None,
 ) -> Tensor:
-    rows, width = packed.index.shape
+    rows, width = packed.grid.shape
     plain = shared is None and len(packed.bias) == 1 and dropout == 0 and window is None
     if plain and query.is_cuda and query.dtype in HALF and query.shape[-1] <= WIDEST_HEAD:
         from torch.nn.attention.varlen import varlen_attn
@@ -90,7 +90,7 @@ def _rows(
         grouped = key.shape[1] != query.shape[1]
         out: Tensor = varlen_attn(query, key, value, *bounds, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
         return out
-    flat = packed.index.flatten()
+    flat = packed.grid.flatten()
     lines = [part.index_select(0, flat).unflatten(0, (rows, width)) for part in (query, key, value)]
     if shared is not None:
         lines[1:] = [
@@ -153,9 +153,9 @@ def _grid(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float,
 def _too_far(packed: Packed, window: int) -> Tensor:
     """Return which keys are out of the window of which cells, shape (rows, width, prefix + width)."""
     offset = packed.positions.shape[0] - packed.cells.shape[0]  # 0 where the prefix is known
-    own = torch.zeros_like(packed.index).flatten()
+    own = torch.zeros_like(packed.grid).flatten()
     own[packed.cells] = packed.positions[offset:]
-    own = own.view_as(packed.index)
+    own = own.view_as(packed.grid)
     keys = torch.cat([torch.arange(packed.prefix, device=own.device).expand(len(own), -1), own], 1)
     return own[:, :, None] - keys[:, None, :] >= window
 

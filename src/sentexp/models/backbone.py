@@ -121,6 +121,13 @@ def max_positions(backbone: Backbone) -> int:
     return int(config.get_text_config().max_position_embeddings)
 
 
+def model_type(backbone: Backbone) -> str:
+    """Return transformers' name of the backbone's architecture."""
+    from transformers import AutoConfig
+
+    return str(AutoConfig.from_pretrained(backbone.folder, local_files_only=True).get_text_config().model_type)
+
+
 def load_classifier(
     backbone: Backbone, tokenizer: "PreTrainedTokenizerBase", labels: list[str], load: Loading
 ) -> "PreTrainedModel":
@@ -266,6 +273,11 @@ def find_head(model: torch.nn.Module) -> torch.nn.Linear | None:
         if path.split(".")[-1] in HEAD_NAMES and hasattr(module, "modules_to_save"):
             return module.modules_to_save["default"]  # type: ignore[no-any-return]
     return None
+
+
+def base_of(model: torch.nn.Module) -> Any:
+    """Return the transformers model, with its adapter inside where PEFT has put one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 def head_of(model: torch.nn.Module) -> torch.nn.Linear:

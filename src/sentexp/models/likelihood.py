@@ -8,8 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from sentexp.config import AnswerLoss, CausalLM
+from sentexp.data.datamodule import Padded, Texts
+from sentexp.data.packing import Packed
 from sentexp.errors import require
-from sentexp.models.scoring import Scores, base_of
+from sentexp.models.attention import PrefixCache
+from sentexp.models.backbone import base_of
+from sentexp.models.packed import PackedModel
+from sentexp.models.scoring import Scores
 from sentexp.models.sharding import is_sharded
 
 VOCABULARY_BLOCK = 1 << 14
@@ -45,6 +50,7 @@ class LabelScorer(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
+        self.packed = PackedModel(model)
         self.loss = task.loss
         self.normalize = task.length_normalization
         self.end = end
@@ -59,35 +65,37 @@ class LabelScorer(nn.Module):
         self._lay_out_whole([answer + end for answer in answers])
         _multiply_in_float32(base_of(model).get_output_embeddings())
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Scores:
+    def forward(self, texts: Texts, cache: PrefixCache | None = None) -> Scores:
         """Return the scores of rows.
 
         Args:
-            input_ids: token ids of prompts, shape (rows, tokens), padded on either side.
-            attention_mask: 1 at tokens and 0 at padding, same shape.
+            texts: prompts, padded on either side, or packed to be scored.
+            cache: of what all packed prompts of an evaluation begin with.
         """
-        ids, mask = align_right(input_ids, attention_mask)
-        rows, width = ids.shape
-        extra = len(self.branch)
-        position = (mask.cumsum(-1) - 1).clamp(min=0)
-        if extra:
-            ids = torch.cat([ids, self.branch.expand(rows, -1)], 1)
-            position = torch.cat([position, mask.sum(1, keepdim=True) + self.branch_depth], 1)
-            mask = self._branching(mask)
-        keep = torch.arange(width - 1, width + extra, device=ids.device)
-        likely = self._logits(ids, mask, position, keep).float().log_softmax(-1)
+        if isinstance(texts, Packed):
+            logits = self.packed.logits(texts, cache).unflatten(0, (texts.rows, -1))
+        else:
+            logits = self._scored(texts)
+        likely = logits.float().log_softmax(-1)
         tokens = likely[:, self.sources, self.targets]  # (rows, tokens of all labels)
-        labels = torch.zeros(rows, len(self.lengths), device=ids.device).index_add_(1, self.owners, tokens)
+        labels = torch.zeros(len(tokens), len(self.lengths), device=tokens.device).index_add_(1, self.owners, tokens)
         outside = (1 - labels.exp().sum(-1)).clamp(min=0)
         first = likely[:, 0].argmax(-1)
         irregular = ~torch.isin(first, self.targets[self.sources == 0])
         return Scores(labels / self.lengths if self.normalize else labels, outside, first, irregular)
 
-    def losses(self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each row, shape (rows,), as `task.loss` says: a mean over the tokens it learns from."""
+    def losses(self, texts: Texts, targets: Tensor) -> Tensor:
+        """Return the loss of each row, shape (rows,), as `task.loss` says: a mean over the tokens it learns from.
+
+        Args:
+            texts: prompts, padded on either side, or packed to be learned.
+            targets: class indices, shape (rows,).
+        """
         if self.loss is AnswerLoss.label_words:
-            return nn.functional.cross_entropy(self(input_ids, attention_mask).logits, targets, reduction="none")
-        ids, mask = align_right(input_ids, attention_mask)
+            return nn.functional.cross_entropy(self._choice(texts), targets, reduction="none")
+        if isinstance(texts, Packed):
+            return self._learned(texts)
+        ids, mask = align_right(texts)
         width, longest = ids.shape[1], self.whole.shape[1]
         ids = torch.cat([ids, self.whole[targets]], 1)
         mask = torch.cat([mask, self.whole_mask[targets]], 1)
@@ -99,11 +107,11 @@ class LabelScorer(nn.Module):
         learned = mask[:, first + 1 :] * mask[:, first:-1]  # a token that another one predicts
         return (losses * learned).sum(1) / learned.sum(1)
 
-    def generate(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def generate(self, texts: Texts) -> Tensor:
         """Return the tokens of greedy answers, shape (rows, `room`), padded."""
         from transformers import GenerationConfig
 
-        ids, mask = align_right(input_ids, attention_mask)
+        ids, mask = align_right(self._unpacked(texts) if isinstance(texts, Packed) else texts)
         settings = GenerationConfig(
             do_sample=False, max_new_tokens=self.room, pad_token_id=self.pad_id, eos_token_id=self.end[-1:] or None
         )
@@ -112,6 +120,49 @@ class LabelScorer(nn.Module):
         out = model.generate(ids, attention_mask=mask, generation_config=settings, use_cache=True, synced_gpus=together)
         new: Tensor = out[:, ids.shape[1] :]
         return nn.functional.pad(new, (0, self.room - new.shape[1]), value=self.pad_id)
+
+    def _choice(self, texts: Texts) -> Tensor:
+        """Return logits of the labels whose softmax is the choice among them, shape (rows, labels).
+
+        With a token for each label all that is left of the vocabulary are their rows of the output matrix: the rest
+        cancels out.
+        """
+        head: Any = base_of(self.model).get_output_embeddings()
+        if len(self.branch) or not isinstance(texts, Packed) or is_sharded(self.model):
+            return self(texts).logits
+        bias = None if head.bias is None else head.bias[self.targets].float()
+        with torch.autocast(texts.ids.device.type, enabled=False):
+            hidden = self.packed.hidden(texts).float()
+            return nn.functional.linear(hidden, head.weight[self.targets].float(), bias)
+
+    def _learned(self, texts: Packed) -> Tensor:
+        """Return the mean loss of each packed row over the tokens it learns."""
+        assert texts.learned is not None
+        reads, tokens, rows = texts.learned
+        logits = self.packed.logits(texts).float()
+        likely = logits[reads, tokens] - logits.logsumexp(-1)[reads]
+        sums = likely.new_zeros(2, texts.rows).index_add_(1, rows, torch.stack([-likely, torch.ones_like(likely)]))
+        return sums[0] / sums[1]
+
+    def _scored(self, texts: Padded) -> Tensor:
+        """Return the logits at the end of each padded prompt and at the branches, shape (rows, 1 + branch, vocabulary)."""
+        ids, mask = align_right(texts)
+        rows, width = ids.shape
+        extra = len(self.branch)
+        position = (mask.cumsum(-1) - 1).clamp(min=0)
+        if extra:
+            ids = torch.cat([ids, self.branch.expand(rows, -1)], 1)
+            position = torch.cat([position, mask.sum(1, keepdim=True) + self.branch_depth], 1)
+            mask = self._branching(mask)
+        return self._logits(ids, mask, position, torch.arange(width - 1, width + extra, device=ids.device))
+
+    def _unpacked(self, texts: Packed) -> Padded:
+        """Return the prompts of rows that are packed to be scored, padded."""
+        lengths = texts.starts.diff() - len(self.branch)
+        prefix = texts.ids[: texts.prefix].expand(texts.rows, -1)
+        column = torch.arange(texts.grid.shape[1], device=texts.ids.device)
+        mask = torch.cat([torch.ones_like(prefix), (column < lengths[:, None]).long()], 1)
+        return Padded(torch.cat([prefix, texts.ids[texts.grid]], 1), mask)
 
     def _logits(self, ids: Tensor, mask: Tensor, position: Tensor, keep: Tensor) -> Tensor:
         """Return the logits over the vocabulary at the columns `keep`: no others are computed."""
@@ -155,10 +206,10 @@ class LabelScorer(nn.Module):
         )
 
 
-def align_right(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return token ids and mask with all padding on the left, so that every prompt ends in the last column."""
-    order = mask.argsort(dim=1, stable=True)
-    return ids.gather(1, order), mask.gather(1, order)
+def align_right(texts: Padded) -> Padded:
+    """Return rows with all padding on the left, so that every prompt ends in the last column."""
+    order = texts.mask.argsort(dim=1, stable=True)
+    return Padded(texts.ids.gather(1, order), texts.mask.gather(1, order))
 
 
 def label_prior(logits: Tensor) -> Tensor:

@@ -7,17 +7,12 @@ from torch import Tensor, nn
 
 from sentexp.data.packing import Packed
 from sentexp.models.attention import PrefixCache, use_packed_attention, within
+from sentexp.models.backbone import base_of
 from sentexp.models.llama import LlamaLayers, fits
-from sentexp.models.scoring import base_of
 from sentexp.models.sharding import is_sharded
 
-FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "phi3", "qwen2", "qwen3", "stablelm")
+FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3")
 """Model types whose rows can be packed: each was compared with its padded rows in the tests."""
-
-
-def can_pack(model: nn.Module) -> bool:
-    """Tell whether a transformers model, wrapped by PEFT or not, takes packed rows."""
-    return base_of(model).config.get_text_config().model_type in FAMILIES
 
 
 class PackedModel:
@@ -53,7 +48,7 @@ class PackedModel:
     def _takes_apart(self, packed: Packed) -> bool:
         """Tell whether these rows go through layers of our own."""
         backbone = base_of(self.model).base_model
-        longest = packed.prefix + packed.index.shape[1]
+        longest = packed.prefix + packed.grid.shape[1]
         if self._ours is None:
             self._ours = not is_sharded(self.model) and fits(backbone, longest)
         window = getattr(backbone.config, "sliding_window", None)

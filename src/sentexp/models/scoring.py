@@ -1,11 +1,15 @@
 """Scoring by a head: logits of the classes from the last token's hidden state, pooled by position (law 4)."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sentexp.models.backbone import Backbone, head_of
+from sentexp.data.datamodule import Texts
+from sentexp.data.packing import Packed
+from sentexp.models.attention import PrefixCache
+from sentexp.models.backbone import Backbone, base_of, head_of
+from sentexp.models.packed import PackedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,42 +41,40 @@ class SequenceClassifier(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.packed = PackedModel(model)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Scores:
+    def forward(self, texts: Texts, cache: PrefixCache | None = None) -> Scores:
         """Return the scores of rows.
 
         Args:
-            input_ids: token ids, shape (rows, tokens), padded on either side.
-            attention_mask: 1 at tokens and 0 at padding, same shape.
+            texts: rows, padded on either side or packed.
+            cache: of what all packed rows of an evaluation begin with.
         """
-        pooled = self.features(input_ids, attention_mask)
+        pooled = self.features(texts, cache)
         with torch.autocast(pooled.device.type, enabled=False):
             logits: Tensor = head_of(base_of(self.model))(pooled)
         return Scores(logits)
 
-    def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def features(self, texts: Texts, cache: PrefixCache | None = None) -> Tensor:
         """Return the float32 hidden states of the last tokens, shape (rows, hidden): what the head reads."""
+        if isinstance(texts, Packed):
+            return self.packed.hidden(texts, cache).float()
         hidden = (
             base_of(self.model)
             .base_model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
+                input_ids=texts.ids,
+                attention_mask=texts.mask,
+                position_ids=(texts.mask.cumsum(-1) - 1).clamp(min=0),
                 use_cache=False,
             )
             .last_hidden_state
         )
-        last = attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1)
+        last = texts.mask.shape[1] - 1 - texts.mask.flip(1).argmax(1)
         return hidden[torch.arange(len(last), device=last.device), last].float()  # type: ignore[no-any-return]
 
-    def losses(self, input_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, texts: Texts, targets: Tensor) -> Tensor:
         """Return the cross-entropy of each row, shape (rows,)."""
-        return nn.functional.cross_entropy(self(input_ids, attention_mask).logits, targets, reduction="none")
-
-
-def base_of(model: nn.Module) -> Any:
-    """Return the transformers model, with its adapter inside where PEFT has put one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        return nn.functional.cross_entropy(self(texts).logits, targets, reduction="none")
 
 
 def start_head_at_label_words(

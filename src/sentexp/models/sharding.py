@@ -7,8 +7,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sentexp import processes
-from sentexp.models.backbone import find_head
-from sentexp.models.scoring import base_of
+from sentexp.models.backbone import base_of, find_head
 
 
 def shard(model: nn.Module, device: torch.device) -> None:

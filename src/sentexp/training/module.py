@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from sentexp import processes
 from sentexp.config import OptimConfig, PriorCorrection
-from sentexp.data.datamodule import Batch
+from sentexp.data.datamodule import Batch, Texts
 from sentexp.errors import UserError
 from sentexp.models.adapters import load_trainable_state, trainable_state
+from sentexp.models.attention import PrefixCache
 from sentexp.models.backbone import find_head
 from sentexp.models.likelihood import LabelScorer, label_prior, without_prior
 from sentexp.models.scoring import SequenceClassifier
@@ -63,7 +65,7 @@ class ClassifierModule(L.LightningModule):
         class_weights: of the training loss, one for each label; None is 1 for each.
         focal_gamma: of the training loss; 0 is cross-entropy.
         correction: the prior that is divided out of the probabilities in every evaluation.
-        content_free: token ids and mask of texts that say nothing, for `PriorCorrection.contextual`.
+        content_free: texts that say nothing, for `PriorCorrection.contextual`.
         generates: let the model write its answers to the test rows.
     """
 
@@ -77,7 +79,7 @@ class ClassifierModule(L.LightningModule):
         class_weights: list[float] | None = None,
         focal_gamma: float = 0.0,
         correction: PriorCorrection = PriorCorrection.none,
-        content_free: tuple[Tensor, Tensor] | None = None,
+        content_free: Texts | None = None,
         generates: bool = False,
     ) -> None:
         super().__init__()
@@ -100,6 +102,7 @@ class ClassifierModule(L.LightningModule):
         self.step_loss: Tensor
         self.register_buffer("step_loss", torch.zeros(()), persistent=False)
         self._parts: list[tuple[Tensor | None, ...]] = []
+        self._beginning = PrefixCache()
         self._pace: deque[tuple[float, int]] = deque()
 
     def on_train_start(self) -> None:
@@ -121,7 +124,7 @@ class ClassifierModule(L.LightningModule):
         Class weights do not change the divisor, so that the loss of a step does not depend on how it is cut (law 9).
         """
         del batch_idx
-        losses = self.classifier.losses(batch.input_ids, batch.attention_mask, batch.labels)
+        losses = self.classifier.losses(batch.texts, batch.labels)
         weighed = weigh(losses, batch.labels, self.class_weights, self.focal_gamma) * batch.counts
         loss = weighed.sum() / batch.step_rows
         self.step_loss += loss.detach()
@@ -154,7 +157,7 @@ class ClassifierModule(L.LightningModule):
         """Score a batch, and let the model write its answers where that is wanted."""
         generated = None
         if self.generates and isinstance(self.classifier, LabelScorer):
-            generated = self.classifier.generate(batch.input_ids, batch.attention_mask)
+            generated = self.classifier.generate(batch.texts)
         self._score(batch, batch_idx, generated)
 
     def on_test_epoch_end(self) -> None:
@@ -170,7 +173,7 @@ class ClassifierModule(L.LightningModule):
         """Return row numbers, shape (rows,), and the features that a head reads, shape (rows, hidden)."""
         del batch_idx
         assert isinstance(self.classifier, SequenceClassifier)
-        features = self.classifier.features(batch.input_ids, batch.attention_mask)
+        features = self.classifier.features(batch.texts)
         return batch.rows[batch.counts].cpu(), features[batch.counts].cpu()
 
     @property
@@ -188,10 +191,11 @@ class ClassifierModule(L.LightningModule):
     def _score(self, batch: Batch, batch_idx: int, generated: Tensor | None = None) -> None:
         if batch_idx == 0:
             self._parts.clear()
+            self._beginning = PrefixCache()
         if batch_idx == 0 and self.content_free is not None:
-            ids, mask = (part.to(self.device) for part in self.content_free)
-            self.prior = label_prior(self.classifier(ids, mask).logits).cpu()
-        scores = self.classifier(batch.input_ids, batch.attention_mask)
+            texts = move_data_to_device(self.content_free, self.device)
+            self.prior = label_prior(self.classifier(texts).logits).cpu()
+        scores = self.classifier(batch.texts, self._beginning)
         said = (batch.labels, scores.logits, scores.outside, scores.first_token, scores.irregular, generated)
         self._parts.append(tuple(None if part is None else part[batch.counts].cpu() for part in (batch.rows, *said)))
 

@@ -5,7 +5,7 @@ import pytest
 from sentexp import experiment
 from sentexp.assembly import build_data, build_model, build_module
 from sentexp.materials import find, gather
-from sentexp.models.scoring import base_of
+from sentexp.models.backbone import base_of
 from sentexp.sweeps.plan.workload import workload
 from sentexp.training.checkpoint import Checkpoints
 

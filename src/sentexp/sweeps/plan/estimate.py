@@ -26,7 +26,7 @@ from sentexp.config import (
 from sentexp.data.splits import Numbers
 from sentexp.hardware import GIB
 from sentexp.models.adapters import ParameterAudit
-from sentexp.models.scoring import base_of
+from sentexp.models.backbone import base_of
 from sentexp.sweeps.plan.workload import Batches, Workload
 from sentexp.training.trainer import halve_micro_batch
 
