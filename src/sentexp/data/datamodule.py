@@ -231,9 +231,7 @@ class DataModule(L.LightningDataModule):
         else:
             score, prefix = self.packer.score, rows.prefix
             layout = lambda ids, _: score(ids, prefix)  # noqa: E731
-        return DataLoader(
-            _Batches(rows, layout), batch_size=None, sampler=order, pin_memory=torch.cuda.is_available()
-        )
+        return DataLoader(_Batches(rows, layout), batch_size=None, sampler=order, pin_memory=torch.cuda.is_available())
 
 
 Layout = Callable[[list[list[int]], list[int]], Texts]

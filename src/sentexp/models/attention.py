@@ -88,18 +88,19 @@ def _rows(
 
         bounds = packed.starts, packed.starts, width, width
         grouped = key.shape[1] != query.shape[1]
-        out: Tensor = varlen_attn(query, key, value, *bounds, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
-        return out
+        found: Any = varlen_attn(query, key, value, *bounds, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
+        return found  # type: ignore[no-any-return]
     flat = packed.grid.flatten()
-    lines = [part.index_select(0, flat).unflatten(0, (rows, width)) for part in (query, key, value)]
+    query, key, value = (part.index_select(0, flat).unflatten(0, (rows, width)) for part in (query, key, value))
     if shared is not None:
-        lines[1:] = [
-            torch.cat([part.expand(rows, *part.shape), line], 1) for part, line in zip(shared, lines[1:], strict=True)
-        ]
+        key, value = (
+            torch.cat([part.expand(rows, *part.shape), line], 1)
+            for part, line in zip(shared, (key, value), strict=True)
+        )
     bias = packed.bias
     if window is not None and window < bias.shape[-1]:
         bias = bias.masked_fill(_too_far(packed, window), -torch.inf)
-    out = _grid(*lines, bias, scale, dropout)
+    out = _grid(query, key, value, bias, scale, dropout)
     return out.flatten(0, 1).index_select(0, packed.cells)
 
 

@@ -129,11 +129,13 @@ class LabelScorer(nn.Module):
         """
         head: Any = base_of(self.model).get_output_embeddings()
         if len(self.branch) or not isinstance(texts, Packed) or is_sharded(self.model):
-            return self(texts).logits
+            scored = self(texts)
+            return scored.logits  # type: ignore[no-any-return]
         bias = None if head.bias is None else head.bias[self.targets].float()
-        with torch.autocast(texts.ids.device.type, enabled=False):
-            hidden = self.packed.hidden(texts).float()
-            return nn.functional.linear(hidden, head.weight[self.targets].float(), bias)
+        hidden = self.packed.hidden(texts).float()
+        with torch.autocast(hidden.device.type, enabled=False):
+            choice: Tensor = nn.functional.linear(hidden, head.weight[self.targets].float(), bias)
+        return choice
 
     def _learned(self, texts: Packed) -> Tensor:
         """Return the mean loss of each packed row over the tokens it learns."""
@@ -145,7 +147,7 @@ class LabelScorer(nn.Module):
         return sums[0] / sums[1]
 
     def _scored(self, texts: Padded) -> Tensor:
-        """Return the logits at the end of each padded prompt and at the branches, shape (rows, 1 + branch, vocabulary)."""
+        """Return the logits at the end of each padded prompt and behind it, shape (rows, 1 + branch, vocabulary)."""
         ids, mask = align_right(texts)
         rows, width = ids.shape
         extra = len(self.branch)

@@ -5,8 +5,8 @@ the lengths of sentences that is most of the time. Here the modules give their w
 the last layer only the tokens that are read go through the feed-forward part.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,26 +14,25 @@ from torch.utils.checkpoint import checkpoint
 
 from sentexp.data.packing import Packed
 from sentexp.models.attention import PrefixCache, attend, within
-from sentexp.models.grouped import ADAPTER, Adapter, Adapters, Group, base_layer, grouped
+from sentexp.models.grouped import ADAPTER, Adapters, Group, Linear, base_layer, multiply
 
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
 LINEAR = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 
 
-@dataclass(slots=True)
-class Layer:
-    """A decoder layer, taken apart."""
+class Layer(NamedTuple):
+    """What a decoder layer computes with; all layers of a backbone have the same shapes.
 
-    module: Any
-    qkv: Group
-    out: Group
-    gate_up: Group
-    down: Group
+    `outputs` are the widths of q, k and v; `size` is that of a head, `scale` multiplies the scores.
+    """
 
-    @property
-    def groups(self) -> list[Group]:
-        """Its linear layers, in order."""
-        return [self.qkv, self.out, self.gate_up, self.down]
+    first_norm: Tensor
+    second_norm: Tensor
+    linear: tuple[Linear, Linear, Linear, Linear]
+    outputs: list[int]
+    size: int
+    scale: float
+    eps: float
 
 
 class LlamaLayers:
@@ -41,13 +40,15 @@ class LlamaLayers:
 
     Args:
         backbone: transformers' model without its head, wrapped by PEFT inside or not; see `fits`.
+        compiled: let torch.compile make the code of a training layer: one for all layers and lengths.
     """
 
-    def __init__(self, backbone: Any) -> None:
+    def __init__(self, backbone: Any, compiled: bool = False) -> None:
         self.backbone = backbone
         self.dtype: torch.dtype = backbone.norm.weight.dtype
-        self.layers = [_apart(layer) for layer in backbone.layers]
-        self.adapters = Adapters([group for layer in self.layers for group in layer.groups], self.dtype)
+        self.groups = [_groups(layer) for layer in backbone.layers]
+        self.adapters = Adapters([group for groups in self.groups for group in groups], self.dtype)
+        self.train_layer = torch.compile(_layer, dynamic=True) if compiled else _layer
 
     def __call__(self, packed: Packed, cache: PrefixCache | None = None) -> Tensor:
         """Return the hidden states that are read, after the last norm, shape (read, hidden).
@@ -57,21 +58,48 @@ class LlamaLayers:
             cache: of what all rows of an evaluation begin with.
         """
         packed = within(packed, cache)
+        backbone = self.backbone
         with torch.autocast(packed.ids.device.type, enabled=False):
-            backbone = self.backbone
             hidden: Tensor = backbone.embed_tokens(packed.ids).to(self.dtype)
-            angles = backbone.rotary_emb(hidden[None], position_ids=packed.positions[None])
-            turn = tuple(part[0][:, None] for part in angles)
-            adapters = self.adapters.convert(backbone.training)
-            for number, layer in enumerate(self.layers):
-                own = adapters[4 * number : 4 * number + 4]
-                last = number == len(self.layers) - 1
-                given = (layer, number, hidden, turn, packed, own, cache, last)
-                if layer.module.gradient_checkpointing and backbone.training and torch.is_grad_enabled():
-                    hidden = checkpoint(_layer, *given, use_reentrant=False)  # type: ignore[assignment]
+            turn = tuple(part[0][:, None] for part in backbone.rotary_emb(hidden[None], packed.positions[None]))
+            for number, layer in enumerate(self._layers()):
+                module = backbone.layers[number]
+                last = number == len(self.groups) - 1
+                given = hidden, layer, turn, packed, last
+                if not (backbone.training and torch.is_grad_enabled()):
+                    hidden = _layer(*given, _Beginning(cache, number))
+                elif module.gradient_checkpointing:
+                    hidden = checkpoint(self.train_layer, *given, use_reentrant=False)
                 else:
-                    hidden = _layer(*given)
-            return _norm(hidden, backbone.norm)
+                    hidden = self.train_layer(*given)
+            return _norm(hidden, backbone.norm.weight, backbone.norm.variance_epsilon)
+
+    def _layers(self) -> Iterator[Layer]:
+        """Yield what each layer computes with, its adapters converted as they are now."""
+        adapters = iter(self.adapters.convert(self.backbone.training))
+        for module, groups in zip(self.backbone.layers, self.groups, strict=True):
+            qkv, out, gate_up, down = (group.with_adapter(next(adapters)) for group in groups)
+            attention = module.self_attn
+            yield Layer(
+                first_norm=module.input_layernorm.weight,
+                second_norm=module.post_attention_layernorm.weight,
+                linear=(qkv, out, gate_up, down),
+                outputs=groups[0].outputs,
+                size=attention.head_dim,
+                scale=attention.scaling,
+                eps=module.input_layernorm.variance_epsilon,
+            )
+
+
+class _Beginning(NamedTuple):
+    """The cache of what all rows of an evaluation begin with, at a layer."""
+
+    cache: PrefixCache | None
+    layer: int
+
+    def known(self, key: Tensor, value: Tensor, prefix: int) -> tuple[Tensor, Tensor] | None:
+        """Return keys and values of the prefix if they are known; else they are kept from these."""
+        return self.cache.known(self.layer, key, value, prefix) if self.cache is not None and prefix else None
 
 
 def fits(backbone: Any, longest: int) -> bool:
@@ -79,12 +107,12 @@ def fits(backbone: Any, longest: int) -> bool:
     layers = getattr(backbone, "layers", None)
     config = backbone.config
     window = getattr(config, "sliding_window", None)
-    if not layers or getattr(config, "attention_dropout", 0.0) or (window is not None and longest > window):
+    if not layers or getattr(config, "attention_dropout", None) or (window is not None and longest > window):
         return False
     return all(type(layer).__name__ in LAYERS and _is_plain(layer, backbone.norm.weight.dtype) for layer in layers)
 
 
-def _is_plain(layer: nn.Module, dtype: torch.dtype) -> bool:
+def _is_plain(layer: Any, dtype: torch.dtype) -> bool:
     """Tell whether a layer's weights are frozen, plain or in 4 bits, with plain LoRA adapters at most."""
     norms = (layer.input_layernorm, layer.post_attention_layernorm)
     if any(norm.weight.requires_grad for norm in norms) or layer.mlp.config.hidden_act != "silu":
@@ -120,48 +148,48 @@ def _is_plain_linear(module: Any, dtype: torch.dtype) -> bool:
     )
 
 
-def _apart(layer: Any) -> Layer:
+def _groups(layer: Any) -> list[Group]:
+    """Return the linear layers of a decoder layer, those together that read the same."""
     attention, inner = layer.self_attn, layer.mlp
-    return Layer(
-        module=layer,
-        qkv=Group([attention.q_proj, attention.k_proj, attention.v_proj]),
-        out=Group([attention.o_proj]),
-        gate_up=Group([inner.gate_proj, inner.up_proj]),
-        down=Group([inner.down_proj]),
-    )
+    return [
+        Group([attention.q_proj, attention.k_proj, attention.v_proj]),
+        Group([attention.o_proj]),
+        Group([inner.gate_proj, inner.up_proj]),
+        Group([inner.down_proj]),
+    ]
 
 
 def _layer(
-    layer: Layer,
-    number: int,
     hidden: Tensor,
+    layer: Layer,
     turn: tuple[Tensor, Tensor],
     packed: Packed,
-    adapters: list[Adapter | None],
-    cache: PrefixCache | None,
     last: bool,
+    beginning: _Beginning | None = None,
 ) -> Tensor:
     """Return the hidden states after a layer; after the last one, those that are read."""
-    module = layer.module
-    size = module.self_attn.head_dim
-    states = grouped(_norm(hidden, module.input_layernorm), layer.qkv, adapters[0])
-    query, key, value = (part.unflatten(1, (-1, size)) for part in states.split(layer.qkv.outputs, 1))
+    qkv, out, gate_up, down = layer.linear
+    states = multiply(_norm(hidden, layer.first_norm, layer.eps), qkv).split(layer.outputs, 1)
+    query, key, value = (part.unflatten(1, (-1, layer.size)) for part in states)
     query, key = _turned(query, *turn), _turned(key, *turn)
-    known = cache.known(number, key, value, packed.prefix) if cache is not None and packed.prefix else None
-    seen = attend(query, key, value, packed, module.self_attn.scaling, known=known).flatten(1)
+    known = None if beginning is None else beginning.known(key, value, packed.prefix)
+    seen = attend(query, key, value, packed, layer.scale, known=known).flatten(1)
     if last:
         seen, hidden = seen.index_select(0, packed.read), hidden.index_select(0, packed.read)
-    hidden = hidden + grouped(seen, layer.out, adapters[1])
-    inner = grouped(_norm(hidden, module.post_attention_layernorm), layer.gate_up, adapters[2])
-    return hidden + grouped(_SwiGLU.apply(inner), layer.down, adapters[3])
+    hidden = hidden + multiply(seen, out)
+    inner = multiply(_norm(hidden, layer.second_norm, layer.eps), gate_up)
+    gated: Tensor = _SwiGLU.apply(inner)  # type: ignore[no-untyped-call]
+    return hidden + multiply(gated, down)
 
 
-def _norm(hidden: Tensor, norm: Any) -> Tensor:
-    return _RMSNorm.apply(hidden, norm.weight, norm.variance_epsilon)  # type: ignore[no-any-return]
+def _norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    out: Tensor = _RMSNorm.apply(hidden, weight, eps)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _turned(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    return _Rotation.apply(states, cosine, sine)  # type: ignore[no-any-return]
+    out: Tensor = _Rotation.apply(states, cosine, sine)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _RMSNorm(torch.autograd.Function):

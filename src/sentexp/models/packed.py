@@ -20,10 +20,12 @@ class PackedModel:
 
     Args:
         model: transformers' model, with its adapter where it has one.
+        compiled: let torch.compile make the code of the layers that are ours, in training.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, compiled: bool = False) -> None:
         self.model = model
+        self.compiled = compiled
         self._layers: LlamaLayers | None = None
         self._ours: bool | None = None
 
@@ -56,7 +58,7 @@ class PackedModel:
 
     def _own(self) -> LlamaLayers:
         if self._layers is None:
-            self._layers = LlamaLayers(base_of(self.model).base_model)
+            self._layers = LlamaLayers(base_of(self.model).base_model, self.compiled)
         return self._layers
 
 
