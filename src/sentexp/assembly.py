@@ -98,9 +98,9 @@ def build_module(materials: Materials, model: nn.Module) -> ClassifierModule:
         content_free = pad(rows, pad_id, "left") if packer is None else packer.score(rows, 0)
     prompt = materials.prompt
     return ClassifierModule(
-        SequenceClassifier(model)
+        SequenceClassifier(model, config.trainer.compile)
         if answering is None
-        else LabelScorer(model, prompt.answers, prompt.end, answering, pad_id, prompt.room),
+        else LabelScorer(model, prompt.answers, prompt.end, answering, pad_id, prompt.room, config.trainer.compile),
         materials.examples.labels,
         config.optim,
         config.seed,

@@ -709,6 +709,10 @@ class TrainerConfig:
 
     With several processes (`strategy`), each takes its part of these rows.
 
+    `max_tokens` fills the memory by tokens instead of by rows: an optimizer step then sees at most `max_tokens *
+    accumulate_grad_batches` tokens, cut into `accumulate_grad_batches` parts of about as many, and `batch_size` does
+    not count. `padding_free` and `compile` change how a batch is computed, never which rows it holds.
+
     `eval_steps` and `save_steps` count optimizer steps; an `eval_steps` below 1 is a fraction of an epoch, and null
     evaluates at the end of each epoch only.
     """
@@ -716,6 +720,7 @@ class TrainerConfig:
     max_epochs: int = 1
     max_steps: int | None = None
     batch_size: int = 16
+    max_tokens: int | None = None
     eval_batch_size: int = 32
     accumulate_grad_batches: int = 1
     precision: Precision = Precision.auto
@@ -723,6 +728,7 @@ class TrainerConfig:
     gradient_checkpointing: bool = False
     group_by_length: bool = True
     padding_free: bool = True
+    compile: bool = False
     eval_steps: float | None = None
     save_steps: int = 25
     log_every_n_steps: int = 5
@@ -736,7 +742,7 @@ class TrainerConfig:
         """Check ranges."""
         for name in ("max_epochs", "batch_size", "eval_batch_size", "accumulate_grad_batches", "save_steps"):
             _at_least(f"trainer.{name}", getattr(self, name), 1)
-        for name in ("max_steps", "log_every_n_steps", "early_stopping_patience"):
+        for name in ("max_steps", "max_tokens", "log_every_n_steps", "early_stopping_patience"):
             if getattr(self, name) is not None:
                 _at_least(f"trainer.{name}", getattr(self, name), 1)
         require(
@@ -747,11 +753,32 @@ class TrainerConfig:
             self.eval_steps is None or 0 < self.eval_steps < 1 or (self.eval_steps >= 1 and self.eval_steps % 1 == 0),
             f"trainer.eval_steps={self.eval_steps} must be a number of steps, a fraction of an epoch below 1, or null.",
         )
+        require(
+            not self.compile or self.padding_free,
+            "trainer.compile=true compiles the layers of the path without padding: leave trainer.padding_free=true.",
+        )
         legal = [f"validation/{name}" for name in METRICS]
         require(self.monitor in legal, f"trainer.monitor={self.monitor} must be one of {', '.join(legal)}.")
         require(
             self.accelerator in ("auto", "cpu", "gpu"),
             f"trainer.accelerator={self.accelerator} must be auto, cpu or gpu.",
+        )
+
+    @property
+    def fills_by(self) -> str:
+        """The key that says what a micro-batch holds: `max_tokens` or `batch_size`."""
+        return "batch_size" if self.max_tokens is None else "max_tokens"
+
+    @property
+    def micro_batch(self) -> int:
+        """The size of a micro-batch, in tokens or in rows."""
+        return self.batch_size if self.max_tokens is None else self.max_tokens
+
+    @property
+    def as_typed(self) -> str:
+        """The effective batch as it is typed."""
+        return (
+            f"trainer.{self.fills_by}={self.micro_batch} trainer.accumulate_grad_batches={self.accumulate_grad_batches}"
         )
 
 
@@ -879,6 +906,11 @@ class Config:
             self._check_answering(self.task)
         if self.trainer.strategy is Strategy.fsdp:
             self._check_sharding()
+        require(
+            self.trainer.max_tokens is None or self.data.sampling is Sampling.natural,
+            f"trainer.max_tokens={self.trainer.max_tokens} needs as many tokens in every epoch, and data.sampling="
+            f"{self.data.sampling.name} draws rows anew: use trainer.batch_size, or data.sampling=natural.",
+        )
 
     def _check_sharding(self) -> None:
         require(
@@ -976,6 +1008,7 @@ BOOKKEEPING = (
     "trainer.save_steps",
     "trainer.strategy",
     "trainer.padding_free",
+    "trainer.compile",
 )
 """Keys that change where and how often a run is written down, or who computes it, never what it computes."""
 

@@ -25,7 +25,7 @@ from sentexp.config import (
     method_name,
 )
 from sentexp.data.audit import DataAudit
-from sentexp.errors import OutOfMemory, require
+from sentexp.errors import OutOfMemory, UserError, require
 from sentexp.hardware import choose_device, peak_memory_gib, release_memory
 from sentexp.materials import Basis, Materials, find, gather, identify
 from sentexp.models.adapters import ParameterAudit
@@ -241,28 +241,27 @@ def _attempt_until_it_fits(
     """Run, at half the micro-batch and double the accumulation whenever memory runs out (law 9)."""
     fits: dict[str, Any] = folder.state.get("fits", {})
     trainer = replace(materials.config.trainer, **fits)
+    longest = int(materials.tokens["train"].lengths.max())
+    least = processes.count() if trainer.max_tokens is None else 2 * longest
     while True:
         try:
             config = replace(materials.config, trainer=trainer)
             return _attempt(replace(materials, config=config), record, folder, identity, judge)
         except OutOfMemory as error:
-            least = processes.count()
-            require(
-                trainer.batch_size > least,
-                f"Out of memory at trainer.batch_size={trainer.batch_size}, a row in each process ({error}): use a "
-                "smaller model, peft=qlora, a shorter data.max_length, or trainer.gradient_checkpointing=true.",
-            )
-            micro, accumulate = halve_micro_batch(trainer)
-            fits = {
-                "batch_size": micro,
-                "accumulate_grad_batches": accumulate,
-                "eval_batch_size": max(1, trainer.eval_batch_size // 2),
-            }
-            trainer = replace(trainer, **fits)
+            smaller = halve_micro_batch(trainer, least)
+            if smaller is None:
+                raise UserError(
+                    f"Out of memory at trainer.{trainer.fills_by}={trainer.micro_batch}, which cannot be halved "
+                    f"({error}): use a smaller model, peft=qlora, a shorter data.max_length, or "
+                    "trainer.gradient_checkpointing=true."
+                ) from None
+            trainer = smaller
         release_memory()
-        folder.remember(fits=fits)
+        changed = (trainer.fills_by, "accumulate_grad_batches", "eval_batch_size")
+        folder.remember(fits={name: getattr(trainer, name) for name in changed})
         remove_checkpoints(folder.path)
-        note = f"batches of {micro} rows, accumulated {accumulate} times"
+        unit = "rows" if trainer.max_tokens is None else "tokens"
+        note = f"batches of {trainer.micro_batch} {unit}, accumulated {trainer.accumulate_grad_batches} times"
         console.say(f"Out of memory: starting again with {note}; the effective batch is the same.")
         record.set_tags({"out_of_memory": note})
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sentexp import processes
 from sentexp.config import TrainerConfig
 from sentexp.data.packing import Packed, Packer
+from sentexp.errors import require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,6 +80,9 @@ class BatchOrder(Sampler[tuple[list[int], int]]):
     again, and cut into micro-batches. So the rows of a step depend on the effective batch only, not on how it is cut
     (law 9). The first step of training is the one with the longest row, so that out of memory shows at once.
 
+    With a budget of tokens every epoch has as many steps, of about as many tokens: never more than `accumulate` times
+    the budget.
+
     Args:
         lengths: tokens of each row, shape (rows,).
         batch_size: rows of a micro-batch.
@@ -86,6 +90,7 @@ class BatchOrder(Sampler[tuple[list[int], int]]):
         seed: of the order.
         group_by_length: False keeps the plain shuffled order.
         weights: rows are drawn with replacement, each with a chance in proportion to its weight; None takes each once.
+        max_tokens: of a micro-batch, in place of `batch_size`; does not go with weights.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class BatchOrder(Sampler[tuple[list[int], int]]):
         seed: int,
         group_by_length: bool,
         weights: Any = None,
+        max_tokens: int | None = None,
     ) -> None:
         self.lengths = torch.as_tensor(lengths)
         self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
@@ -103,14 +109,19 @@ class BatchOrder(Sampler[tuple[list[int], int]]):
         self.accumulate = accumulate
         self.seed = seed
         self.group_by_length = group_by_length
+        self.max_tokens = max_tokens
         self.epoch = 0
         self.resume_at = (0, 0)
+        if max_tokens is not None:
+            self._check_budget(max_tokens)
 
     def set_epoch(self, epoch: int) -> None:
         """Name the epoch whose order comes next (called by Lightning)."""
         self.epoch = epoch
 
     def __len__(self) -> int:
+        if self.max_tokens is not None:
+            return self._budgeted_steps() * self.accumulate
         full, rest = divmod(len(self.lengths), self.batch_size * self.accumulate)
         return full * self.accumulate + -(-rest // self.batch_size)
 
@@ -125,20 +136,44 @@ class BatchOrder(Sampler[tuple[list[int], int]]):
             order = torch.randperm(len(self.lengths), generator=generator)
         else:
             order = torch.multinomial(self.weights, len(self.weights), replacement=True, generator=generator)
-        size = self.batch_size * self.accumulate
+        count = len(self) if self.max_tokens is None else self._budgeted_steps()
+        size = self.batch_size * self.accumulate if self.max_tokens is None else -(-len(order) // count)
         if self.group_by_length:
             stretches = _cut(order, MEGABATCH * size)
             order = torch.cat([part[self.lengths[part].argsort(stable=True)] for part in stretches])
-        steps = _cut(order, size)
+        steps = _cut(order, size) if self.max_tokens is None else self._even(order, count)
         if self.group_by_length:
             # An incomplete step stays last: in the middle it would end an accumulation window early.
-            ragged = [steps.pop()] if len(steps[-1]) < size else []
+            ragged = [steps.pop()] if self.max_tokens is None and len(steps[-1]) < size else []
             steps = [steps[index] for index in torch.randperm(len(steps), generator=generator).tolist()]
             if self.epoch == 0 and steps:
                 longest = max(range(len(steps)), key=lambda index: int(self.lengths[steps[index]].max()))
                 steps[0], steps[longest] = steps[longest], steps[0]
             steps += ragged
-        return [(part.tolist(), len(rows)) for rows in steps for part in _cut(rows, self.batch_size)]
+        return [(part.tolist(), len(rows)) for rows in steps for part in self._micro_batches(rows)]
+
+    def _micro_batches(self, rows: Tensor) -> list[Tensor]:
+        return _cut(rows, self.batch_size) if self.max_tokens is None else self._even(rows, self.accumulate)
+
+    def _even(self, rows: Tensor, count: int) -> list[Tensor]:
+        """Return `count` consecutive pieces of about as many tokens: a piece exceeds the mean by less than a row."""
+        done = self.lengths[rows].cumsum(0)
+        piece = ((done - 1) * count).div(done[-1], rounding_mode="floor")
+        return [rows[piece == number] for number in range(count)]
+
+    def _budgeted_steps(self) -> int:
+        """Return the optimizer steps of every epoch: of as many tokens as leave room for the longest row."""
+        assert self.max_tokens is not None
+        total, longest = int(self.lengths.sum()), int(self.lengths.max())
+        return -(-total // (self.max_tokens * self.accumulate - longest + 1))
+
+    def _check_budget(self, max_tokens: int) -> None:
+        longest = int(self.lengths.max())
+        require(
+            max_tokens >= 2 * longest,
+            f"trainer.max_tokens={max_tokens} must be at least {2 * longest}, twice the tokens of the longest training "
+            "row: raise it, or lower data.max_length.",
+        )
 
 
 def _cut(rows: Tensor, size: int) -> list[Tensor]:
@@ -185,6 +220,7 @@ class DataModule(L.LightningDataModule):
             self.seed,
             self.config.group_by_length,
             self.weights,
+            self.config.max_tokens,
         )
         order.resume_at = self.resume_at
         return self.loader("train", order)

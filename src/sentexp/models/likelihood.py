@@ -33,6 +33,7 @@ class LabelScorer(nn.Module):
         task: the loss, and whether likelihoods are divided by the number of tokens.
         pad_id: a token to pad with.
         room: the number of tokens that `generate` writes.
+        compiled: see `PackedModel`.
     """
 
     owners: Tensor
@@ -46,11 +47,18 @@ class LabelScorer(nn.Module):
     whole_mask: Tensor
 
     def __init__(
-        self, model: nn.Module, answers: list[list[int]], end: list[int], task: CausalLM, pad_id: int, room: int
+        self,
+        model: nn.Module,
+        answers: list[list[int]],
+        end: list[int],
+        task: CausalLM,
+        pad_id: int,
+        room: int,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
-        self.packed = PackedModel(model)
+        self.packed = PackedModel(model, compiled)
         self.loss = task.loss
         self.normalize = task.length_normalization
         self.end = end

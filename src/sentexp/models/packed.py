@@ -58,7 +58,8 @@ class PackedModel:
 
     def _own(self) -> LlamaLayers:
         if self._layers is None:
-            self._layers = LlamaLayers(base_of(self.model).base_model, self.compiled)
+            with torch.inference_mode(False):  # what is made in it could not be trained through
+                self._layers = LlamaLayers(base_of(self.model).base_model, self.compiled)
         return self._layers
 
 

@@ -36,12 +36,13 @@ class SequenceClassifier(nn.Module):
 
     Args:
         model: transformers' sequence classifier, with or without a PEFT adapter.
+        compiled: see `PackedModel`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.packed = PackedModel(model)
+        self.packed = PackedModel(model, compiled)
 
     def forward(self, texts: Texts, cache: PrefixCache | None = None) -> Scores:
         """Return the scores of rows.

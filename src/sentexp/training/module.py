@@ -18,6 +18,7 @@ from sentexp.models.attention import PrefixCache
 from sentexp.models.backbone import find_head
 from sentexp.models.likelihood import LabelScorer, label_prior, without_prior
 from sentexp.models.scoring import SequenceClassifier
+from sentexp.models.sharding import is_sharded
 from sentexp.training.loss import weigh
 from sentexp.training.metrics import split_metrics
 from sentexp.training.optim import build_optimizer, build_schedule
@@ -214,9 +215,20 @@ class ClassifierModule(L.LightningModule):
 
     def configure_optimizers(self) -> "OptimizerLRScheduler":
         """Return the optimizer and its schedule, stepped once per optimizer step."""
-        optimizer = build_optimizer(self.optim, self.classifier, find_head(self.classifier), self.device)
+        # The kernel takes no shards, and what scales losses in fp16 must see the gradients before it.
+        fused = not is_sharded(self.classifier) and self.trainer.precision != "16-mixed"
+        optimizer = build_optimizer(self.optim, self.classifier, find_head(self.classifier), self.device, fused)
         schedule = build_schedule(self.optim, optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: "Optimizer", gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the norm of the gradients; Lightning itself refuses to before an optimizer of one kernel."""
+        del gradient_clip_algorithm
+        if gradient_clip_val:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep adapter and head only (law 8)."""

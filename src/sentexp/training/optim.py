@@ -13,8 +13,17 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
 
-def build_optimizer(optim: OptimConfig, model: nn.Module, head: nn.Module | None, device: torch.device) -> "Optimizer":
+def build_optimizer(
+    optim: OptimConfig, model: nn.Module, head: nn.Module | None, device: torch.device, fused: bool = True
+) -> "Optimizer":
     """Return the optimizer over the parameters that train; matrices are decayed, vectors are not.
+
+    Args:
+        optim: its configuration.
+        model: whose parameters train.
+        head: the part of it that has a learning rate of its own.
+        device: where it is.
+        fused: let AdamW and SGD step in one kernel.
 
     Raises:
         UserError: a paged optimizer without a CUDA GPU.
@@ -25,18 +34,19 @@ def build_optimizer(optim: OptimConfig, model: nn.Module, head: nn.Module | None
         if parameter.requires_grad:
             lr = optim.head_lr or optim.lr if id(parameter) in owned else optim.lr
             groups.setdefault((lr, optim.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
-    return _create(optim, [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()], device)
+    listed = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+    return _create(optim, listed, device, fused)
 
 
-def _create(optim: OptimConfig, groups: list[dict[str, Any]], device: torch.device) -> "Optimizer":
+def _create(optim: OptimConfig, groups: list[dict[str, Any]], device: torch.device, fused: bool) -> "Optimizer":
     moments: dict[str, Any] = {"lr": optim.lr, "betas": (optim.betas[0], optim.betas[1]), "eps": optim.eps}
     match optim.name:
         case OptimizerName.adamw:
-            return torch.optim.AdamW(groups, **moments)
+            return torch.optim.AdamW(groups, **moments, fused=fused)
         case OptimizerName.adafactor:
             return torch.optim.Adafactor(groups, lr=optim.lr)
         case OptimizerName.sgd:
-            return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
+            return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, fused=fused)
     require(
         device.type == "cuda",
         f"optim={optim.name.name} needs a CUDA GPU: use optim=adamw on the CPU.",

@@ -4,6 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError  # raised by torch.load; nothing is unpickled here
 from typing import Any, Protocol
@@ -27,7 +28,8 @@ from sentexp.training.strategy import Replicas, Shards
 
 LIGHTNING_PRECISION = {Precision.fp32: "32-true", Precision.bf16: "bf16-mixed", Precision.fp16: "16-mixed"}
 STRATEGIES = {Strategy.single: SingleDeviceStrategy, Strategy.ddp: Replicas, Strategy.fsdp: Shards}
-REFRESH_IN_A_LOG = 25
+REFRESH_IN_A_LOG, REFRESH_ON_A_GPU = 25, 10
+"""Steps between two updates of the progress bar; each waits for the GPU."""
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # rows are padded in microseconds; workers would copy the data
     ".*your dataloader is not resumable.*",  # the data module is: its order is a function of seed and epoch
@@ -99,7 +101,8 @@ def build_trainer(
             )
         )
     if config.progress_bar:
-        callbacks.append(TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else REFRESH_IN_A_LOG))
+        seen = REFRESH_ON_A_GPU if device.type == "cuda" else 1
+        callbacks.append(TQDMProgressBar(refresh_rate=seen if sys.stderr.isatty() else REFRESH_IN_A_LOG))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logger = SinkLogger(sink)
     trainer = L.Trainer(
@@ -181,11 +184,26 @@ def predict(trainer: L.Trainer, module: ClassifierModule, batches: DataLoader[Ba
     return rows[order], features[order]
 
 
-def halve_micro_batch(config: TrainerConfig) -> tuple[int, int]:
-    """Return a micro-batch of at most half the size and the accumulation that keeps the effective batch (law 9)."""
+def halve_micro_batch(config: TrainerConfig, least: int = 1) -> TrainerConfig | None:
+    """Return the loop with micro-batches of at most half the size and the same effective batch (law 9).
+
+    Args:
+        config: of the loop.
+        least: the smallest micro-batch, in tokens where `max_tokens` is given, else in rows.
+
+    Returns:
+        The loop; None where it has the smallest already.
+    """
+    evaluated = max(1, config.eval_batch_size // 2)
+    if config.max_tokens is not None:
+        smaller = replace(config, max_tokens=config.max_tokens // 2, eval_batch_size=evaluated)
+        smaller.accumulate_grad_batches *= 2
+        return smaller if config.max_tokens >= 2 * least and config.max_tokens % 2 == 0 else None
+    if config.batch_size <= least:
+        return None
     effective = config.batch_size * config.accumulate_grad_batches
     micro = next(size for size in range(config.batch_size // 2, 0, -1) if effective % size == 0)
-    return micro, effective // micro
+    return replace(config, batch_size=micro, accumulate_grad_batches=effective // micro, eval_batch_size=evaluated)
 
 
 def _numbered(device: torch.device) -> torch.device:

@@ -1,6 +1,7 @@
 """Advice appears where its reason is true, and only there."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -38,10 +39,11 @@ def test_a_batch_that_does_not_fit_is_halved_then_recomputed_then_packed(costs):
     run = costs("model.random.hidden_size=128", "model.random.intermediate_size=512")
     assert advice.does_not_fit(run, ASSUMED) is None
     precision = run.materials.precision
-    needed = run.arithmetic.memory(*run.largest_batch, precision)
+    needed = run.arithmetic.memory(run.largest_batch, precision)
     run.available = 0.8 * needed
     assert re.search(r"use trainer.batch_size=[124] trainer.accumulate", advice.does_not_fit(run, ASSUMED))
-    run.available = 0.999 * run.arithmetic.memory(1, run.largest_batch[1], precision)
+    alone = run.largest_batch.cut(run.trainer, replace(run.trainer, batch_size=1))
+    run.available = 0.999 * run.arithmetic.memory(alone, precision)
     assert "use trainer.gradient_checkpointing=true and trainer.batch_size=" in advice.does_not_fit(run, ASSUMED)
     run.available = 0.6 * run.arithmetic.weight_bytes(precision) + run.arithmetic.parameters.trainable_total * 12
     assert "use peft=qlora, trainer.gradient_checkpointing=true" in advice.does_not_fit(run, ASSUMED)
@@ -63,8 +65,8 @@ def test_float32_is_advised_against_where_bfloat16_is_native(costs, monkeypatch)
 
 
 def test_padding_is_told_where_rows_are_not_grouped(costs):
-    shuffled = costs("trainer.group_by_length=false")
-    padding = 1 - shuffled.work.train.tokens / shuffled.work.train.padded.sum()
+    shuffled = costs("trainer.group_by_length=false", "trainer.padding_free=false")
+    padding = 1 - shuffled.work.train.tokens / shuffled.work.train.computed.sum()
     told = advice.much_padding(shuffled, ASSUMED)
     assert (told is None) == (padding <= advice.MUCH_PADDING)
     shuffled.work.train.tokens //= 2

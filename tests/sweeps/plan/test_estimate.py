@@ -15,7 +15,7 @@ from sentexp.materials import find, gather
 from sentexp.models.adapters import attach
 from sentexp.models.backbone import Backbone, outline
 from sentexp.sweeps.plan.estimate import MACHINES, Arithmetic, Machine, shape_of
-from sentexp.sweeps.plan.workload import Batches, workload
+from sentexp.sweeps.plan.workload import Batches, Size, workload
 
 DEEPER = ("model.random.num_hidden_layers=6", "model.attn_implementation=eager")
 """The layers below the first adapter need no gradient of their inputs: many layers make that small."""
@@ -87,19 +87,19 @@ def test_packed_weights_take_half_a_byte_and_their_scales(config, double):
     ],
 )
 def test_operations_are_those_that_pytorch_counts(config, overrides):
-    settings = config(*overrides, *DEEPER, "trainer.precision=fp32")
+    settings = config(*overrides, *DEEPER, "trainer.precision=fp32", "trainer.padding_free=false")
     arithmetic, materials, model, _ = arithmetic_of(settings)
     work = workload(materials, materials.tokens, settings.trainer)
     module, batch = build_module(materials, model).train(), next(iter(build_data(materials).train_dataloader()))
     counter = FlopCounterMode(display=False)
     with counter:
-        module.classifier.losses(batch.input_ids, batch.attention_mask, batch.labels).sum().backward()
+        module.classifier.losses(batch.texts, batch.labels).sum().backward()
     assert arithmetic.training(work.train)[0] == pytest.approx(counter.get_total_flops(), rel=0.05)
     counter = FlopCounterMode(display=False)
     module.eval()
     batch = next(iter(build_data(materials).test_dataloader()))
     with counter, torch.no_grad():
-        module.classifier(batch.input_ids, batch.attention_mask)
+        module.classifier(batch.texts)
     assert arithmetic.forward(work.test)[0] == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
@@ -118,7 +118,7 @@ def count_saved(module, batch, precision):
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        module.classifier.losses(batch.input_ids, batch.attention_mask, batch.labels)
+        module.classifier.losses(batch.texts, batch.labels)
     return sum(size for size, _ in kept.values())
 
 
@@ -127,14 +127,16 @@ def count_saved(module, batch, precision):
 def test_activations_are_near_what_pytorch_keeps(config, precision, checkpointing):
     settings = config(
         "peft=lora", "peft.r=2", "model.random.num_hidden_layers=8", f"trainer.precision={precision}",
-        f"trainer.gradient_checkpointing={checkpointing}", "trainer.batch_size=32",
+        f"trainer.gradient_checkpointing={checkpointing}", "trainer.batch_size=32", "trainer.padding_free=false",
     )  # fmt: skip
     arithmetic, materials, model, _ = arithmetic_of(settings)
     module, batch = build_module(materials, model).train(), next(iter(build_data(materials).train_dataloader()))
-    told = arithmetic.activations(*batch.input_ids.shape, Precision[precision])
+    rows, width = batch.texts.ids.shape
+    size = Size(rows=rows, width=width, tokens=rows * width)
+    told = arithmetic.activations(size, Precision[precision])
     if checkpointing:  # one layer at a time is computed again, which is not kept when the loss is
-        told -= arithmetic.activations(*batch.input_ids.shape, Precision[precision]) - (
-            8 * batch.input_ids.numel() * 64 * (4 if precision == "fp32" else 2)
+        told -= arithmetic.activations(size, Precision[precision]) - (
+            8 * size.tokens * 64 * (4 if precision == "fp32" else 2)
         )
     assert 0.6 < told / count_saved(module, batch, precision) < 1.7
 
@@ -162,7 +164,7 @@ def batches(rows, width):
     """Return a hundred batches of one shape."""
     order = [(list(range(rows)), rows)] * 100
     full = np.full(100, rows)
-    return Batches(order=order, rows=full, width=np.full(100, width), tokens=100 * rows * width)
+    return Batches(order=order, rows=full, width=np.full(100, width), computed=full * width, tokens=100 * rows * width)
 
 
 def test_a_model_that_no_laptop_holds_is_counted_from_its_configuration(seven_billion):

@@ -1,6 +1,7 @@
 """`python -m sentexp plan` and `sweep.dry_run=true`: what would be done, by the runs themselves; nothing is written."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,7 @@ def test_runs_that_cost_the_same_are_timed_once(config, timed):
 def test_the_estimate_is_the_line_through_the_timed_batches(config):
     (run,) = plan([config()])
     measured, work = run.costs.measured, run.costs.work
-    seconds = sum(measured.training.fixed + measured.training.per_token * tokens for tokens in work.train.padded)
+    seconds = sum(measured.training.fixed + measured.training.per_token * tokens for tokens in work.train.computed)
     assert run.costs.training_seconds(measured) == pytest.approx(seconds + 4 * measured.optimizer)
     assert measured.training.fixed >= 0
     assert measured.training.per_token >= 0
@@ -143,10 +144,10 @@ def test_the_estimate_is_the_line_through_the_timed_batches(config):
 def test_when_memory_runs_out_half_the_batch_is_planned(config, timed, monkeypatch, capsys):
     original = SequenceClassifier.losses
 
-    def losses(self, input_ids, attention_mask, targets):
+    def losses(self, texts, targets):
         if len(targets) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return original(self, input_ids, attention_mask, targets)
+        return original(self, texts, targets)
 
     monkeypatch.setattr(SequenceClassifier, "losses", losses)
     runs = plan([config(), config("seed=2")])
@@ -167,7 +168,8 @@ def test_what_does_not_fit_is_not_timed_and_counted_all_the_same(config, timed, 
     assert "This batch does not fit" in output
     told = re.search(r"trainer.batch_size=(\d) trainer.accumulate_grad_batches=(\d)", output)
     assert int(told[1]) * int(told[2]) == 8
-    smaller = run.costs.arithmetic.memory(int(told[1]), run.costs.largest_batch[1], run.costs.materials.precision)
+    smaller = run.costs.largest_batch.cut(run.costs.trainer, replace(run.costs.trainer, batch_size=int(told[1])))
+    smaller = run.costs.arithmetic.memory(smaller, run.costs.materials.precision)
     assert smaller <= 0.003 * 2**30
 
 

@@ -19,7 +19,11 @@ def planned(config):
     "overrides",
     [
         [],
-        ["trainer.group_by_length=false"],
+        ["trainer.padding_free=false"],
+        ["task.template='Is this good? {text}'"],
+        ["trainer.max_tokens=200"],
+        ["trainer.max_tokens=200", "trainer.accumulate_grad_batches=2", "trainer.group_by_length=false"],
+        ["trainer.group_by_length=false", "trainer.padding_free=false"],
         ["trainer.batch_size=5", "trainer.accumulate_grad_batches=3", "trainer.eval_batch_size=3"],
         ["data.sampling=balanced_labels"],
     ],
@@ -30,15 +34,22 @@ def test_tokens_are_those_of_the_batches(config, overrides):
     loaders = {"train": data.train_dataloader(), "validation": data.val_dataloader(), "test": data.test_dataloader()}
     for split, loader in loaders.items():
         batches, counted = list(loader), getattr(work, split)
-        assert counted.padded.tolist() == [batch.input_ids.numel() for batch in batches]
-        assert counted.tokens == sum(int(batch.attention_mask.sum()) for batch in batches)
-        assert counted.padded[counted.largest] == max(batch.input_ids.numel() for batch in batches)
+        assert counted.computed.tolist() == [batch.texts.ids.numel() for batch in batches]
+        assert counted.rows.tolist() == [batch.texts.rows for batch in batches]
+        assert counted.tokens == sum(int(materials.tokens[split].lengths[batch.rows].sum()) for batch in batches)
+        assert counted.computed[counted.largest] == max(batch.texts.ids.numel() for batch in batches)
 
 
+@pytest.mark.parametrize("free", [True, False])
 @pytest.mark.parametrize("loss", ["answer", "full", "label_words"])
-def test_a_language_model_reads_what_stands_behind_the_prompt(config, loss):
+def test_a_language_model_reads_what_stands_behind_the_prompt(config, loss, free):
     settings = config(
-        "task=causal_lm", "task.template='{text}'", f"task.loss={loss}", "task.label_words=[bad,wonderful]"
+        "task=causal_lm",
+        "task.template='{text}'",
+        f"task.loss={loss}",
+        "task.label_words=[bad,wonderful]",
+        f"trainer.padding_free={free}",
+        "peft=dora",  # transformers' own layers, which a hook sees
     )
     materials, work = planned(settings)
     model, _ = build_model(materials)
@@ -48,14 +59,14 @@ def test_a_language_model_reads_what_stands_behind_the_prompt(config, loss):
     def note(_, __, given):
         read.append(given["input_ids"].numel())
 
-    base_of(model).register_forward_pre_hook(note, with_kwargs=True)
+    base_of(model).base_model.register_forward_pre_hook(note, with_kwargs=True)
     for batch in data.train_dataloader():
-        module.classifier.losses(batch.input_ids, batch.attention_mask, batch.labels)
-    assert read == work.train.padded.tolist()
+        module.classifier.losses(batch.texts, batch.labels)
+    assert read == work.train.computed.tolist()
     read.clear()
     for batch in data.test_dataloader():
-        module.classifier(batch.input_ids, batch.attention_mask)
-    assert read == work.test.padded.tolist()
+        module.classifier(batch.texts)
+    assert read == work.test.computed.tolist()
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,8 @@ from sentexp.compare.power import detectable, rows_needed, standard_error
 from sentexp.config import Lora, Precision, Quantization, TableData
 from sentexp.data.audit import NOTED_CUT
 from sentexp.hardware import GIB, choose_precision
-from sentexp.sweeps.plan.estimate import Arithmetic
 from sentexp.sweeps.plan.survey import Costs, Planned
 from sentexp.sweeps.printing import duration
-from sentexp.training.trainer import halve_micro_batch
 
 USUAL_ACCURACY = 0.85
 POINT = 0.01
@@ -57,15 +55,15 @@ def does_not_fit(run: Costs, _: Outlook) -> str | None:
         return None
     precision = run.materials.precision
     if run.halved:
-        fits = f"{_batch(run.trainer.batch_size, run.trainer.accumulate_grad_batches)}, which does"
+        fits = f"{run.trainer.as_typed}, which does"
         return f"This batch does not fit, as was tried: use {fits}; the effective batch is the same."
-    needed = run.arithmetic.memory(*run.largest_batch, precision)
+    needed = run.arithmetic.memory(run.largest_batch, precision)
     if run.measured is not None or needed <= run.available:
         return None
-    rows, width = run.largest_batch
+    size = run.largest_batch
     said = (
-        f"This batch does not fit: {rows} rows of {width} tokens take about {needed / GIB:.1f} GiB by arithmetic, and "
-        f"{run.available / GIB:.1f} GiB are free here"
+        f"This batch does not fit: {size.rows} rows of up to {size.width} tokens take about {needed / GIB:.1f} GiB by "
+        f"arithmetic, and {run.available / GIB:.1f} GiB are free here"
     )
     return f"{said}: {_smaller(run, precision)}."
 
@@ -79,28 +77,13 @@ def _smaller(run: Costs, precision: Precision) -> str:
     if isinstance(arithmetic.config.peft, Lora):
         remedies.append((replace(arithmetic, config=packed), f"use peft=qlora, {CHECKPOINTING}"))
     for changed, words in remedies:
-        found = _halve_until_it_fits(changed, run, precision)
+        found = changed.halved_until_it_fits(run.largest_batch, precision, run.available)
         if found is not None:
-            return f"{words} {_batch(*found)}, the same effective batch"
+            return f"{words} {found.as_typed}, the same effective batch"
     return "no batch does; use a smaller model, a shorter data.max_length, or a larger machine"
 
 
 CHECKPOINTING = "trainer.gradient_checkpointing=true and"
-
-
-def _halve_until_it_fits(arithmetic: Arithmetic, run: Costs, precision: Precision) -> tuple[int, int] | None:
-    trainer = arithmetic.config.trainer
-    width = run.largest_batch[1]
-    while not arithmetic.fits(trainer.batch_size, width, precision, run.available):
-        if trainer.batch_size == 1:
-            return None
-        micro, accumulate = halve_micro_batch(trainer)
-        trainer = replace(trainer, batch_size=micro, accumulate_grad_batches=accumulate)
-    return trainer.batch_size, trainer.accumulate_grad_batches
-
-
-def _batch(micro: int, accumulate: int) -> str:
-    return f"trainer.batch_size={micro} trainer.accumulate_grad_batches={accumulate}"
 
 
 def packed_needlessly(run: Costs, _: Outlook) -> str | None:
@@ -111,12 +94,12 @@ def packed_needlessly(run: Costs, _: Outlook) -> str | None:
     config = replace(run.arithmetic.config, peft=replace(peft, quantization=Quantization.none))
     plain = replace(run.arithmetic, config=config)
     precision = run.materials.precision
-    if not plain.fits(*run.largest_batch, precision, run.available):
+    if not plain.fits(run.largest_batch, precision, run.available):
         return None
     return (
         f"peft.quantization={peft.quantization.name} costs time, as every layer is unpacked in every step, and is not "
         f"needed: with weights in {precision.name} ({plain.weight_bytes(precision) / GIB:.1f} GiB) the largest batch "
-        f"takes about {plain.memory(*run.largest_batch, precision) / GIB:.1f} of the {run.available / GIB:.0f} GiB "
+        f"takes about {plain.memory(run.largest_batch, precision) / GIB:.1f} of the {run.available / GIB:.0f} GiB "
         "that are free here: use peft.quantization=none."
     )
 
@@ -137,7 +120,7 @@ def much_padding(run: Costs, _: Outlook) -> str | None:
     """Rows of different lengths stand in a batch."""
     if run.basis.config.trainer.group_by_length or not run.work.micro_batches:
         return None
-    share = 1 - run.work.train.tokens / run.work.train.padded.sum()
+    share = 1 - run.work.train.tokens / run.work.train.computed.sum()
     if share <= MUCH_PADDING:
         return None
     return f"{share:.0%} of the training tokens are padding: trainer.group_by_length=true leaves little of it."

@@ -6,7 +6,7 @@ more for weights that train. Bytes kept for the backward pass: 34 for each token
 16 bits (Korthikanti et al. 2022, section 4.1), and 8 for each unit of the feed-forward layer, as gated ones keep more.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
@@ -27,7 +27,7 @@ from sentexp.data.splits import Numbers
 from sentexp.hardware import GIB
 from sentexp.models.adapters import ParameterAudit
 from sentexp.models.backbone import base_of
-from sentexp.sweeps.plan.workload import Batches, Workload
+from sentexp.sweeps.plan.workload import Batches, Size, Workload
 from sentexp.training.trainer import halve_micro_batch
 
 UTILISATION = 0.3
@@ -128,7 +128,7 @@ class Arithmetic:
 
     def forward(self, batches: Batches, trains: bool = False) -> Numbers:
         """Return operations of a forward pass over each batch."""
-        shape, tokens = self.shape, batches.padded.astype(float)
+        shape, tokens = self.shape, batches.computed.astype(float)
         weights = self._linear + self.parameters.trainable["adapter"]
         looked = 4.0 * shape.layers * shape.attention * batches.width
         logits = 2.0 * shape.hidden * shape.vocabulary * batches.rows * self._scored(batches.width, trains)
@@ -142,7 +142,7 @@ class Arithmetic:
         recomputed = once if self.config.trainer.gradient_checkpointing else 0.0
         if isinstance(self.config.peft, FullFineTuning):
             return 3.0 * once + recomputed
-        return 2.0 * once + recomputed + 2.0 * self.parameters.trainable["adapter"] * batches.padded
+        return 2.0 * once + recomputed + 2.0 * self.parameters.trainable["adapter"] * batches.computed
 
     def weight_bytes(self, precision: Precision) -> float:
         """Return the bytes of all weights: frozen ones in `precision` or packed, those that train in float32."""
@@ -157,44 +157,51 @@ class Arithmetic:
             + plain * (frozen["embeddings"] + frozen["norms and biases"])
         )
 
-    def memory(self, rows: int, width: int, precision: Precision) -> float:
-        """Return the bytes of a training step on a batch of this shape, without what the device takes for itself."""
+    def memory(self, size: Size, precision: Precision) -> float:
+        """Return the bytes of a training step on a batch of this size, without what the device takes for itself."""
         momentum = 4.0 if self.config.optim.momentum else 0.0
         state = momentum if self.config.optim.name is OptimizerName.sgd else STATE.get(self.config.optim.name, 0.0)
         copies = 0.0 if precision is Precision.fp32 else BYTES[precision]  # autocast keeps them for the backward pass
         trained = self._trained * (4.0 + state + copies)
-        return self.weight_bytes(precision) + trained + self.activations(rows, width, precision)
+        return self.weight_bytes(precision) + trained + self.activations(size, precision)
 
-    def activations(self, rows: int, width: int, precision: Precision) -> float:
+    def activations(self, size: Size, precision: Precision) -> float:
         """Return the bytes that a forward pass keeps for the backward pass."""
         shape = self.shape
         wider = KEPT_IN_FP32 if precision is Precision.fp32 else 1.0
-        scores = KEPT_PER_SCORE * shape.heads * width if shape.scores_kept else 0
-        layer = rows * width * wider * (KEPT_PER_HIDDEN * shape.hidden + KEPT_PER_INNER * shape.inner + scores)
-        boundary = rows * width * shape.hidden * BYTES[precision]
+        scores = KEPT_PER_SCORE * shape.heads * size.width if shape.scores_kept else 0
+        layer = size.tokens * wider * (KEPT_PER_HIDDEN * shape.hidden + KEPT_PER_INNER * shape.inner + scores)
+        boundary = size.tokens * shape.hidden * BYTES[precision]
         kept = shape.layers * layer
         if isinstance(self.config.peft, Untuned | HeadOnly):
             kept = layer
         elif self.config.trainer.gradient_checkpointing:
             kept = shape.layers * boundary + layer
-        scored = float(self._scored(np.array([width]), trains=True)[0])
-        return kept + 3 * 4.0 * rows * scored * shape.vocabulary  # logits, their softmax and their gradient
+        scored = float(self._scored(np.array([size.width]), trains=True)[0])
+        return kept + 3 * 4.0 * size.rows * scored * shape.vocabulary  # logits, their softmax and their gradient
 
     def largest_that_fits(self, work: Workload, machine: Machine) -> TrainerConfig | None:
         """Return the training loop whose largest batch fits, halved where needed (law 9); None where none does."""
-        trainer, precision = self.config.trainer, machine.precision(self.config.trainer.precision)
-        rows, width = int(work.train.rows.max()), int(work.train.width.max())
-        while not self.fits(rows, width, precision, machine.memory * GIB * USABLE - CONTEXT):
-            if trainer.batch_size == 1:
-                return None
-            micro, accumulate = halve_micro_batch(trainer)
-            trainer = replace(trainer, batch_size=micro, accumulate_grad_batches=accumulate)
-            rows = min(rows, micro)
+        precision = machine.precision(self.config.trainer.precision)
+        available = machine.memory * GIB * USABLE - CONTEXT
+        return self.halved_until_it_fits(work.train.largest_size, precision, available)
+
+    def halved_until_it_fits(self, size: Size, precision: Precision, available: float) -> TrainerConfig | None:
+        """Return the training loop whose batches, of a size or parts of it, fit; None where none does.
+
+        Args:
+            size: of the largest batch.
+            precision: of the arithmetic.
+            available: bytes.
+        """
+        trainer: TrainerConfig | None = self.config.trainer
+        while trainer is not None and not self.fits(size.cut(self.config.trainer, trainer), precision, available):
+            trainer = halve_micro_batch(trainer, 1 if trainer.max_tokens is None else 2 * size.width)
         return trainer
 
-    def fits(self, rows: int, width: int, precision: Precision, available: float) -> bool:
-        """Tell whether a training step on a batch of this shape needs no more than the available bytes."""
-        return self.memory(rows, width, precision) <= available
+    def fits(self, size: Size, precision: Precision, available: float) -> bool:
+        """Tell whether a training step on a batch of this size needs no more than the available bytes."""
+        return self.memory(size, precision) <= available
 
     def seconds(self, work: Workload, machine: Machine) -> float:
         """Return how long training and evaluations take: by arithmetic, reading of weights, or launching of kernels."""

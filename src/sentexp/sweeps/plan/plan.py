@@ -4,7 +4,7 @@ Runs that cost the same are timed once: a few steps of one of them, on this mach
 arithmetic.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from sentexp.config import BOOKKEEPING, Config, Strategy, flatten
 from sentexp.console import print_data, say
@@ -20,8 +20,10 @@ from sentexp.sweeps.plan.workload import reads_validation, workload
 from sentexp.tracking.identity import digest_of
 from sentexp.training.trainer import halve_micro_batch
 
+COSTLY = ("trainer.padding_free", "trainer.compile")
+"""Keys that change no result, and what it costs."""
 FREE = (
-    *BOOKKEEPING,
+    *(key for key in BOOKKEEPING if key not in COSTLY),
     "seed",
     "data.",
     "model.path",
@@ -90,12 +92,12 @@ def _measure(runs: list[Planned]) -> None:
         for costs in others:
             costs.measured, costs.unmeasured = first.measured, first.unmeasured
             if first.halved:
-                costs.take_batches(first.trainer.batch_size, first.trainer.accumulate_grad_batches)
+                costs.take_batches(first.trainer)
 
 
 def _measure_until_it_fits(costs: Costs, materials: Materials) -> None:
     """Time a run, at half the micro-batch whenever memory runs out (law 9); not at all where it must."""
-    needed = costs.arithmetic.memory(*costs.largest_batch, materials.precision)
+    needed = costs.arithmetic.memory(costs.largest_batch, materials.precision)
     if materials.device.type == "cuda":  # there running out is an error that tells, not the end of this process
         needed = costs.arithmetic.weight_bytes(materials.precision)
     if needed > costs.available:
@@ -110,10 +112,14 @@ def _measure_until_it_fits(costs: Costs, materials: Materials) -> None:
             costs.unmeasured = str(error)
             return
         except OutOfMemory as error:
-            if costs.trainer.batch_size == 1:
-                costs.unmeasured = f"out of memory at trainer.batch_size=1 ({error})"
+            least = 1 if costs.trainer.max_tokens is None else 2 * costs.largest_batch.width
+            smaller = halve_micro_batch(costs.trainer, least)
+            if smaller is None:
+                costs.unmeasured = (
+                    f"out of memory at trainer.{costs.trainer.fills_by}={costs.trainer.micro_batch} ({error})"
+                )
                 return
-            costs.take_batches(*halve_micro_batch(costs.trainer))
+            costs.take_batches(smaller)
 
 
 def _cost_key(costs: Costs, materials: Materials) -> str:
@@ -121,7 +127,7 @@ def _cost_key(costs: Costs, materials: Materials) -> str:
     config = replace(materials.config, trainer=costs.trainer)
     keys = {key: value for key, value in flatten(config).items() if not key.startswith(FREE)}
     parts = [costs.work.train, costs.work.validation, costs.work.test]
-    largest = [(int(part.rows.max()), int(part.width.max())) for part in parts]
+    largest = [asdict(part.largest_size) for part in parts]
     kinds = [type(config.peft).__name__, type(config.task).__name__, config.optim.name.name, config.optim.momentum > 0]
     return digest_of(keys, kinds, largest, materials.backbone.revision, materials.prompt.answers)
 

@@ -108,7 +108,7 @@ def _work(run: Planned) -> list[str]:
     if run.costs is None or not run.is_left:
         return [parameters, "", "", ""]
     work = run.costs.work
-    padding = f"{1 - work.train.tokens / work.train.padded.sum():.1%}" if work.micro_batches else ""
+    padding = f"{max(0.0, 1 - work.train.tokens / work.train.computed.sum()):.1%}" if work.micro_batches else ""
     evaluated = work.validation.tokens * work.evaluations + work.test.tokens
     return [parameters, f"{round(work.train.tokens * work.epochs):,}", padding, f"{evaluated:,}"]
 
@@ -124,7 +124,7 @@ def _elsewhere(runs: Mapping[str, Costs], machine: Machine) -> list[str]:
     without = []
     for name, run in runs.items():
         precision = machine.precision(run.trainer.precision)
-        most = max(most, (run.arithmetic.memory(*run.largest_batch, precision) + CONTEXT) / GIB)
+        most = max(most, (run.arithmetic.memory(run.largest_batch, precision) + CONTEXT) / GIB)
         seconds += run.arithmetic.seconds(run.work, machine) * run.share_left
         found = run.arithmetic.largest_that_fits(run.work, machine)
         if found is None:
@@ -133,12 +133,13 @@ def _elsewhere(runs: Mapping[str, Costs], machine: Machine) -> list[str]:
             fitting.append(found)
     if without:
         return ["", f"{most:.1f}", f"none: {', '.join(without)}"]
-    return [duration(seconds), f"{most:.1f}", _batch(min(fitting, key=lambda trainer: trainer.batch_size))]
+    return [duration(seconds), f"{most:.1f}", _batch(min(fitting, key=lambda trainer: trainer.micro_batch))]
 
 
 def _batch(trainer: TrainerConfig) -> str:
     accumulated = f" x {trainer.accumulate_grad_batches}" if trainer.accumulate_grad_batches > 1 else ""
-    return f"{trainer.batch_size}{accumulated}"
+    unit = "" if trainer.max_tokens is None else " tokens"
+    return f"{trainer.micro_batch}{unit}{accumulated}"
 
 
 def _table(title: str, first: str, *rest: str) -> Table:

@@ -18,7 +18,7 @@ from sentexp.models.adapters import ParameterAudit
 from sentexp.sweeps.listing import is_locked
 from sentexp.sweeps.plan.estimate import Arithmetic, Shape, shape_of
 from sentexp.sweeps.plan.timing import Measurement
-from sentexp.sweeps.plan.workload import Workload, workload
+from sentexp.sweeps.plan.workload import Size, Workload, workload
 from sentexp.tracking.folder import read_state
 from sentexp.training.checkpoint import LAST
 
@@ -59,9 +59,9 @@ class Costs:
     halved: bool = False
 
     @property
-    def largest_batch(self) -> tuple[int, int]:
-        """Rows and tokens of the largest training batch."""
-        return int(self.work.train.rows.max()), int(self.work.train.width.max())
+    def largest_batch(self) -> Size:
+        """The size that no training batch exceeds."""
+        return self.work.train.largest_size
 
     def training_seconds(self, measured: Measurement) -> float:
         """Return how long the training will take, without evaluations."""
@@ -71,15 +71,9 @@ class Costs:
         """Return how long the evaluations will take, on the validation and the test split."""
         return measured.validation_seconds(self.work) * self.share_left + measured.test_seconds(self.work)
 
-    def take_batches(self, micro: int, accumulate: int) -> None:
+    def take_batches(self, trainer: TrainerConfig) -> None:
         """Go on with smaller batches of the same effective size, as the run itself would when memory runs out."""
-        evaluated = max(1, self.trainer.eval_batch_size // 2)
-        fits: dict[str, Any] = {
-            "batch_size": micro,
-            "accumulate_grad_batches": accumulate,
-            "eval_batch_size": evaluated,
-        }
-        self.trainer, self.halved = replace(self.trainer, **fits), True
+        self.trainer, self.halved = trainer, True
         tokens = tokenize_splits(self.basis) if self.materials is None else self.materials.tokens
         self.work = workload(self.basis, tokens, self.trainer)
         self.arithmetic = replace(self.arithmetic, config=replace(self.arithmetic.config, trainer=self.trainer))

@@ -24,14 +24,14 @@ TRAINING_BATCHES, EVALUATION_BATCHES = 5, 4
 
 @dataclass(kw_only=True, slots=True)
 class Speed:
-    """Seconds of a batch: `fixed`, and `per_token` for each of its tokens, padding included."""
+    """Seconds of a batch: `fixed`, and `per_token` for each token that the model reads."""
 
     fixed: float
     per_token: float
 
     def seconds(self, batches: Batches) -> float:
         """Return how long one pass takes."""
-        return self.fixed * len(batches.order) + self.per_token * float(batches.padded.sum())
+        return self.fixed * len(batches.order) + self.per_token * float(batches.computed.sum())
 
 
 @dataclass(kw_only=True, slots=True)
@@ -172,7 +172,7 @@ class _Rehearsal:
         """Return the times of `count` batches of a stage, after that of the largest."""
         numbers = [batches.largest, *batches.spread(count)]
         config, device = self.materials.config.trainer, self.materials.device
-        watch = _Stopwatch(tokens=[int(batches.padded[number]) for number in numbers], device=device)
+        watch = _Stopwatch(tokens=[int(batches.computed[number]) for number in numbers], device=device)
         once = replace(
             config,
             max_epochs=1,

@@ -1,8 +1,9 @@
-"""What a run has to compute: its batches, as they will be padded, its steps and its evaluations."""
+"""What a run has to compute: its batches as they will be laid out, its steps and its evaluations."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from sentexp.data.datamodule import DataModule
 from sentexp.data.imbalance import row_weights
 from sentexp.data.splits import Numbers
 from sentexp.data.tokens import TokenRows
-from sentexp.materials import Basis
+from sentexp.materials import Basis, build_packer
 
 Order = Sequence[tuple[list[int], int]]
 
@@ -20,30 +21,47 @@ Order = Sequence[tuple[list[int], int]]
 class Batches:
     """One pass over a split.
 
-    `order` holds what the data module takes, (row numbers, rows of the step); `rows` and `width` are the shape of each
-    batch, and `width` counts what stands behind a prompt in the same pass; `tokens` are those of the texts in their
-    frames, without padding.
+    `order` holds what the data module takes, (row numbers, rows of the step). Of each batch `rows` and `width`, the
+    tokens of its longest row, count what stands behind a prompt in the same pass, and `computed` the tokens that the
+    model reads: with padding where rows are padded, what all rows begin with only once where they are not. `tokens` are
+    those of the texts in their frames.
     """
 
     order: Order
     rows: Numbers
     width: Numbers
+    computed: Numbers
     tokens: int
 
     @property
-    def padded(self) -> Numbers:
-        """Tokens that the model reads for each batch, padding included."""
-        return self.rows * self.width
+    def largest_size(self) -> "Size":
+        """The size that no batch exceeds."""
+        return Size(rows=int(self.rows.max()), width=int(self.width.max()), tokens=int(self.computed.max()))
 
     @property
     def largest(self) -> int:
         """The number of the batch with the most tokens: the first where the batches are equal."""
-        return int(self.padded.argmax())
+        return int(self.computed.argmax())
 
     def spread(self, count: int) -> list[int]:
         """Return the numbers of `count` batches, spread evenly over their sizes and away from the extremes."""
-        by_size = self.padded.argsort(kind="stable")
+        by_size = self.computed.argsort(kind="stable")
         return [int(by_size[len(by_size) * (2 * n + 1) // (2 * count)]) for n in range(count)]
+
+
+@dataclass(kw_only=True, slots=True)
+class Size:
+    """Of a batch: its rows, the tokens of the longest, and those that the model reads in all."""
+
+    rows: int
+    width: int
+    tokens: int
+
+    def cut(self, whole: TrainerConfig, part: TrainerConfig) -> "Size":
+        """Return the size that a batch of one loop has when another one cuts it."""
+        rows = self.rows if part.max_tokens is not None else min(self.rows, part.batch_size)
+        share = part.micro_batch / whole.micro_batch if part.max_tokens is not None else rows / self.rows
+        return replace(self, rows=rows, tokens=math.ceil(self.tokens * share))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -78,9 +96,12 @@ def workload(basis: Basis, tokens: dict[str, TokenRows], trainer: TrainerConfig)
     weights = row_weights(config.data, basis.examples)
     data = DataModule(tokens, basis.tokenizer, trainer, config.seed, weights)
     learned, scored = _behind_the_prompt(basis)
-    train = _batches(tokens["train"], data.train_dataloader().sampler.batches(), learned)  # type: ignore[attr-defined]
+    packed = build_packer(basis) is not None
+    order: Order = data.train_dataloader().sampler.batches()  # type: ignore[attr-defined]
+    train = _batches(tokens["train"], order, learned, packed)
     validation, test = (
-        _batches(tokens[split], list(data.by_length(split).sampler), scored) for split in ("validation", "test")
+        _batches(tokens[split], list(data.by_length(split).sampler), Behind(scored, scored), packed)
+        for split in ("validation", "test")
     )
     per_epoch = len(train.order)
     steps_per_epoch = -(-per_epoch // trainer.accumulate_grad_batches)
@@ -107,25 +128,39 @@ def reads_validation(basis: Basis) -> bool:
     return isinstance(task, CausalLM) and task.calibration is PriorCorrection.batch
 
 
-def _batches(rows: TokenRows, order: Order, behind: int) -> Batches:
+class Behind(NamedTuple):
+    """The tokens behind a prompt: the most of any row, and those of each label's rows where they differ."""
+
+    most: int
+    of_label: int | list[int]
+
+
+def _batches(rows: TokenRows, order: Order, behind: Behind, packed: bool) -> Batches:
     lengths = np.asarray(rows.lengths)
-    return Batches(
-        order=order,
-        rows=np.array([len(numbers) for numbers, _ in order]),
-        width=np.array([int(lengths[numbers].max()) for numbers, _ in order]) + behind,
-        tokens=sum(int(lengths[numbers].sum()) for numbers, _ in order),
-    )
+    count = np.array([len(numbers) for numbers, _ in order])
+    width = np.array([int(lengths[numbers].max()) for numbers, _ in order]) + behind.most
+    if packed:
+        each = np.asarray(behind.of_label)
+        whole = lengths + (each[rows.labels] if each.ndim else each)
+        computed = np.array([int(whole[numbers].sum()) for numbers, _ in order]) - (count - 1) * rows.prefix
+    else:
+        computed = count * width
+    tokens = sum(int(lengths[numbers].sum()) for numbers, _ in order)
+    return Batches(order=order, rows=count, width=width, computed=computed, tokens=tokens)
 
 
-def _behind_the_prompt(basis: Basis) -> tuple[int, int]:
+def _behind_the_prompt(basis: Basis) -> tuple[Behind, int]:
     """Return how many tokens a language model reads behind each prompt: when it learns, and when it is scored."""
     answers, task = basis.prompt.answers, basis.config.task
     if not answers or not isinstance(task, CausalLM):
-        return 0, 0
+        return Behind(0, 0), 0
     scored = sum(len(answer) - 1 for answer in answers)
     if task.loss is AnswerLoss.label_words:
-        return scored, scored
-    return max(map(len, answers)) + len(basis.prompt.end) - 1, scored
+        return Behind(scored, scored), scored
+    packed = build_packer(basis) is not None
+    learned = [len(answer) + len(basis.prompt.end) for answer in answers]
+    # Padded rows leave out the last column, which predicts nothing.
+    return Behind(max(learned) - (not packed), learned), scored
 
 
 def _evaluations(trainer: TrainerConfig, per_epoch: int, micro_batches: int) -> int:
