@@ -183,6 +183,8 @@ def multiply(x: Tensor, linear: Linear) -> Tensor:
         linear: the group, with its adapter.
     """
     weight, unpack, bias, adapter = linear
+    if torch.compiler.is_compiling():  # which finds the derivative itself
+        return _plain(x, linear)
     out: Tensor
     if adapter is None:
         out = _Frozen.apply(x, weight, unpack, bias)  # type: ignore[no-untyped-call]
@@ -191,6 +193,17 @@ def multiply(x: Tensor, linear: Linear) -> Tensor:
     else:
         out = _Grouped.apply(x, weight, unpack, bias, adapter.a, adapter.b)  # type: ignore[no-untyped-call]
     return out
+
+
+def _plain(x: Tensor, linear: Linear) -> Tensor:
+    """Return the same by plain operations."""
+    weight, unpack, bias, adapter = linear
+    out = nn.functional.linear(x, _dense(weight, unpack, x), bias)
+    if adapter is None:
+        return out
+    parts = adapter.a.split(adapter.ranks)
+    low = torch.cat([nn.functional.dropout(x, adapter.dropout) @ part.mT for part in parts], 1)
+    return out + low @ adapter.b.mT
 
 
 class _Frozen(torch.autograd.Function):

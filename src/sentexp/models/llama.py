@@ -178,28 +178,56 @@ def _layer(
         seen, hidden = seen.index_select(0, packed.read), hidden.index_select(0, packed.read)
     hidden = hidden + multiply(seen, out)
     inner = multiply(_norm(hidden, layer.second_norm, layer.eps), gate_up)
-    gated: Tensor = _SwiGLU.apply(inner)  # type: ignore[no-untyped-call]
-    return hidden + multiply(gated, down)
+    return hidden + multiply(_gated(inner), down)
 
 
 def _norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return x / sqrt(mean(x^2) + eps) * w in float32 (Zhang & Sennrich 2019, eq. 4)."""
+    if torch.compiler.is_compiling():  # which finds the derivative, and what to fuse, itself
+        return weight * _normalised(hidden, eps)[0]
     out: Tensor = _RMSNorm.apply(hidden, weight, eps)  # type: ignore[no-untyped-call]
     return out
 
 
 def _turned(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Return rotary position embeddings over halves, as transformers applies them (Su et al. 2021, eq. 34)."""
+    if torch.compiler.is_compiling():
+        return _rotated(states, cosine, sine)
     out: Tensor = _Rotation.apply(states, cosine, sine)  # type: ignore[no-untyped-call]
     return out
 
 
+def _gated(both: Tensor) -> Tensor:
+    """Return silu(gate) * up of gate and up side by side (Shazeer 2020, eq. 6)."""
+    if torch.compiler.is_compiling():
+        return _swiglu(both)
+    out: Tensor = _SwiGLU.apply(both)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return x over its root mean square, and one over that in float32."""
+    wide = x.float()
+    inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return (wide * inverse).to(x.dtype), inverse
+
+
+def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.addcmul(x * cosine, torch.cat([-second, first], -1), sine)
+
+
+def _swiglu(both: Tensor) -> Tensor:
+    gate, up = both.chunk(2, -1)
+    return nn.functional.silu(gate) * up
+
+
 class _RMSNorm(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + eps) * w in float32, with w frozen (Zhang & Sennrich 2019, eq. 4)."""
+    """`_norm` with a frozen weight; the normalised input is all that is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        inverse = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-        normal = (wide * inverse).to(x.dtype)
+        normal, inverse = _normalised(x, eps)
         ctx.save_for_backward(normal, inverse, weight)
         return weight * normal
 
@@ -208,17 +236,16 @@ class _RMSNorm(torch.autograd.Function):
         normal, inverse, weight = ctx.saved_tensors
         wide, scaled = normal.float(), (gradient * weight).float()
         along = (scaled * wide).mean(-1, keepdim=True)
-        return scaled.sub_(wide.mul_(along)).mul_(inverse).to(gradient.dtype), None, None
+        return ((scaled - wide * along) * inverse).to(gradient.dtype), None, None
 
 
 class _Rotation(torch.autograd.Function):
-    """Rotary position embedding over halves, as transformers applies it (Su et al. 2021, eq. 34)."""
+    """`_turned`; its derivative turns back, so that the input is not kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, sine)
-        first, second = x.chunk(2, -1)
-        return torch.addcmul(x * cosine, torch.cat([-second, first], -1), sine)
+        return _rotated(x, cosine, sine)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -228,20 +255,16 @@ class _Rotation(torch.autograd.Function):
 
 
 class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up of gate and up side by side (Shazeer 2020, eq. 6); only these are kept."""
+    """`_gated`; its input is all that is kept."""
 
     @staticmethod
     def forward(ctx: Any, both: Tensor) -> Tensor:
         ctx.save_for_backward(both)
-        gate, up = both.chunk(2, -1)
-        return nn.functional.silu(gate).mul_(up)
+        return _swiglu(both)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (both,) = ctx.saved_tensors
         gate, up = both.chunk(2, -1)
-        out = torch.empty_like(both)
-        to_gate, to_up = out.chunk(2, -1)
-        torch.mul(gradient, nn.functional.silu(gate), out=to_up)
-        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=to_gate)
-        return out
+        to_gate = torch.ops.aten.silu_backward(gradient * up, gate)
+        return torch.cat([to_gate, gradient * nn.functional.silu(gate)], -1)
