@@ -50,7 +50,9 @@ def test_every_way_of_training_lowers_every_loss(answer, method, loss):
 
 def test_training_on_answers_brings_the_mass_to_the_labels(answer):
     base = answer("peft=none").metrics
-    tuned = answer("peft=full", "optim.lr=1e-2", "trainer.max_epochs=32", *STEADY).metrics
+    # Small steps and one evaluation: at a higher rate the last digit of a loss decides which checkpoint is the best.
+    once = ("optim.lr=3e-3", "trainer.max_epochs=32", "trainer.eval_steps=128")
+    tuned = answer("peft=full", *once, *STEADY).metrics
     assert base["test/off_label_mass"] > 0.99
     assert tuned["test/off_label_mass"] < 0.1
     assert (base["test/irregular_outputs"], tuned["test/irregular_outputs"]) == (8, 0)
@@ -169,7 +171,7 @@ def test_batch_calibration_takes_the_validation_rows_of_the_best_checkpoint(answ
     tested = module.prior
     with torch.no_grad():
         rows = list(module.trainer.datamodule.val_dataloader())
-        logits = torch.cat([module.classifier(batch.input_ids, batch.attention_mask).logits for batch in rows])
+        logits = torch.cat([module.classifier(batch.texts).logits for batch in rows])
     torch.testing.assert_close(tested, label_prior(logits), atol=1e-5, rtol=1e-4)
     assert result.metrics["best/step"] < result.metrics["train/steps"]
 

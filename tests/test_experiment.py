@@ -62,7 +62,7 @@ def test_what_was_trained_loads_in_a_fresh_process_without_sentexp(
     framed = [f"{text} It was" for text in TEXTS]
     with torch.no_grad():
         here = SequenceClassifier(kept["model"].eval())(
-            *pad(tokenizer(framed)["input_ids"], tokenizer.pad_token_id, "right")
+            pad(tokenizer(framed)["input_ids"], tokenizer.pad_token_id, "right")
         ).logits
     out = tmp_path / "logits.safetensors"
     arguments = [sys.executable, "-c", RELOAD, str(result.weights), str(backbone.folder), str(out)]

@@ -139,6 +139,7 @@ import torch
 from pathlib import Path
 from sentexp.config import load_config
 from sentexp.data.datamodule import DataModule
+from sentexp.data.packing import Packer
 from sentexp.models.adapters import attach
 from sentexp.models.backbone import Loading, load_classifier, load_tokenizer, locate_backbone
 from sentexp.models.scoring import SequenceClassifier
@@ -152,6 +153,7 @@ config = load_config("model=tiny", "tracking=none", *quick)
 class Rows:
     lengths = torch.arange(12) % 5 + 2
     labels = torch.arange(12) % 2
+    prefix = 0
     def ids(self, rows):
         return [[i % 7 + 1] * (i % 5 + 2) for i in rows]
 rows = Rows()
@@ -164,7 +166,8 @@ model, _ = attach(model, config.peft)
 module = ClassifierModule(SequenceClassifier(model), ["a", "b"], config.optim, 0, 1)
 checkpoints = Checkpoints(Path("."), "validation/loss", 5)
 trainer = build_trainer(config.trainer, Precision.fp32, device, open_record(config.tracking, "x", None), checkpoints)
-data = DataModule({"train": rows, "validation": rows, "test": rows}, tokenizer, config.trainer, 0)
+packer = Packer() if config.trainer.padding_free else None
+data = DataModule({"train": rows, "validation": rows, "test": rows}, tokenizer, config.trainer, 0, packer=packer)
 fit(trainer, module, data, checkpoints)
 print(evaluate(trainer, module, data, "test")["test/accuracy"])
 """

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from sentexp.config import load_config
-from sentexp.data.datamodule import pad
+from sentexp.data.datamodule import Padded, pad
 from sentexp.data.prompts import build_prompt
 from sentexp.data.tokens import encode
 from sentexp.errors import UserError
@@ -203,9 +203,9 @@ def test_answers_are_written_greedily(shared):
 
 def test_padding_moves_to_the_left_and_tokens_keep_their_order():
     ids, mask = torch.tensor([[5, 6, 7], [8, 0, 0], [0, 9, 4]]), torch.tensor([[1, 1, 1], [1, 0, 0], [0, 1, 1]])
-    moved, moved_mask = align_right(ids, mask)
-    assert moved[moved_mask.bool()].tolist() == [5, 6, 7, 8, 9, 4]
-    assert moved_mask.tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
+    moved = align_right(Padded(ids, mask))
+    assert moved.ids[moved.mask.bool()].tolist() == [5, 6, 7, 8, 9, 4]
+    assert moved.mask.tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
 
 
 def test_a_prior_is_divided_out():

@@ -49,9 +49,10 @@ def test_transformers_gives_the_same_logits_where_no_text_ends_in_padding(build)
     torch.manual_seed(0)
     model = build().eval()
     model.config.pad_token_id = 0
-    ids, mask = pad(ROWS[:3], 0, "right")
+    texts = pad(ROWS[:3], 0, "right")
     with torch.no_grad():
-        torch.testing.assert_close(SequenceClassifier(model)(ids, mask).logits, model(ids, attention_mask=mask).logits)
+        expected = model(texts.ids, attention_mask=texts.mask).logits
+        torch.testing.assert_close(SequenceClassifier(model)(texts).logits, expected)
 
 
 @pytest.mark.parametrize("tied", [True, False])

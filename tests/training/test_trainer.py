@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+import sentexp.models.llama
 from sentexp.config import load_config
 from sentexp.experiment import run
 from sentexp.models.scoring import SequenceClassifier
@@ -45,19 +46,23 @@ def test_dropout_is_live_in_training_after_an_evaluation_and_dead_in_it(config, 
     assert not any(anywhere for index, _, anywhere, _ in modes if index == 1)
 
 
-def test_gradient_checkpointing_is_live_and_changes_no_number(config, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("padding_free", "owner", "name"), [("false", LlamaMLP, "forward"), ("true", sentexp.models.llama, "_layer")]
+)
+def test_gradient_checkpointing_is_live_and_changes_no_number(padding_free, owner, name, config, monkeypatch, tmp_path):
     calls = []
-    original = LlamaMLP.forward
+    original = getattr(owner, name)
 
-    def forward(self, x):
+    def spy(*given):
         calls.append(torch.is_grad_enabled())
-        return original(self, x)
+        return original(*given)
 
-    monkeypatch.setattr(LlamaMLP, "forward", forward)
-    plain = run(config("peft=lora", "peft.dropout=0.2", f"output_dir={tmp_path / 'plain'}"))
+    monkeypatch.setattr(owner, name, spy)
+    settings = ("peft=lora", "peft.dropout=0.2", f"trainer.padding_free={padding_free}")
+    plain = run(config(*settings, f"output_dir={tmp_path / 'plain'}"))
     once = sum(calls)
     calls.clear()
-    on = run(config("peft=lora", "peft.dropout=0.2", "trainer.gradient_checkpointing=true"))
+    on = run(config(*settings, "trainer.gradient_checkpointing=true"))
     assert once == 4 * 2  # four steps, two layers
     assert sum(calls) == 2 * once
     assert losses(on) == pytest.approx(losses(plain), abs=1e-6)
@@ -71,11 +76,11 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
     original = SequenceClassifier.forward
     seen = []
 
-    def forward(self, input_ids, attention_mask):
-        seen.append(len(input_ids))
-        if len(input_ids) > 2:
+    def forward(self, texts, *given):
+        seen.append(texts.rows)
+        if texts.rows > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return original(self, input_ids, attention_mask)
+        return original(self, texts, *given)
 
     monkeypatch.setattr(SequenceClassifier, "forward", forward)
     halved = run(config("peft=lora", f"trainer.batch_size={batch_size}", "trainer.eval_batch_size=2"))
@@ -90,7 +95,8 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
 )
 def test_halving_keeps_the_product(size, accumulate, halved):
     config = load_config(f"trainer.batch_size={size}", f"trainer.accumulate_grad_batches={accumulate}").trainer
-    assert halve_micro_batch(config) == halved
+    found = halve_micro_batch(config)
+    assert (found.batch_size, found.accumulate_grad_batches) == halved
 
 
 def test_accumulation_is_the_larger_batch(config, tmp_path):
