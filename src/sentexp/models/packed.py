@@ -33,7 +33,7 @@ class PackedModel:
 
     def hidden(self, packed: Packed, cache: PrefixCache | None = None) -> Tensor:
         """Return the hidden states that are read, shape (read, hidden)."""
-        if self._takes_apart(packed):
+        if self.takes_apart(packed):
             return self._read(packed, cache)
         packed = within(packed, cache)
         states: Tensor = _run(base_of(self.model).base_model, packed, cache).last_hidden_state[0]
@@ -42,7 +42,7 @@ class PackedModel:
     def logits(self, packed: Packed, cache: PrefixCache | None = None) -> Tensor:
         """Return the logits over the vocabulary at the tokens that are read, shape (read, vocabulary)."""
         base = base_of(self.model)
-        if self._takes_apart(packed):
+        if self.takes_apart(packed):
             out: Tensor = base.get_output_embeddings()(self._read(packed, cache))
             return out
         packed = within(packed, cache)
@@ -63,8 +63,8 @@ class PackedModel:
         self._parts.append(found)
         return found.leaf
 
-    def _takes_apart(self, packed: Packed) -> bool:
-        """Tell whether these rows go through layers of our own."""
+    def takes_apart(self, packed: Packed) -> bool:
+        """Tell whether these rows go through layers of our own, which have no dropout but that of adapters."""
         backbone = base_of(self.model).base_model
         longest = packed.prefix + packed.grid.shape[1]
         if self._ours is None:

@@ -89,15 +89,14 @@ def _obstacle(config: Config) -> str:
         return "head-only runs compute the features of each text once for all of them, and need no more"
     if not isinstance(peft, Lora):
         return "only LoRA adapters are fused"
-    if peft.use_dora:
-        return "DoRA's norms change with every step"
-    if peft.bias is not Bias.none:
-        return f"peft.bias={peft.bias.name} trains the backbone's own biases"
-    if peft.quantization is Quantization.int8:
-        return "layers in int8 are bitsandbytes' own"
-    if not trainer.padding_free or trainer.compile:
-        return "trainer.padding_free=false or trainer.compile=true goes another way"
-    return ""
+    obstacles = {
+        "DoRA's norms change with every step": peft.use_dora,
+        f"peft.bias={peft.bias.name} trains the backbone's own biases": peft.bias is not Bias.none,
+        "layers in int8 are bitsandbytes' own": peft.quantization is Quantization.int8,
+        "trainer.padding_free=false pads every run by itself": not trainer.padding_free,
+        "trainer.compile=true makes code for one run": trainer.compile,
+    }
+    return next((reason for reason, stands in obstacles.items() if stands), "")
 
 
 def play(launcher: FusedLauncher, jobs: "list[Job]", work: "Callable[[Job], None]") -> None:

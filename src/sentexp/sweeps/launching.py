@@ -63,11 +63,7 @@ def launch(launcher: "Launcher", jobs: list[Job], folder: "SweepFolder") -> None
         path = quoted(str(folder.path.absolute()))  # workers may have been started in another folder
         job.overrides += [f"hydra.sweep.dir={path}", f"hydra.sweep.subdir={job.number}"]
     if is_in_process(launcher):
-        together = fuse([job.config for job in jobs]).groups if isinstance(launcher, FusedLauncher) else []
-        for group in together:
-            play(launcher, [jobs[number] for number in group], partial(_in_thread, launcher, folder))
-        fused = {number for group in together for number in group}
-        for job in (job for number, job in enumerate(jobs) if number not in fused):
+        for job in _fused(launcher, jobs, folder) if isinstance(launcher, FusedLauncher) else jobs:
             note([job], launcher.launch([job.overrides], initial_job_idx=job.number), folder)
         return
     for attempt in range(1, ATTEMPTS + 1):
@@ -83,7 +79,15 @@ def launch(launcher: "Launcher", jobs: list[Job], folder: "SweepFolder") -> None
         note(left, results, folder)
 
 
-def _in_thread(launcher: "FusedLauncher", folder: "SweepFolder", job: Job) -> None:
+def _fused(launcher: FusedLauncher, jobs: list[Job], folder: "SweepFolder") -> list[Job]:
+    """Do the jobs that train together, and return the others."""
+    found = fuse([job.config for job in jobs])
+    for group in found.groups:
+        play(launcher, [jobs[number] for number in group], partial(_in_thread, launcher, folder))
+    return [jobs[number] for number in found.reasons]
+
+
+def _in_thread(launcher: FusedLauncher, folder: "SweepFolder", job: Job) -> None:
     """Do one of several runs that move in turn."""
     results = launcher.launch([[*job.overrides, "trainer.progress_bar=false"]], initial_job_idx=job.number)
     note([job], results, folder)
