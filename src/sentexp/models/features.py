@@ -1,8 +1,10 @@
 """Features of texts under a backbone that no training changes: each text is read once, whoever asks for it again."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from sentexp.data.packing import Packed, Packer
@@ -30,9 +32,9 @@ class Features:
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept}
         found: dict[bytes, Tensor] = {}
         if missing:
-            layout = Packer().score([row.tolist() for row in missing.values()], packed.prefix)
+            layout: Packed = Packer().score([row.tolist() for row in missing.values()], packed.prefix)
             with torch.no_grad():
-                states = read(_to(layout, packed.ids.device)).float().cpu()
+                states = read(move_data_to_device(layout, packed.ids.device)).float().cpu()
             found = dict(zip(missing, states, strict=True))
             if self._bytes < MOST:
                 self._kept |= found
@@ -44,10 +46,4 @@ def _rows(packed: Packed) -> list[Tensor]:
     """Return the token ids of each row, on the CPU."""
     ids, starts = packed.ids.cpu(), packed.starts.tolist()
     prefix, own = ids[: packed.prefix], ids[packed.prefix :]
-    return [
-        torch.cat([prefix, own[start:end]]).contiguous() for start, end in zip(starts[:-1], starts[1:], strict=True)
-    ]
-
-
-def _to(packed: Packed, device: torch.device) -> Packed:
-    return Packed(*(part.to(device) if isinstance(part, Tensor) else part for part in packed))
+    return [torch.cat([prefix, own[start:end]]) for start, end in itertools.pairwise(starts)]
