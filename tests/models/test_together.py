@@ -267,7 +267,7 @@ def test_an_interrupt_ends_every_run(runs, monkeypatch):
             try:
                 for step in range(100):
                     learn(run, step)
-            except KeyboardInterrupt:
+            except together.Interrupted:
                 ended.append(name)
                 raise
 

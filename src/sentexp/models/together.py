@@ -30,6 +30,10 @@ ROOM = 0.5
 _thread = threading.local()
 
 
+class Interrupted(BaseException):
+    """The process is interrupted: a run ends with what it has saved. Lightning takes a KeyboardInterrupt for its own."""
+
+
 @dataclass(slots=True)
 class Read:
     """A run wants hidden states."""
@@ -199,7 +203,7 @@ class Conductor:
             self.back.acquire()
         for member in members:
             while not member.ended:
-                member.answer = KeyboardInterrupt()
+                member.answer = Interrupted()
                 member.move()
 
     def _answer(self, members: list[Member]) -> None:
