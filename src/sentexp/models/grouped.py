@@ -30,8 +30,25 @@ class Group:
         bases = [base_layer(module) for module in modules]
         self.inputs: int = bases[0].in_features
         self.outputs: list[int] = [base.out_features for base in bases]
-        self.weight = _stack([base.weight for base in bases]) if type(bases[0]) is nn.Linear else None
-        self.bias = None if bases[0].bias is None else torch.cat([base.bias.detach() for base in bases])
+        self._packed = type(bases[0]) is not nn.Linear
+        self._stacked: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor | None:
+        """W, shape (outputs, inputs), stacked anew if the modules have moved to another device; None in 4 bits."""
+        if self._packed:
+            return None
+        weights = [base_layer(module).weight for module in self.modules]
+        if self._stacked is None or self._stacked.data_ptr() != weights[0].data_ptr():
+            with torch.inference_mode(False):  # what is made in it could not be trained through
+                self._stacked = _stack(weights)
+        return self._stacked
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The biases one after the other; None where the layers have none."""
+        biases = [base_layer(module).bias for module in self.modules]
+        return None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
 
     def unpack(self) -> Tensor:
         """Return W from 4 bits, shape (outputs, inputs), in the dtype that it had before packing."""
@@ -42,7 +59,7 @@ class Group:
 
     def with_adapters(self, adapters: "list[Adapter | None]") -> "Linear":
         """Return what a product with these layers needs."""
-        return Linear(self.weight, None if self.weight is not None else self.unpack, self.bias, adapters)
+        return Linear(self.weight, self.unpack if self._packed else None, self.bias, adapters)
 
 
 def base_layer(module: Any) -> Any:

@@ -74,8 +74,7 @@ class PackedModel:
 
     def _own(self) -> LlamaLayers:
         if self._layers is None:
-            with torch.inference_mode(False):  # what is made in it could not be trained through
-                self._layers = LlamaLayers(base_of(self.model).base_model, self.compiled)
+            self._layers = LlamaLayers(base_of(self.model).base_model, self.compiled)
         return self._layers
 
 
