@@ -1,11 +1,15 @@
 """Hydra takes sweepers and launchers from modules of this namespace package only: those of sentexp."""
 
-from sentexp.sweeps import grid
+from sentexp.sweeps import fused, grid
 from sentexp.sweeps.search import sweeper
 
 
 class GridSweeper(grid.GridSweeper):
     """`hydra/sweeper=grid`."""
+
+
+class FusedLauncher(fused.FusedLauncher):
+    """`hydra/launcher=fused`."""
 
 
 class OptunaSweeper(sweeper.OptunaSweeper):

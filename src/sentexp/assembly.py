@@ -1,6 +1,6 @@
 """From materials to what Lightning runs: the model, its scoring, the module, the data."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -9,6 +9,7 @@ from sentexp.config import (
     CausalLM,
     FullFineTuning,
     HeadInit,
+    HeadOnly,
     PriorCorrection,
     SequenceClassification,
     Strategy,
@@ -22,6 +23,7 @@ from sentexp.errors import require
 from sentexp.materials import Basis, Materials, build_packer, let_go, shared
 from sentexp.models.adapters import ParameterAudit, attach
 from sentexp.models.backbone import Loading, can_be_shared, load_classifier, load_language_model, outline, twin
+from sentexp.models.features import Features
 from sentexp.models.likelihood import LabelScorer
 from sentexp.models.scoring import SequenceClassifier, start_head_at_label_words
 from sentexp.models.sharding import shard
@@ -73,13 +75,27 @@ def _load(materials: Materials, load: Loading) -> "PreTrainedModel":
     if not can_be_shared(config.peft):
         let_go("model")
         return fresh()
-    stored = [config.peft.quantization, config.peft.double_quant, config.peft.compute_dtype, load.precision]
-    key = [materials.backbone.revision, task_name(config.task), labels, load.attention, *stored, load.device]
+    key = [task_name(config.task), labels, load.attention, *_weights(materials)]
     model = shared(config, "model", key, fresh, most=1)
     if config.sweep.name is None:
         return model
     torch.manual_seed(config.seed)  # as before a load of its own: the head and the adapter begin as they would alone
     return twin(model)
+
+
+def _weights(materials: Materials) -> list[Any]:
+    """Return what tells frozen weights from others: where they are from, how they are stored, and where."""
+    peft = materials.config.peft
+    stored = [peft.quantization, peft.double_quant, peft.compute_dtype, materials.precision]
+    return [materials.backbone.revision, *stored, materials.device]
+
+
+def _known_features(materials: Materials) -> Features | None:
+    """Return what keeps the features of texts where the head alone trains; runs of a sweep share it."""
+    config = materials.config
+    if not isinstance(config.peft, HeadOnly):
+        return None
+    return shared(config, "features", _weights(materials), Features, most=1)
 
 
 def build_module(materials: Materials, model: nn.Module) -> ClassifierModule:
@@ -98,7 +114,7 @@ def build_module(materials: Materials, model: nn.Module) -> ClassifierModule:
         content_free = pad(rows, pad_id, "left") if packer is None else packer.score(rows, 0)
     prompt = materials.prompt
     return ClassifierModule(
-        SequenceClassifier(model, config.trainer.compile)
+        SequenceClassifier(model, config.trainer.compile, _known_features(materials))
         if answering is None
         else LabelScorer(model, prompt.answers, prompt.end, answering, pad_id, prompt.room, config.trainer.compile),
         materials.examples.labels,

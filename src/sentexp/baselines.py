@@ -30,6 +30,7 @@ from sentexp.config import (
 )
 from sentexp.data.splits import NAMES, Numbers, split_digest
 from sentexp.materials import Materials, with_shots
+from sentexp.models.together import apart
 from sentexp.processes import led
 from sentexp.recording import count_answers, keep_predictions, recorded
 from sentexp.tracking.folder import RunFolder
@@ -73,7 +74,8 @@ def measure_baselines(materials: Materials, model: nn.Module) -> dict[str, Basel
         "linear_probe": lambda _, folder: _scored(materials, _probe(materials, model), folder),
         "untuned": lambda record, folder: _untuned(base, model, record, folder),
     }
-    return {kind: _kept(materials, kind, *rest, compute[kind]) for kind, rest in _kinds(materials, base).items()}
+    with apart():  # another run may wait for the folder
+        return {kind: _kept(materials, kind, *rest, compute[kind]) for kind, rest in _kinds(materials, base).items()}
 
 
 def missing_baselines(materials: Materials) -> dict[str, str]:

@@ -1071,6 +1071,11 @@ def register_schemas() -> None:
         group="hydra/sweeper", name="grid", node={"_target_": "hydra_plugins.sentexp.GridSweeper", "params": None}
     )
     store.store(group="hydra/sweeper", name="optuna", node=SearchConfig)
+    store.store(
+        group="hydra/launcher", name="fused", node={"_target_": "hydra_plugins.sentexp.FusedLauncher", "max_runs": 16}
+    )
+    one_by_one = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+    store.store(group="hydra/launcher", name="sequential", node={"_target_": one_by_one})
 
 
 def load_config(*overrides: str) -> Config:

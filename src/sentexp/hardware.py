@@ -89,6 +89,22 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error is that of CUDA's allocator, or of the CPU's."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def used_memory_gib(device: torch.device) -> float:
+    """Return the memory in use: of the GPU by its allocator, else of this process (Linux; 0 elsewhere)."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / GIB
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.is_file() else []:
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024 / GIB
+    return 0.0
+
+
 def free_memory_gib(device: torch.device) -> float:
     """Return the memory that a process could still take: of the GPU, else of the machine."""
     if device.type == "cuda":

@@ -9,7 +9,7 @@ That is three products instead of three for each layer, and the sum costs nothin
 weights stay those of the modules that PEFT has wrapped, which become views into W.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,8 +30,25 @@ class Group:
         bases = [base_layer(module) for module in modules]
         self.inputs: int = bases[0].in_features
         self.outputs: list[int] = [base.out_features for base in bases]
-        self.weight = _stack([base.weight for base in bases]) if type(bases[0]) is nn.Linear else None
-        self.bias = None if bases[0].bias is None else torch.cat([base.bias.detach() for base in bases])
+        self._packed = type(bases[0]) is not nn.Linear
+        self._stacked: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor | None:
+        """W, shape (outputs, inputs), stacked anew if the modules have moved to another device; None in 4 bits."""
+        if self._packed:
+            return None
+        weights = [base_layer(module).weight for module in self.modules]
+        if self._stacked is None or self._stacked.data_ptr() != weights[0].data_ptr():
+            with torch.inference_mode(False):  # what is made in it could not be trained through
+                self._stacked = _stack(weights)
+        return self._stacked
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The biases one after the other; None where the layers have none."""
+        biases = [base_layer(module).bias for module in self.modules]
+        return None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
 
     def unpack(self) -> Tensor:
         """Return W from 4 bits, shape (outputs, inputs), in the dtype that it had before packing."""
@@ -40,9 +57,9 @@ class Group:
         weights = [base_layer(module).weight for module in self.modules]
         return torch.cat([dequantize_4bit(weight.data, weight.quant_state) for weight in weights])
 
-    def with_adapter(self, adapter: "Adapter | None") -> "Linear":
+    def with_adapters(self, adapters: "list[Adapter | None]") -> "Linear":
         """Return what a product with these layers needs."""
-        return Linear(self.weight, None if self.weight is not None else self.unpack, self.bias, adapter)
+        return Linear(self.weight, self.unpack if self._packed else None, self.bias, adapters)
 
 
 def base_layer(module: Any) -> Any:
@@ -69,25 +86,29 @@ def _stack(weights: list[nn.Parameter]) -> Tensor:
 
 
 class Adapter(NamedTuple):
-    """The LoRA matrices of a group in the arithmetic of its products.
+    """The LoRA matrices of a group in the arithmetic of its products, and how their input is dropped.
 
     `a` has the shape (ranks, inputs), `b` (outputs, ranks). `dropout` is that of the input of each module, whose ranks
-    are `ranks`.
+    are `ranks`; its masks come from `generator`, or from torch's own.
     """
 
     a: Tensor
     b: Tensor
     ranks: list[int]
     dropout: float
+    generator: torch.Generator | None
 
 
 class Linear(NamedTuple):
-    """A product: W, or what unpacks it where it is kept in 4 bits; the bias; the adapter. Each may be None."""
+    """A product: W, or what unpacks it where it is kept in 4 bits; the bias; the adapters.
+
+    Each run that shares the product has its adapter here, or None where it adapts none of these layers.
+    """
 
     weight: Tensor | None
     unpack: Callable[[], Tensor] | None
     bias: Tensor | None
-    adapter: Adapter | None
+    adapters: list[Adapter | None]
 
 
 class _Place(NamedTuple):
@@ -120,16 +141,26 @@ class Adapters:
             if any(ranks):
                 self._add(group, ranks)
 
-    def convert(self, training: bool) -> list[Adapter | None]:
-        """Return the adapter of each group as it is now; None where there is none, or it is switched off."""
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """A and B of every module."""
+        return [matrix[ADAPTER].weight for module in self._modules for matrix in (module.lora_A, module.lora_B)]
+
+    def convert(self, training: bool, generator: torch.Generator | None = None) -> list[Adapter | None]:
+        """Return the adapter of each group as it is now; None where there is none, or it is switched off.
+
+        Args:
+            training: dropout is live.
+            generator: of its masks; None is torch's own.
+        """
         if not self._modules or self._modules[0].disable_adapters:
             return [None] * len(self._ranks)
-        parameters = [matrix[ADAPTER].weight for module in self._modules for matrix in (module.lora_A, module.lora_B)]
-        matrices = iter(_Convert.apply(self._places, self._shapes, self.dtype, *parameters))  # type: ignore[no-untyped-call]
+        matrices = iter(_Convert.apply(self._places, self._shapes, self.dtype, *self.parameters))  # type: ignore[no-untyped-call]
         drop = self._modules[0].lora_dropout[ADAPTER]
         dropout = drop.p if training and isinstance(drop, nn.Dropout) else 0.0
         return [
-            Adapter(next(matrices), next(matrices), ranks, dropout) if any(ranks) else None for ranks in self._ranks
+            Adapter(next(matrices), next(matrices), ranks, dropout, generator) if any(ranks) else None
+            for ranks in self._ranks
         ]
 
     def _add(self, group: Group, ranks: list[int]) -> None:
@@ -175,29 +206,30 @@ class _Convert(torch.autograd.Function):
         return None, None, None, *own
 
 
-def multiply(x: Tensor, linear: Linear) -> Tensor:
+def multiply(x: Tensor, linear: Linear, spans: Sequence[slice]) -> Tensor:
     """Return the outputs of a group side by side, shape (tokens, outputs).
 
     Args:
         x: shape (tokens, inputs).
-        linear: the group, with its adapter.
+        linear: the group, with an adapter for each run.
+        spans: the tokens of each run.
     """
-    weight, unpack, bias, adapter = linear
+    weight, unpack, bias, adapters = linear
     if torch.compiler.is_compiling():  # which finds the derivative itself
         return _plain(x, linear)
     out: Tensor
-    if adapter is None:
+    members = [_Member(span, *own[2:]) for span, own in zip(spans, adapters, strict=True) if own is not None]
+    if not members:
         out = _Frozen.apply(x, weight, unpack, bias)  # type: ignore[no-untyped-call]
-    elif adapter.dropout:
-        out = _Dropped.apply(x, weight, unpack, bias, *adapter)  # type: ignore[no-untyped-call]
-    else:
-        out = _Grouped.apply(x, weight, unpack, bias, adapter.a, adapter.b)  # type: ignore[no-untyped-call]
+        return out
+    matrices = [matrix for own in adapters if own is not None for matrix in (own.a, own.b)]
+    out = _Grouped.apply(x, weight, unpack, bias, members, *matrices)  # type: ignore[no-untyped-call]
     return out
 
 
 def _plain(x: Tensor, linear: Linear) -> Tensor:
-    """Return the same by plain operations."""
-    weight, unpack, bias, adapter = linear
+    """Return the same by plain operations, for one run."""
+    weight, unpack, bias, (adapter,) = linear
     out = nn.functional.linear(x, _dense(weight, unpack, x), bias)
     if adapter is None:
         return out
@@ -221,30 +253,24 @@ class _Frozen(torch.autograd.Function):
         return gradient @ _dense(weight, ctx.unpack, gradient), None, None, None
 
 
+class _Member(NamedTuple):
+    """A run in a product: its tokens, and how the input of its adapter is dropped (see `Adapter`)."""
+
+    span: slice
+    ranks: list[int]
+    dropout: float
+    generator: torch.Generator | None
+
+    def masks(self, x: Tensor) -> list[Tensor]:
+        """Return what the input of each module's adapter is multiplied by, as in PEFT; nothing without dropout."""
+        kept = 1 - self.dropout
+        if kept == 1:
+            return []
+        return [torch.empty_like(x).bernoulli_(kept, generator=self.generator).div_(kept) for _ in self.ranks]
+
+
 class _Grouped(torch.autograd.Function):
-    """x W^T + (x A^T) B^T."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, unpack: Any, bias: Tensor | None, a: Tensor, b: Tensor
-    ) -> Tensor:
-        low = nn.functional.linear(x, a)
-        ctx.save_for_backward(x, weight, a, b, low)
-        ctx.unpack = unpack
-        return torch.addmm(nn.functional.linear(low, b, bias), x, _dense(weight, unpack, x).mT)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, low = ctx.saved_tensors
-        lower = gradient @ b
-        before = None
-        if ctx.needs_input_grad[0]:
-            before = torch.addmm(lower @ a, gradient, _dense(weight, ctx.unpack, gradient))
-        return before, None, None, None, lower.mT @ x, (low.mT @ gradient).mT
-
-
-class _Dropped(torch.autograd.Function):
-    """The same with dropout: each module's adapter reads the input through a mask of its own, as in PEFT."""
+    """x W^T over the tokens of all runs, and (x A^T) B^T over those of each; A reads x through masks, if any."""
 
     @staticmethod
     def forward(
@@ -253,29 +279,61 @@ class _Dropped(torch.autograd.Function):
         weight: Tensor | None,
         unpack: Any,
         bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        ranks: list[int],
-        dropout: float,
+        members: list[_Member],
+        *matrices: Tensor,
     ) -> Tensor:
-        masks = [torch.empty_like(x).bernoulli_(1 - dropout).div_(1 - dropout) for _ in ranks]
-        low = torch.cat([(x * mask) @ part.mT for mask, part in zip(masks, a.split(ranks), strict=True)], 1)
-        ctx.save_for_backward(x, weight, a, b, low, *(mask.bool() for mask in masks))
-        ctx.unpack, ctx.ranks, ctx.kept = unpack, ranks, 1 - dropout
-        return torch.addmm(nn.functional.linear(low, b, bias), x, _dense(weight, unpack, x).mT)
+        masks = [member.masks(x[member.span]) for member in members]
+        lows = [
+            _lower(x[member.span], own, a, member.ranks)
+            for member, own, a in zip(members, masks, matrices[::2], strict=True)
+        ]
+        dense = _dense(weight, unpack, x)
+        if len(members) == 1 and len(lows[0]) == len(x):  # the large product adds to the small one
+            out = torch.addmm(nn.functional.linear(lows[0], matrices[1], bias), x, dense.mT)
+        else:
+            out = nn.functional.linear(x, dense, bias)
+            for member, low, b in zip(members, lows, matrices[1::2], strict=True):
+                out[member.span].addmm_(low, b.mT)
+        dropped = [mask.bool() for own in masks for mask in own]
+        ctx.save_for_backward(x, weight, *matrices, *lows, *dropped)
+        ctx.unpack, ctx.members = unpack, members
+        return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, low, *masks = ctx.saved_tensors
-        lower = gradient @ b
-        before = gradient @ _dense(weight, ctx.unpack, x) if ctx.needs_input_grad[0] else None
-        seen = []
-        for mask, part, own in zip(masks, a.split(ctx.ranks), lower.split(ctx.ranks, 1), strict=True):
-            kept = mask.to(x.dtype).div_(ctx.kept)
-            seen.append(own.mT @ (x * kept))
-            if before is not None:
-                before += (own @ part) * kept
-        return before, None, None, None, torch.cat(seen), (low.mT @ gradient).mT, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        count = len(ctx.members)
+        x, weight, *rest = ctx.saved_tensors
+        matrices, lows, dropped = rest[: 2 * count], rest[2 * count : 3 * count], iter(rest[3 * count :])
+        lowers = [gradient[member.span] @ b for member, b in zip(ctx.members, matrices[1::2], strict=True)]
+        before = None
+        if ctx.needs_input_grad[0]:
+            dense = _dense(weight, ctx.unpack, gradient)
+            if count == 1 and len(lowers[0]) == len(x) and not ctx.members[0].dropout:
+                before = torch.addmm(lowers[0] @ matrices[0], gradient, dense)
+            else:
+                before = gradient @ dense
+        own: list[Tensor] = []
+        for member, low, lower, a in zip(ctx.members, lows, lowers, matrices[::2], strict=True):
+            read = x[member.span]
+            if member.dropout:
+                masks = [next(dropped).to(x.dtype).div_(1 - member.dropout) for _ in member.ranks]
+                parts = list(zip(masks, lower.split(member.ranks, 1), a.split(member.ranks), strict=True))
+                own.append(torch.cat([part.mT @ (read * mask) for mask, part, _ in parts]))
+                if before is not None:
+                    before[member.span] += sum((part @ rows) * mask for mask, part, rows in parts)
+            else:
+                own.append(lower.mT @ read)
+                if before is not None and (count > 1 or len(low) < len(x)):
+                    before[member.span].addmm_(lower, a)
+            own.append((low.mT @ gradient[member.span]).mT)
+        return before, None, None, None, None, *own
+
+
+def _lower(x: Tensor, masks: list[Tensor], a: Tensor, ranks: list[int]) -> Tensor:
+    """Return x A^T, in which each module's part of A reads x through its mask."""
+    if not masks:
+        return nn.functional.linear(x, a)
+    return torch.cat([(x * mask) @ part.mT for mask, part in zip(masks, a.split(ranks), strict=True)], 1)
 
 
 def _dense(weight: Tensor | None, unpack: Any, like: Tensor) -> Tensor:

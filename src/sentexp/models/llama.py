@@ -5,7 +5,8 @@ the lengths of sentences that is most of the time. Here the modules give their w
 the last layer only the tokens that are read go through the feed-forward part.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from sentexp.data.packing import Packed
 from sentexp.models.attention import PrefixCache, attend, within
 from sentexp.models.grouped import ADAPTER, Adapters, Group, Linear, base_layer, multiply
 
+ARCHITECTURES = ("llama", "mistral", "qwen2")
+"""transformers' names of the models whose layers are taken apart here."""
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
 LINEAR = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 
@@ -57,38 +60,83 @@ class LlamaLayers:
             packed: rows.
             cache: of what all rows of an evaluation begin with.
         """
-        packed = within(packed, cache)
-        backbone = self.backbone
-        with torch.autocast(packed.ids.device.type, enabled=False):
-            hidden: Tensor = backbone.embed_tokens(packed.ids).to(self.dtype)
-            turn = tuple(part[0][:, None] for part in backbone.rotary_emb(hidden[None], packed.positions[None]))
-            for number, layer in enumerate(self._layers()):
-                module = backbone.layers[number]
-                last = number == len(self.groups) - 1
-                given = hidden, layer, turn, packed, last
-                if not (backbone.training and torch.is_grad_enabled()):
-                    hidden = _layer(*given, _Beginning(cache, number))
-                elif module.gradient_checkpointing:
-                    hidden = checkpoint(self.train_layer, *given, use_reentrant=False)
-                else:
-                    hidden = self.train_layer(*given)
-            return _norm(hidden, backbone.norm.weight, backbone.norm.variance_epsilon)
+        (hidden,) = read_together([Reading(self, packed, cache)])
+        return hidden
 
-    def _layers(self) -> Iterator[Layer]:
-        """Yield what each layer computes with, its adapters converted as they are now."""
-        adapters = iter(self.adapters.convert(self.backbone.training))
-        for module, groups in zip(self.backbone.layers, self.groups, strict=True):
-            qkv, out, gate_up, down = (group.with_adapter(next(adapters)) for group in groups)
-            attention = module.self_attn
-            yield Layer(
-                first_norm=module.input_layernorm.weight,
-                second_norm=module.post_attention_layernorm.weight,
-                linear=(qkv, out, gate_up, down),
-                outputs=groups[0].outputs,
-                size=attention.head_dim,
-                scale=attention.scaling,
-                eps=module.input_layernorm.variance_epsilon,
-            )
+
+class Reading(NamedTuple):
+    """What one of several runs over the same frozen weights reads.
+
+    `seed` is that of its dropout masks; None goes on with torch's own generator.
+    """
+
+    layers: LlamaLayers
+    packed: Packed
+    cache: PrefixCache | None = None
+    seed: int | None = None
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """A new generator of the seed."""
+        return None if self.seed is None else torch.Generator(self.packed.ids.device).manual_seed(self.seed)
+
+
+def read_together(readings: Sequence[Reading]) -> tuple[Tensor, ...]:
+    """Return the hidden states that each run reads, after the last norm, shape (read, hidden).
+
+    The products with the frozen weights are those of all runs at once; adapters and attention are each run's own. So
+    are the gradients: nothing of one run enters those of another.
+
+    Args:
+        readings: of runs whose backbones are the same weights, all in training or none.
+    """
+    first = readings[0].layers
+    backbone, packed = first.backbone, [within(reading.packed, reading.cache) for reading in readings]
+    tokens = _spans([len(part.ids) for part in packed])
+    read = _spans([len(part.read) for part in packed])
+    reads = torch.cat([part.read + span.start for part, span in zip(packed, tokens, strict=True)])
+    trains = backbone.training and torch.is_grad_enabled()
+    with torch.autocast(reads.device.type, enabled=False):
+        hidden: Tensor = backbone.embed_tokens(torch.cat([part.ids for part in packed])).to(first.dtype)
+        positions = torch.cat([part.positions for part in packed])
+        turn = tuple(part[0][:, None] for part in backbone.rotary_emb(hidden[None], positions[None]))
+        caches = [reading.cache for reading in readings]
+        for number, layer in enumerate(_layers(readings)):
+            last = (reads, read) if number == len(first.groups) - 1 else None
+            given = hidden, layer, turn, packed, tokens, last
+            if not trains:
+                hidden = _layer(*given, [_Beginning(cache, number) for cache in caches])
+            elif backbone.layers[number].gradient_checkpointing:
+                hidden = checkpoint(first.train_layer, *given, use_reentrant=False)
+            else:
+                hidden = first.train_layer(*given)
+        hidden = _norm(hidden, backbone.norm.weight, backbone.norm.variance_epsilon)
+    return tuple(hidden[span] for span in read)
+
+
+def _spans(lengths: Sequence[int]) -> list[slice]:
+    """Return consecutive slices of these lengths."""
+    ends = list(itertools.accumulate(lengths, initial=0))
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
+
+
+def _layers(readings: Sequence[Reading]) -> Iterator[Layer]:
+    """Yield what each layer computes with, the adapters of all runs converted as they are now."""
+    first = readings[0].layers
+    own = [reading.layers.adapters.convert(first.backbone.training, reading.generator) for reading in readings]
+    adapters = iter(zip(*own, strict=True))
+    for module, groups in zip(first.backbone.layers, first.groups, strict=True):
+        qkv, out, gate_up, down = (group.with_adapters(list(next(adapters))) for group in groups)
+        attention = module.self_attn
+        yield Layer(
+            first_norm=module.input_layernorm.weight,
+            second_norm=module.post_attention_layernorm.weight,
+            linear=(qkv, out, gate_up, down),
+            outputs=groups[0].outputs,
+            size=attention.head_dim,
+            scale=attention.scaling,
+            eps=module.input_layernorm.variance_epsilon,
+        )
 
 
 class _Beginning(NamedTuple):
@@ -163,22 +211,37 @@ def _layer(
     hidden: Tensor,
     layer: Layer,
     turn: tuple[Tensor, Tensor],
-    packed: Packed,
-    last: bool,
-    beginning: _Beginning | None = None,
+    packed: list[Packed],
+    tokens: list[slice],
+    last: tuple[Tensor, list[slice]] | None,
+    beginnings: list[_Beginning] | None = None,
 ) -> Tensor:
-    """Return the hidden states after a layer; after the last one, those that are read."""
+    """Return the hidden states after a layer.
+
+    Args:
+        hidden: states before it, shape (tokens, hidden).
+        layer: what it computes with.
+        turn: cosine and sine of the positions.
+        packed: the rows of each run.
+        tokens: the tokens of each run.
+        last: in the last layer, the tokens that are read, which are all that is returned, and those of each run.
+        beginnings: of each run, in an evaluation.
+    """
     qkv, out, gate_up, down = layer.linear
-    states = multiply(_norm(hidden, layer.first_norm, layer.eps), qkv).split(layer.outputs, 1)
+    states = multiply(_norm(hidden, layer.first_norm, layer.eps), qkv, tokens).split(layer.outputs, 1)
     query, key, value = (part.unflatten(1, (-1, layer.size)) for part in states)
     query, key = _turned(query, *turn), _turned(key, *turn)
-    known = None if beginning is None else beginning.known(key, value, packed.prefix)
-    seen = attend(query, key, value, packed, layer.scale, known=known).flatten(1)
-    if last:
-        seen, hidden = seen.index_select(0, packed.read), hidden.index_select(0, packed.read)
-    hidden = hidden + multiply(seen, out)
-    inner = multiply(_norm(hidden, layer.second_norm, layer.eps), gate_up)
-    return hidden + multiply(_gated(inner), down)
+    found = []
+    for number, (part, span) in enumerate(zip(packed, tokens, strict=True)):
+        known = None if beginnings is None else beginnings[number].known(key[span], value[span], part.prefix)
+        found.append(attend(query[span], key[span], value[span], part, layer.scale, known=known))
+    seen = (found[0] if len(found) == 1 else torch.cat(found)).flatten(1)
+    if last is not None:
+        read, tokens = last
+        seen, hidden = seen.index_select(0, read), hidden.index_select(0, read)
+    hidden = hidden + multiply(seen, out, tokens)
+    inner = multiply(_norm(hidden, layer.second_norm, layer.eps), gate_up, tokens)
+    return hidden + multiply(_gated(inner), down, tokens)
 
 
 def _norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from sentexp.data.packing import Packed
 from sentexp.models.attention import PrefixCache, use_packed_attention, within
 from sentexp.models.backbone import base_of
-from sentexp.models.llama import LlamaLayers, fits
+from sentexp.models.llama import LlamaLayers, Reading, fits
 from sentexp.models.sharding import is_sharded
+from sentexp.models.together import Part, finish, in_company, read
 
 FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3")
 """Model types whose rows can be packed: each was compared with its padded rows in the tests."""
@@ -27,12 +28,13 @@ class PackedModel:
         self.model = model
         self.compiled = compiled
         self._layers: LlamaLayers | None = None
+        self._parts: list[Part] = []
         self._ours: bool | None = None
 
     def hidden(self, packed: Packed, cache: PrefixCache | None = None) -> Tensor:
         """Return the hidden states that are read, shape (read, hidden)."""
-        if self._takes_apart(packed):
-            return self._own()(packed, cache)
+        if self.takes_apart(packed):
+            return self._read(packed, cache)
         packed = within(packed, cache)
         states: Tensor = _run(base_of(self.model).base_model, packed, cache).last_hidden_state[0]
         return states.index_select(0, packed.read)
@@ -40,15 +42,29 @@ class PackedModel:
     def logits(self, packed: Packed, cache: PrefixCache | None = None) -> Tensor:
         """Return the logits over the vocabulary at the tokens that are read, shape (read, vocabulary)."""
         base = base_of(self.model)
-        if self._takes_apart(packed):
-            out: Tensor = base.get_output_embeddings()(self._own()(packed, cache))
+        if self.takes_apart(packed):
+            out: Tensor = base.get_output_embeddings()(self._read(packed, cache))
             return out
         packed = within(packed, cache)
         found: Tensor = _run(base, packed, cache, logits_to_keep=packed.read).logits[0]
         return found
 
-    def _takes_apart(self, packed: Packed) -> bool:
-        """Tell whether these rows go through layers of our own."""
+    def finish(self) -> None:
+        """After the backward pass of a loss: let what runs have read together have its gradients (see `together`)."""
+        for part in self._parts:
+            finish(part)
+        self._parts.clear()
+
+    def _read(self, packed: Packed, cache: PrefixCache | None) -> Tensor:
+        """Return the hidden states that are read by layers of our own."""
+        found = read(Reading(self._own(), packed, cache, torch.initial_seed() if in_company() else None))
+        if isinstance(found, Tensor):
+            return found
+        self._parts.append(found)
+        return found.leaf
+
+    def takes_apart(self, packed: Packed) -> bool:
+        """Tell whether these rows go through layers of our own, which have no dropout but that of adapters."""
         backbone = base_of(self.model).base_model
         longest = packed.prefix + packed.grid.shape[1]
         if self._ours is None:
@@ -58,8 +74,7 @@ class PackedModel:
 
     def _own(self) -> LlamaLayers:
         if self._layers is None:
-            with torch.inference_mode(False):  # what is made in it could not be trained through
-                self._layers = LlamaLayers(base_of(self.model).base_model, self.compiled)
+            self._layers = LlamaLayers(base_of(self.model).base_model, self.compiled)
         return self._layers
 
 

@@ -9,6 +9,7 @@ from sentexp.data.datamodule import Texts
 from sentexp.data.packing import Packed
 from sentexp.models.attention import PrefixCache
 from sentexp.models.backbone import Backbone, base_of, head_of
+from sentexp.models.features import Features
 from sentexp.models.packed import PackedModel
 
 if TYPE_CHECKING:
@@ -37,11 +38,13 @@ class SequenceClassifier(nn.Module):
     Args:
         model: transformers' sequence classifier, with or without a PEFT adapter.
         compiled: see `PackedModel`.
+        known: keeps the features of texts, where no training changes them.
     """
 
-    def __init__(self, model: nn.Module, compiled: bool = False) -> None:
+    def __init__(self, model: nn.Module, compiled: bool = False, known: Features | None = None) -> None:
         super().__init__()
         self.model = model
+        self.known = known
         self.packed = PackedModel(model, compiled)
 
     def forward(self, texts: Texts, cache: PrefixCache | None = None) -> Scores:
@@ -58,6 +61,8 @@ class SequenceClassifier(nn.Module):
 
     def features(self, texts: Texts, cache: PrefixCache | None = None) -> Tensor:
         """Return the float32 hidden states of the last tokens, shape (rows, hidden): what the head reads."""
+        if isinstance(texts, Packed) and self.known is not None and self.packed.takes_apart(texts):
+            return self.known.of(texts, self.packed.hidden)
         if isinstance(texts, Packed):
             return self.packed.hidden(texts, cache).float()
         hidden = (

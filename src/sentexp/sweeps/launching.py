@@ -6,6 +6,7 @@ What happens in the launcher's processes is `run_job`.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sentexp.config import Config, TrackingBackend
 from sentexp.diagnosis import explain_failure
 from sentexp.errors import complain
+from sentexp.sweeps.fused import FusedLauncher, fuse, play
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
@@ -40,7 +42,7 @@ def is_in_process(launcher: "Launcher") -> bool:
 
     By name: hydra loads the modules of its plugins anew when it looks for them, so that a class can be there twice.
     """
-    return type(launcher).__name__ == BasicLauncher.__name__
+    return type(launcher).__name__ in (BasicLauncher.__name__, FusedLauncher.__name__)
 
 
 def fit_to_cluster(config: DictConfig) -> None:
@@ -61,7 +63,7 @@ def launch(launcher: "Launcher", jobs: list[Job], folder: "SweepFolder") -> None
         path = quoted(str(folder.path.absolute()))  # workers may have been started in another folder
         job.overrides += [f"hydra.sweep.dir={path}", f"hydra.sweep.subdir={job.number}"]
     if is_in_process(launcher):
-        for job in jobs:
+        for job in _fused(launcher, jobs, folder) if isinstance(launcher, FusedLauncher) else jobs:
             note([job], launcher.launch([job.overrides], initial_job_idx=job.number), folder)
         return
     for attempt in range(1, ATTEMPTS + 1):
@@ -75,6 +77,20 @@ def launch(launcher: "Launcher", jobs: list[Job], folder: "SweepFolder") -> None
             _tell_of_launcher(error, attempt)
             continue
         note(left, results, folder)
+
+
+def _fused(launcher: FusedLauncher, jobs: list[Job], folder: "SweepFolder") -> list[Job]:
+    """Do the jobs that train together, and return the others."""
+    found = fuse([job.config for job in jobs])
+    for group in found.groups:
+        play(launcher, [jobs[number] for number in group], partial(_in_thread, launcher, folder))
+    return [jobs[number] for number in found.reasons]
+
+
+def _in_thread(launcher: FusedLauncher, folder: "SweepFolder", job: Job) -> None:
+    """Do one of several runs that move in turn."""
+    results = launcher.launch([[*job.overrides, "trainer.progress_bar=false"]], initial_job_idx=job.number)
+    note([job], results, folder)
 
 
 def _tell_of_launcher(error: Exception, attempt: int) -> None:

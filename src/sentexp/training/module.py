@@ -132,6 +132,11 @@ class ClassifierModule(L.LightningModule):
         self._log_speed(batch.batch_rows)
         return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Find the gradients, also of what was read together with other runs."""
+        loss.backward(*args, **kwargs)
+        self.classifier.packed.finish()
+
     def on_before_optimizer_step(self, optimizer: "Optimizer") -> None:
         """Log the loss of the step: the mean over its rows, in all micro-batches and processes."""
         del optimizer

@@ -22,6 +22,7 @@ from sentexp import processes
 from sentexp.config import Precision, Strategy, TrainerConfig
 from sentexp.data.datamodule import Batch, DataModule
 from sentexp.errors import OutOfMemory, UserError
+from sentexp.hardware import is_out_of_memory
 from sentexp.training.checkpoint import Checkpoints, ResumableEarlyStopping, mode_of
 from sentexp.training.module import ClassifierModule
 from sentexp.training.strategy import Replicas, Shards
@@ -239,7 +240,7 @@ class _out_of_memory:  # noqa: N801 (used as a function)
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if isinstance(error, OutOfMemory):  # another process has told of it
             return
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        if error is not None and is_out_of_memory(error):
             found = OutOfMemory(str(error).splitlines()[0])
             processes.tell_out_of_memory(found)
             raise found from None

@@ -12,8 +12,9 @@ from sentexp.data.audit import DataAudit
 from sentexp.errors import OutOfMemory, UserError
 from sentexp.hardware import GIB
 from sentexp.materials import Materials, let_go, with_shots
+from sentexp.sweeps.fused import fuse
 from sentexp.sweeps.plan.advice import advise
-from sentexp.sweeps.plan.printing import print_advice, print_machines, print_runs, print_times
+from sentexp.sweeps.plan.printing import Fused, print_advice, print_fusion, print_machines, print_runs, print_times
 from sentexp.sweeps.plan.survey import Costs, Planned, survey
 from sentexp.sweeps.plan.timing import measure
 from sentexp.sweeps.plan.workload import reads_validation, workload
@@ -55,6 +56,7 @@ def plan(configs: list[Config]) -> list[Planned]:
     baselines = _baseline_seconds(runs)
     print_runs(runs)
     print_times(runs, baselines)
+    print_fusion(_fusions(runs))
     print_machines(runs)
     print_advice(advise(runs))
     let_go()
@@ -130,6 +132,35 @@ def _cost_key(costs: Costs, materials: Materials) -> str:
     largest = [asdict(part.largest_size) for part in parts]
     kinds = [type(config.peft).__name__, type(config.task).__name__, config.optim.name.name, config.optim.momentum > 0]
     return digest_of(keys, kinds, largest, materials.backbone.revision, materials.prompt.answers)
+
+
+def _fusions(runs: list[Planned]) -> list[Fused]:
+    """Return which of the runs that are left train together, and why others do not."""
+    left = [run for run in runs if run.is_left]
+    if len(left) < 2:  # noqa: PLR2004 (a sweep)
+        return []
+    found = fuse([run.config for run in left])
+    groups = [
+        Fused(names=[left[n].name for n in group], gain=_gain([left[n] for n in group])) for group in found.groups
+    ]
+    why: dict[str, list[str]] = {}
+    for number, reason in found.reasons.items():
+        why.setdefault(reason, []).append(left[number].name)
+    return groups + [Fused(names=names, reason=reason) for reason, names in why.items()]
+
+
+def _gain(runs: list[Planned]) -> float | None:
+    """Return how many times as fast runs train together: what a batch costs beside its tokens is paid once."""
+    measured = [run.costs for run in runs if run.costs is not None and run.costs.measured is not None]
+    speeds = [costs.measured.training for costs in measured if costs.measured and costs.measured.training]
+    if len(speeds) < len(runs):
+        return None
+    alone = [
+        speed.fixed + speed.per_token * float(costs.work.train.computed.mean())
+        for speed, costs in zip(speeds, measured, strict=True)
+    ]
+    once = max(speed.fixed for speed in speeds)
+    return sum(alone) / (sum(alone) - sum(speed.fixed for speed in speeds) + once)
 
 
 def _baseline_seconds(runs: list[Planned]) -> dict[str, float]:

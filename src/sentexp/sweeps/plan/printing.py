@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from rich.table import Column, Table
@@ -93,6 +94,26 @@ def print_machines(runs: list[Planned]) -> None:
         f"Assumed: {UTILISATION:.0%} of the peak rate, {LAUNCH * 1e6:.0f} microseconds to launch a kernel, {UNPACKING} "
         f"times as long on packed weights, {CONTEXT / GIB:.1f} GiB for CUDA."
     )
+
+
+@dataclass(kw_only=True, slots=True)
+class Fused:
+    """Runs that train together, and how many times as fast (None: not measured); or the reason why these do not."""
+
+    names: list[str]
+    gain: float | None = None
+    reason: str = ""
+
+
+def print_fusion(fusions: Iterable[Fused]) -> None:
+    """Print which runs train together, and why others do not."""
+    for fused in fusions:
+        names = ", ".join(fused.names)
+        if fused.reason:
+            say(f"One after the other: {names} ({fused.reason}).")
+            continue
+        gain = "" if fused.gain is None else f": about {fused.gain:.1f} times as fast as one after the other, measured"
+        say(f"{len(fused.names)} runs train together over one backbone{gain} ({names}).")
 
 
 def print_advice(sentences: Iterable[str]) -> None:
