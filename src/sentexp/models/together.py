@@ -31,7 +31,7 @@ _thread = threading.local()
 
 
 class Interrupted(BaseException):
-    """The process is interrupted: a run ends with what it has saved. Lightning takes a KeyboardInterrupt for its own."""
+    """The process is interrupted: a run ends with what it has saved (Lightning keeps a KeyboardInterrupt to itself)."""
 
 
 @dataclass(slots=True)
