@@ -84,7 +84,7 @@ def test_bfloat16_agrees_within_its_rounding(sentexp, tmp_path):
 
 def test_a_run_with_an_absurd_rate_fails_and_the_others_go_on(sentexp, tmp_path, passes):
     words = ("--multirun", "optim.lr=1e-3,3e-3,1e30", "trainer.max_epochs=3", "trainer.log_every_n_steps=1")
-    code, output, errors = sentexp(*words, "output_dir=fused", "trainer.gradient_clip_val=null")
+    code, _, errors = sentexp(*words, "output_dir=fused", "trainer.gradient_clip_val=null")
     assert code == 1
     assert "lr=1e+30: The loss is nan" in errors
     assert max(passes) == 3
@@ -107,6 +107,23 @@ def test_runs_that_stop_early_leave_the_others(sentexp, tmp_path, passes):
     ends = {max(step for step, _ in numbers) for numbers, _ in runs_of(tmp_path / "fused").values()}
     assert len(ends) == 2  # one has gone on alone
     assert {1, 2} <= set(passes)
+
+
+def test_a_pruned_run_leaves_the_others(sentexp, tmp_path, passes):
+    words = ("hydra/sweeper=optuna", "hydra.sweeper.sampler=grid", "hydra.sweeper.n_jobs=2", "optim.lr=3e-3,1e-12")
+    words = (*words, "hydra.sweeper.pruner=halving", "hydra.sweeper.reduction_factor=2", "trainer.eval_steps=2")
+    words = (*words, "trainer.monitor=validation/loss", "trainer.max_epochs=3", "optim.schedule=constant")
+    code, _, errors = sentexp("--multirun", *words)
+    assert code == 0, errors
+    assert max(passes) == 2
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    status = {run.info.run_name: run.info.status for run in client.search_runs(["1"])}
+    assert (status["lr=3e-3"], status["lr=1e-12"]) == ("FINISHED", "KILLED")
+    alone = ("optim.lr=3e-3", *words[5:], "tracking=none", "output_dir=alone")
+    assert sentexp(*alone)[0] == 0
+    fused, plain = runs_of(tmp_path / "outputs"), runs_of(tmp_path / "alone")
+    ((name, (numbers, _)),) = plain.items()
+    assert numbers == pytest.approx(fused[name][0], abs=1e-5, nan_ok=True)
 
 
 def test_an_interrupted_sweep_goes_on_with_all_of_its_runs(sentexp, tmp_path, monkeypatch):
@@ -152,7 +169,8 @@ def test_what_differs_in_more_than_an_adapter_is_another_group(config):
     def configs(*settings):
         return [config("sweep.name=x", *overrides.split()) for overrides in settings]
 
-    found = fuse(configs("peft.r=4", "peft.r=8", "trainer.precision=bf16", "trainer.precision=bf16 seed=2", "peft=full"))
+    other = "trainer.precision=bf16"
+    found = fuse(configs("peft.r=4", "peft.r=8", other, f"{other} seed=2", "peft=full"))
     assert found.groups == [[0, 1], [2, 3]]
     assert found.reasons == {4: "only LoRA adapters are fused"}
     found = fuse(configs("peft=dora", "peft.bias=all", "trainer.padding_free=false", "peft=head", "peft.r=4"))

@@ -37,12 +37,12 @@ class Job:
     identity: str | None = None
 
 
-def is_in_process(launcher: "Launcher") -> bool:
+def is_one_by_one(launcher: "Launcher") -> bool:
     """Tell whether the launcher is hydra's own, which runs one job after the other in this process.
 
     By name: hydra loads the modules of its plugins anew when it looks for them, so that a class can be there twice.
     """
-    return type(launcher).__name__ in (BasicLauncher.__name__, FusedLauncher.__name__)
+    return type(launcher).__name__ == BasicLauncher.__name__
 
 
 def fit_to_cluster(config: DictConfig) -> None:
@@ -62,7 +62,7 @@ def launch(launcher: "Launcher", jobs: list[Job], folder: "SweepFolder") -> None
     for job in jobs:
         path = quoted(str(folder.path.absolute()))  # workers may have been started in another folder
         job.overrides += [f"hydra.sweep.dir={path}", f"hydra.sweep.subdir={job.number}"]
-    if is_in_process(launcher):
+    if is_one_by_one(launcher) or isinstance(launcher, FusedLauncher):
         for job in _fused(launcher, jobs, folder) if isinstance(launcher, FusedLauncher) else jobs:
             note([job], launcher.launch([job.overrides], initial_job_idx=job.number), folder)
         return

@@ -328,8 +328,8 @@ def test_a_launcher_that_runs_one_after_the_other_is_asked_for_one_at_a_time(sen
         return original(self, runs, *rest)
 
     monkeypatch.setattr(OptunaSweeper, "compose", compose)
-    words = ("hydra.sweeper.n_jobs=2", "hydra.sweeper.n_trials=2", "peft.r=2,4")
+    words = ("hydra.sweeper.n_jobs=2", "hydra.sweeper.n_trials=2", "peft.r=2,4", "hydra/launcher=sequential")
     code, _, errors = sentexp(*OPTUNA, *words)
     assert code == 0
-    assert "hydra.sweeper.n_jobs=2 needs a launcher that has processes" in errors
+    assert "hydra.sweeper.n_jobs=2 needs a launcher that does several at once" in errors
     assert study_in(tmp_path).trials[0].datetime_complete <= study_in(tmp_path).trials[1].datetime_start

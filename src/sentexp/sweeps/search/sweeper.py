@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from sentexp.config import Config, Pruner, Sampler, SearchConfig
 from sentexp.diagnosis import COMPOSITION_ERRORS
 from sentexp.errors import complain, require
-from sentexp.sweeps.launching import Job, is_in_process
+from sentexp.sweeps.launching import Job, is_one_by_one
 from sentexp.sweeps.search.space import Space
 from sentexp.sweeps.sweeper import RunSweeper
 
@@ -45,10 +45,10 @@ class OptunaSweeper(RunSweeper):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         options = OmegaConf.to_object(config.hydra.sweeper)
         assert isinstance(options, SearchConfig)
-        if is_in_process(self.launcher) and options.n_jobs > 1:
+        if is_one_by_one(self.launcher) and options.n_jobs > 1:
             complain(
-                f"hydra.sweeper.n_jobs={options.n_jobs} needs a launcher that has processes, such as "
-                "hydra/launcher=joblib: the trials run one after the other."
+                f"hydra.sweeper.n_jobs={options.n_jobs} needs a launcher that does several at once, such as "
+                "hydra/launcher=fused or joblib: the trials run one after the other."
             )
             options = replace(options, n_jobs=1)
         self.options = options
