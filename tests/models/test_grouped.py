@@ -48,8 +48,12 @@ def wrapped(targets, bias=True, **options):
 def grouped(layers, training=False):
     """Return what a product with these layers needs."""
     group = Group(layers.parts)
-    (adapter,) = Adapters([group], WIDE).convert(training)
-    return group.with_adapter(adapter)
+    return group.with_adapters(Adapters([group], WIDE).convert(training))
+
+
+def product(x, linear):
+    """Return the product of a run by itself."""
+    return multiply(x, linear, [slice(0, len(x))])
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -59,7 +63,7 @@ def test_a_group_is_its_layers_side_by_side(bias, targets, options):
     layers, x = wrapped(targets, bias, **options), random(5, 6)
     trained = [parameter for parameter in layers.parameters() if parameter.requires_grad]
     assert len(trained) == 2 * len(targets)
-    found, expected = multiply(x, grouped(layers)), torch.cat([part(x) for part in layers.parts], 1)
+    found, expected = product(x, grouped(layers)), torch.cat([part(x) for part in layers.parts], 1)
     torch.testing.assert_close(found, expected)
     weights = random(*expected.shape, trained=False)
     gradients = [torch.autograd.grad((out * weights).sum(), [x, *trained]) for out in (found, expected)]
@@ -68,7 +72,7 @@ def test_a_group_is_its_layers_side_by_side(bias, targets, options):
 
 def test_layers_without_an_adapter_are_grouped_too():
     layers, x = Attention(bias=True), random(5, 6)
-    found = multiply(x, Group(layers.parts).with_adapter(None))
+    found = product(x, Group(layers.parts).with_adapters([None]))
     torch.testing.assert_close(found, torch.cat([part(x) for part in layers.parts], 1))
 
 
@@ -79,8 +83,8 @@ def test_what_is_compiled_computes_the_same(targets, monkeypatch):
     weights, found = random(5, 9, trained=False), []
     for compiling in (True, False):
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda there=compiling: there)
-        product = multiply(x, grouped(layers))
-        found += [[product, *torch.autograd.grad((product * weights).sum(), trained)]]
+        out = product(x, grouped(layers))
+        found += [[out, *torch.autograd.grad((out * weights).sum(), trained)]]
     torch.testing.assert_close(*found)
 
 
@@ -88,7 +92,7 @@ def test_an_adapter_that_is_switched_off_says_nothing():
     layers, x = wrapped(["q", "v"]), random(5, 6)
     for part in (layers.q, layers.v):
         part.enable_adapters(enabled=False)
-    torch.testing.assert_close(multiply(x, grouped(layers)), torch.cat([part(x) for part in layers.parts], 1))
+    torch.testing.assert_close(product(x, grouped(layers)), torch.cat([part(x) for part in layers.parts], 1))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -99,15 +103,41 @@ def test_the_gradients_of_a_product(packed, bias, adapter):
     given = (None, lambda: weight) if packed else (weight, None)
     ranks = [2, 0, 1]
 
-    def product(x, a, b):
+    def once(x, a, b):
         torch.manual_seed(1)  # the same masks each time
-        own = None if adapter is None else Adapter(a, b, ranks, adapter)
-        return multiply(x, Linear(*given, shift, own))
+        own = None if adapter is None else Adapter(a, b, ranks, adapter, None)
+        return product(x, Linear(*given, shift, [own]))
 
-    assert gradcheck(product, (random(5, 6), random(3, 6), random(7, 3)))
+    assert gradcheck(once, (random(5, 6), random(3, 6), random(7, 3)))
     # The first layer of a backbone reads embeddings, which do not train.
     if adapter is not None:
-        assert gradcheck(product, (random(5, 6, trained=False), random(3, 6), random(7, 3)))
+        assert gradcheck(once, (random(5, 6, trained=False), random(3, 6), random(7, 3)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dropouts", [(0.0, None, 0.0), (0.5, None, 0.0), (None, 0.5, 0.3), (0.5, None, None)])
+def test_the_gradients_of_a_product_that_runs_share(dropouts, bias):
+    weight, shift = random(7, 6, trained=False), random(7, trained=False) if bias else None
+    spans, ranks = [slice(0, 2), slice(2, 3), slice(3, 6)], [[2, 0, 1], [1], [2, 2]]
+    matrices = [matrix for own in ranks for matrix in (random(sum(own), 6), random(7, sum(own)))]
+
+    def adapter(number, given):
+        if dropouts[number] is None:
+            return None
+        generator = torch.Generator().manual_seed(number)  # the same masks each time
+        return Adapter(*given[2 * number :][:2], ranks[number], dropouts[number], generator)
+
+    def linear(numbers, given):
+        return Linear(weight, None, shift, [adapter(number, given) for number in numbers])
+
+    def together(x, *given):
+        return multiply(x, linear(range(3), given), spans)
+
+    x = random(6, 6)
+    alone = [product(x[span], linear([number], matrices)) for number, span in enumerate(spans)]
+    torch.testing.assert_close(together(x, *matrices), torch.cat(alone))
+    assert gradcheck(together, (x, *matrices))
+    assert gradcheck(together, (x.detach(), *matrices))
 
 
 def test_the_gradients_of_converted_adapters():
@@ -130,11 +160,11 @@ def test_the_gradients_of_converted_adapters():
 
 def test_dropout_is_that_of_each_module_and_of_training_only():
     layers, x = wrapped(["q", "k", "v"], lora_dropout=0.25), random(3, 6, trained=False)
-    whole = multiply(x, grouped(layers))
+    whole = product(x, grouped(layers))
     base = torch.cat([part.get_base_layer()(x) for part in layers.parts], 1)
     training = grouped(layers, training=True)
-    assert training.adapter.dropout == 0.25
-    drawn = torch.stack([multiply(x, training) for _ in range(4000)])
+    assert training.adapters[0].dropout == 0.25
+    drawn = torch.stack([product(x, training) for _ in range(4000)])
     error = drawn.std(0) / 4000**0.5
     assert ((drawn.mean(0) - whole).abs() < 5 * error).all()
     # The variance of a sum over inputs that are kept with probability 1 - p, and then divided by it: in each module.
@@ -156,9 +186,19 @@ def test_the_same_seed_drops_the_same():
     found = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        found.append(multiply(x, training))
+        found.append(product(x, training))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_a_generator_of_a_runs_own_drops_as_torchs_does():
+    layers, x = wrapped(["q", "v"], lora_dropout=0.5), random(3, 6)
+    torch.manual_seed(3)
+    expected = product(x, grouped(layers, training=True))
+    group, state = Group(layers.parts), torch.get_rng_state()
+    (adapter,) = Adapters([group], WIDE).convert(training=True, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(product(x, group.with_adapters([adapter])), expected)
+    assert torch.equal(torch.get_rng_state(), state)  # torch's own goes on as if nothing had been
 
 
 def test_the_gradient_of_the_rotation():
@@ -212,6 +252,21 @@ def test_stacked_weights_are_not_copied_again():
 def test_a_single_weight_stays_where_it_is():
     (weight,) = values((4, 3))
     assert _stack([weight]).data_ptr() == weight.data_ptr()
+
+
+def test_a_group_stacks_weights_anew_that_have_moved():
+    layers = Attention(bias=True).requires_grad_(False)
+    group, x = Group(layers.parts), random(5, 6)
+    before = product(x, group.with_adapters([None]))
+    place = group.weight.data_ptr()
+    assert group.weight.data_ptr() == layers.q.weight.data_ptr() == place
+    layers._apply(torch.clone)
+    assert group.weight.data_ptr() == layers.q.weight.data_ptr() != place
+    torch.testing.assert_close(product(x, group.with_adapters([None])), before)
+    layers.k.weight.mul_(2)
+    layers.v.bias.add_(1)
+    expected = torch.cat([part(x) for part in layers.parts], 1)
+    torch.testing.assert_close(product(x, group.with_adapters([None])), expected)
 
 
 def test_neighbours_in_memory_are_not_taken_for_one_matrix():
