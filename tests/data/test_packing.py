@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sentexp.config import AnswerLoss, load_config
-from sentexp.data.packing import WORTH_SHARING, Packed, Packer
+from sentexp.data.packing import Packed, Packer
 from sentexp.data.prompts import Prompt
-from sentexp.data.tokens import TokenRows, tokenize
+from sentexp.data.tokens import WORTH_SHARING, TokenRows, tokenize
 from sentexp.models.backbone import load_tokenizer, locate_backbone
 
 SEEN, NOT = 0.0, -torch.inf

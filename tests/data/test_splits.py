@@ -159,7 +159,7 @@ def test_the_embedded_data_are_carved_once_and_for_all():
     assert examples.counts()["test"] == {"negative": 427, "positive": 427}
     assert not set(examples.keys("train")) & set(examples.keys("test"))
     small = load_examples(load_config().data)
-    assert (small.train.num_rows, small.validation.num_rows) == (1000, 200)
+    assert (small.train.num_rows, small.validation.num_rows) == (2000, 200)
     assert small.available == {"train": 6824, "validation": 852, "test": 854}
     assert set(small.keys("train")) <= set(examples.keys("train"))
 

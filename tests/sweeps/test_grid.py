@@ -319,7 +319,7 @@ SHARED = [
 def test_a_run_of_a_sweep_gives_the_numbers_that_it_gives_alone(words, sentexp, tmp_path, quick):
     if words[0].startswith("task"):
         quick.remove("task.template='{text}'")
-    assert sentexp("--multirun", "seed=1,2,1", *words, "tracking=none")[0] == 0
+    assert sentexp("--multirun", "seed=1,2,1", *words, "tracking=none", "hydra/launcher=sequential")[0] == 0
     (folder,) = tmp_path.glob("multirun/*/*")
     swept = [json.loads((folder / str(n) / "outcome.json").read_text())["metrics"] for n in range(3)]
     assert sentexp("seed=2", *words, "tracking=none", "output_dir=alone")[0] == 0

@@ -14,9 +14,6 @@ from torch import Tensor
 
 from sentexp.config import AnswerLoss
 
-WORTH_SHARING = 2
-"""Tokens that all rows must begin with, at least, to be computed apart from them."""
-
 
 class Learned(NamedTuple):
     """What a language model learns from: `tokens`, each after the place `reads` in `Packed.read`, for its row.

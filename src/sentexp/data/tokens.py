@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sentexp.data.packing import WORTH_SHARING
 from sentexp.data.prompts import Prompt, holding_special_tokens
 from sentexp.data.splits import Numbers, split_digest
 from sentexp.errors import require
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
 
 BATCH = 8192
 FORMAT = "4"  # of the files in the cache
+
+WORTH_SHARING = 2
+"""Tokens that all rows must begin with, at least, to be computed apart from them."""
 
 
 class TokenRows:
