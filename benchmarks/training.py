@@ -2,7 +2,7 @@
 
     python benchmarks/training.py                  # both tasks on the embedded model, LoRA; half an hour on two cores
     python benchmarks/training.py --memory         # the same, and each arm once in a process of its own for its memory
-    python benchmarks/training.py --profile        # where the time of sentexp's steps goes; a minute
+    python benchmarks/training.py --profile        # where the time of a step goes, padded and not; three minutes
     python benchmarks/training.py --four-bit       # LoRA against QLoRA in sentexp
 
 All arms are in one process and take turns: in each round they train on the same rows, the same tokens, with the same
@@ -144,7 +144,7 @@ def main() -> None:
             ground, rows = prepared(settings[0], given, Path(folder))
             print(json.dumps(take(arms(ground, len(rows.train))[given.alone], rows, DEVICE)._asdict()))
         elif given.profile:
-            write_text("training_profile", "\n\n".join(profile(setting, given, Path(folder)) for setting in settings))
+            write_text("training_profile", "\n\n".join(profiles(setting, given, Path(folder)) for setting in settings))
         elif given.four_bit:
             compare_four_bit(settings, given, Path(folder))
         else:
@@ -379,10 +379,16 @@ class _Profiled(L.Callback):
             self.profiler.stop()
 
 
-def profile(setting: Setting, given: argparse.Namespace, folder: Path) -> str:
-    """Return where the time of sentexp's training steps goes: by groups of operations, and the operations."""
+def profiles(setting: Setting, given: argparse.Namespace, folder: Path) -> str:
+    """Return where the time of sentexp's training steps goes: padded rows through transformers' layers, and ours."""
     ground, rows = prepared(setting, given, folder)
-    arm, steps = Sentexp(ground=ground), len(ground.order("train", rows)) - 1
+    arms = {"padded": Sentexp(ground=ground, padding_free=False), "without padding": Sentexp(ground=ground)}
+    return "\n\n".join(profile(f"{setting}, {name}", arm, rows) for name, arm in arms.items())
+
+
+def profile(title: str, arm: Sentexp, rows: Rows) -> str:
+    """Return where the time of an arm's training steps goes: by groups of operations, and the operations."""
+    steps = len(arm.ground.order("train", rows)) - 1
     arm.run("train", rows, *arm.load())
     on_gpu = DEVICE.type == "cuda"
     profiler = torch.profiler.profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])])
@@ -399,7 +405,7 @@ def profile(setting: Setting, given: argparse.Namespace, folder: Path) -> str:
     for name, value in spent.items():
         table.add_row(name, f"{value / steps * 1e3:.1f}", f"{value / seconds:.1%}")
     with OUT.capture() as captured:
-        OUT.print(f"{setting}: {seconds / steps:.3f} s a step, while it is recorded", table)
+        OUT.print(f"{title}: {seconds / steps:.3f} s a step, while it is recorded", table)
     longest = profiler.key_averages().table(sort_by=own, row_limit=SHOWN, max_name_column_width=60)
     text = f"{captured.get()}\n{longest}"
     print(text)

@@ -7,10 +7,22 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.autograd import gradcheck
 
-from sentexp.models.grouped import ADAPTER, Adapter, Adapters, Group, Linear, _Convert, _Place, _stack, multiply
+from sentexp.models.grouped import (
+    ADAPTER,
+    Adapter,
+    Adapters,
+    Group,
+    Linear,
+    _Convert,
+    _Member,
+    _Place,
+    _stack,
+    multiply,
+)
 from sentexp.models.llama import _RMSNorm, _Rotation, _SwiGLU
 
 WIDE = torch.float64
+DORA = {"use_dora": True, "lora_alpha": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +54,8 @@ def wrapped(targets, bias=True, **options):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter)
+        elif "magnitude" in name:
+            parameter.data *= torch.rand_like(parameter) + 0.5
     return model.get_base_model()
 
 
@@ -58,11 +72,11 @@ def product(x, linear):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("targets", [["q", "k", "v"], ["q", "v"], ["k"]])
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True, "lora_alpha": 3}, {"rank_pattern": {"[kv]": 3}}])
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True, "lora_alpha": 3}, {"rank_pattern": {"[kv]": 3}}, DORA])
 def test_a_group_is_its_layers_side_by_side(bias, targets, options):
     layers, x = wrapped(targets, bias, **options), random(5, 6)
     trained = [parameter for parameter in layers.parameters() if parameter.requires_grad]
-    assert len(trained) == 2 * len(targets)
+    assert len(trained) == (3 if options is DORA else 2) * len(targets)
     found, expected = product(x, grouped(layers)), torch.cat([part(x) for part in layers.parts], 1)
     torch.testing.assert_close(found, expected)
     weights = random(*expected.shape, trained=False)
@@ -76,9 +90,10 @@ def test_layers_without_an_adapter_are_grouped_too():
     torch.testing.assert_close(found, torch.cat([part(x) for part in layers.parts], 1))
 
 
+@pytest.mark.parametrize("options", [{}, DORA])
 @pytest.mark.parametrize("targets", [[], ["k"], ["q", "k", "v"]])
-def test_what_is_compiled_computes_the_same(targets, monkeypatch):
-    layers, x = wrapped(targets) if targets else Attention(bias=True).requires_grad_(False), random(5, 6)
+def test_what_is_compiled_computes_the_same(targets, options, monkeypatch):
+    layers, x = wrapped(targets, **options) if targets else Attention(bias=True).requires_grad_(False), random(5, 6)
     trained = [x, *(parameter for parameter in layers.parameters() if parameter.requires_grad)]
     weights, found = random(5, 9, trained=False), []
     for compiling in (True, False):
@@ -86,6 +101,35 @@ def test_what_is_compiled_computes_the_same(targets, monkeypatch):
         out = product(x, grouped(layers))
         found += [[out, *torch.autograd.grad((out * weights).sum(), trained)]]
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("targets", [["k"], ["q", "k", "v"]])
+def test_dora_drops_what_it_adds_and_not_the_frozen_product(targets):
+    layers, x = wrapped(targets, lora_dropout=0.5, **DORA), random(5, 6)
+    trained = [x, *(parameter for parameter in layers.parameters() if parameter.requires_grad)]
+    masks = [torch.bernoulli(torch.full_like(x, 0.5)) * 2 for _ in layers.parts]
+
+    def expected():
+        for part, mask in zip(layers.parts, masks, strict=True):
+            base = part.base_layer if hasattr(part, "base_layer") else part
+            if base is part:
+                yield base(x)
+                continue
+            delta = part.scaling[ADAPTER] * part.lora_B[ADAPTER].weight @ part.lora_A[ADAPTER].weight
+            norm = (base.weight + delta).norm(dim=1).detach()
+            factor, read = part.lora_magnitude_vector[ADAPTER].weight / norm, x * mask
+            yield base(x) + (factor - 1) * (read @ base.weight.T) + factor * (read @ delta.T)
+
+    linear = grouped(layers, training=True)
+    drawn = iter(masks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Member, "masks", lambda self, _: list(drawn))
+        found = product(x, linear)
+    parts = list(expected())
+    weights = random(5, 9, trained=False)
+    torch.testing.assert_close(found, torch.cat(parts, 1))
+    gradients = [torch.autograd.grad((out * weights).sum(), trained) for out in (found, torch.cat(parts, 1))]
+    torch.testing.assert_close(*gradients)
 
 
 def test_an_adapter_that_is_switched_off_says_nothing():
@@ -98,34 +142,40 @@ def test_an_adapter_that_is_switched_off_says_nothing():
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("adapter", [None, 0.0, 0.5])
-def test_the_gradients_of_a_product(packed, bias, adapter):
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_gradients_of_a_product(packed, bias, adapter, dora):
     weight, shift = random(7, 6, trained=False), random(7, trained=False) if bias else None
     given = (None, lambda: weight) if packed else (weight, None)
-    ranks = [2, 0, 1]
+    ranks, widths = [2, 0, 1], [3, 2, 2]
 
-    def once(x, a, b):
+    def once(x, a, b, *factor):
         torch.manual_seed(1)  # the same masks each time
-        own = None if adapter is None else Adapter(a, b, ranks, adapter, None)
+        own = None if adapter is None else Adapter(a, b, ranks, widths, adapter, None, *factor)
         return product(x, Linear(*given, shift, [own]))
 
-    assert gradcheck(once, (random(5, 6), random(3, 6), random(7, 3)))
+    parameters = (random(3, 6), random(7, 3), *([random(7)] if dora else []))
+    assert gradcheck(once, (random(5, 6), *parameters))
     # The first layer of a backbone reads embeddings, which do not train.
     if adapter is not None:
-        assert gradcheck(once, (random(5, 6, trained=False), random(3, 6), random(7, 3)))
+        assert gradcheck(once, (random(5, 6, trained=False), *parameters))
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dropouts", [(0.0, None, 0.0), (0.5, None, 0.0), (None, 0.5, 0.3), (0.5, None, None)])
-def test_the_gradients_of_a_product_that_runs_share(dropouts, bias):
+@pytest.mark.parametrize("dora", [(), (0,), (0, 1, 2)])
+def test_the_gradients_of_a_product_that_runs_share(dropouts, bias, dora):
     weight, shift = random(7, 6, trained=False), random(7, trained=False) if bias else None
     spans, ranks = [slice(0, 2), slice(2, 3), slice(3, 6)], [[2, 0, 1], [1], [2, 2]]
-    matrices = [matrix for own in ranks for matrix in (random(sum(own), 6), random(7, sum(own)))]
+    widths = [[3, 2, 2], [7], [4, 3]]
+    matrices = [matrix for own in ranks for matrix in (random(sum(own), 6), random(7, sum(own)), random(7))]
 
     def adapter(number, given):
         if dropouts[number] is None:
             return None
         generator = torch.Generator().manual_seed(number)  # the same masks each time
-        return Adapter(*given[2 * number :][:2], ranks[number], dropouts[number], generator)
+        a, b, factor = given[3 * number :][:3]
+        own = factor if number in dora else None
+        return Adapter(a, b, ranks[number], widths[number], dropouts[number], generator, own)
 
     def linear(numbers, given):
         return Linear(weight, None, shift, [adapter(number, given) for number in numbers])

@@ -367,6 +367,8 @@ def test_an_adapter_that_is_switched_off_says_nothing(kind):
     "peft",
     [
         (*LORA, "peft.use_rslora=true"),
+        ("peft=dora", "peft.r=3"),
+        ("peft=dora", "peft.r=3", "peft.target_modules=[k_proj,up_proj]"),
         (*LORA, "peft.target_modules=[q_proj,v_proj]"),
         (*LORA, "peft.target_modules=[k_proj,up_proj]"),
         (*LORA, "peft.target_modules='.*layers.1.*(v_proj|down_proj)'"),
@@ -447,7 +449,6 @@ def test_shapes_of_other_families(kind, changes, task):
 @pytest.mark.parametrize(
     ("kind", "peft", "changes"),
     [
-        ("llama", ("peft=dora", "peft.r=3"), {}),
         ("llama", ("peft=ia3",), {}),
         ("llama", ("peft=full",), {}),
         ("qwen2", (*LORA, "peft.bias=all"), {}),

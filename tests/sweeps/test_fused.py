@@ -64,6 +64,7 @@ def assert_same(folder, other, count, tolerance=1e-5):
         (["data.train_subset=10,20,32", "trainer.gradient_clip_val=0.1,1"], 6),
         (["task=causal_lm", "task.label_words=[bad,great]", "peft.r=4,8", "peft.dropout=0,0.3"], 4),
         (["peft=qlora", "peft.r=4,8"], 2),
+        (["peft=lora,dora", "peft.r=4,8", "peft.dropout=0,0.2"], 8),
     ],
 )
 def test_every_run_is_what_it_is_alone(sentexp, tmp_path, passes, axes, count):
@@ -174,20 +175,20 @@ def test_what_differs_in_more_than_an_adapter_is_another_group(config):
     found = fuse(configs("peft.r=4", "peft.r=8", other, f"{other} seed=2", "peft=full"))
     assert found.groups == [[0, 1], [2, 3]]
     assert found.reasons == {4: "only LoRA adapters are fused"}
-    found = fuse(configs("peft=dora", "peft.bias=all", "trainer.padding_free=false", "peft=head", "peft.r=4"))
+    found = fuse(configs("peft=ia3", "peft.bias=all", "trainer.padding_free=false", "peft=head", "peft.r=4"))
     assert found.groups == []
     assert "no other run" in found.reasons[4]
-    assert "DoRA" in found.reasons[0]
+    assert "LoRA" in found.reasons[0]
     assert "peft.bias=all" in found.reasons[1]
     assert len(found.reasons) == 5
 
 
 def test_the_plan_says_which_runs_fuse_and_why_others_do_not(config, capsys):
-    plan([config("sweep.name=a", "peft.r=4"), config("sweep.name=b", "peft.r=8"), config("sweep.name=c", "peft=dora")])
+    plan([config("sweep.name=a", "peft.r=4"), config("sweep.name=b", "peft.r=8"), config("sweep.name=c", "peft=ia3")])
     output = " ".join(capsys.readouterr().out.split())
     assert "2 runs train together over one backbone" in output
     assert "times as fast as one after the other, measured" in output
-    assert "One after the other: c (DoRA's norms change with every step)." in output
+    assert "One after the other: c (only LoRA adapters are fused)." in output
 
 
 def test_the_launcher_is_named():

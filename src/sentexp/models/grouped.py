@@ -7,6 +7,13 @@ matrix W, their adapters' A in one matrix, their scaled B on the diagonal of ano
 
 That is three products instead of three for each layer, and the sum costs nothing, as the large product adds to it. The
 weights stay those of the modules that PEFT has wrapped, which become views into W.
+
+DoRA (Liu et al. 2024, eq. 5) multiplies each output by c = m / |W + B A|, the magnitude that it learns over the norm of
+the row, which counts as a constant (section 4.3). The norm takes one more product with W, with the rows of A:
+
+    |w + b A|^2 = |w|^2 + 2 (w A^T) b^T + b (A A^T) b^T
+
+With dropout it is only the adapter, and what c adds to the frozen product, that read the dropped input, as in PEFT.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,6 +39,7 @@ class Group:
         self.outputs: list[int] = [base.out_features for base in bases]
         self._packed = type(bases[0]) is not nn.Linear
         self._stacked: Tensor | None = None
+        self._squares: Tensor | None = None
 
     @property
     def weight(self) -> Tensor | None:
@@ -56,6 +64,22 @@ class Group:
 
         weights = [base_layer(module).weight for module in self.modules]
         return torch.cat([dequantize_4bit(weight.data, weight.quant_state) for weight in weights])
+
+    def norms(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the norms of the rows of W + B A, shape (outputs,), in float32 at least.
+
+        Args:
+            a: shape (ranks, inputs).
+            b: shape (outputs, ranks), scaled.
+        """
+        weight = self.weight
+        dense = (self.unpack() if weight is None else weight).to(a.dtype)
+        wide = torch.promote_types(a.dtype, torch.float32)
+        if self._squares is None or self._squares.device != a.device:
+            self._squares = dense.to(wide).square().sum(1)
+        crossed, ours = (dense @ a.mT).to(wide), (a @ a.mT).to(wide)
+        lower = b.to(wide)
+        return (self._squares + ((2 * crossed + lower @ ours) * lower).sum(1)).clamp_min(0).sqrt()
 
     def with_adapters(self, adapters: "list[Adapter | None]") -> "Linear":
         """Return what a product with these layers needs."""
@@ -89,14 +113,17 @@ class Adapter(NamedTuple):
     """The LoRA matrices of a group in the arithmetic of its products, and how their input is dropped.
 
     `a` has the shape (ranks, inputs), `b` (outputs, ranks). `dropout` is that of the input of each module, whose ranks
-    are `ranks`; its masks come from `generator`, or from torch's own.
+    are `ranks` and whose widths `widths`; its masks come from `generator`, or from torch's own. `factor` is DoRA's c,
+    shape (outputs,), or None.
     """
 
     a: Tensor
     b: Tensor
     ranks: list[int]
+    widths: list[int]
     dropout: float
     generator: torch.Generator | None
+    factor: Tensor | None = None
 
 
 class Linear(NamedTuple):
@@ -136,6 +163,7 @@ class Adapters:
         self._modules: list[Any] = []
         self._places: list[_Place] = []
         self._shapes: list[tuple[int, int]] = []
+        self._groups = groups
         self._ranks = [[_rank(module) for module in group.modules] for group in groups]
         for group, ranks in zip(groups, self._ranks, strict=True):
             if any(ranks):
@@ -143,7 +171,12 @@ class Adapters:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """A and B of every module."""
+        """A and B of every module, and DoRA's magnitudes."""
+        magnitudes = [magnitude for module in self._modules if (magnitude := _magnitude(module)) is not None]
+        return [*self._matrices, *magnitudes]
+
+    @property
+    def _matrices(self) -> list[nn.Parameter]:
         return [matrix[ADAPTER].weight for module in self._modules for matrix in (module.lora_A, module.lora_B)]
 
     def convert(self, training: bool, generator: torch.Generator | None = None) -> list[Adapter | None]:
@@ -155,13 +188,29 @@ class Adapters:
         """
         if not self._modules or self._modules[0].disable_adapters:
             return [None] * len(self._ranks)
-        matrices = iter(_Convert.apply(self._places, self._shapes, self.dtype, *self.parameters))  # type: ignore[no-untyped-call]
+        matrices = iter(_Convert.apply(self._places, self._shapes, self.dtype, *self._matrices))  # type: ignore[no-untyped-call]
         drop = self._modules[0].lora_dropout[ADAPTER]
         dropout = drop.p if training and isinstance(drop, nn.Dropout) else 0.0
-        return [
-            Adapter(next(matrices), next(matrices), ranks, dropout, generator) if any(ranks) else None
-            for ranks in self._ranks
+        found: list[Adapter | None] = []
+        for group, ranks in zip(self._groups, self._ranks, strict=True):
+            if any(ranks):
+                a, b = next(matrices), next(matrices)
+                found.append(Adapter(a, b, ranks, group.outputs, dropout, generator, self._factor(group, a, b)))
+            else:
+                found.append(None)
+        return found
+
+    def _factor(self, group: Group, a: Tensor, b: Tensor) -> Tensor | None:
+        """Return DoRA's c of a group, 1 where a module has no magnitude; None where none has."""
+        magnitudes = [_magnitude(module) for module in group.modules]
+        if all(magnitude is None for magnitude in magnitudes):
+            return None
+        norms = group.norms(a.detach(), b.detach()).split(group.outputs)
+        parts = [
+            torch.ones_like(norm) if magnitude is None else magnitude / norm
+            for magnitude, norm in zip(magnitudes, norms, strict=True)
         ]
+        return torch.cat(parts)
 
     def _add(self, group: Group, ranks: list[int]) -> None:
         first, second = len(self._shapes), len(self._shapes) + 1
@@ -180,6 +229,11 @@ class Adapters:
 
 def _rank(module: Any) -> int:
     return len(module.lora_A[ADAPTER].weight) if hasattr(module, "lora_A") else 0
+
+
+def _magnitude(module: Any) -> nn.Parameter | None:
+    magnitudes = getattr(module, "lora_magnitude_vector", {})
+    return magnitudes[ADAPTER].weight if ADAPTER in magnitudes else None
 
 
 class _Convert(torch.autograd.Function):
@@ -218,11 +272,12 @@ def multiply(x: Tensor, linear: Linear, spans: Sequence[slice]) -> Tensor:
     if torch.compiler.is_compiling():  # which finds the derivative itself
         return _plain(x, linear)
     out: Tensor
-    members = [_Member(span, *own[2:]) for span, own in zip(spans, adapters, strict=True) if own is not None]
-    if not members:
+    own = [(span, adapter) for span, adapter in zip(spans, adapters, strict=True) if adapter is not None]
+    if not own:
         out = _Frozen.apply(x, weight, unpack, bias)  # type: ignore[no-untyped-call]
         return out
-    matrices = [matrix for own in adapters if own is not None for matrix in (own.a, own.b)]
+    members = [_Member(span, *adapter[2:-1]) for span, adapter in own]
+    matrices = [given for _, adapter in own for given in (adapter.a, adapter.b, adapter.factor)]
     out = _Grouped.apply(x, weight, unpack, bias, members, *matrices)  # type: ignore[no-untyped-call]
     return out
 
@@ -230,12 +285,17 @@ def multiply(x: Tensor, linear: Linear, spans: Sequence[slice]) -> Tensor:
 def _plain(x: Tensor, linear: Linear) -> Tensor:
     """Return the same by plain operations, for one run."""
     weight, unpack, bias, (adapter,) = linear
-    out = nn.functional.linear(x, _dense(weight, unpack, x), bias)
+    dense = _dense(weight, unpack, x)
+    out = nn.functional.linear(x, dense, bias)
     if adapter is None:
         return out
-    parts = adapter.a.split(adapter.ranks)
-    low = torch.cat([nn.functional.dropout(x, adapter.dropout) @ part.mT for part in parts], 1)
-    return out + low @ adapter.b.mT
+    read = [nn.functional.dropout(x, adapter.dropout) for _ in adapter.ranks]
+    low = torch.cat([own @ part.mT for own, part in zip(read, adapter.a.split(adapter.ranks), strict=True)], 1)
+    delta = low @ adapter.b.mT
+    if adapter.factor is None:
+        return out + delta
+    frozen = torch.cat([own @ part.mT for own, part in zip(read, dense.split(adapter.widths), strict=True)], 1)
+    return out + adapter.factor * (frozen + delta) - frozen
 
 
 class _Frozen(torch.autograd.Function):
@@ -258,6 +318,7 @@ class _Member(NamedTuple):
 
     span: slice
     ranks: list[int]
+    widths: list[int]
     dropout: float
     generator: torch.Generator | None
 
@@ -270,7 +331,10 @@ class _Member(NamedTuple):
 
 
 class _Grouped(torch.autograd.Function):
-    """x W^T over the tokens of all runs, and (x A^T) B^T over those of each; A reads x through masks, if any."""
+    """x W^T over the tokens of all runs, and (x A^T) B^T over those of each; A reads x through masks, if any.
+
+    With z = x W^T, read through the masks as well, and y = z + (x A^T) B^T, DoRA's outputs are x W^T + c y - z.
+    """
 
     @staticmethod
     def forward(
@@ -282,58 +346,92 @@ class _Grouped(torch.autograd.Function):
         members: list[_Member],
         *matrices: Tensor,
     ) -> Tensor:
+        all_a, all_b, factors = matrices[::3], matrices[1::3], matrices[2::3]
         masks = [member.masks(x[member.span]) for member in members]
         lows = [
-            _lower(x[member.span], own, a, member.ranks)
-            for member, own, a in zip(members, masks, matrices[::2], strict=True)
+            _through(x[member.span], own, a, member.ranks) for member, own, a in zip(members, masks, all_a, strict=True)
         ]
         dense = _dense(weight, unpack, x)
-        if len(members) == 1 and len(lows[0]) == len(x):  # the large product adds to the small one
-            out = torch.addmm(nn.functional.linear(lows[0], matrices[1], bias), x, dense.mT)
+        directions: list[Tensor | None] = [None] * len(members)
+        if len(members) == 1 and len(lows[0]) == len(x) and factors[0] is None:
+            out = torch.addmm(nn.functional.linear(lows[0], all_b[0], bias), x, dense.mT)  # added by the large product
         else:
-            out = nn.functional.linear(x, dense, bias)
-            for member, low, b in zip(members, lows, matrices[1::2], strict=True):
-                out[member.span].addmm_(low, b.mT)
+            out = x @ dense.mT
+            for n, (member, own, low, b, factor) in enumerate(zip(members, masks, lows, all_b, factors, strict=True)):
+                there = out[member.span]
+                if factor is None:
+                    there.addmm_(low, b.mT)
+                    continue
+                frozen = _through(x[member.span], own, dense, member.widths) if own else there
+                directions[n] = direction = torch.addmm(frozen, low, b.mT)
+                there += direction * factor - frozen
+            if bias is not None:
+                out += bias
         dropped = [mask.bool() for own in masks for mask in own]
-        ctx.save_for_backward(x, weight, *matrices, *lows, *dropped)
+        ctx.save_for_backward(x, weight, *matrices, *lows, *directions, *dropped)
         ctx.unpack, ctx.members = unpack, members
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        count = len(ctx.members)
+        members, count = ctx.members, len(ctx.members)
         x, weight, *rest = ctx.saved_tensors
-        matrices, lows, dropped = rest[: 2 * count], rest[2 * count : 3 * count], iter(rest[3 * count :])
-        lowers = [gradient[member.span] @ b for member, b in zip(ctx.members, matrices[1::2], strict=True)]
-        before = None
+        all_a, all_b, factors = (rest[start : 3 * count : 3] for start in range(3))
+        lows, directions, dropped = rest[3 * count : 4 * count], rest[4 * count : 5 * count], iter(rest[5 * count :])
+        inner = [  # the gradient of c y by y
+            gradient[member.span] if factor is None else (gradient[member.span] * factor).to(gradient.dtype)
+            for member, factor in zip(members, factors, strict=True)
+        ]
+        lowers = [own @ b for own, b in zip(inner, all_b, strict=True)]
+        before: Tensor | None = None
+        dense: Tensor | None = None
+        alone = count == 1 and len(lowers[0]) == len(x) and not members[0].dropout
         if ctx.needs_input_grad[0]:
             dense = _dense(weight, ctx.unpack, gradient)
-            if count == 1 and len(lowers[0]) == len(x) and not ctx.members[0].dropout:
-                before = torch.addmm(lowers[0] @ matrices[0], gradient, dense)
+            if alone:
+                before = torch.addmm(lowers[0] @ all_a[0], inner[0], dense)
             else:
-                before = gradient @ dense
-        own: list[Tensor] = []
-        for member, low, lower, a in zip(ctx.members, lows, lowers, matrices[::2], strict=True):
-            read = x[member.span]
+                before = _frozen_gradient(gradient, members, inner, factors) @ dense
+        own: list[Tensor | None] = []
+        for n, member in enumerate(members):
+            read, low, lower, a = x[member.span], lows[n], lowers[n], all_a[n]
             if member.dropout:
                 masks = [next(dropped).to(x.dtype).div_(1 - member.dropout) for _ in member.ranks]
-                parts = list(zip(masks, lower.split(member.ranks, 1), a.split(member.ranks), strict=True))
-                own.append(torch.cat([part.mT @ (read * mask) for mask, part, _ in parts]))
+                parts = lower.split(member.ranks, 1)
+                own.append(torch.cat([part.mT @ (read * mask) for part, mask in zip(parts, masks, strict=True)]))
                 if before is not None:
-                    before[member.span] += sum((part @ rows) * mask for mask, part, rows in parts)
+                    back = [part @ rows for part, rows in zip(parts, a.split(member.ranks), strict=True)]
+                    if factors[n] is not None and dense is not None:
+                        more = (inner[n] - gradient[member.span]).split(member.widths, 1)
+                        for whole, part, rows in zip(back, more, dense.split(member.widths), strict=True):
+                            whole.addmm_(part, rows)
+                    before[member.span] += sum(whole * mask for whole, mask in zip(back, masks, strict=True))
             else:
                 own.append(lower.mT @ read)
-                if before is not None and (count > 1 or len(low) < len(x)):
+                if before is not None and not alone:
                     before[member.span].addmm_(lower, a)
-            own.append((low.mT @ gradient[member.span]).mT)
+            own.append((low.mT @ inner[n]).mT)
+            own.append(None if factors[n] is None else (gradient[member.span] * directions[n]).sum(0).to(factors[n]))
         return before, None, None, None, None, *own
 
 
-def _lower(x: Tensor, masks: list[Tensor], a: Tensor, ranks: list[int]) -> Tensor:
-    """Return x A^T, in which each module's part of A reads x through its mask."""
+def _through(x: Tensor, masks: list[Tensor], matrix: Tensor, heights: list[int]) -> Tensor:
+    """Return x M^T, in which each part of M, of so many rows, reads x through its mask."""
     if not masks:
-        return nn.functional.linear(x, a)
-    return torch.cat([(x * mask) @ part.mT for mask, part in zip(masks, a.split(ranks), strict=True)], 1)
+        return nn.functional.linear(x, matrix)
+    return torch.cat([(x * mask) @ part.mT for mask, part in zip(masks, matrix.split(heights), strict=True)], 1)
+
+
+def _frozen_gradient(
+    gradient: Tensor, members: list[_Member], inner: list[Tensor], factors: list[Tensor | None]
+) -> Tensor:
+    """Return the gradient of x W^T: that of the outputs, scaled where c scales them and no mask stands between."""
+    scaled = [n for n, factor in enumerate(factors) if factor is not None and not members[n].dropout]
+    if scaled:
+        gradient = gradient.clone()
+        for n in scaled:
+            gradient[members[n].span] = inner[n]
+    return gradient
 
 
 def _dense(weight: Tensor | None, unpack: Any, like: Tensor) -> Tensor:

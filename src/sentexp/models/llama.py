@@ -161,7 +161,7 @@ def fits(backbone: Any, longest: int) -> bool:
 
 
 def _is_plain(layer: Any, dtype: torch.dtype) -> bool:
-    """Tell whether a layer's weights are frozen, plain or in 4 bits, with plain LoRA adapters at most."""
+    """Tell whether a layer's weights are frozen, plain or in 4 bits, with LoRA or DoRA adapters at most."""
     norms = (layer.input_layernorm, layer.post_attention_layernorm)
     if any(norm.weight.requires_grad for norm in norms) or layer.mlp.config.hidden_act != "silu":
         return False
@@ -191,7 +191,7 @@ def _is_plain_linear(module: Any, dtype: torch.dtype) -> bool:
         hasattr(module, "lora_A")
         and list(module.lora_A) == [ADAPTER]
         and not module.merged
-        and not module.lora_variant
+        and {type(variant).__name__ for variant in module.lora_variant.values()} <= {"DoraLinearVariant"}
         and module.lora_B[ADAPTER].bias is None
     )
 

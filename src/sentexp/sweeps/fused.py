@@ -90,7 +90,6 @@ def _obstacle(config: Config) -> str:
     if not isinstance(peft, Lora):
         return "only LoRA adapters are fused"
     obstacles = {
-        "DoRA's norms change with every step": peft.use_dora,
         f"peft.bias={peft.bias.name} trains the backbone's own biases": peft.bias is not Bias.none,
         "layers in int8 are bitsandbytes' own": peft.quantization is Quantization.int8,
         "trainer.padding_free=false pads every run by itself": not trainer.padding_free,

@@ -49,7 +49,7 @@ def test_a_language_model_reads_what_stands_behind_the_prompt(config, loss, free
         f"task.loss={loss}",
         "task.label_words=[bad,wonderful]",
         f"trainer.padding_free={free}",
-        "peft=dora",  # transformers' own layers, which a hook sees
+        "peft=ia3",  # transformers' own layers, which a hook sees
     )
     materials, work = planned(settings)
     model, _ = build_model(materials)
