@@ -28,7 +28,7 @@ from rich.table import Table
 
 from sentexp.assembly import build_data, build_model, build_module
 from sentexp.config import load_config
-from sentexp.hardware import choose_device, describe, used_memory_gib
+from sentexp.hardware import choose_device, describe
 from sentexp.materials import find, gather, let_go
 from sentexp.models.llama import Reading, read_together
 
@@ -192,37 +192,60 @@ def measure_curve(options: argparse.Namespace) -> None:
     memory: dict[int, float] = {}
     for repeat in range(max(3, options.repeats) + 1):
         for count in COUNTS:
-            taken, used = timed_pass(runs[:count], batches, repeat, device)
-            if repeat:  # the first round warms up
-                times[count].append(taken)
-                memory[count] = max(memory.get(count, 0.0), used)
-    table = Table("runs", "rows/s", "times one run", "GiB of a pass", title="passes over one backbone")
+            readings = [
+                Reading(run, batches[(repeat + number) % len(batches)]) for number, run in enumerate(runs[:count])
+            ]
+            if repeat:
+                times[count].append(timed_pass(readings, device))
+            else:  # the first round warms up
+                memory[count] = kept_gib(readings)
+    weights = sum(part.untyped_storage().nbytes() for part in runs[0].backbone.parameters()) / 2**30
+    table = Table("runs", "rows/s", "times one run", "GiB kept", title=f"passes over one backbone of {weights:.2f} GiB")
     for count in COUNTS:
         rate = 16 * count / statistics.median(times[count])
-        result[str(count)] = {"rows_per_second": rate, "gib": memory[count]}
+        result[str(count)] = {"rows_per_second": rate, "kept_gib": memory[count]}
         table.add_row(str(count), f"{rate:.1f}", f"{rate / result['1']['rows_per_second']:.2f}", f"{memory[count]:.2f}")
     OUT.print(table)
-    facts = {"runs": result, "machine": describe(device), "threads": os.environ.get("OMP_NUM_THREADS")}
+    facts = {
+        "runs": result,
+        "weights_gib": weights,
+        "machine": describe(device),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
     (HERE / "fused_curve.json").write_text(json.dumps(facts, indent=2) + "\n")
     draw(result)
     let_go()
 
 
-def timed_pass(runs: list[Any], batches: list[Any], repeat: int, device: torch.device) -> tuple[float, float]:
-    """Return the seconds of a pass and the memory that its forward pass took, in GiB."""
-    readings = [Reading(run, batches[(repeat + number) % len(batches)]) for number, run in enumerate(runs)]
-    before = used_memory_gib(device)
+def timed_pass(readings: list[Reading], device: torch.device) -> float:
+    """Return the seconds of a pass, forward and backward."""
     began = time.perf_counter()
-    states = read_together(readings)
-    used = used_memory_gib(device) - before
-    sum(state.float().sum() for state in states).backward()  # type: ignore[union-attr]
+    sum(state.float().sum() for state in read_together(readings)).backward()  # type: ignore[union-attr]
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
-    for run in runs:
-        for parameter in run.adapters.parameters:
+    for reading in readings:
+        for parameter in reading.layers.adapters.parameters:
             parameter.grad = None
-    return seconds, max(used, 0.0)
+    return seconds
+
+
+def kept_gib(readings: list[Reading]) -> float:
+    """Return what a pass keeps for its backward pass, the frozen weights left out, in GiB."""
+    frozen = {part.untyped_storage().data_ptr() for part in readings[0].layers.backbone.parameters()}
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in frozen:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        states = read_together(readings)
+    kept = sum(sizes.values()) / 2**30
+    sum(state.float().sum() for state in states).backward()  # type: ignore[union-attr]
+    return kept
 
 
 def draw(result: dict[str, dict[str, float]]) -> None:
@@ -234,7 +257,9 @@ def draw(result: dict[str, dict[str, float]]) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), constrained_layout=True)
     counts = [int(count) for count in result]
-    for axis, key, title in zip(axes, ("rows_per_second", "gib"), ("rows per second", "GiB of a pass"), strict=True):
+    for axis, key, title in zip(
+        axes, ("rows_per_second", "kept_gib"), ("rows per second", "GiB kept for the backward pass"), strict=True
+    ):
         axis.plot(counts, [facts[key] for facts in result.values()], "o-")
         axis.set(xscale="log", xlabel="runs over one backbone", title=title, ylim=(0, None))
         axis.set_xticks(counts, labels=[str(count) for count in counts])

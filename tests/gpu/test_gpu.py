@@ -1,7 +1,13 @@
 """What only a CUDA GPU shows: bf16, fp16, 4-bit weights, bitsandbytes' optimizers."""
 
+import random
+
 import pytest
 import torch
+from torch import Tensor
+
+from sentexp.data.packing import Packer
+from sentexp.models.attention import attend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -38,3 +44,25 @@ def test_a_process_of_several_trains_on_its_gpu(train, strategy, method):
     result = train(f"trainer={strategy}", f"peft={method}", "trainer.precision=bf16", "trainer.accelerator=gpu")
     assert result.metrics["train/steps"] == 4
     assert next(result.weights.glob("*.safetensors")).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("prefix", [0, 3])
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_packed_attention_is_that_of_float32_on_the_cpu(dtype, key_heads, prefix):
+    rng = random.Random(prefix)
+    rows = [[5, 6, 7, *(rng.randrange(9) for _ in range(length))] for length in (1, 4, 60, 17)]
+    packed = Packer().score(rows, prefix)
+    torch.manual_seed(0)
+    states = [torch.randn(len(packed.ids), heads, 64) for heads in (4, key_heads, key_heads)]
+    weights = torch.randn(len(packed.ids), 4, 64)
+
+    def attended(device, dtype):
+        given = [part.to(device, dtype).requires_grad_() for part in states]
+        layout = type(packed)(*(part.to(device) if isinstance(part, Tensor) else part for part in packed))
+        out = attend(*given, layout, 0.125)
+        gradients = torch.autograd.grad((out.float() * weights.to(device)).sum(), given)
+        return [part.float().cpu() for part in (out, *gradients)]
+
+    for found, expected in zip(attended("cuda", dtype), attended("cpu", torch.float32), strict=True):
+        assert (found - expected).norm() < 0.02 * expected.norm()

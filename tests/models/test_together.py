@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from sentexp.data.packing import Packer
-from sentexp.models import together
+from sentexp.models import llama, together
+from sentexp.models.attention import PrefixCache
 from sentexp.models.backbone import twin
 from sentexp.models.llama import Reading, read_together
 from sentexp.models.packed import PackedModel
@@ -20,6 +21,7 @@ ADAPTERS = (
     {"r": 8, "lora_alpha": 3, "target_modules": "all-linear", "lora_dropout": 0.3},
     {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1, "use_rslora": True},
     {"r": 4, "lora_alpha": 8, "target_modules": ["down_proj"]},
+    {"r": 3, "lora_alpha": 6, "target_modules": "all-linear", "lora_dropout": 0.2, "use_dora": True},
 )
 CPU = torch.device("cpu")
 
@@ -41,9 +43,13 @@ def base():
 @pytest.fixture
 def runs(base):
     """Return runs with adapters of different kinds over the same weights."""
+    return adapted(base, ADAPTERS)
+
+
+def adapted(base, adapters):
     torch.manual_seed(1)
     models = []
-    for options in ADAPTERS:
+    for options in adapters:
         with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by an old name
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             model = get_peft_model(twin(base), LoraConfig(task_type="SEQ_CLS", **options)).train()
@@ -94,6 +100,46 @@ def test_states_and_gradients_are_those_of_each_run_alone(runs, prefix):
         assert float(loss.detach()) == pytest.approx(expected, abs=1e-4, rel=1e-5)
         for parameter, gradient in zip(adapter(run), gradients, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, atol=1e-5 * float(gradient.abs().max()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("prefix", [0, 3])
+def test_below_the_first_adapter_the_same_rows_are_computed_once(base, monkeypatch, prefix, trains):
+    tokens, original = [], llama._layer
+
+    def layer(hidden, *rest):
+        tokens.append(len(hidden))
+        return original(hidden, *rest)
+
+    monkeypatch.setattr(llama, "_layer", layer)
+    runs = adapted(base, [ADAPTERS[2] | {"layers_to_transform": layers} for layers in ([1, 2], [2], [1], [2])])
+    for run in runs:
+        run.model.train(trains)
+    caches = [[PrefixCache() if not trains else None for _ in runs] for _ in range(2)]
+    for batch, seeds in enumerate([(0, 0, 1, 0), (2, 3, 3, 3)]):
+        texts = [rows(seed, prefix) for seed in seeds]
+        with torch.set_grad_enabled(trains):
+            expected = [
+                read_together([Reading(run._own(), text, cache, 5)])[0]
+                for run, text, cache in zip(runs, texts, caches[0], strict=True)
+            ]
+            tokens.clear()
+            readings = [
+                Reading(run._own(), text, cache, 5) for run, text, cache in zip(runs, texts, caches[1], strict=True)
+            ]
+            found = read_together(readings)
+        torch.testing.assert_close(found, tuple(expected), atol=1e-5, rtol=1e-5)
+        sizes = [len(text.ids) - (prefix if batch and not trains else 0) for text in texts]
+        once = sum(dict(zip(seeds, sizes, strict=True)).values())
+        assert tokens == [once, sum(sizes), sum(sizes)]
+        if trains:
+            weights = torch.randn(5, 32, generator=torch.Generator().manual_seed(batch))
+            parameters = [parameter for run in runs for parameter in adapter(run)]
+            gradients = [
+                torch.autograd.grad(sum((own * weights).sum() for own in states), parameters)
+                for states in (found, expected)
+            ]
+            torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-5)
 
 
 def test_what_one_run_reads_does_not_enter_another(runs):
@@ -237,7 +283,7 @@ def test_each_run_finds_the_state_of_the_process_as_it_left_it(runs):
 
     outside = list(warnings.filters)
     Conductor(CPU, 4).play([work(name, run) for name, run in enumerate(runs)])
-    assert len(seen) == 4
+    assert len(seen) == len(runs)
     assert warnings.filters == outside
     assert threading.active_count() < 20
 

@@ -170,6 +170,11 @@ class Adapters:
                 self._add(group, ranks)
 
     @property
+    def first_adapted(self) -> int:
+        """The number of the first group with an adapter; how many there are, where none has one."""
+        return next((number for number, ranks in enumerate(self._ranks) if any(ranks)), len(self._ranks))
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         """A and B of every module, and DoRA's magnitudes."""
         magnitudes = [magnitude for module in self._modules if (magnitude := _magnitude(module)) is not None]

@@ -37,6 +37,11 @@ class Layer(NamedTuple):
     scale: float
     eps: float
 
+    def without_adapters(self, runs: int) -> "Layer":
+        """Return what so many runs compute with where none adapts the layer."""
+        qkv, out, gate_up, down = (linear._replace(adapters=[None] * runs) for linear in self.linear)
+        return self._replace(linear=(qkv, out, gate_up, down))
+
 
 class LlamaLayers:
     """The layers of a Llama-like backbone over packed rows.
@@ -51,6 +56,8 @@ class LlamaLayers:
         self.dtype: torch.dtype = backbone.norm.weight.dtype
         self.groups = [_groups(layer) for layer in backbone.layers]
         self.adapters = Adapters([group for groups in self.groups for group in groups], self.dtype)
+        self.unadapted = self.adapters.first_adapted // len(self.groups[0])
+        """How many layers stand below the first one with an adapter."""
         self.train_layer = torch.compile(_layer, dynamic=True) if compiled else _layer
 
     def __call__(self, packed: Packed, cache: PrefixCache | None = None) -> Tensor:
@@ -85,33 +92,81 @@ def read_together(readings: Sequence[Reading]) -> tuple[Tensor, ...]:
     """Return the hidden states that each run reads, after the last norm, shape (read, hidden).
 
     The products with the frozen weights are those of all runs at once; adapters and attention are each run's own. So
-    are the gradients: nothing of one run enters those of another.
+    are the gradients: nothing of one run enters those of another. Below the first layer that any run adapts, rows that
+    several runs read are computed once.
 
     Args:
         readings: of runs whose backbones are the same weights, all in training or none.
     """
     first = readings[0].layers
-    backbone, packed = first.backbone, [within(reading.packed, reading.cache) for reading in readings]
-    tokens = _spans([len(part.ids) for part in packed])
-    read = _spans([len(part.read) for part in packed])
-    reads = torch.cat([part.read + span.start for part, span in zip(packed, tokens, strict=True)])
+    backbone, count = first.backbone, len(first.groups)
     trains = backbone.training and torch.is_grad_enabled()
+    packed = [within(reading.packed, reading.cache) for reading in readings]
+    below = min(count - 1, *(reading.layers.unadapted for reading in readings))
+    leaders = [_first_alike(part, packed) if below else number for number, part in enumerate(packed)]
+    every = _Rows.of(packed, [[reading.cache] for reading in readings])
+    rows = every.of_leaders(leaders) if len(set(leaders)) < len(packed) else every
+    reads = torch.cat([part.read + span.start for part, span in zip(every.packed, every.spans, strict=True)])
+    read = _spans([len(part.read) for part in every.packed])
     with torch.autocast(reads.device.type, enabled=False):
-        hidden: Tensor = backbone.embed_tokens(torch.cat([part.ids for part in packed])).to(first.dtype)
-        positions = torch.cat([part.positions for part in packed])
-        turn = tuple(part[0][:, None] for part in backbone.rotary_emb(hidden[None], positions[None]))
-        caches = [reading.cache for reading in readings]
-        for number, layer in enumerate(_layers(readings)):
-            last = (reads, read) if number == len(first.groups) - 1 else None
-            given = hidden, layer, turn, packed, tokens, last
+        hidden: Tensor = backbone.embed_tokens(torch.cat([part.ids for part in rows.packed])).to(first.dtype)
+        turn = rows.turn(backbone, hidden)
+        for number, adapted in enumerate(_layers(readings)):
+            if number == below and rows is not every:
+                parts = dict(zip(sorted(set(leaders)), (hidden[span] for span in rows.spans), strict=True))
+                hidden = torch.cat([parts[leader] for leader in leaders])
+                rows, turn = every, every.turn(backbone, hidden)
+            layer = adapted if rows is every else adapted.without_adapters(len(rows.packed))
+            given = hidden, layer, turn, rows.packed, rows.spans, (reads, read) if number == count - 1 else None
             if not trains:
-                hidden = _layer(*given, [_Beginning(cache, number) for cache in caches])
+                hidden = _layer(*given, [_Beginning(caches, number) for caches in rows.caches])
             elif backbone.layers[number].gradient_checkpointing:
                 hidden = checkpoint(first.train_layer, *given, use_reentrant=False)
             else:
                 hidden = first.train_layer(*given)
         hidden = _norm(hidden, backbone.norm.weight, backbone.norm.variance_epsilon)
     return tuple(hidden[span] for span in read)
+
+
+class _Rows(NamedTuple):
+    """What a pass is over: rows, their tokens, and the caches that keep what they begin with."""
+
+    packed: list[Packed]
+    spans: list[slice]
+    caches: list[list[PrefixCache | None]]
+
+    @classmethod
+    def of(cls, packed: list[Packed], caches: list[list[PrefixCache | None]]) -> "_Rows":
+        """Return rows one after the other."""
+        return cls(packed, _spans([len(part.ids) for part in packed]), caches)
+
+    def of_leaders(self, leaders: list[int]) -> "_Rows":
+        """Return the same, rows that are alike once: those of their leader, which fill the caches of all."""
+        caches: dict[int, list[PrefixCache | None]] = {leader: [] for leader in sorted(set(leaders))}
+        for leader, own in zip(leaders, self.caches, strict=True):
+            caches[leader] += own
+        return _Rows.of([self.packed[leader] for leader in caches], list(caches.values()))
+
+    def turn(self, backbone: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosine and sine of the positions."""
+        positions = torch.cat([part.positions for part in self.packed])
+        cosine, sine = backbone.rotary_emb(hidden[None], positions[None])
+        return cosine[0][:, None], sine[0][:, None]
+
+
+def _first_alike(packed: Packed, others: list[Packed]) -> int:
+    """Return the number of the first rows that are the same ones, in the same order."""
+    return next(number for number, other in enumerate(others) if _is_alike(packed, other))
+
+
+def _is_alike(packed: Packed, other: Packed) -> bool:
+    return packed is other or (
+        packed.prefix == other.prefix
+        and torch.equal(packed.ids, other.ids)
+        and torch.equal(packed.positions, other.positions)
+        and torch.equal(packed.grid, other.grid)
+        and torch.equal(packed.bias, other.bias)
+    )
 
 
 def _spans(lengths: Sequence[int]) -> list[slice]:
@@ -140,14 +195,21 @@ def _layers(readings: Sequence[Reading]) -> Iterator[Layer]:
 
 
 class _Beginning(NamedTuple):
-    """The cache of what all rows of an evaluation begin with, at a layer."""
+    """The caches of what all rows of an evaluation begin with, at a layer: of the runs that read these rows."""
 
-    cache: PrefixCache | None
+    caches: list[PrefixCache | None]
     layer: int
 
     def known(self, key: Tensor, value: Tensor, prefix: int) -> tuple[Tensor, Tensor] | None:
         """Return keys and values of the prefix if they are known; else they are kept from these."""
-        return self.cache.known(self.layer, key, value, prefix) if self.cache is not None and prefix else None
+        cache, *others = self.caches
+        if cache is None or not prefix:
+            return None
+        found = cache.known(self.layer, key, value, prefix)
+        for other in others:
+            if other is not None:
+                other.layers[self.layer] = cache.layers[self.layer]
+        return found
 
 
 def fits(backbone: Any, longest: int) -> bool:
