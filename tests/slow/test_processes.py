@@ -15,18 +15,18 @@ PLAIN = (
 DRIVER = """
 import os, signal, sys
 import torch
-from transformers.models.llama.modeling_llama import LlamaMLP
 from sentexp.cli import main
+from sentexp.models.packed import PackedModel
 
-forward, calls = LlamaMLP.forward, []
+hidden, calls = PackedModel.hidden, []
 
-def disturbed(self, x):
+def disturbed(self, packed, cache=None):
     if torch.is_grad_enabled():
-        calls.append(len(x))
+        calls.append(packed.rows)
         {disturbance}
-    return forward(self, x)
+    return hidden(self, packed, cache)
 
-LlamaMLP.forward = disturbed
+PackedModel.hidden = disturbed
 if __name__ == "__main__":
     main()
 """
@@ -35,7 +35,7 @@ SECOND = "os.environ.get('RANK') == '1'"
 
 @pytest.fixture
 def disturbed(tmp_path):
-    """Return a function that writes the command as a program with a disturbance in each layer's forward pass."""
+    """Return a function that writes the command as a program with a disturbance in each forward pass of training."""
 
     def write(disturbance):
         file = tmp_path / "driver.py"
@@ -108,7 +108,7 @@ def test_processes_do_not_share_dropout(words, torchrun, disturbed):
 def test_out_of_memory_in_one_process_halves_the_batches_of_all(
     words, train, torchrun, ragged, same, disturbed, recorded, tmp_path
 ):
-    program = disturbed(f"if {SECOND} and len(x) > 1: raise torch.OutOfMemoryError('out of memory')")
+    program = disturbed(f"if {SECOND} and packed.rows > 1: raise torch.OutOfMemoryError('out of memory')")
     done = torchrun("trainer=ddp", *words, *ragged, "peft.dropout=0", *recorded[0], program=program)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("batches of 2 rows, accumulated 10 times") == 1
@@ -118,7 +118,7 @@ def test_out_of_memory_in_one_process_halves_the_batches_of_all(
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_failure_in_one_process_is_that_of_the_run(strategy, words, torchrun, ragged, disturbed, recorded, store):
-    program = disturbed(f"if {SECOND} and len(calls) == 7: raise ValueError('the roof fell in')")
+    program = disturbed(f"if {SECOND} and len(calls) == 4: raise ValueError('the roof fell in')")
     done = torchrun(f"trainer={strategy}", *words, *ragged, *recorded[0], program=program)
     assert done.returncode == 1
     assert done.stderr.count("ValueError: the roof fell in") == 1
@@ -139,7 +139,7 @@ def test_a_killed_run_goes_on_in_another_number_of_processes(
     saving = (*ragged, "peft.dropout=0", "trainer.save_steps=1", *recorded[0])
     option = {1: "trainer=default", 2: f"trainer={strategy}"}
     one = "True" if first == 1 else SECOND
-    kill = disturbed(f"if {one} and len(calls) == 18: os.kill(os.getpid(), signal.SIGKILL)")
+    kill = disturbed(f"if {one} and len(calls) == 9: os.kill(os.getpid(), signal.SIGKILL)")
     killed = torchrun(option[first], *words, *saving, program=kill, count=first)
     assert killed.returncode != 0
     folder = folder_of(tmp_path)
