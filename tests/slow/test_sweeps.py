@@ -59,6 +59,14 @@ def table(folder):
     return json.dumps(runs, sort_keys=True)
 
 
+def assert_alike(table, other):
+    """Compare the tables of fused sweeps in float32: what reads beside a run changes its rounding."""
+    for found, expected in zip(json.loads(table), json.loads(other), strict=True):
+        for part in ("metrics", "objective"):
+            assert found.pop(part) == pytest.approx(expected.pop(part), abs=1e-4, nan_ok=True)
+        assert found == expected
+
+
 def recorded(folder, store=None):
     """Return the sweep's MLflow run and its runs; there must be one of each identity."""
     runs = MlflowClient(store or f"sqlite:///{folder / 'mlflow.db'}").search_runs(["1"])
@@ -71,6 +79,7 @@ def recorded(folder, store=None):
 
 def test_a_sweep_killed_five_times_ends_as_an_undisturbed_one(words, start, tmp_path):
     axes, failing, code = ["peft.r=2,4,8", "optim.lr=1e-3,2e-3,3e-3,1e30"], 3, 1  # a rate of 1e30 always fails
+    axes += ["trainer.precision=fp32"]
     undisturbed = start(tmp_path / "undisturbed", *words, *axes)
     assert undisturbed.wait() == code
     seed = random.randrange(1 << 30)
@@ -82,7 +91,7 @@ def test_a_sweep_killed_five_times_ends_as_an_undisturbed_one(words, start, tmp_
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert start(tmp_path / "killed", *words, *axes).wait() == code
-    assert table(tmp_path / "killed") == table(tmp_path / "undisturbed")
+    assert_alike(table(tmp_path / "killed"), table(tmp_path / "undisturbed"))
     for folder in ("undisturbed", "killed"):
         parent, children = recorded(tmp_path / folder)
         assert parent.info.status == "FAILED"
@@ -157,6 +166,7 @@ main()
 def test_memory_returns_to_its_level_after_every_run(words, start, tmp_path):
     shape = ["model.random.hidden_size=512", "model.random.intermediate_size=1024", "model.random.num_hidden_layers=8"]
     shape += ["trainer.precision=fp32", "trainer.max_epochs=1"]  # in bf16 oneDNN keeps kernels for each new rank
+    shape += ["hydra/launcher=sequential"]
     assert start(tmp_path / "memory", "-c", MEMORY, *words[2:], *AXES, *shape).wait() == 0
     lines = (tmp_path / "memory" / "console.txt").read_text().splitlines()
     resident = [int(line.split()[1]) for line in lines if line.startswith("RESIDENT")]
@@ -198,7 +208,7 @@ def cluster(serve, command_environment, free_port):
 
 def test_launchers_give_the_table_of_the_launcher_in_this_process(words, start, tmp_path, cluster):
     axes = ["peft.r=2,4", "optim.lr=1e-3,2e-3"]
-    assert start(tmp_path / "here", *words, *axes).wait() == 0
+    assert start(tmp_path / "here", *words, *axes, "hydra/launcher=sequential").wait() == 0
     for launcher, chosen in {**LAUNCHERS, "ray-cluster": cluster()}.items():
         code = start(tmp_path / launcher, *words, *axes, *chosen).wait()
         assert code == 0, (tmp_path / launcher / "console.txt").read_text()
@@ -211,7 +221,7 @@ def test_launchers_give_the_table_of_the_launcher_in_this_process(words, start, 
 def test_workers_that_share_no_folder_give_the_same_table(words, start, tmp_path, cluster, mlflow_server):
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("needs the right to mount a tmpfs")
-    assert start(tmp_path / "here", *words, "peft.r=2,4").wait() == 0
+    assert start(tmp_path / "here", *words, "peft.r=2,4", "hydra/launcher=sequential").wait() == 0
     (tmp_path / "server").mkdir()
     (tmp_path / "machine").mkdir()
     store, folder = mlflow_server(tmp_path / "server"), tmp_path / "machine" / "apart"
