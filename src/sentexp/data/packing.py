@@ -121,7 +121,7 @@ class Packer:
         branch = [token for tokens in behind for token in tokens]
         ends = np.cumsum([len(row) + extra - prefix for row in rows]) + prefix - 1 - extra
         read = _tensor((ends[:, None] + np.arange(extra + 1)).ravel())
-        owners = [0] * extra if not behind else [label for label, tokens in enumerate(behind, 1) for _ in tokens]
+        owners = [label for label, tokens in enumerate(behind, 1) for _ in tokens]
         depths = [depth for tokens in behind for depth in range(len(tokens))]
         return _pack([[*row, *branch] for row in rows], prefix, read, owners=owners, depths=depths)
 
