@@ -1,4 +1,4 @@
-"""Grouped products and the steps of a Llama layer: their values, their gradients, and where stacked weights stand."""
+"""Grouped layers: their products are those of the layers side by side; where stacked weights stand."""
 
 import numpy as np
 import pytest
@@ -7,19 +7,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.autograd import gradcheck
 
-from sentexp.models.grouped import (
-    ADAPTER,
-    Adapter,
-    Adapters,
-    Group,
-    Linear,
-    _Convert,
-    _Member,
-    _Place,
-    _stack,
-    multiply,
-)
-from sentexp.models.llama import _RMSNorm, _Rotation, _SwiGLU
+from sentexp.models.grouped import ADAPTER, Adapters, Group, _Convert, _Place, _stack
+from sentexp.models.products import _Member, multiply
 
 WIDE = torch.float64
 DORA = {"use_dora": True, "lora_alpha": 3}
@@ -139,57 +128,6 @@ def test_an_adapter_that_is_switched_off_says_nothing():
     torch.testing.assert_close(product(x, grouped(layers)), torch.cat([part(x) for part in layers.parts], 1))
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("adapter", [None, 0.0, 0.5])
-@pytest.mark.parametrize("dora", [False, True])
-def test_the_gradients_of_a_product(packed, bias, adapter, dora):
-    weight, shift = random(7, 6, trained=False), random(7, trained=False) if bias else None
-    given = (None, lambda: weight) if packed else (weight, None)
-    ranks, widths = [2, 0, 1], [3, 2, 2]
-
-    def once(x, a, b, *factor):
-        torch.manual_seed(1)  # the same masks each time
-        own = None if adapter is None else Adapter(a, b, ranks, widths, adapter, None, *factor)
-        return product(x, Linear(*given, shift, [own]))
-
-    parameters = (random(3, 6), random(7, 3), *([random(7)] if dora else []))
-    assert gradcheck(once, (random(5, 6), *parameters))
-    # The first layer of a backbone reads embeddings, which do not train.
-    if adapter is not None:
-        assert gradcheck(once, (random(5, 6, trained=False), *parameters))
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dropouts", [(0.0, None, 0.0), (0.5, None, 0.0), (None, 0.5, 0.3), (0.5, None, None)])
-@pytest.mark.parametrize("dora", [(), (0,), (0, 1, 2)])
-def test_the_gradients_of_a_product_that_runs_share(dropouts, bias, dora):
-    weight, shift = random(7, 6, trained=False), random(7, trained=False) if bias else None
-    spans, ranks = [slice(0, 2), slice(2, 3), slice(3, 6)], [[2, 0, 1], [1], [2, 2]]
-    widths = [[3, 2, 2], [7], [4, 3]]
-    matrices = [matrix for own in ranks for matrix in (random(sum(own), 6), random(7, sum(own)), random(7))]
-
-    def adapter(number, given):
-        if dropouts[number] is None:
-            return None
-        generator = torch.Generator().manual_seed(number)  # the same masks each time
-        a, b, factor = given[3 * number :][:3]
-        own = factor if number in dora else None
-        return Adapter(a, b, ranks[number], widths[number], dropouts[number], generator, own)
-
-    def linear(numbers, given):
-        return Linear(weight, None, shift, [adapter(number, given) for number in numbers])
-
-    def together(x, *given):
-        return multiply(x, linear(range(3), given), spans)
-
-    x = random(6, 6)
-    alone = [product(x[span], linear([number], matrices)) for number, span in enumerate(spans)]
-    torch.testing.assert_close(together(x, *matrices), torch.cat(alone))
-    assert gradcheck(together, (x, *matrices))
-    assert gradcheck(together, (x.detach(), *matrices))
-
-
 def test_the_gradients_of_converted_adapters():
     places = [
         _Place(0, slice(0, 2), slice(None), 1.0),
@@ -249,29 +187,6 @@ def test_a_generator_of_a_runs_own_drops_as_torchs_does():
     (adapter,) = Adapters([group], WIDE).convert(training=True, generator=torch.Generator().manual_seed(3))
     assert torch.equal(product(x, group.with_adapters([adapter])), expected)
     assert torch.equal(torch.get_rng_state(), state)  # torch's own goes on as if nothing had been
-
-
-def test_the_gradient_of_the_rotation():
-    cosine, sine = random(5, 1, 4, trained=False), random(5, 1, 4, trained=False)
-    assert gradcheck(lambda x: _Rotation.apply(x, cosine, sine), (random(5, 3, 4),))
-
-
-def test_the_gradient_of_the_gated_unit():
-    both = random(5, 6)
-    torch.testing.assert_close(_SwiGLU.apply(both), nn.functional.silu(both[:, :3]) * both[:, 3:])
-    assert gradcheck(_SwiGLU.apply, (both,))
-
-
-def test_the_gradient_of_the_norm():
-    x, weight = random(5, 8), random(8, trained=False)
-    expected = nn.functional.rms_norm(x, (8,), weight, 0.1)
-    found = _RMSNorm.apply(x, weight, 0.1)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    weights = random(5, 8, trained=False)
-    gradients = [torch.autograd.grad((out * weights).sum(), x) for out in (found, expected)]
-    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
-    # It computes in float32 whatever it is given: the difference quotient needs larger steps.
-    assert gradcheck(lambda x: _RMSNorm.apply(x, weight, 0.1), (x,), eps=1e-2, atol=2e-3, rtol=1e-3)
 
 
 def values(*shapes):

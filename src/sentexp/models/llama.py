@@ -15,7 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from sentexp.data.packing import Packed
 from sentexp.models.attention import PrefixCache, attend, within
-from sentexp.models.grouped import ADAPTER, Adapters, Group, Linear, base_layer, multiply
+from sentexp.models.elementwise import gated, norm, turned
+from sentexp.models.grouped import ADAPTER, Adapters, Group, base_layer
+from sentexp.models.products import Linear, multiply
 
 ARCHITECTURES = ("llama", "mistral", "qwen2")
 """transformers' names of the models whose layers are taken apart here."""
@@ -124,7 +126,7 @@ def read_together(readings: Sequence[Reading]) -> tuple[Tensor, ...]:
                 hidden = checkpoint(first.train_layer, *given, use_reentrant=False)
             else:
                 hidden = first.train_layer(*given)
-        hidden = _norm(hidden, backbone.norm.weight, backbone.norm.variance_epsilon)
+        hidden = norm(hidden, backbone.norm.weight, backbone.norm.variance_epsilon)
     return tuple(hidden[span] for span in read)
 
 
@@ -225,7 +227,7 @@ def fits(backbone: Any, longest: int) -> bool:
 def _is_plain(layer: Any, dtype: torch.dtype) -> bool:
     """Tell whether a layer's weights are frozen, plain or in 4 bits, with LoRA or DoRA adapters at most."""
     norms = (layer.input_layernorm, layer.post_attention_layernorm)
-    if any(norm.weight.requires_grad for norm in norms) or layer.mlp.config.hidden_act != "silu":
+    if any(part.weight.requires_grad for part in norms) or layer.mlp.config.hidden_act != "silu":
         return False
     for part, names in LINEAR.items():
         modules = [getattr(getattr(layer, part), name) for name in names]
@@ -290,9 +292,9 @@ def _layer(
         beginnings: of each run, in an evaluation.
     """
     qkv, out, gate_up, down = layer.linear
-    states = multiply(_norm(hidden, layer.first_norm, layer.eps), qkv, tokens).split(layer.outputs, 1)
+    states = multiply(norm(hidden, layer.first_norm, layer.eps), qkv, tokens).split(layer.outputs, 1)
     query, key, value = (part.unflatten(1, (-1, layer.size)) for part in states)
-    query, key = _turned(query, *turn), _turned(key, *turn)
+    query, key = turned(query, *turn), turned(key, *turn)
     found = []
     for number, (part, span) in enumerate(zip(packed, tokens, strict=True)):
         known = None if beginnings is None else beginnings[number].known(key[span], value[span], part.prefix)
@@ -302,94 +304,5 @@ def _layer(
         read, tokens = last
         seen, hidden = seen.index_select(0, read), hidden.index_select(0, read)
     hidden = hidden + multiply(seen, out, tokens)
-    inner = multiply(_norm(hidden, layer.second_norm, layer.eps), gate_up, tokens)
-    return hidden + multiply(_gated(inner), down, tokens)
-
-
-def _norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return x / sqrt(mean(x^2) + eps) * w in float32 (Zhang & Sennrich 2019, eq. 4)."""
-    if torch.compiler.is_compiling():  # which finds the derivative, and what to fuse, itself
-        return weight * _normalised(hidden, eps)[0]
-    out: Tensor = _RMSNorm.apply(hidden, weight, eps)  # type: ignore[no-untyped-call]
-    return out
-
-
-def _turned(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Return rotary position embeddings over halves, as transformers applies them (Su et al. 2021, eq. 34)."""
-    if torch.compiler.is_compiling():
-        return _rotated(states, cosine, sine)
-    out: Tensor = _Rotation.apply(states, cosine, sine)  # type: ignore[no-untyped-call]
-    return out
-
-
-def _gated(both: Tensor) -> Tensor:
-    """Return silu(gate) * up of gate and up side by side (Shazeer 2020, eq. 6)."""
-    if torch.compiler.is_compiling():
-        return _swiglu(both)
-    out: Tensor = _SwiGLU.apply(both)  # type: ignore[no-untyped-call]
-    return out
-
-
-def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return x over its root mean square, and one over that in float32."""
-    wide = x.float()
-    inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
-    return (wide * inverse).to(x.dtype), inverse
-
-
-def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    first, second = x.chunk(2, -1)
-    return torch.addcmul(x * cosine, torch.cat([-second, first], -1), sine)
-
-
-def _swiglu(both: Tensor) -> Tensor:
-    gate, up = both.chunk(2, -1)
-    return nn.functional.silu(gate) * up
-
-
-class _RMSNorm(torch.autograd.Function):
-    """`_norm` with a frozen weight; the normalised input is all that is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        normal, inverse = _normalised(x, eps)
-        ctx.save_for_backward(normal, inverse, weight)
-        return weight * normal
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        normal, inverse, weight = ctx.saved_tensors
-        wide, scaled = normal.float(), (gradient * weight).float()
-        along = (scaled * wide).mean(-1, keepdim=True)
-        return ((scaled - wide * along) * inverse).to(gradient.dtype), None, None
-
-
-class _Rotation(torch.autograd.Function):
-    """`_turned`; its derivative turns back, so that the input is not kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        ctx.save_for_backward(cosine, sine)
-        return _rotated(x, cosine, sine)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        cosine, sine = ctx.saved_tensors
-        first, second = (gradient * sine).chunk(2, -1)
-        return torch.addcmul(torch.cat([second, -first], -1), gradient, cosine), None, None
-
-
-class _SwiGLU(torch.autograd.Function):
-    """`_gated`; its input is all that is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, both: Tensor) -> Tensor:
-        ctx.save_for_backward(both)
-        return _swiglu(both)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (both,) = ctx.saved_tensors
-        gate, up = both.chunk(2, -1)
-        to_gate = torch.ops.aten.silu_backward(gradient * up, gate)
-        return torch.cat([to_gate, gradient * nn.functional.silu(gate)], -1)
+    inner = multiply(norm(hidden, layer.second_norm, layer.eps), gate_up, tokens)
+    return hidden + multiply(gated(inner), down, tokens)
