@@ -232,18 +232,18 @@ def timed_pass(readings: list[Reading], device: torch.device) -> float:
 
 def kept_gib(readings: list[Reading]) -> float:
     """Return what a pass keeps for its backward pass, the frozen weights left out, in GiB."""
-    frozen = {part.untyped_storage().data_ptr() for part in readings[0].layers.backbone.parameters()}
     sizes: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in frozen:
-            sizes[storage.data_ptr()] = storage.nbytes()
+        sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         states = read_together(readings)
-    kept = sum(sizes.values()) / 2**30
+    weights = (part for reading in readings for part in reading.layers.backbone.parameters())
+    frozen = {part.untyped_storage().data_ptr() for part in weights}  # the pass may have moved them
+    kept = sum(size for place, size in sizes.items() if place not in frozen) / 2**30
     sum(state.float().sum() for state in states).backward()  # type: ignore[union-attr]
     return kept
 

@@ -58,10 +58,18 @@ def assert_same(folder, other, count, tolerance=1e-5):
     ("axes", "count"),
     [
         (["peft.r=4,8", "optim.lr=1e-3,2e-3", "peft.dropout=0,0.2"], 8),
-        (["seed=1,2,3", "optim.head_lr=1e-3,5e-3"], 6),
-        (["peft.r=2,4", "peft.alpha=4,16", "peft.use_rslora=true", "optim.schedule=cosine,constant"], 8),
-        (["peft.target_modules=all-linear,[q_proj,v_proj]", "optim.weight_decay=0,0.1", "trainer.batch_size=8,5"], 8),
-        (["data.train_subset=10,20,32", "trainer.gradient_clip_val=0.1,1"], 6),
+        pytest.param(["seed=1,2,3", "optim.head_lr=1e-3,5e-3"], 6, marks=pytest.mark.slow),
+        pytest.param(
+            ["peft.r=2,4", "peft.alpha=4,16", "peft.use_rslora=true", "optim.schedule=cosine,constant"],
+            8,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["peft.target_modules=all-linear,[q_proj,v_proj]", "optim.weight_decay=0,0.1", "trainer.batch_size=8,5"],
+            8,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["data.train_subset=10,20,32", "trainer.gradient_clip_val=0.1,1"], 6, marks=pytest.mark.slow),
         (["task=causal_lm", "task.label_words=[bad,great]", "peft.r=4,8", "peft.dropout=0,0.3"], 4),
         (["peft=qlora", "peft.r=4,8"], 2),
         (["peft=lora,dora", "peft.r=4,8", "peft.dropout=0,0.2"], 8),
