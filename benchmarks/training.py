@@ -21,7 +21,7 @@ them with --model, --peft, --batch-size and --task. An arm that runs out of memo
 limit's operations, padding and adapters not among them, by the peak of the device. The code was run with `--model tiny`
 on the CPU; on a GPU it has not been run.
 
-Writes training_<device>.json beside this (of --four-bit, training_four_bit_<device>.json; of --profile,
+Writes training_<task>_<device>.json beside this (of --four-bit, training_four_bit_<device>.json; of --profile,
 training_profile_<device>.txt).
 """
 
@@ -251,7 +251,7 @@ def compare(settings: list[Setting], given: argparse.Namespace, folder: Path) ->
                 facts["arms"][name]["peak_gib"] = alone(name, setting, given)["peak_gib"]
         show(setting, facts)
         found.append(vars(setting) | facts)
-        write("training", found)
+        write(f"training_{setting.task}", [one for one in found if one["task"] == setting.task])
 
 
 def rounds(contestants: dict[str, Arm], ground: Ground, given: argparse.Namespace) -> dict[str, list[Turn]]:
