@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sentexp.data.datamodule import BatchOrder, pad
+from sentexp.errors import UserError
 
 LENGTHS = torch.randint(3, 60, (203,), generator=torch.Generator().manual_seed(0)).tolist()
 
@@ -20,6 +21,20 @@ def test_an_epoch_holds_every_row_once(group, batch_size, accumulate):
     batches = list(order(batch_size, accumulate, group=group))
     assert sorted(row for rows, _ in batches for row in rows) == list(range(203))
     assert len(batches) == len(order(batch_size, accumulate, group=group))
+
+
+@pytest.mark.parametrize("accumulate", [1, 7, 32, 39])
+def test_a_budget_leaves_no_micro_batch_empty(accumulate):
+    lengths = [60, *[3] * 38]  # a row of more tokens than a micro-batch has on average
+    batches = list(BatchOrder(lengths, 8, accumulate, 0, True, max_tokens=120))
+    assert sorted(row for rows, _ in batches for row in rows) == list(range(39))
+    assert all(rows for rows, _ in batches)
+    assert len(batches) % accumulate == 0
+
+
+def test_more_micro_batches_than_rows_are_refused():
+    with pytest.raises(UserError, match=r"accumulate_grad_batches=40 .* makes 40 micro-batches of 39 training rows"):
+        BatchOrder([60, *[3] * 38], 8, 40, 0, True, max_tokens=120)
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():

@@ -8,9 +8,10 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from sentexp.config import load_config
+from sentexp.errors import UserError
 from sentexp.models import together
 from sentexp.models.packed import PackedModel
-from sentexp.sweeps.fused import fuse
+from sentexp.sweeps.fused import FusedLauncher, fuse
 from sentexp.sweeps.plan.plan import plan
 
 
@@ -201,3 +202,9 @@ def test_the_plan_says_which_runs_fuse_and_why_others_do_not(config, capsys):
 
 def test_the_launcher_is_named():
     assert load_config("hydra/launcher=sequential").seed == load_config().seed
+
+
+@pytest.mark.parametrize("value", [0, -3, 1.5, "abc"])
+def test_a_number_of_runs_that_is_none_is_refused(value):
+    with pytest.raises(UserError, match=rf"hydra.launcher.max_runs={value} must be a whole number, at least 1"):
+        FusedLauncher(value)

@@ -17,6 +17,7 @@ from sentexp.tracking.names import run_names
         ([["peft.r=8", "seed=1"]], ["r=8 seed=1"]),
         ([[]], ["defaults"]),
         ([["peft.dropout=0.05"], ["peft.dropout=0"]], ["dropout=0.05", "dropout=0"]),
+        ([["optim.lr=nan"], ["optim.lr=inf"]], ["lr=nan", "lr=inf"]),
         ([["optim.lr=0.00012345678"], ["optim.lr=1"]], ["lr=0.00012345678", "lr=1"]),
     ],
 )  # fmt: skip

@@ -156,9 +156,14 @@ class BatchOrder(Sampler[tuple[list[int], int]]):
         return _cut(rows, self.batch_size) if self.max_tokens is None else self._even(rows, self.accumulate)
 
     def _even(self, rows: Tensor, count: int) -> list[Tensor]:
-        """Return `count` consecutive pieces of about as many tokens: a piece exceeds the mean by less than a row."""
-        done = self.lengths[rows].cumsum(0)
+        """Return `count` consecutive pieces of about as many tokens, none of them empty.
+
+        A piece exceeds the mean by less than a row, unless a row is longer than the mean.
+        """
+        done, place = self.lengths[rows].cumsum(0), torch.arange(len(rows))
         piece = ((done - 1) * count).div(done[-1], rounding_mode="floor")
+        piece = (piece - place).cummin(0).values + place  # a row that is longer than a piece passes over none
+        piece = torch.maximum(piece, place + count - len(rows))  # and leaves a row for each of those behind it
         return [rows[piece == number] for number in range(count)]
 
     def _budgeted_steps(self) -> int:
@@ -173,6 +178,12 @@ class BatchOrder(Sampler[tuple[list[int], int]]):
             max_tokens >= 2 * longest,
             f"trainer.max_tokens={max_tokens} must be at least {2 * longest}, twice the tokens of the longest training "
             "row: raise it, or lower data.max_length.",
+        )
+        rows, needed = len(self.lengths), self._budgeted_steps() * self.accumulate
+        require(
+            rows >= needed,
+            f"trainer.accumulate_grad_batches={self.accumulate} with trainer.max_tokens={max_tokens} makes {needed} "
+            f"micro-batches of {rows} training rows: lower it, or leave trainer.max_tokens out.",
         )
 
 

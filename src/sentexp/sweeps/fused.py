@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
 from sentexp.config import Bias, Config, HeadOnly, Lora, Quantization, SequenceClassification, flatten, task_name
-from sentexp.errors import UserError
+from sentexp.errors import UserError, require
 
 if TYPE_CHECKING:
     from sentexp.models.together import Switch
@@ -29,6 +29,10 @@ class FusedLauncher(BasicLauncher):
 
     def __init__(self, max_runs: int = 16) -> None:
         super().__init__()
+        require(
+            isinstance(max_runs, int) and max_runs > 0,
+            f"hydra.launcher.max_runs={max_runs} must be a whole number, at least 1.",
+        )
         self.max_runs = max_runs
 
 

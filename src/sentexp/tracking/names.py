@@ -46,7 +46,7 @@ def _short_value(value: str) -> str:
         number = float(value)
     except ValueError:
         return value
-    if number == 0 or abs(number) >= SMALL:
+    if number == 0 or not abs(number) < SMALL:  # nan is neither
         return value
     mantissa, _, exponent = f"{number:e}".partition("e")
     short = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
