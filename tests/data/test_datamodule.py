@@ -32,6 +32,14 @@ def test_a_budget_leaves_no_micro_batch_empty(accumulate):
     assert len(batches) % accumulate == 0
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_no_step_of_a_budget_has_fewer_rows_than_micro_batches(seed):
+    lengths = [60] * 12 + [46, 46, 45, 45]  # in most orders two steps of as many tokens would be of 7 rows and 9
+    batches = list(BatchOrder(lengths, 8, 8, seed, False, max_tokens=120))
+    assert sorted(row for rows, _ in batches for row in rows) == list(range(16))
+    assert [len(rows) for rows, _ in batches] == [1] * 16
+
+
 def test_more_micro_batches_than_rows_are_refused():
     with pytest.raises(UserError, match=r"accumulate_grad_batches=40 .* makes 40 micro-batches of 39 training rows"):
         BatchOrder([60, *[3] * 38], 8, 40, 0, True, max_tokens=120)

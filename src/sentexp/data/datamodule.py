@@ -141,7 +141,7 @@ class BatchOrder(Sampler[tuple[list[int], int]]):
         if self.group_by_length:
             stretches = _cut(order, MEGABATCH * size)
             order = torch.cat([part[self.lengths[part].argsort(stable=True)] for part in stretches])
-        steps = _cut(order, size) if self.max_tokens is None else self._even(order, count)
+        steps = _cut(order, size) if self.max_tokens is None else self._even(order, count, self.accumulate)
         if self.group_by_length:
             # An incomplete step stays last: in the middle it would end an accumulation window early.
             ragged = [steps.pop()] if self.max_tokens is None and len(steps[-1]) < size else []
@@ -155,16 +155,19 @@ class BatchOrder(Sampler[tuple[list[int], int]]):
     def _micro_batches(self, rows: Tensor) -> list[Tensor]:
         return _cut(rows, self.batch_size) if self.max_tokens is None else self._even(rows, self.accumulate)
 
-    def _even(self, rows: Tensor, count: int) -> list[Tensor]:
-        """Return `count` consecutive pieces of about as many tokens, none of them empty.
+    def _even(self, rows: Tensor, count: int, least: int = 1) -> list[Tensor]:
+        """Return `count` consecutive pieces of about as many tokens, of `least` rows or more each.
 
-        A piece exceeds the mean by less than a row, unless a row is longer than the mean.
+        A piece exceeds the mean by less than a row, unless that many rows alone do.
         """
-        done, place = self.lengths[rows].cumsum(0), torch.arange(len(rows))
+        done = self.lengths[rows].cumsum(0)
         piece = ((done - 1) * count).div(done[-1], rounding_mode="floor")
-        piece = (piece - place).cummin(0).values + place  # a row that is longer than a piece passes over none
-        piece = torch.maximum(piece, place + count - len(rows))  # and leaves a row for each of those behind it
-        return [rows[piece == number] for number in range(count)]
+        number = torch.arange(1, count)
+        starts = torch.searchsorted(piece, number)
+        before = number * least
+        starts = torch.cummax((starts - before).clamp(min=0), 0).values + before  # rows for the pieces before it
+        starts = torch.minimum(starts, len(rows) - count * least + before)  # and for itself and those behind it
+        return list(torch.tensor_split(rows, starts))
 
     def _budgeted_steps(self) -> int:
         """Return the optimizer steps of every epoch: of as many tokens as leave room for the longest row."""
