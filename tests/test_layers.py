@@ -22,6 +22,7 @@ LAYERS = {
     "tracking": 4,
     "training": 6,
     "console": 7,
+    "metrics": 5,
     "materials": 8,
     "recording": 9,
     "assembly": 9,
@@ -29,6 +30,7 @@ LAYERS = {
     "experiment": 11,
     "diagnosis": 12,
     "compare": 12,
+    "serving": 12,
     "sweeps": 13,
     "cli": 14,
     "__main__": 15,
@@ -91,6 +93,11 @@ def test_the_command_line_starts_without_torch(name):
 
 def test_a_comparison_starts_without_torch():
     code = "import sys, sentexp.compare.verb; sys.exit(bool({'torch', 'transformers', 'lightning'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_finished_run_is_used_without_what_trains():
+    code = "import sys, sentexp.serving.predict, sentexp.serving.evaluate; sys.exit('sentexp.training' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

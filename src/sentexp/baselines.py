@@ -30,6 +30,7 @@ from sentexp.config import (
 )
 from sentexp.data.splits import NAMES, Numbers, split_digest
 from sentexp.materials import Materials, with_shots
+from sentexp.metrics import slice_scores, split_metrics
 from sentexp.models.together import apart
 from sentexp.processes import led
 from sentexp.recording import count_answers, keep_predictions, recorded
@@ -38,7 +39,6 @@ from sentexp.tracking.identity import digest_of
 from sentexp.tracking.predictions import FOLDER as PREDICTIONS
 from sentexp.tracking.provenance import command, git_state
 from sentexp.tracking.store import Record, find_run, open_record
-from sentexp.training.metrics import slice_scores, split_metrics
 from sentexp.training.trainer import build_trainer, evaluate, predict
 
 RESULT = "baseline.json"

@@ -21,13 +21,13 @@ from sentexp.config import (
     Strategy,
     TrackingBackend,
     Untuned,
-    flatten,
     method_name,
 )
 from sentexp.data.audit import DataAudit
 from sentexp.errors import OutOfMemory, UserError, require
 from sentexp.hardware import choose_device, peak_memory_gib, release_memory
-from sentexp.materials import Basis, Materials, find, gather, identify
+from sentexp.materials import Basis, Materials, find, gather, identify, scoring_facts
+from sentexp.metrics import confusion_matrix, slice_scores, split_metrics
 from sentexp.models.adapters import ParameterAudit
 from sentexp.models.saving import save_trained, saved_mib
 from sentexp.recording import (
@@ -46,7 +46,6 @@ from sentexp.tracking.predictions import FOLDER as PREDICTIONS
 from sentexp.tracking.store import Record, describe_store, find_run, open_record, open_store, read_artifact
 from sentexp.training.calibration import fit_temperature, reliability
 from sentexp.training.checkpoint import Checkpoints, remove_checkpoints
-from sentexp.training.metrics import confusion_matrix, slice_scores, split_metrics
 from sentexp.training.module import Evaluation
 from sentexp.training.pruning import Judge, Pruning
 from sentexp.training.trainer import build_trainer, evaluate, fit, halve_micro_batch
@@ -295,9 +294,9 @@ def _attempt(materials: Materials, record: Record, folder: RunFolder, identity: 
     metrics |= derived
 
     base = config.model.path or str(materials.backbone.folder)
-    facts: dict[str, Any] = {"task": flatten(config.task), "labels": labels, "prompt": asdict(materials.prompt)}
     prior = None if module.prior is None else module.prior.tolist()
-    facts |= {"max_length": config.data.max_length, "prior": prior, "temperature": temperature}
+    facts = {"identity": identity, "run_id": record.run_id, "prior": prior, "temperature": temperature}
+    facts |= scoring_facts(materials)
     weights = save_trained(model, materials.tokenizer, config.peft, base, facts, folder.path)
     metrics |= processes.led(lambda: _best(folder, checkpoints.best_step)) | {
         "seconds": checkpoints.seconds,

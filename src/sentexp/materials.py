@@ -3,12 +3,14 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from sentexp import console
-from sentexp.config import CausalLM, Config, Precision, Untuned, flatten
+from sentexp.config import CausalLM, Config, Precision, Untuned, flatten, task_name
 from sentexp.data.audit import DataAudit, audit
 from sentexp.data.packing import Packer
 from sentexp.data.prompts import Prompt, build_prompt, choose_shots, holding_special_tokens, resolve_template
@@ -16,6 +18,7 @@ from sentexp.data.splits import NAMES, Examples, load_examples
 from sentexp.data.tokens import TokenRows, tokenize
 from sentexp.errors import require
 from sentexp.hardware import choose_device, choose_precision, reset_peak_memory
+from sentexp.hub import is_local
 from sentexp.models.backbone import Backbone, load_tokenizer, locate_backbone, max_positions, model_type
 from sentexp.models.packed import FAMILIES
 from sentexp.tracking.identity import digest_of, fingerprint
@@ -145,6 +148,36 @@ def tokenize_splits(basis: Basis) -> dict[str, TokenRows]:
         return tokenize(basis.examples.split(split), basis.tokenizer, basis.prompt, length, basis.positions, progress)
 
     return shared(config, "tokens", _token_key(basis), lambda: {split: rows(split) for split in NAMES})
+
+
+def scoring_facts(materials: Materials) -> dict[str, Any]:
+    """Return what of a run's materials is needed to score other texts as in the run, as JSON values.
+
+    The base model is told by where it is from and by its revision, so that another one is noticed.
+    """
+    config = materials.config
+    model = asdict(config.model, dict_factory=_json_values)
+    if config.model.path is not None and is_local(config.model.path):
+        model["path"] = str(Path(config.model.path).expanduser().absolute())
+    stored = flatten(config.peft)
+    return {
+        "kind": task_name(config.task),
+        "task": flatten(config.task),
+        "labels": materials.examples.labels,
+        "prompt": asdict(materials.prompt),
+        "max_length": config.data.max_length,
+        "positions": materials.positions,
+        "strip": config.data.strip,
+        "text": getattr(config.data, "text", None),
+        "model": model,
+        "revision": materials.backbone.revision,
+        "storage": {key: stored[key] for key in ("quantization", "double_quant", "compute_dtype")},
+        "precision": materials.precision.name,
+    }
+
+
+def _json_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value.name if isinstance(value, Enum) else value for key, value in pairs}
 
 
 def build_packer(basis: Basis) -> Packer | None:

@@ -6,7 +6,7 @@ import torch
 
 from sentexp.compare import metrics
 from sentexp.compare.metrics import measured
-from sentexp.training.metrics import split_metrics
+from sentexp.metrics import split_metrics
 
 
 @pytest.fixture(params=[(200, 2), (150, 3), (40, 5)], ids=str)

@@ -6,8 +6,8 @@ import torch
 from sklearn.metrics import brier_score_loss
 from torch import nn
 
+from sentexp.metrics import BINS, split_metrics
 from sentexp.training.calibration import fit_temperature, reliability
-from sentexp.training.metrics import BINS, split_metrics
 
 LABELS = ["negative", "neutral", "positive"]
 

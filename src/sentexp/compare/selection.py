@@ -1,18 +1,16 @@
 """Which runs are compared: those of a sweep, of an experiment, by their ids, or by MLflow's filter."""
 
-import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sentexp.config import CompareConfig
 from sentexp.errors import UserError, require
-from sentexp.tracking.store import PARENT, Store, describe_store, find_store, read_artifact
+from sentexp.tracking.runs import EVALUATION, find_sweeps, is_run, runs_of_sweep
+from sentexp.tracking.store import Store, describe_store, find_store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-NOT_RUNS = ("sweep.identity", "baseline")
-"""Tags of MLflow runs that are no runs of sentexp's."""
 SHORTEST_ID = 4
 LISTED = 5
 
@@ -48,14 +46,15 @@ def select(config: CompareConfig) -> Selection:
     if config.experiment_name is not None or config.filter is not None:
         title = f"experiment {experiment}" if config.filter is None else f"runs of {experiment} where {config.filter}"
         found = _search(store, config.filter or "", where)
-        runs = [run for run in reversed(found) if _is_run(run)]
+        evaluations = EVALUATION in (config.filter or "")  # they are on other rows: only a filter that names them
+        runs = [run for run in reversed(found) if is_run(run) or (evaluations and EVALUATION in run.data.tags)]
         return _finished(title, runs, store, None, where)
     return _of_sweep(store, config.sweep, where)
 
 
 def _of_sweep(store: Store, wanted: str | None, where: str) -> Selection:
     """Return the runs of a sweep, the latest where none is named."""
-    sweeps = store.search("tags.`sweep.identity` != ''")
+    sweeps = find_sweeps(store)
     if wanted is None:
         require(
             bool(sweeps),
@@ -73,16 +72,7 @@ def _of_sweep(store: Store, wanted: str | None, where: str) -> Selection:
             f"{known}.",
         )
         parent = named[0]
-    children = store.search(f"tags.`{PARENT}` = '{parent.info.run_id}'")
-    found = {run.info.run_id: run for run in reversed(children)}
-    listed = read_artifact(store, parent.info.run_id, "runs.json")
-    for outcome in (
-        [] if listed is None else json.loads(listed)
-    ):  # finished in an earlier sweep, and skipped in this one
-        run_id = outcome["run_id"]
-        if run_id is not None and run_id not in found and store.exists(run_id):
-            found[run_id] = store.client.get_run(run_id)
-    return _finished(parent.info.run_name, list(found.values()), store, parent, where)
+    return _finished(parent.info.run_name, runs_of_sweep(store, parent), store, parent, where)
 
 
 def _finished(title: str, runs: "list[Run]", store: Store, parent: "Run | None", where: str) -> Selection:
@@ -129,10 +119,6 @@ def _search(store: Store, query: str, where: str) -> "list[Run]":
             f"filter={query} is nothing that MLflow can search {where} by ({error.__cause__ or error}): write it as in "
             "filter=\"params.peft = 'lora'\"."
         ) from error
-
-
-def _is_run(run: "Run") -> bool:
-    return not set(NOT_RUNS) & set(run.data.tags)
 
 
 def settings_of(run: "Run") -> dict[str, Any]:

@@ -186,7 +186,7 @@ def _parse(file: Path, columns: dict[str, str], form: TextFormat) -> Table:
 
 def _header(file: Path, form: TextFormat) -> tuple[list[str], int]:
     """Return the names of the columns, and the number of blank lines above them."""
-    with _long_fields(), file.open(encoding=python_name(form.encoding), newline="") as lines:
+    with long_fields(), file.open(encoding=python_name(form.encoding), newline="") as lines:
         rows = enumerate(_rows(lines, form, strict=False))
         try:
             blank, names = next((number, row) for number, row in rows if row)
@@ -210,7 +210,7 @@ def _require_closed_quotes(file: Path, form: TextFormat) -> None:
             return
     number = 0
     try:
-        with _long_fields(), file.open(encoding=python_name(form.encoding), newline="") as lines:
+        with long_fields(), file.open(encoding=python_name(form.encoding), newline="") as lines:
             for row in _rows(lines, form, strict=True):
                 number += bool(row)
     except csv.Error as error:
@@ -221,7 +221,7 @@ def _require_closed_quotes(file: Path, form: TextFormat) -> None:
 
 
 @contextmanager
-def _long_fields() -> Iterator[None]:
+def long_fields() -> Iterator[None]:
     """Let Python's reader take texts of any length."""
     limit = csv.field_size_limit(LONGEST_FIELD)
     try:

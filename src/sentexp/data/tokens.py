@@ -126,6 +126,22 @@ def frame_length(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> int:
     return len(ids) - prompt.taken_off
 
 
+def row_limit(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, max_length: int, positions: int) -> tuple[int, int]:
+    """Return the most tokens of a row, and how many of them stand around the text; see `tokenize`.
+
+    Raises:
+        UserError: the prompt leaves no room for a text.
+    """
+    frame = frame_length(tokenizer, prompt)
+    limit = min(frame + max_length, positions - prompt.room)
+    require(
+        limit > frame,
+        f"task.template leaves no room for the text: the prompt has {frame:,} tokens, its answer up to "
+        f"{prompt.room}, and the model reads {positions:,}: use a shorter one, or fewer task.shots.",
+    )
+    return limit, frame
+
+
 def tokenize(
     rows: "pa.Table",
     tokenizer: "PreTrainedTokenizerBase",
@@ -152,13 +168,7 @@ def tokenize(
     """
     from filelock import FileLock
 
-    frame = frame_length(tokenizer, prompt)
-    limit = min(frame + max_length, positions - prompt.room)
-    require(
-        limit > frame,
-        f"task.template leaves no room for the text: the prompt has {frame:,} tokens, its answer up to "
-        f"{prompt.room}, and the model reads {positions:,}: use a shorter one, or fewer task.shots.",
-    )
+    limit, frame = row_limit(tokenizer, prompt, max_length, positions)
     file = cache_dir() / "tokens" / f"{_key(rows, tokenizer, prompt, limit)}.arrow"
     tokens = _read(file)
     if tokens is None:

@@ -46,3 +46,15 @@ def _label(text: str, words: Sequence[str]) -> int | None:
 
 def _first_word(text: str) -> str:
     return (text.strip().casefold().split() or [""])[0].strip(".,:;!?\"'")
+
+
+def answer_metrics(outside: Tensor | None, irregular: Tensor | None) -> dict[str, float]:
+    """Return the mean probability of all that is no label, and the number of irregular outputs, of a language model.
+
+    Args:
+        outside: see `Scores`; None of a classification head.
+        irregular: the same.
+    """
+    if outside is None or irregular is None:
+        return {}
+    return {"off_label_mass": float(outside.mean()), "irregular_outputs": float(irregular.sum())}

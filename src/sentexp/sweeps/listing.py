@@ -14,13 +14,13 @@ from sentexp.console import OUT, say
 from sentexp.experiment import RESULT
 from sentexp.recording import PRUNED
 from sentexp.tracking.folder import LOCK, STATE
+from sentexp.tracking.runs import is_run
 from sentexp.tracking.store import describe_store, open_store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 METRICS = {"validation": "best/accuracy", "test": "test/accuracy"}
-NOT_RUNS = ("sweep.identity", "baseline")
 
 
 def list_runs(config: Config) -> None:
@@ -36,7 +36,7 @@ def list_runs(config: Config) -> None:
         rows, where = list(_in_folder(folder)), str(folder)
     else:
         store = open_store(config.tracking)
-        found = [run for run in store.search("") if not set(NOT_RUNS) & set(run.data.tags)]
+        found = [run for run in store.search("") if is_run(run)]
         rows = [_recorded(run, folder) for run in reversed(found)]
         where = f"experiment {config.tracking.experiment} of {describe_store(config.tracking)}"
     if not rows:

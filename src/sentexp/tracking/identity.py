@@ -8,7 +8,17 @@ from typing import Any
 
 from sentexp.config import BOOKKEEPING, Config, flatten
 
-ONLY_TELLING = ("__main__.py", "cli.py", "console.py", "diagnosis.py", "errors.py", "compare", "sweeps", "tracking")
+ONLY_TELLING = (
+    "__main__.py",
+    "cli.py",
+    "console.py",
+    "diagnosis.py",
+    "errors.py",
+    "compare",
+    "serving",
+    "sweeps",
+    "tracking",
+)
 """Sources that compose, launch, print and record, and cannot change a number."""
 
 

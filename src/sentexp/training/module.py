@@ -13,14 +13,15 @@ from sentexp import processes
 from sentexp.config import OptimConfig, PriorCorrection
 from sentexp.data.datamodule import Batch, Texts
 from sentexp.errors import UserError
+from sentexp.metrics import split_metrics
 from sentexp.models.adapters import load_trainable_state, trainable_state
+from sentexp.models.answers import answer_metrics
 from sentexp.models.attention import PrefixCache
 from sentexp.models.backbone import find_head
 from sentexp.models.likelihood import LabelScorer, label_prior, without_prior
 from sentexp.models.scoring import SequenceClassifier
 from sentexp.models.sharding import is_sharded
 from sentexp.training.loss import weigh
-from sentexp.training.metrics import split_metrics
 from sentexp.training.optim import build_optimizer, build_schedule
 
 if TYPE_CHECKING:
@@ -42,16 +43,6 @@ class Evaluation(NamedTuple):
     first_token: Tensor | None = None
     irregular: Tensor | None = None
     generated: Tensor | None = None
-
-
-def answer_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Return the mean probability of all that is no label, and the number of irregular outputs, of a language model."""
-    if evaluation.outside is None or evaluation.irregular is None:
-        return {}
-    return {
-        "off_label_mass": float(evaluation.outside.mean()),
-        "irregular_outputs": float(evaluation.irregular.sum()),
-    }
 
 
 class ClassifierModule(L.LightningModule):
@@ -154,7 +145,9 @@ class ClassifierModule(L.LightningModule):
         """Log the validation metrics, and keep the logits as they are: they fit the temperature, and a batch prior."""
         raw = self._take_parts()
         self.keep_validation(raw.logits, raw.targets)
-        metrics = processes.led(lambda: split_metrics(self.labels, *self.validation) | answer_metrics(raw))
+        metrics = processes.led(
+            lambda: split_metrics(self.labels, *self.validation) | answer_metrics(raw.outside, raw.irregular)
+        )
         self._refuse_what_is_no_number(torch.tensor(metrics["loss"]))
         for name, value in metrics.items():
             self.log(f"validation/{name}", value, prog_bar=name == "accuracy")
@@ -171,7 +164,7 @@ class ClassifierModule(L.LightningModule):
         raw = self._take_parts()
         self.test = raw._replace(logits=self._corrected(raw.logits))
         scores = processes.led(lambda: split_metrics(self.labels, self.test.logits, raw.targets, per_class=True))
-        metrics = scores | answer_metrics(raw)
+        metrics = scores | answer_metrics(raw.outside, raw.irregular)
         for name, value in metrics.items():
             self.log(f"test/{name}", value)
 

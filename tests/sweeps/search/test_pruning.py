@@ -5,9 +5,9 @@ import torch
 from scipy import stats
 
 from sentexp.config import Pruner, SearchConfig
+from sentexp.metrics import split_metrics
 from sentexp.sweeps.search.pruning import TrialJudge, compare, paired_gap, row_scores
 from sentexp.sweeps.search.study import open_study, storage_url
-from sentexp.training.metrics import split_metrics
 from sentexp.training.pruning import Looked
 
 ROWS = 200

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn import metrics as reference
 
-from sentexp.training.metrics import SplitMetrics, slice_metrics
+from sentexp.metrics import SplitMetrics, slice_metrics
 
 
 def computed(logits, targets, labels, batch=7):

@@ -1,0 +1,36 @@
+"""Runs in a store: which MLflow runs are runs of sentexp's, and which belong to a sweep."""
+
+import json
+from typing import TYPE_CHECKING
+
+from sentexp.tracking.store import PARENT, Store, read_artifact
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+EVALUATION = "evaluation"
+"""The tag of a finished run's evaluation on other data: the name of these data."""
+NOT_RUNS = ("sweep.identity", "baseline", EVALUATION)
+"""Tags of MLflow runs that are no runs of sentexp's."""
+
+
+def is_run(run: "Run") -> bool:
+    """Tell whether an MLflow run was trained: whether it is no sweep, baseline or evaluation."""
+    return not set(NOT_RUNS) & set(run.data.tags)
+
+
+def find_sweeps(store: Store) -> "list[Run]":
+    """Return the MLflow runs of the sweeps themselves, the latest first."""
+    return store.search("tags.`sweep.identity` != ''")
+
+
+def runs_of_sweep(store: Store, parent: "Run") -> "list[Run]":
+    """Return the runs of a sweep in the order of their starts, after them those that an earlier sweep has finished."""
+    children = store.search(f"tags.`{PARENT}` = '{parent.info.run_id}'")
+    found = {run.info.run_id: run for run in reversed(children)}
+    listed = read_artifact(store, parent.info.run_id, "runs.json")
+    for outcome in [] if listed is None else json.loads(listed):
+        run_id = outcome["run_id"]
+        if run_id is not None and run_id not in found and store.exists(run_id):
+            found[run_id] = store.client.get_run(run_id)
+    return list(found.values())
