@@ -15,7 +15,16 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from sentexp import processes
-from sentexp.config import TEMPLATE_GROUP, CompareConfig, Config, SearchConfig, conf_dir, register_schemas
+from sentexp.config import (
+    TEMPLATE_GROUP,
+    CompareConfig,
+    Config,
+    EvaluateConfig,
+    PredictConfig,
+    SearchConfig,
+    conf_dir,
+    register_schemas,
+)
 from sentexp.errors import UserError, complain, require
 
 if TYPE_CHECKING:
@@ -35,9 +44,14 @@ VALUED_OPTIONS = (
     "--config-path",
     "-cp",
 )
-VERBS = ("train", "plan", "audit", "prepare", "runs", "compare")
-OWN_KEYS = ("compare",)
+VERBS = ("train", "plan", "audit", "prepare", "runs", "compare", "predict", "evaluate")
+OWN_KEYS = ("compare", "predict", "evaluate")
 """Verbs whose keys are those of `conf/<verb>.yaml`; the others take the configuration of a run."""
+GOES_ON = {
+    "train": ": the same command goes on from its last checkpoint, or starts again without one",
+    "predict": ": the same command goes on, from a file to a file",
+}
+"""What becomes of a verb that was interrupted."""
 HELP = """\
 sentexp fine-tunes language models to classify sentiment.
 
@@ -51,6 +65,9 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp --multirun hydra/sweeper=optuna 'optim.lr=tag(log,interval(1e-5,1e-3))'     a search
   python -m sentexp runs                             every run that is recorded: identity, state, result
   python -m sentexp compare                          the latest sweep: who is better, and how surely; with a report
+  python -m sentexp predict run=best input=new.csv output=said.csv   labels and probabilities of other texts
+  python -m sentexp predict run=best --text "..."    the same of one sentence
+  python -m sentexp evaluate run=best data=imdb      a finished run on other data
   python -m sentexp audit data=fpb                   look for duplicates, leaks and faults in the data; train nothing
   python -m sentexp prepare model=gpt2 data=sst2     fetch, convert and tokenise only: the run then needs no network
   python -m sentexp --cfg job                        print the whole configuration and stop
@@ -96,9 +113,26 @@ def main() -> None:
         sys.argv.append("sweep.dry_run=true")
     elif verb not in ("train", *OWN_KEYS):
         sys.argv.insert(1, "hydra/sweeper=basic")
-    sys.argv[1:] = _options_first(sys.argv[1:])
+    sentence = _take_sentence() if verb == "predict" else None
+    sys.argv[1:] = [_as_text(word) for word in _options_first(sys.argv[1:])]
     signal.signal(signal.SIGTERM, _on_sigterm)
-    sys.exit(_compose_and_do(verb))
+    sys.exit(_compose_and_do(verb, sentence))
+
+
+def _take_sentence() -> str | None:
+    """Take `--text "..."` out of the arguments: a sentence may hold anything, and hydra reads it as a grammar."""
+    for place, word in enumerate(sys.argv[1:], start=1):
+        name, equals, value = word.partition("=")
+        if name == "--text":
+            sentence = value if equals else next(iter(sys.argv[place + 1 :]), "")
+            del sys.argv[place : place + (1 if equals else 2)]
+            return sentence
+    return None
+
+
+def _as_text(word: str) -> str:
+    """Quote the id of a run, which hydra may else take for a number: 76e50123 is one."""
+    return re.sub(r"^run=([\w-]+)$", r"run='\1'", word)
 
 
 def _options_first(words: list[str]) -> list[str]:
@@ -129,7 +163,7 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-def _compose_and_do(verb: str) -> int:
+def _compose_and_do(verb: str, sentence: str | None = None) -> int:
     """Compose the configuration with hydra and do each job of it; return the exit code."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -143,7 +177,7 @@ def _compose_and_do(verb: str) -> int:
 
     def job(config: "DictConfig") -> "float | Outcome":
         try:
-            return _job(verb, config, full_error)
+            return _job(verb, config, full_error, sentence)
         except _Told:
             if HydraConfig.get().mode is RunMode.MULTIRUN:  # perhaps in another process
                 raise
@@ -154,8 +188,7 @@ def _compose_and_do(verb: str) -> int:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=root_of(verb))(job)()
     except (KeyboardInterrupt, Terminated):
         if processes.speaks():
-            goes_on = ": the same command goes on from its last checkpoint, or starts again without one"
-            complain(f"Interrupted{goes_on if verb == 'train' else ''}.")
+            complain(f"Interrupted{GOES_ON.get(verb, '')}.")
         return 130
     except _Told:
         return 1
@@ -190,10 +223,10 @@ class _Told(Exception):
     """A run has failed, and the console says why."""
 
 
-def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome":
+def _job(verb: str, config: "DictConfig", full_error: bool, sentence: str | None) -> "float | Outcome":
     """Do one configuration; return its objective, or, for a run of a sweep of our own, what became of it."""
     try:
-        return _do(verb, _typed(config))
+        return _do(verb, _typed(config), sentence)
     except Exception as error:
         from sentexp.diagnosis import explain_failure
 
@@ -210,7 +243,10 @@ def _job(verb: str, config: "DictConfig", full_error: bool) -> "float | Outcome"
         raise KeyboardInterrupt from None
 
 
-def _typed(config: "DictConfig") -> Config | CompareConfig:
+AnyConfig = Config | CompareConfig | PredictConfig | EvaluateConfig
+
+
+def _typed(config: "DictConfig") -> AnyConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -221,11 +257,11 @@ def _typed(config: "DictConfig") -> Config | CompareConfig:
         raise UserError(
             f"The configuration does not fit together ({reason}): python -m sentexp --cfg job lists every key."
         ) from error
-    assert isinstance(typed, Config | CompareConfig)
+    assert isinstance(typed, AnyConfig)
     return typed
 
 
-def _do(verb: str, config: Config | CompareConfig) -> "float | Outcome":
+def _do(verb: str, config: AnyConfig, sentence: str | None) -> "float | Outcome":
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
@@ -235,6 +271,10 @@ def _do(verb: str, config: Config | CompareConfig) -> "float | Outcome":
 
         processes.require_one("sentexp compare")
         compare(config)
+        return math.nan
+    if isinstance(config, PredictConfig | EvaluateConfig):
+        processes.require_one(f"sentexp {verb}")
+        _use(config, sentence)
         return math.nan
     hydra = HydraConfig.get()
     sweeper = OmegaConf.to_object(hydra.sweeper)
@@ -268,6 +308,18 @@ def _do(verb: str, config: Config | CompareConfig) -> "float | Outcome":
     else:
         (experiment.audit if verb == "audit" else experiment.prepare)(config)
     return math.nan
+
+
+def _use(config: PredictConfig | EvaluateConfig, sentence: str | None) -> None:
+    """Use a finished run."""
+    if isinstance(config, PredictConfig):
+        from sentexp.serving.predict import predict
+
+        predict(config, sentence)
+    else:
+        from sentexp.serving.evaluate import evaluate
+
+        evaluate(config)
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:

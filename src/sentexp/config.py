@@ -998,6 +998,107 @@ class CompareConfig:
         )
 
 
+class TableFormat(Enum):
+    """How a table is written that has no name to tell it: the formats of standard input and output."""
+
+    csv = "csv"
+    tsv = "tsv"
+    jsonl = "jsonl"
+
+
+@dataclass(kw_only=True, slots=True)
+class PredictConfig:
+    """`python -m sentexp predict`: which run, which texts, and where what it says of them goes.
+
+    `run` is an identity or an MLflow run id, or the beginning of one, `best`, or the path of a run's folder or of its
+    folder of weights; `base` says where its base model is now, if it has moved. `text` is the column of the texts;
+    null is that of the run's own data, else `text`, else the only column of texts. `prefix` stands before the names of
+    the columns that are added. `format` is that of standard input and output. `max_tokens` are those of a batch.
+    """
+
+    tracking: TrackingConfig = MISSING
+    run: str | None = None
+    input: str | None = None
+    output: str | None = None
+    overwrite: bool = False
+    text: str | None = None
+    prefix: str = ""
+    calibrated: bool = False
+    format: TableFormat | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+    base: str | None = None
+    chunk_rows: int = 4096
+    max_tokens: int = 4096
+    accelerator: str = "auto"
+    output_dir: str = "outputs"
+
+    def __post_init__(self) -> None:
+        """Check that a run is named, and the reading of text files."""
+        _require_run("predict", self.run)
+        _at_least("chunk_rows", self.chunk_rows, 1)
+        _at_least("max_tokens", self.max_tokens, 1)
+        _require_accelerator(self.accelerator)
+        if self.encoding is not None:
+            try:
+                codecs.lookup(self.encoding)
+            except LookupError:
+                raise UserError(
+                    f"encoding={self.encoding} is no encoding that Python knows: utf-8, latin-1, cp1252 and utf-16 are "
+                    "usual."
+                ) from None
+        if self.delimiter == "\\t":
+            self.delimiter = "\t"
+        require(
+            self.delimiter is None or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n'),
+            f"delimiter={self.delimiter!r} must be one character such as ; or \\t.",
+        )
+
+
+class EvaluatedRows(Enum):
+    """Which rows of a data set a finished run is evaluated on: those of a split, or all of them."""
+
+    validation = "validation"
+    test = "test"
+    all = "all"
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateConfig:
+    """`python -m sentexp evaluate`: a finished run on other data; see `PredictConfig` for what is not said here.
+
+    `split` are the rows: a split of the data as a run would have it, or all of them. Texts are cut as in the run, so
+    `data.max_length` does not count.
+    """
+
+    tracking: TrackingConfig = MISSING
+    data: DataConfig = MISSING
+    run: str | None = None
+    split: EvaluatedRows = EvaluatedRows.test
+    base: str | None = None
+    max_tokens: int = 4096
+    accelerator: str = "auto"
+    output_dir: str = "outputs"
+
+    def __post_init__(self) -> None:
+        """Check that a run is named."""
+        _require_run("evaluate", self.run)
+        _at_least("max_tokens", self.max_tokens, 1)
+        _require_accelerator(self.accelerator)
+
+
+def _require_run(verb: str, run: str | None) -> None:
+    require(
+        bool(run),
+        f"{verb} needs a finished run: give run=<identity or MLflow run id> (python -m sentexp runs lists them), "
+        "run=best, or run=<a run's folder>.",
+    )
+
+
+def _require_accelerator(accelerator: str) -> None:
+    require(accelerator in ("auto", "cpu", "gpu"), f"accelerator={accelerator} must be auto, cpu or gpu.")
+
+
 BOOKKEEPING = (
     "tracking",
     "output_dir",
@@ -1059,6 +1160,8 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="schema_compare", node=CompareConfig)
+    store.store(name="schema_predict", node=PredictConfig)
+    store.store(name="schema_evaluate", node=EvaluateConfig)
     polymorphic: dict[str, dict[str, type]] = {
         "peft": {"none": Untuned, "head": HeadOnly, "full": FullFineTuning, "lora": Lora, "ia3": IA3},
         "data": {"table": TableData, "phrasebank": PhraseBank, "multilingual": Multilingual, "rated": RatedTexts},

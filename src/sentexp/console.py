@@ -74,12 +74,34 @@ def print_parameters(method: str, audit: "ParameterAudit") -> None:
 def print_result(metrics: Mapping[str, float], labels: list[str], confusion: list[list[int]]) -> None:
     """Print validation and test metrics side by side, and the confusion matrix of the test split."""
     table = Table("metric", "validation", "test", title="result", title_justify="left")
-    names = [name for key in metrics if (name := key.removeprefix("test/")) != key and "/" not in name]
-    for name in names:
+    for name in _plain_names(metrics):
         table.add_row(Text(name), _number(name, metrics.get(f"best/{name}")), _number(name, metrics[f"test/{name}"]))
     OUT.print(table)
     _print_confusion(labels, confusion)
     _print_slices(metrics)
+
+
+def print_evaluation(
+    title: str,
+    metrics: Mapping[str, float],
+    own: Mapping[str, float],
+    labels: list[str],
+    confusion: list[list[int]],
+) -> None:
+    """Print the metrics of a finished run on other data, beside those of its own test split where they are known."""
+    columns = ["here", *(["own test split"] if own else [])]
+    table = Table("metric", *columns, title=escape(title), title_justify="left")
+    for name in _plain_names(metrics):
+        values = [metrics[f"test/{name}"], *([own.get(f"test/{name}")] if own else [])]
+        table.add_row(Text(name), *(_number(name, value) for value in values))
+    OUT.print(table)
+    _print_confusion(labels, confusion)
+    _print_slices(metrics)
+
+
+def _plain_names(metrics: Mapping[str, float]) -> list[str]:
+    """Return the names of the test metrics that are of no slice."""
+    return [name for key in metrics if (name := key.removeprefix("test/")) != key and "/" not in name]
 
 
 def print_answers(counts: Mapping[str, str]) -> None:
