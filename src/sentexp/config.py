@@ -1072,7 +1072,7 @@ class EvaluateConfig:
     """
 
     tracking: TrackingConfig = MISSING
-    data: DataConfig = MISSING
+    data: DataConfig | None = None
     run: str | None = None
     split: EvaluatedRows = EvaluatedRows.test
     base: str | None = None
@@ -1083,8 +1083,18 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         """Check that a run is named."""
         _require_run("evaluate", self.run)
+        require(
+            self.data is not None,
+            "evaluate needs a data set: give data=<one of the group data>, such as data=csv data.path=reviews.csv.",
+        )
         _at_least("max_tokens", self.max_tokens, 1)
         _require_accelerator(self.accelerator)
+
+    @property
+    def dataset(self) -> DataConfig:
+        """The data set, which is known to be there."""
+        assert self.data is not None
+        return self.data
 
 
 def _require_run(verb: str, run: str | None) -> None:

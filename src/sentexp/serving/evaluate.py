@@ -57,7 +57,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     assert config.run is not None
     finished = find_finished(config.run, config.tracking, config.output_dir)
     _require_recordable(finished, config)
-    examples = as_labelled(chosen_rows(load_examples(config.data, whole=True), config.split), finished, config)
+    examples = as_labelled(chosen_rows(load_examples(config.dataset, whole=True), config.split), finished, config)
     identity = _identify(finished, examples, config)
     folder = Path(config.output_dir) / f"{EVALUATION}-{identity}"
     found = _recorded(config, identity, folder)
@@ -114,7 +114,7 @@ def as_labelled(examples: Examples, finished: Finished, config: EvaluateConfig) 
     some = "{" + ", ".join(f"{label}: {finished.trained.labels[0]}" for label in unknown[:1]) + ", ...}"
     require(
         not unknown,
-        f"data={config.data.name} has rows of the label {', '.join(unknown)}, and run {finished.trained.identity} "
+        f"data={config.dataset.name} has rows of the label {', '.join(unknown)}, and run {finished.trained.identity} "
         f"knows {', '.join(finished.trained.labels)}: name them alike with data.labels=[...] in the order of its "
         f'classes, or map them with a mapping such as "data.labels={some}" (null leaves the rows of a value out).',
     )
@@ -130,7 +130,7 @@ def _identify(finished: Finished, examples: Examples, config: EvaluateConfig) ->
     slices = [name for name in examples.test.column_names if name.startswith("slice.")]
     trained = finished.trained
     return digest_of(
-        EVALUATION, trained.identity, trained.run_id, split_digest(examples.test), others, slices, config.data.name
+        EVALUATION, trained.identity, trained.run_id, split_digest(examples.test), others, slices, config.dataset.name
     )
 
 
@@ -215,7 +215,7 @@ def _open(found: Evaluated, finished: Finished, config: EvaluateConfig) -> Recor
     tracking = replace(config.tracking, system_metrics=False)
     left = find_run(tracking, IDENTITY, found.identity)
     tags = {
-        EVALUATION: config.data.name,
+        EVALUATION: config.dataset.name,
         IDENTITY: found.identity,
         "evaluation.of": finished.trained.identity,
         PARENT: finished.run.info.run_id,
@@ -223,7 +223,7 @@ def _open(found: Evaluated, finished: Finished, config: EvaluateConfig) -> Recor
         "mlflow.source.name": "sentexp",
         **git_state(),
     }
-    name = f"{finished.run.info.run_name} on {config.data.name}"
+    name = f"{finished.run.info.run_name} on {config.dataset.name}"
     return open_record(tracking, name, None if left is None else left.info.run_id, tags)
 
 
@@ -232,13 +232,13 @@ def _params(finished: Finished, config: EvaluateConfig) -> dict[str, Any]:
     own = {} if finished.run is None else finished.run.data.params
     kept = {key: value for key, value in own.items() if not key.startswith(("data.", "class_weight."))}
     trained_on = own.get("data.name")
-    return kept | flatten(config.data, "data.") | {"evaluation.split": config.split.name, "trained_on": trained_on}
+    return kept | flatten(config.dataset, "data.") | {"evaluation.split": config.split.name, "trained_on": trained_on}
 
 
 def _show(found: Evaluated, finished: Finished, config: EvaluateConfig, folder: Path, rows: int) -> None:
     """Print metrics beside those of the run's own test split, and where they are."""
     own = {} if finished.run is None else finished.run.data.metrics
-    title = f"{finished.name} on {rows:,} rows of {config.data.name} ({config.split.name})"
+    title = f"{finished.name} on {rows:,} rows of {config.dataset.name} ({config.split.name})"
     console.print_evaluation(title, found.metrics, own, found.labels, found.confusion)
     where = describe_store(config.tracking)
     console.say(f"MLflow run {found.run_id} in {where}" if found.run_id else f"recorded {where}")
