@@ -109,7 +109,6 @@ def test_a_kill_in_the_middle_costs_no_row_and_no_byte(form, sentexp, tmp_path, 
     rows = [{"number": f"{n}", "text": f"{'good ' * (n * 7 % 13)}film {n}"} for n in range(23)]
     write(tmp_path / f"in.{form}", rows)
     words = [f"input=in.{form}", "chunk_rows=4"]
-    monkeypatch.setattr("sentexp.serving.tables.PIECE", 4)
     assert sentexp(*words, f"output=whole.{form}")[0] == 0
     original, calls = module.say_of, []
 
@@ -143,7 +142,6 @@ def test_a_kill_in_the_middle_costs_no_row_and_no_byte(form, sentexp, tmp_path, 
 def test_another_input_or_other_keys_begin_anew(sentexp, tmp_path, monkeypatch):
     write(tmp_path / "in.csv", ROWS)
     original = module.say_of
-    monkeypatch.setattr("sentexp.serving.tables.PIECE", 2)
     for change in (lambda: write(tmp_path / "in.csv", ROWS[:5]), lambda: None):
         calls = []
 
@@ -270,14 +268,13 @@ def test_bad_json_lines_are_one_sentence(content, sentexp, tmp_path):
     assert "Traceback" not in errors
 
 
-def test_values_that_a_format_cannot_hold_are_told(sentexp, tmp_path, monkeypatch):
+def test_values_that_a_format_cannot_hold_are_told(sentexp, tmp_path):
     write(tmp_path / "in.jsonl", [{"text": "a"}, {"text": None}, {"text": "c\td", "more": 1}])
     code, _, errors = sentexp("input=in.jsonl", "output=out.tsv")
     assert code == 1
     assert "A value holds a tab or a line break ('c\\td'), which TSV cannot write" in errors
-    monkeypatch.setattr("sentexp.serving.tables.PIECE", 1)
-    code, _, errors = sentexp("input=in.jsonl", "output=out.csv")
-    assert "A row has the name 'more', which the first 1 rows lack" in errors
+    code, _, errors = sentexp("input=in.jsonl", "output=out.csv", "chunk_rows=1")
+    assert "A row has the name 'more', which the first rows lack" in errors
     assert sentexp("input=in.jsonl", "output=out.jsonl")[0] == 0
 
 

@@ -23,7 +23,7 @@ from sentexp.errors import require
 from sentexp.serving.finished import Finished, find_finished
 from sentexp.serving.output import Output, Said, open_output
 from sentexp.serving.scorer import Scorer
-from sentexp.serving.tables import STANDARD, Chunk, Source, format_of, open_source
+from sentexp.serving.tables import PIECE, STANDARD, Chunk, Source, format_of, open_source
 from sentexp.tracking.identity import digest_of
 
 LABEL, PROBABILITY = "label", "probability_"
@@ -53,8 +53,9 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
         return
     assert config.input is not None
     own_form = config.format.name if config.input == STANDARD and config.format is not None else None
+    piece = min(PIECE, config.chunk_rows)
     try:
-        with open_source(config.input, own_form, config.encoding, config.delimiter) as source:
+        with open_source(config.input, own_form, config.encoding, config.delimiter, piece) as source:
             _predict_table(finished, config, source)
     except BrokenPipeError:  # who reads standard output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -57,7 +57,11 @@ class Chunk:
 
 @contextmanager
 def open_source(
-    path: str, form: str | None = None, encoding: str | None = None, delimiter: str | None = None
+    path: str,
+    form: str | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    piece: int = PIECE,
 ) -> "Iterator[Source]":
     """Yield the rows of an input; see `Source`.
 
@@ -71,7 +75,7 @@ def open_source(
         require(file.stat().st_size > 0, f"input={path} is empty: it must hold a header or rows.")
     opened: AbstractContextManager[IO[bytes]] = nullcontext(sys.stdin.buffer) if path == STANDARD else file.open("rb")
     with opened as stream:
-        yield Source(path, stream, form, encoding, delimiter)
+        yield Source(path, stream, form, encoding, delimiter, piece)
 
 
 class Source:
@@ -83,15 +87,23 @@ class Source:
         form: csv, tsv, jsonl or parquet; None is by the ending, or by the first letter of standard input.
         encoding: null is UTF-8, or what a byte order mark says.
         delimiter: of CSV and TSV; null is that of the format.
+        piece: rows that are read at one time.
 
     Raises:
         UserError: it is empty, or of another format.
     """
 
     def __init__(
-        self, path: str, stream: IO[bytes], form: str | None, encoding: str | None, delimiter: str | None
+        self,
+        path: str,
+        stream: IO[bytes],
+        form: str | None,
+        encoding: str | None,
+        delimiter: str | None,
+        piece: int = PIECE,
     ) -> None:
         self.path, self.stream, self.name = path, stream, "standard input" if path == STANDARD else path
+        self.piece = piece
         file = Path(path).expanduser()
         first = self._peek()
         if form is None:
@@ -146,11 +158,11 @@ class Source:
         return self.textual[0]
 
     def chunks(self, text: str, most: int) -> Iterator[Chunk]:
-        """Yield all rows, at most `most` at a time; where a chunk ends depends on the rows alone.
+        """Yield all rows; where a chunk ends depends on the rows alone.
 
         Args:
             text: the column of the texts.
-            most: rows of a chunk.
+            most: rows of a chunk, which ends with the piece that reaches them.
         """
         held: list[Any] = []
         texts: list[str | None] = []
@@ -205,7 +217,7 @@ class Source:
         self.size = opened.metadata.num_rows
 
         def pieces() -> Iterator[pa.Table]:
-            for batch in opened.iter_batches(batch_size=PIECE):
+            for batch in opened.iter_batches(batch_size=self.piece):
                 self.done += batch.num_rows
                 yield pa.Table.from_batches([batch])
 
@@ -236,7 +248,7 @@ class Source:
                     f"that hold {self.delimiter!r}, mend it, or name what divides columns with delimiter=<letter>.",
                 )
                 block.append(row)
-                if len(block) == PIECE:
+                if len(block) == self.piece:
                     yield table(block)
                     block = []
             if block:
@@ -323,7 +335,7 @@ class Source:
                     f"Line {number} of {self.name} holds half of a surrogate pair, which is no character: mend it."
                 ) from None
             block.append(row)
-            if len(block) == PIECE:
+            if len(block) == self.piece:
                 yield block
                 block = []
         if block:
@@ -394,8 +406,7 @@ def _require_known(rows: Objects, columns: Sequence[str]) -> None:
     new = next((name for row in rows for name in row if name not in known), None)
     require(
         new is None,
-        f"A row has the name {new!r}, which the first {PIECE} rows lack, so it has no column: write "
-        "output=<file>.jsonl.",
+        f"A row has the name {new!r}, which the first rows lack, so it has no column: write output=<file>.jsonl.",
     )
 
 

@@ -1,0 +1,201 @@
+"""`predict` against `transformers.pipeline("text-classification")` with batching: one fine-tuned model, one machine.
+
+    python benchmarks/predict.py ../shared/data/sst2                       # 100,000 rows; an hour or more on two cores
+    python benchmarks/predict.py ../shared/data/sst2 --run outputs/<id>    # a run that is there already
+    python benchmarks/predict.py ../shared/data/sst2 --rows 2000 --theirs 500 --chunk 100 --override model=tiny
+
+The rows are sentences of SST-2, repeated. In one process both go through the same chunks in turn: `predict` with
+reading and writing its files, the pipeline with the merged model, texts in the run's frame, and the run's arithmetic.
+Then the command itself, in processes of its own: its peak memory on a tenth of the rows and on all, and a kill in the
+middle, after which the output must be the same to the byte. Writes predict.json beside this.
+"""
+
+import argparse
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+OUT = Console()
+
+
+def main() -> None:
+    """Measure, and write down what came out."""
+    import torch
+
+    from sentexp.hardware import choose_device, describe
+    from sentexp.models.trained import read_trained
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, help="SST-2: a folder in GLUE's layout")
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument(
+        "--theirs", type=int, default=10_000, help="rows that the pipeline reads, in chunks spread evenly"
+    )
+    parser.add_argument("--chunk", type=int, default=1000, help="rows of the chunks that alternate")
+    parser.add_argument("--batch", type=int, default=32, help="of the pipeline")
+    parser.add_argument("--run", type=Path, help="the folder of a finished run; without it one is trained")
+    parser.add_argument("--override", nargs="*", default=[], help="keys of the run that is trained")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run = given.run or train(given.path, Path(folder), given.override)
+        weights = run / json.loads((run / "result.json").read_text())["weights"]
+        inputs = {rows: write_rows(given.path, Path(folder), rows) for rows in (given.rows // 10, given.rows)}
+        facts: dict[str, Any] = {"machine": describe(choose_device("auto")), "threads": torch.get_num_threads()}
+        facts |= {"rows": given.rows, "chunk": given.chunk, "batch": given.batch, "override": given.override}
+        facts["side_by_side"] = side_by_side(read_trained(weights), inputs[given.rows], given, Path(folder))
+        chunk = min(4096, given.rows // 40)  # so that the fewer rows have chunks to be killed between
+        facts["command"] = {str(rows): command(run, file, chunk) for rows, file in inputs.items()}
+        facts["killed"] = killed(run, inputs[given.rows // 10], chunk)
+    (HERE / "predict.json").write_text(json.dumps(facts, indent=2) + "\n")
+    show(facts)
+
+
+def train(path: Path, folder: Path, overrides: list[str]) -> Path:
+    """Return the folder of a short run on SST-2: how right it is does not matter here."""
+    from sentexp.config import load_config
+    from sentexp.experiment import run
+
+    words = ["data=sst2", f"data.path={path}", "data.train_subset=1000", "data.validation_subset=100", "baseline=false"]
+    words += ["tracking=none", "trainer.progress_bar=false", f"output_dir={folder}/outputs"]
+    return run(load_config(*words, *overrides)).folder
+
+
+def write_rows(path: Path, folder: Path, rows: int) -> Path:
+    """Write sentences of SST-2 to a CSV, again from the first when there are no more."""
+    lines = (path / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    texts = [line.rpartition("\t")[0] for line in lines]
+    file = folder / f"{rows}.csv"
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("id", "text"), *((n, texts[n % len(texts)]) for n in range(rows))])
+    return file
+
+
+def side_by_side(trained: Any, file: Path, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return seconds of the chunks that both have read, and how far their probabilities are apart."""
+    from sentexp.serving.output import FileOutput
+    from sentexp.serving.predict import say_of
+    from sentexp.serving.scorer import Scorer
+    from sentexp.serving.tables import open_source
+
+    scorer = Scorer(trained)
+    theirs = pipeline_of(scorer, folder / "merged", given.batch)
+    labels = trained.labels
+    added = ["label", *(f"probability_{label}" for label in labels)]
+    every = max(1, given.rows // given.theirs)
+    own_seconds, their_seconds, apart, other = [], [], 0.0, 0
+    compared = 0
+    with open_source(str(file)) as source:
+        output = FileOutput(folder / "said.csv", "csv", source.columns, added, ",", "benchmark")
+        chunks = source.chunks("text", given.chunk)
+        began = time.perf_counter()
+        for number, chunk in enumerate(chunks):
+            said = say_of(scorer, chunk)
+            output.write(chunk, said)
+            ended = time.perf_counter()
+            if number % every == 0:
+                own_seconds.append((len(said), ended - began))
+                found = theirs([trained.prompt.frame((text or "").strip()) for text in chunk.texts])
+                their_seconds.append((len(said), time.perf_counter() - ended))
+                for row, scores in zip(said, found, strict=True):
+                    by_label = {score["label"]: score["score"] for score in scores}
+                    apart = max(apart, *(abs(by_label[n] - p) for n, p in zip(labels, row[1:], strict=True)))
+                    other += max(by_label, key=lambda name: by_label[name]) != row[0]
+                compared += len(said)
+            began = time.perf_counter()
+        output.finish()
+        output.close()
+    own, their = ([rows / seconds for rows, seconds in chunk] for chunk in (own_seconds, their_seconds))
+    return {
+        "precision": scorer.precision.name,
+        "rows_both": compared,
+        "predict_rows_per_second": sum(rows for rows, _ in own_seconds) / sum(s for _, s in own_seconds),
+        "pipeline_rows_per_second": sum(rows for rows, _ in their_seconds) / sum(s for _, s in their_seconds),
+        "median_ratio_of_chunks": median(a / b for a, b in zip(own, their, strict=True)),
+        "largest_difference": apart,
+        "other_labels": other,
+    }
+
+
+def pipeline_of(scorer: Any, folder: Path, batch: int) -> Any:
+    """Return transformers' pipeline over the same model, its adapter merged, in the run's arithmetic."""
+    import torch
+    from transformers import pipeline
+
+    from sentexp.models.backbone import DTYPES
+    from sentexp.models.trained import find_base, load_trained
+
+    trained = scorer.trained
+    model, tokenizer = load_trained(trained, find_base(trained), scorer.precision, torch.device("cpu"))
+    merged: Any = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    merged.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    made = pipeline(
+        "text-classification", model=str(folder), device=scorer.device, dtype=DTYPES[scorer.precision], top_k=None
+    )
+    return lambda texts: made(texts, batch_size=batch, truncation=True, max_length=scorer.limit)
+
+
+def start(run: Path, file: Path, output: Path, chunk: int) -> subprocess.Popen[bytes]:
+    """Start the command."""
+    words = ["predict", f"run='{run.absolute()}'", f"input='{file}'", f"output='{output}'", "tracking=none"]
+    words.append(f"chunk_rows={chunk}")
+    return subprocess.Popen([sys.executable, "-m", "sentexp", *words], stderr=subprocess.DEVNULL)
+
+
+def command(run: Path, file: Path, chunk: int) -> dict[str, float]:
+    """Return time and peak memory of the command, its start included."""
+    began = time.perf_counter()
+    process = start(run, file, file.with_suffix(".jsonl"), chunk)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return {"seconds": time.perf_counter() - began, "peak_memory_gib": usage.ru_maxrss / 2**20}
+
+
+def killed(run: Path, file: Path, chunk: int) -> dict[str, Any]:
+    """Kill the command when something is written, give it again, and compare with the output of `command`."""
+    output = file.with_name("killed.jsonl")
+    process = start(run, file, output, chunk)
+    state = output.with_name(f"{output.name}.state.json")
+    while process.poll() is None and not state.is_file():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    rows = json.loads(state.read_text())["rows"] if state.is_file() else None
+    assert start(run, file, output, chunk).wait() == 0
+    return {"killed_after_rows": rows, "same_bytes": output.read_bytes() == file.with_suffix(".jsonl").read_bytes()}
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Print what was measured."""
+    beside, killed = facts["side_by_side"], facts["killed"]
+    table = Table("", "rows", "rows/s", title=f"the same chunks in turn, {beside['precision']}", title_justify="left")
+    for name in ("predict", "pipeline"):
+        table.add_row(name, f"{beside['rows_both']:,}", f"{beside[f'{name}_rows_per_second']:,.1f}")
+    OUT.print(table)
+    OUT.print(
+        f"predict is {beside['median_ratio_of_chunks']:.1f} times as fast (median of chunks); probabilities differ by "
+        f"{beside['largest_difference']:.1e} at most, the label of {beside['other_labels']:,} rows"
+    )
+    table = Table("rows", "seconds", "rows/s", "peak memory (GiB)", title="the command", title_justify="left")
+    for rows, found in facts["command"].items():
+        speed = int(rows) / found["seconds"]
+        table.add_row(f"{int(rows):,}", f"{found['seconds']:.1f}", f"{speed:,.1f}", f"{found['peak_memory_gib']:.2f}")
+    OUT.print(table)
+    OUT.print(f"killed after {killed['killed_after_rows']} rows, then gone on with: same bytes {killed['same_bytes']}")
+
+
+if __name__ == "__main__":
+    main()
