@@ -94,8 +94,7 @@ def side_by_side(trained: Any, file: Path, given: argparse.Namespace, folder: Pa
     labels = trained.labels
     added = ["label", *(f"probability_{label}" for label in labels)]
     every = max(1, given.rows // given.theirs)
-    own_seconds, their_seconds, apart, other = [], [], 0.0, 0
-    compared = 0
+    own_seconds, their_seconds, apart, other, cut, compared = [], [], 0.0, 0, 0, 0
     with open_source(str(file)) as source:
         output = FileOutput(folder / "said.csv", "csv", source.columns, added, ",", "benchmark")
         chunks = source.chunks("text", given.chunk)
@@ -106,9 +105,13 @@ def side_by_side(trained: Any, file: Path, given: argparse.Namespace, folder: Pa
             ended = time.perf_counter()
             if number % every == 0:
                 own_seconds.append((len(said), ended - began))
-                found = theirs([trained.prompt.frame((text or "").strip()) for text in chunk.texts])
+                framed = [trained.prompt.frame((text or "").strip()) for text in chunk.texts]
+                found = theirs(framed)
                 their_seconds.append((len(said), time.perf_counter() - ended))
-                for row, scores in zip(said, found, strict=True):
+                for row, scores, tokens in zip(said, found, scorer.tokenizer(framed)["input_ids"], strict=True):
+                    if len(tokens) > scorer.limit:  # the pipeline cuts off what stands behind the text, too
+                        cut += 1
+                        continue
                     by_label = {score["label"]: score["score"] for score in scores}
                     apart = max(apart, *(abs(by_label[n] - p) for n, p in zip(labels, row[1:], strict=True)))
                     other += max(by_label, key=lambda name: by_label[name]) != row[0]
@@ -125,6 +128,7 @@ def side_by_side(trained: Any, file: Path, given: argparse.Namespace, folder: Pa
         "median_ratio_of_chunks": median(a / b for a, b in zip(own, their, strict=True)),
         "largest_difference": apart,
         "other_labels": other,
+        "cut_rows": cut,
     }
 
 
@@ -187,7 +191,8 @@ def show(facts: dict[str, Any]) -> None:
     OUT.print(table)
     OUT.print(
         f"predict is {beside['median_ratio_of_chunks']:.1f} times as fast (median of chunks); probabilities differ by "
-        f"{beside['largest_difference']:.1e} at most, the label of {beside['other_labels']:,} rows"
+        f"{beside['largest_difference']:.1e} at most, the label of {beside['other_labels']:,} rows; "
+        f"{beside['cut_rows']:,} are too long, and cut in different places"
     )
     table = Table("rows", "seconds", "rows/s", "peak memory (GiB)", title="the command", title_justify="left")
     for rows, found in facts["command"].items():
