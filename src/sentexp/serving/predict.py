@@ -7,13 +7,9 @@ kill costs the chunk that it was at.
 import hashlib
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +18,7 @@ from sentexp.console import OUT
 from sentexp.errors import require
 from sentexp.serving.finished import Finished, find_finished
 from sentexp.serving.output import Output, Said, open_output
+from sentexp.serving.progress import Meter, tell
 from sentexp.serving.scorer import Scorer
 from sentexp.serving.tables import PIECE, STANDARD, Chunk, Source, format_of, open_source
 from sentexp.tracking.identity import digest_of
@@ -75,35 +72,39 @@ def _predict_table(finished: Finished, config: PredictConfig, source: Source) ->
     task = _task(finished, config, column, form)
     delimiter = source.delimiter if source.form == "csv" else ","
     output = open_output(config.output, form, source.columns, added, delimiter, task, getattr(source, "schema", None))
+    meter = Meter(source)
     try:
-        _tell(f"run {finished.name}; texts in the column {column} of {source.name}")
+        tell(f"run {finished.name}; texts in the column {column} of {source.name}")
         if output.rows:
-            _tell(f"Going on after row {output.rows:,}, where an earlier start of the same command has stopped.")
-        began, before = time.monotonic(), output.rows
-        _score_all(source, column, output, config, lambda: _scorer(finished, config))
+            tell(f"Going on after row {output.rows:,}, where an earlier start of the same command has stopped.")
+        _score_all(source, column, output, config, meter, lambda: _scorer(finished, config))
+        seconds = meter.seconds
         output.finish()
     finally:
         output.close()
     if output.empty:
-        _tell(f"{output.empty:,} rows have no text: their label and probabilities are empty.")
-    rows, seconds = output.rows - before, time.monotonic() - began
+        tell(f"{output.empty:,} rows have no text: their label and probabilities are empty.")
     where = "on standard output" if config.output == STANDARD else f"in {config.output}"
-    _tell(f"{output.rows:,} rows are {where}; {rows:,} took {seconds:.1f} s, {rows / seconds:,.0f} a second.")
+    speed = f"; {meter.rows:,} took {seconds:.1f} s, {meter.rows / seconds:,.1f} rows/s" if meter.rows else ""
+    tell(f"{output.rows:,} rows are {where}{speed}.")
 
 
 def _score_all(
-    source: Source, column: str, output: Output, config: PredictConfig, scorer_of: Callable[[], Scorer]
+    source: Source, column: str, output: Output, config: PredictConfig, meter: Meter, scorer_of: Callable[[], Scorer]
 ) -> None:
     """Score and write every row that is not in the output yet."""
     scorer: Scorer | None = None
-    passed, start = 0, output.rows
-    with _progress(source) as advance:
+    left = output.rows  # to pass over
+    with meter:
         for chunk in source.chunks(column, config.chunk_rows):
-            passed += len(chunk.texts)
-            if passed <= start:
+            if left >= len(chunk.texts):
+                left -= len(chunk.texts)
+                meter.skip()
                 continue
             scorer = scorer or scorer_of()  # not before the input is known to be one
-            output.write(chunk, say_of(scorer, chunk, config.calibrated, advance))
+            rest, left = chunk.after(left), 0
+            meter.begin(len(rest.texts))
+            output.write(rest, say_of(scorer, rest, config.calibrated, meter.advance))
 
 
 def say_of(
@@ -197,47 +198,3 @@ def _print_sentence(scorer: Scorer, sentence: str, calibrated: bool) -> None:
     for name, value in zip(scorer.labels, probabilities, strict=True):
         table.add_row(Text(name), f"{value:.4f}")
     OUT.print(table)
-
-
-class _RowsPerSecond(TextColumn):
-    """Rows, and rows per second since the start."""
-
-    def __init__(self) -> None:
-        super().__init__("{task.fields[rows]:,} rows  {task.fields[speed]:,.0f} rows/s")
-
-
-@contextmanager
-def _progress(source: Source) -> Iterator[Callable[[int], None]]:
-    """Show how far the input is, with rows per second and the time left; yield what is told of rows that are done.
-
-    The share that is done is that of the bytes that were read, but for the chunk at hand, whose rows count as they go.
-    """
-    bar = Progress(
-        TextColumn("Predicting"),
-        BarColumn(),
-        TaskProgressColumn(),
-        _RowsPerSecond(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    with bar:
-        task = bar.add_task("", total=source.size, rows=0, speed=0.0)
-        began: float | None = None
-        rows = 0
-
-        def advance(more: int) -> None:
-            nonlocal began, rows
-            now = bar.get_time()
-            began = now if began is None else began
-            rows += more
-            speed = rows / max(now - began, 1e-9) if now > began else 0.0
-            bar.update(task, completed=source.done, rows=rows, speed=speed)
-
-        yield advance
-
-
-def _tell(sentence: str) -> None:
-    """Print a sentence beside standard output, which may hold the rows."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(sentence))

@@ -54,6 +54,11 @@ class Chunk:
     rows: "pa.Table | Objects"
     texts: list[str | None]
 
+    def after(self, first: int) -> "Chunk":
+        """Return the rows behind the first so many."""
+        rows = self.rows[first:] if isinstance(self.rows, list) else self.rows.slice(first)
+        return Chunk(rows=rows, texts=self.texts[first:])
+
 
 @contextmanager
 def open_source(
