@@ -30,7 +30,7 @@ LAYERS = {
     "experiment": 11,
     "diagnosis": 12,
     "compare": 12,
-    "serving": 12,
+    "serving": 13,
     "sweeps": 13,
     "cli": 14,
     "__main__": 15,

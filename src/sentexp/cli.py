@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -19,8 +20,7 @@ from sentexp.config import (
     TEMPLATE_GROUP,
     CompareConfig,
     Config,
-    EvaluateConfig,
-    PredictConfig,
+    FinishedRun,
     SearchConfig,
     conf_dir,
     register_schemas,
@@ -44,9 +44,11 @@ VALUED_OPTIONS = (
     "--config-path",
     "-cp",
 )
-VERBS = ("train", "plan", "audit", "prepare", "runs", "compare", "predict", "evaluate")
-OWN_KEYS = ("compare", "predict", "evaluate")
+USES = ("predict", "evaluate", "export", "register", "serve")
+"""Verbs that use a finished run; each is a function of a module of its name in `sentexp.serving`."""
+OWN_KEYS = ("compare", *USES)
 """Verbs whose keys are those of `conf/<verb>.yaml`; the others take the configuration of a run."""
+VERBS = ("train", "plan", "audit", "prepare", "runs", *OWN_KEYS)
 GOES_ON = {
     "train": ": the same command goes on from its last checkpoint, or starts again without one",
     "predict": ": the same command goes on, from a file to a file",
@@ -68,6 +70,9 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp predict run=best input=new.csv output=said.csv   labels and probabilities of other texts
   python -m sentexp predict run=best --text "..."    the same of one sentence
   python -m sentexp evaluate run=best data=imdb      a finished run on other data
+  python -m sentexp export run=best format=merged    for other programs: peft, merged, onnx, gguf, safetensors; proved
+  python -m sentexp register run=best name=reviews   a version in MLflow's registry; champion if it is better beyond noise
+  python -m sentexp serve run=best                   an HTTP server and a page, on this machine alone
   python -m sentexp audit data=fpb                   look for duplicates, leaks and faults in the data; train nothing
   python -m sentexp prepare model=gpt2 data=sst2     fetch, convert and tokenise only: the run then needs no network
   python -m sentexp --cfg job                        print the whole configuration and stop
@@ -132,7 +137,7 @@ def _take_sentence() -> str | None:
 
 def _as_text(word: str) -> str:
     """Quote the id of a run, which hydra may else take for a number: 76e50123 is one."""
-    return re.sub(r"^run=([\w-]+)$", r"run='\1'", word)
+    return re.sub(r"^run=([\w:/@.~-]+)$", r"run='\1'", word)
 
 
 def _options_first(words: list[str]) -> list[str]:
@@ -243,7 +248,7 @@ def _job(verb: str, config: "DictConfig", full_error: bool, sentence: str | None
         raise KeyboardInterrupt from None
 
 
-AnyConfig = Config | CompareConfig | PredictConfig | EvaluateConfig
+AnyConfig = Config | CompareConfig | FinishedRun
 
 
 def _typed(config: "DictConfig") -> AnyConfig:
@@ -272,9 +277,10 @@ def _do(verb: str, config: AnyConfig, sentence: str | None) -> "float | Outcome"
         processes.require_one("sentexp compare")
         compare(config)
         return math.nan
-    if isinstance(config, PredictConfig | EvaluateConfig):
+    if isinstance(config, FinishedRun):
         processes.require_one(f"sentexp {verb}")
-        _use(config, sentence)
+        use = getattr(import_module(f"sentexp.serving.{verb}"), verb)
+        use(config) if sentence is None else use(config, sentence)
         return math.nan
     hydra = HydraConfig.get()
     sweeper = OmegaConf.to_object(hydra.sweeper)
@@ -308,18 +314,6 @@ def _do(verb: str, config: AnyConfig, sentence: str | None) -> "float | Outcome"
     else:
         (experiment.audit if verb == "audit" else experiment.prepare)(config)
     return math.nan
-
-
-def _use(config: PredictConfig | EvaluateConfig, sentence: str | None) -> None:
-    """Use a finished run."""
-    if isinstance(config, PredictConfig):
-        from sentexp.serving.predict import predict
-
-        predict(config, sentence)
-    else:
-        from sentexp.serving.evaluate import evaluate
-
-        evaluate(config)
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:

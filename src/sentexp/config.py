@@ -1007,17 +1007,53 @@ class TableFormat(Enum):
 
 
 @dataclass(kw_only=True, slots=True)
-class PredictConfig:
-    """`python -m sentexp predict`: which run, which texts, and where what it says of them goes.
+class FinishedRun:
+    """What every verb that uses a finished run is told: which run, and where its parts are.
 
-    `run` is an identity or an MLflow run id, or the beginning of one, `best`, or the path of a run's folder or of its
-    folder of weights; `base` says where its base model is now, if it has moved. `text` is the column of the texts;
-    null is that of the run's own data, else `text`, else the only column of texts. `prefix` stands before the names of
-    the columns that are added. `format` is that of standard input and output. `max_tokens` are those of a batch.
+    `run` is an identity or an MLflow run id, or the beginning of one, `best`, the path of a run's folder or of its
+    folder of weights, or a registered model (`models:/name@alias`); `base` says where its base model is now, if it has
+    moved. `max_tokens` are those of a batch; `output_dir` is where runs have their folders.
     """
 
     tracking: TrackingConfig = MISSING
     run: str | None = None
+    base: str | None = None
+    max_tokens: int = 4096
+    accelerator: str = "auto"
+    output_dir: str = "outputs"
+
+    def __post_init__(self) -> None:
+        """Check that a run is named."""
+        require(
+            bool(self.run),
+            f"{self.verb} needs a finished run: give run=<identity or MLflow run id> (python -m sentexp runs lists "
+            "them), run=best, or run=<a run's folder>.",
+        )
+        _at_least("max_tokens", self.max_tokens, 1)
+        require(
+            self.accelerator in ("auto", "cpu", "gpu"), f"accelerator={self.accelerator} must be auto, cpu or gpu."
+        )
+
+    @property
+    def verb(self) -> str:
+        """The verb whose configuration this is."""
+        return type(self).__name__.removesuffix("Config").lower()
+
+    @property
+    def wanted(self) -> str:
+        """The run, which is known to be named."""
+        assert self.run is not None
+        return self.run
+
+
+@dataclass(kw_only=True, slots=True)
+class PredictConfig(FinishedRun):
+    """`python -m sentexp predict`: which texts, and where what the run says of them goes.
+
+    `text` is the column of the texts; null is that of the run's own data, else `text`, else the only column of texts.
+    `prefix` stands before the names of the columns that are added. `format` is that of standard input and output.
+    """
+
     input: str | None = None
     output: str | None = None
     overwrite: bool = False
@@ -1027,18 +1063,12 @@ class PredictConfig:
     format: TableFormat | None = None
     encoding: str | None = None
     delimiter: str | None = None
-    base: str | None = None
     chunk_rows: int = 4096
-    max_tokens: int = 4096
-    accelerator: str = "auto"
-    output_dir: str = "outputs"
 
     def __post_init__(self) -> None:
-        """Check that a run is named, and the reading of text files."""
-        _require_run("predict", self.run)
+        """Check the reading of text files."""
+        FinishedRun.__post_init__(self)
         _at_least("chunk_rows", self.chunk_rows, 1)
-        _at_least("max_tokens", self.max_tokens, 1)
-        _require_accelerator(self.accelerator)
         if self.encoding is not None:
             try:
                 codecs.lookup(self.encoding)
@@ -1064,31 +1094,23 @@ class EvaluatedRows(Enum):
 
 
 @dataclass(kw_only=True, slots=True)
-class EvaluateConfig:
-    """`python -m sentexp evaluate`: a finished run on other data; see `PredictConfig` for what is not said here.
+class EvaluateConfig(FinishedRun):
+    """`python -m sentexp evaluate`: a finished run on other data.
 
     `split` are the rows: a split of the data as a run would have it, or all of them. Texts are cut as in the run, so
     `data.max_length` does not count.
     """
 
-    tracking: TrackingConfig = MISSING
     data: DataConfig | None = None
-    run: str | None = None
     split: EvaluatedRows = EvaluatedRows.test
-    base: str | None = None
-    max_tokens: int = 4096
-    accelerator: str = "auto"
-    output_dir: str = "outputs"
 
     def __post_init__(self) -> None:
-        """Check that a run is named."""
-        _require_run("evaluate", self.run)
+        """Check that data are named."""
+        FinishedRun.__post_init__(self)
         require(
             self.data is not None,
             "evaluate needs a data set: give data=<one of the group data>, such as data=csv data.path=reviews.csv.",
         )
-        _at_least("max_tokens", self.max_tokens, 1)
-        _require_accelerator(self.accelerator)
 
     @property
     def dataset(self) -> DataConfig:
@@ -1097,16 +1119,97 @@ class EvaluateConfig:
         return self.data
 
 
-def _require_run(verb: str, run: str | None) -> None:
-    require(
-        bool(run),
-        f"{verb} needs a finished run: give run=<identity or MLflow run id> (python -m sentexp runs lists them), "
-        "run=best, or run=<a run's folder>.",
-    )
+class ExportFormat(Enum):
+    """What a finished run is written as; see `sentexp.serving.formats`."""
+
+    peft = "peft"
+    merged = "merged"
+    onnx = "onnx"
+    gguf = "gguf"
+    safetensors = "safetensors"
 
 
-def _require_accelerator(accelerator: str) -> None:
-    require(accelerator in ("auto", "cpu", "gpu"), f"accelerator={accelerator} must be auto, cpu or gpu.")
+class ExportType(Enum):
+    """The numbers that merged weights are written in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportConfig(FinishedRun):
+    """`python -m sentexp export`: a finished run for other programs.
+
+    `format` is one of `ExportFormat`, `dtype` that of merged weights, `output` the folder; null is
+    `exports/<identity>-<format>`.
+    """
+
+    format: ExportFormat | None = None
+    dtype: ExportType = ExportType.float32
+    output: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that a format is named, and that it has such numbers."""
+        FinishedRun.__post_init__(self)
+        formats = ", ".join(one.name for one in ExportFormat)
+        require(self.format is not None, f"export needs a format: give format=<one of {formats}>.")
+        plain = self.format in (ExportFormat.peft, ExportFormat.onnx)
+        require(
+            not plain or self.dtype is ExportType.float32,
+            f"dtype={self.dtype.name} is for merged weights: format=peft keeps the adapter as it was trained, and "
+            "format=onnx is written in float32; leave it out.",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class RegisterConfig(FinishedRun):
+    """`python -m sentexp register`: a finished run as a version of a registered MLflow model.
+
+    `name` is that of the model. The version gets the `alias` if it is better than the version that has it: by more
+    than noise in `metric` on the same rows of `split`, or with `force`. `carry_base` puts the base model's weights in.
+    """
+
+    name: str | None = None
+    alias: str = "champion"
+    metric: str = "accuracy"
+    split: EvaluatedSplit = EvaluatedSplit.validation
+    confidence: float = 0.95
+    resamples: int = 2000
+    seed: int = 0
+    force: bool = False
+    carry_base: bool = False
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        FinishedRun.__post_init__(self)
+        require(bool(self.name), "register needs the name of a model: give name=<a name>, such as name=reviews.")
+        require(
+            self.tracking.backend is not TrackingBackend.none,
+            "register writes to MLflow's registry, and tracking=none has none: leave it out.",
+        )
+        check_measure(self.metric, self.confidence, self.resamples)
+
+
+@dataclass(kw_only=True, slots=True)
+class ServeConfig(FinishedRun):
+    """`python -m sentexp serve`: a finished run behind MLflow's scoring server.
+
+    `host` is loopback unless it is named; `max_bytes` is the largest request, `max_rows` its most texts.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 5001
+    max_bytes: int = 1 << 20
+    max_rows: int = 1024
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        FinishedRun.__post_init__(self)
+        require(0 <= self.port < 1 << 16, f"port={self.port} must be from 1 to 65535, or 0 for any that is free.")
+        _at_least("max_bytes", self.max_bytes, 1)
+        _at_least("max_rows", self.max_rows, 1)
 
 
 BOOKKEEPING = (
@@ -1172,6 +1275,9 @@ def register_schemas() -> None:
     store.store(name="schema_compare", node=CompareConfig)
     store.store(name="schema_predict", node=PredictConfig)
     store.store(name="schema_evaluate", node=EvaluateConfig)
+    store.store(name="schema_export", node=ExportConfig)
+    store.store(name="schema_register", node=RegisterConfig)
+    store.store(name="schema_serve", node=ServeConfig)
     polymorphic: dict[str, dict[str, type]] = {
         "peft": {"none": Untuned, "head": HeadOnly, "full": FullFineTuning, "lora": Lora, "ia3": IA3},
         "data": {"table": TableData, "phrasebank": PhraseBank, "multilingual": Multilingual, "rated": RatedTexts},

@@ -1,9 +1,12 @@
 """What the tests of serving share: finished runs of the tiny model, trained once for each file of tests."""
 
+import shutil
+
 import pytest
 
 from sentexp.config import load_config
 from sentexp.experiment import run
+from sentexp.models.backbone import locate_backbone
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +36,20 @@ def quick_words(reviews):
 def texts(reviews):
     """Return the test sentences."""
     return [line.partition("\t")[0] for line in (reviews / "test.tsv").read_text().splitlines()[1:]]
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory):
+    """Return a folder of a base model whose weights are random."""
+    folder = locate_backbone(load_config("model=tiny").model).folder
+    return shutil.copytree(folder, tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="session")
+def many_reviews(tmp_path_factory):
+    """Return a folder in GLUE's layout: 64 train, 60 validation and 40 test sentences that are easily told apart."""
+    folder = tmp_path_factory.mktemp("many")
+    for start, (name, rows) in enumerate({"train": 64, "validation": 60, "test": 40}.items()):
+        lines = [f"{'gggg' if row % 2 else 'bbbb'} film {1000 * start + row}\t{row % 2}" for row in range(rows)]
+        (folder / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    return folder

@@ -54,8 +54,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     Raises:
         UserError: anything in the configuration, the run or the data that the user can mend.
     """
-    assert config.run is not None
-    finished = find_finished(config.run, config.tracking, config.output_dir)
+    finished = find_finished(config.wanted, config.tracking, config.output_dir)
     _require_recordable(finished, config)
     examples = as_labelled(chosen_rows(load_examples(config.dataset, whole=True), config.split), finished, config)
     identity = _identify(finished, examples, config)

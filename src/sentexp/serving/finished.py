@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 RESULT = "result.json"
-BEST = "best"
+BEST, REGISTERED = "best", "models:/"
 SHORTEST = 4
 LISTED = 5
 
@@ -36,7 +36,8 @@ def find_finished(wanted: str, tracking: TrackingConfig, output_dir: str) -> Fin
     """Return the run that is wanted.
 
     Args:
-        wanted: an identity or MLflow run id or its beginning, `best`, a run's folder, or its folder of weights.
+        wanted: an identity or MLflow run id or its beginning, `best`, a run's folder, its folder of weights, or a
+            registered model, as `models:/name@alias` or `models:/name/version`.
         tracking: where runs are recorded.
         output_dir: where runs have their folders.
 
@@ -44,6 +45,8 @@ def find_finished(wanted: str, tracking: TrackingConfig, output_dir: str) -> Fin
         UserError: there is no such run, there are several, it is not finished, or its weights are gone.
     """
     path = Path(wanted).expanduser()
+    if wanted.startswith(REGISTERED):
+        return _registered(wanted, tracking)
     store = None if tracking.backend is TrackingBackend.none else find_store(tracking)
     if wanted == BEST:
         return _best(store, tracking)
@@ -94,6 +97,31 @@ def _best(store: Store | None, tracking: TrackingConfig) -> Finished:
     best = max(ranked, key=lambda place: sign * values[place])
     found = _of_store(BEST, [runs[best]], store)
     found.name += f": validation/{metric} {values[best]:.4f}, the best of {sweeps[0].info.run_name}"
+    return found
+
+
+def _registered(wanted: str, tracking: TrackingConfig) -> Finished:
+    """Return the run of a version of a registered model."""
+    from mlflow.exceptions import MlflowException
+
+    where = f"run={wanted} is no version of a registered model in {describe_store(tracking)}"
+    name, _, alias = wanted.removeprefix(REGISTERED).partition("@")
+    name, _, number = name.partition("/")
+    store = None if tracking.backend is TrackingBackend.none else find_store(tracking)
+    require(
+        store is not None and bool(name) and bool(alias) != bool(number),
+        f"{where}: write it as models:/<name>@<alias> or models:/<name>/<version>; python -m sentexp register makes "
+        "one.",
+    )
+    assert store is not None
+    try:
+        client = store.client
+        version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+        run = store.client.get_run(version.run_id)
+    except (MlflowException, UserError) as error:
+        raise UserError(f"{where} ({error.__cause__ or error}): python -m sentexp register makes one.") from None
+    found = _of_store(wanted, [run], store)
+    found.name += f", {name} version {version.version}"
     return found
 
 

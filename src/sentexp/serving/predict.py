@@ -37,14 +37,13 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
     Raises:
         UserError: anything in the configuration, the run or the input that the user can mend.
     """
-    assert config.run is not None
     require(
         (sentence is None) != (config.input is None),
         'predict takes input=<file> or --text "a sentence": give one of them.',
     )
     if sentence is None:
         _check_output(config)
-    finished = find_finished(config.run, config.tracking, config.output_dir)
+    finished = find_finished(config.wanted, config.tracking, config.output_dir)
     if sentence is not None:
         _print_sentence(_scorer(finished, config), sentence, config.calibrated)
         return

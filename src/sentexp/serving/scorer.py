@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from torch import Tensor
+from torch import Tensor, nn
 
 from sentexp.config import Precision
 from sentexp.data.datamodule import Texts, pad
@@ -16,11 +16,14 @@ from sentexp.data.tokens import WORTH_SHARING, encode, row_limit
 from sentexp.errors import UserError
 from sentexp.hardware import choose_device, choose_precision, is_out_of_memory, release_memory
 from sentexp.models.attention import PrefixCache
-from sentexp.models.backbone import DTYPES, model_type
+from sentexp.models.backbone import DTYPES, Backbone, base_of
 from sentexp.models.likelihood import LabelScorer, without_prior
 from sentexp.models.packed import FAMILIES
 from sentexp.models.scoring import Scores, SequenceClassifier
 from sentexp.models.trained import Trained, find_base, load_trained, scoring_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MAX_TOKENS = 4096
 """Of a batch, padding counted: enough to fill two cores, little enough for any memory."""
@@ -37,27 +40,38 @@ class Scorer:
 
     Args:
         trained: the weights of the run.
-        base: where the base model is now, if it has moved.
+        base: where the base model is now, if it has moved; or the base model itself.
         accelerator: auto, cpu or gpu.
         max_tokens: of a batch.
+        precision: arithmetic; None is that of the run, as far as the device has it.
+        loaded: model and tokenizer, where they are in memory already.
 
     Raises:
         UserError: the base is no longer there or another one, or weights do not fit.
     """
 
     def __init__(
-        self, trained: Trained, base: str | None = None, accelerator: str = "auto", max_tokens: int = MAX_TOKENS
+        self,
+        trained: Trained,
+        base: str | Backbone | None = None,
+        accelerator: str = "auto",
+        max_tokens: int = MAX_TOKENS,
+        precision: Precision | None = None,
+        loaded: "tuple[nn.Module, PreTrainedTokenizerBase] | None" = None,
     ) -> None:
         self.trained, self.max_tokens = trained, max_tokens
         self.device = choose_device(accelerator)
         halved = trained.precision is Precision.fp16 and self.device.type != "cuda"
-        self.precision = Precision.fp32 if halved else choose_precision(trained.precision, self.device)
-        backbone = find_base(trained, base)
-        model, self.tokenizer = load_trained(trained, backbone, self.precision, self.device)
+        own = Precision.fp32 if halved else choose_precision(trained.precision, self.device)
+        self.precision = precision or own
+        if loaded is None:
+            found = base if isinstance(base, Backbone) else find_base(trained, base)
+            loaded = load_trained(trained, found, self.precision, self.device)
+        model, self.tokenizer = loaded
         self.limit, _ = row_limit(self.tokenizer, trained.prompt, trained.max_length, trained.positions)
         prompt, pad_id = trained.prompt, self.tokenizer.pad_token_id
         self.packer = None
-        if model_type(backbone) in FAMILIES:
+        if base_of(model).config.get_text_config().model_type in FAMILIES:
             self.packer = Packer(answers=prompt.answers, end=prompt.end)
         self.classifier: SequenceClassifier | LabelScorer = (
             LabelScorer(model, prompt.answers, prompt.end, scoring_task(trained), pad_id, prompt.room)

@@ -1,0 +1,113 @@
+"""What stands before the scoring server: requests that are too large, empty or unreadable get a clear 4xx."""
+
+import json
+from typing import Any
+
+PATH = "/invocations"
+JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
+FORMS = ("dataframe_records", "dataframe_split", "instances", "inputs")
+HOW = '{"dataframe_records": [{"text": "a warm and funny film"}]}'
+
+Scope = Any
+Receive = Any
+Send = Any
+
+
+class Refused(Exception):
+    """A request that is not passed on: its status and a sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Guard:
+    """ASGI middleware around MLflow's scoring server.
+
+    Args:
+        app: the server.
+        most: bytes of a request.
+    """
+
+    def __init__(self, app: Any, most: int) -> None:
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, its body read whole, or answer it with why not."""
+        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        try:
+            body = await self._body(dict(scope["headers"]), receive)
+            check(body, dict(scope["headers"]).get(b"content-type", b"").decode("latin-1"))
+        except Refused as error:
+            await _answer(send, error.status, str(error))
+            return
+        given = False
+
+        async def again() -> dict[str, Any]:
+            nonlocal given
+            if given:
+                return dict(await receive())
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.app(scope, again, send)
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        told = headers.get(b"content-length", b"0")
+        if told.isdigit() and int(told) > self.most:
+            raise self._too_large()
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refused(400, "The request has ended before its end.")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self.most:
+                raise self._too_large()
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"The request is larger than {self.most:,} bytes: send its texts in several.")
+
+
+def check(body: bytes, content_type: str) -> None:
+    """Refuse a request that the scoring server could not read.
+
+    Args:
+        body: of the request.
+        content_type: its header.
+
+    Raises:
+        Refused: with the status 400, or 415 for a type that is none of the server's.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind not in (JSON, CSV, PARQUET):
+        told = f"is {content_type}" if content_type else "is missing"
+        raise Refused(415, f"Content-Type {told}: it must be {JSON}, {CSV} or {PARQUET}.")
+    if not body.strip():
+        raise Refused(400, f"The request is empty: send {HOW}.")
+    if kind != JSON:
+        return
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"The request is no JSON ({str(error)[:200]}): send {HOW}.") from None
+    forms = [form for form in FORMS if form in said] if isinstance(said, dict) else []
+    if len(forms) != 1:
+        raise Refused(400, f"The request must be an object with one of {', '.join(FORMS)}: send {HOW}.")
+    params = said.get("params")
+    if params is not None and not isinstance(params, dict):
+        raise Refused(400, 'params must be an object such as {"calibrated": true}.')
+
+
+async def _answer(send: Send, status: int, sentence: str) -> None:
+    body = json.dumps({"error_code": "BAD_REQUEST", "message": sentence}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 413:  # noqa: PLR2004 (what is left of the body is not read)
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,127 @@
+"""The proof of an export: another process reads it, and says of rows of the run what the run says.
+
+python -m sentexp.serving.proof peft exports/1a2b3c-peft < texts.json
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sentexp.config import ExportFormat, ExportType, Precision, Quantization
+from sentexp.errors import UserError, require
+from sentexp.models.trained import Trained
+from sentexp.serving.finished import Finished
+from sentexp.serving.scorer import Scorer
+from sentexp.tracking.predictions import file_name
+
+Array = np.ndarray[Any, np.dtype[Any]]
+ROWS = 64
+PIECE = ("a warm and funny film", "two hours felt like two days", "good", "the plot makes no sense; the cast is fine")
+"""What texts are made of where the run's own rows are no longer there."""
+EXACT, ROUNDED = 1e-3, 3e-2
+"""Differences of probabilities that are allowed: in float32, and of weights in 16 bits."""
+MARK = "sentexp-proof:"
+
+
+@dataclass(kw_only=True, slots=True)
+class Proof:
+    """How far the probabilities of an export are from the run's, at most, and how far they may be."""
+
+    rows: int
+    difference: float
+    tolerance: float
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        return (
+            f"read again in a fresh process, its probabilities of {self.rows} rows differ from the run's by "
+            f"{self.difference:.1e} at most (allowed: {self.tolerance:g})"
+        )
+
+
+def expected(finished: Finished, base: str | None) -> tuple[list[str], Array]:
+    """Return rows of the run, or texts of our own without any, and its probabilities of them in float32.
+
+    Args:
+        finished: the run.
+        base: where its base model is now, if it has moved.
+    """
+    texts = _rows(finished)
+    scorer = Scorer(finished.trained, base, "cpu", precision=Precision.fp32)
+    return texts, scorer.probabilities(texts)
+
+
+def prove(wanted: Array, arguments: Sequence[str], texts: list[str], tolerance: float) -> Proof:
+    """Read an export in a fresh process.
+
+    Args:
+        wanted: the run's probabilities, shape (texts, labels).
+        arguments: of this file as a program.
+        texts: to be read.
+        tolerance: the largest difference that is allowed.
+
+    Raises:
+        UserError: it cannot be read, or says something else.
+    """
+    call = [sys.executable, "-m", "sentexp.serving.proof", *arguments]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(  # noqa: S603 (this file)
+        call, input=json.dumps(texts), capture_output=True, text=True, env=offline, check=False, encoding="utf-8"
+    )
+    answers = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+    require(done.returncode == 0 and len(answers) == 1, f"a fresh process cannot read it: {last[:500]}")
+    found = np.array(json.loads(answers[0].removeprefix(MARK)), np.float32)
+    require(found.shape == wanted.shape, f"it gives {found.shape} probabilities, and the run {wanted.shape}.")
+    proof = Proof(rows=len(texts), difference=float(np.abs(found - wanted).max()), tolerance=tolerance)
+    require(proof.difference <= tolerance, f"{proof}.")
+    return proof
+
+
+def tolerance_of(trained: Trained, dtype: ExportType) -> float:
+    """Return the difference that is allowed to an export of weights in these numbers."""
+    exact = dtype is ExportType.float32 and trained.storage.quantization is Quantization.none
+    return EXACT if exact else ROUNDED
+
+
+def _rows(finished: Finished) -> list[str]:
+    """Return texts of the run's test rows, spread over all of them."""
+    import pyarrow.parquet as pq
+
+    file = finished.trained.folder.parent / file_name("test")
+    if not file.is_file():
+        return [" ".join(PIECE[place % len(PIECE)] for place in range(number, 2 * number + 1)) for number in range(ROWS)]
+    texts = pq.read_table(file, columns=["text"]).column("text").to_pylist()
+    step = max(1, len(texts) // ROWS)
+    return texts[::step][:ROWS]
+
+
+def _reader(form: str, folder: Path, base: str | None) -> Callable[[Sequence[str]], Array]:
+    if form == "mlflow":
+        from sentexp.serving.flavor import read_model
+
+        return read_model(folder)
+    from sentexp.serving.formats import read
+
+    return read(ExportFormat[form], folder, base)
+
+
+def main() -> None:
+    """Print the probabilities of the texts on standard input."""
+    form, folder, *base = sys.argv[1:]
+    try:
+        said = _reader(form, Path(folder), base[0] if base else None)(json.load(sys.stdin))
+    except UserError as error:
+        sys.exit(str(error))
+    print(MARK + json.dumps(said.tolist()))
+
+
+if __name__ == "__main__":
+    main()

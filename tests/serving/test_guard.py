@@ -1,0 +1,84 @@
+"""What the scoring server could not read is answered with a clear 4xx, and the rest passed on as it came."""
+
+import asyncio
+import json
+
+import pytest
+
+from sentexp.serving.guard import Guard, Refused, check
+
+JSON = "application/json"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "sentence"),
+    [
+        (b"", JSON, 400, "The request is empty"),
+        (b"  \n", JSON, 400, "The request is empty"),
+        (b"{", JSON, 400, "The request is no JSON"),
+        (b"\xff\xfe\x00", JSON, 400, "The request is no JSON"),
+        (b"[" * 100_000, JSON, 400, "The request is no JSON"),
+        (b"[]", JSON, 400, "must be an object with one of dataframe_records, dataframe_split, instances, inputs"),
+        (b'"text"', JSON, 400, "must be an object"),
+        (b"{}", JSON, 400, "must be an object"),
+        (b'{"inputs": [], "instances": []}', JSON, 400, "must be an object with one of"),
+        (b'{"inputs": ["x"], "params": 3}', JSON, 400, "params must be an object"),
+        (b"{}", "", 415, "Content-Type is missing: it must be application/json, text/csv or"),
+        (b"{}", "text/plain", 415, "Content-Type is text/plain"),
+    ],
+)
+def test_what_is_unreadable_is_refused(body, kind, status, sentence):
+    with pytest.raises(Refused, match=sentence) as refused:
+        check(body, kind)
+    assert refused.value.status == status
+
+
+@pytest.mark.parametrize("kind", [JSON, "Application/JSON; charset=utf-8"])
+def test_what_is_readable_is_not(kind):
+    check(b'{"dataframe_records": [{"text": "x"}], "params": {"calibrated": true}}', kind)
+    check(b"text\nx", "text/csv")
+
+
+def talk(guard, parts, headers=(), path="/invocations"):
+    """Send a request in parts; return the messages that come back."""
+    scope = {"type": "http", "path": path, "method": "POST", "headers": [(b"content-type", JSON.encode()), *headers]}
+    left = [{"type": "http.request", "body": part, "more_body": True} for part in parts[:-1]]
+    left.append({"type": "http.request", "body": parts[-1], "more_body": False})
+    sent = []
+
+    async def receive():
+        return left.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(guard(scope, receive, send))
+    return sent
+
+
+def echo(seen):
+    async def app(scope, receive, send):
+        seen.append((await receive())["body"])
+
+    return app
+
+
+def test_a_request_in_parts_is_passed_on_whole():
+    seen, body = [], b'{"inputs": ["x"]}'
+    assert talk(Guard(echo(seen), 100), [body[:5], body[5:]]) == []
+    assert seen == [body]
+
+
+@pytest.mark.parametrize("headers", [(), [(b"content-length", b"101")]])
+def test_a_request_that_is_too_large_is_not_read(headers):
+    seen = []
+    start, body = talk(Guard(echo(seen), 100), [b"x" * 60, b"x" * 60], headers)
+    assert start["status"] == 413
+    assert json.loads(body["body"])["message"] == "The request is larger than 100 bytes: send its texts in several."
+    assert seen == []
+
+
+def test_other_paths_are_the_servers():
+    seen = []
+    talk(Guard(echo(seen), 1), [b"anything"], path="/elsewhere")
+    assert seen == [b"anything"]

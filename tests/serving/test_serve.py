@@ -1,0 +1,97 @@
+"""The server in this process: limits, the page, MLflow's own paths, a port that is taken. The rest is in slow/."""
+
+import socket
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from sentexp.config import ServeConfig, TrackingBackend, TrackingConfig
+from sentexp.errors import UserError
+from sentexp.models.trained import read_trained
+from sentexp.serving.finished import find_finished
+from sentexp.serving.flavor import save_model
+from sentexp.serving.scorer import Scorer
+from sentexp.serving.serve import _listen, build_app
+
+NONE = TrackingConfig(backend=TrackingBackend.none)
+
+
+@pytest.fixture(scope="module")
+def served(finished, tmp_path_factory):
+    """Return a client of a server that takes 4 texts and 1,000 bytes, and the run's result."""
+    result = finished("peft=lora")
+    folder = tmp_path_factory.mktemp("served") / "model"
+    save_model(find_finished(str(result.folder), NONE, "outputs"), folder)
+    config = ServeConfig(tracking=NONE, run=str(result.folder), max_rows=4, max_bytes=1000)
+    with TestClient(build_app(folder, config, "my run")) as client:
+        yield client, result
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"dataframe_records": [{"text": "a warm film"}, {"text": " dull "}]},
+        {"dataframe_split": {"columns": ["text"], "data": [["a warm film"], ["dull"]]}},
+        {"inputs": {"text": ["a warm film", "dull"]}},
+        {"instances": [{"text": "a warm film"}, {"text": "dull"}]},
+        {"dataframe_records": [{"text": "a warm film"}, {"text": "dull"}], "params": {"calibrated": True}},
+    ],
+)
+def test_every_form_of_a_request_is_answered(body, served):
+    client, result = served
+    said = client.post("/invocations", json=body)
+    assert said.status_code == 200, said.text
+    scorer = Scorer(read_trained(result.weights))
+    wanted = scorer.probabilities(["a warm film", "dull"], calibrated="params" in body)
+    rows = said.json()["predictions"]
+    found = [[row["probability_negative"], row["probability_positive"]] for row in rows]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert [row["label"] for row in rows] == [scorer.labels[best] for best in wanted.argmax(1)]
+
+
+def test_csv_is_answered(served):
+    said = served[0].post("/invocations", content="text\na warm film\n", headers={"content-type": "text/csv"})
+    assert len(said.json()["predictions"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "sentence"),
+    [
+        ('{"dataframe_records": [{"text": ""}]}', 400, "Row 1 has no text"),
+        ('{"dataframe_records": [{"words": "x"}]}', 400, "text"),
+        ('{"dataframe_records": [%s{"text": "x"}]}' % ('{"text": "x"}, ' * 4), 400, "There are 5 texts, and 4 are"),
+        ('{"dataframe_records": [{"text": "%s"}]}' % ("x" * 2000), 413, "larger than 1,000 bytes"),
+        ("no json", 400, "The request is no JSON"),
+        ("", 400, "The request is empty"),
+    ],
+)
+def test_what_cannot_be_answered_is_told(content, status, sentence, served):
+    said = served[0].post("/invocations", content=content, headers={"content-type": "application/json"})
+    assert (said.status_code, sentence in said.json()["message"]) == (status, True), said.text
+
+
+def test_the_page_and_mlflows_own_paths(served):
+    client, _ = served
+    page = client.get("/")
+    assert page.status_code == 200
+    assert "my run" in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert [client.get(path).status_code for path in ("/health", "/ping", "/version", "/nothing")] == [200] * 3 + [404]
+
+
+def test_a_port_that_is_taken_is_told():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=rf"host=127.0.0.1 port={port} cannot be listened at .* port=0"):
+            _listen("127.0.0.1", port)
+    with pytest.raises(UserError, match="cannot be listened at"):
+        _listen("no.such.host.invalid", 0)
+
+
+def test_it_listens_on_loopback_unless_told_otherwise():
+    assert ServeConfig(tracking=NONE, run="x").host == "127.0.0.1"
+    with pytest.raises(UserError, match="port=70000 must be from 1 to 65535"):
+        ServeConfig(tracking=NONE, run="x", port=70000)
