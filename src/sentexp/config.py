@@ -1030,9 +1030,7 @@ class FinishedRun:
             "them), run=best, or run=<a run's folder>.",
         )
         _at_least("max_tokens", self.max_tokens, 1)
-        require(
-            self.accelerator in ("auto", "cpu", "gpu"), f"accelerator={self.accelerator} must be auto, cpu or gpu."
-        )
+        require(self.accelerator in ("auto", "cpu", "gpu"), f"accelerator={self.accelerator} must be auto, cpu or gpu.")
 
     @property
     def verb(self) -> str:

@@ -6,14 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from mlflow import pyfunc
 from mlflow.exceptions import MlflowException
 
 from sentexp.config import TrackingBackend, TrackingConfig
 from sentexp.models.trained import read_trained
 from sentexp.serving.finished import find_finished
 from sentexp.serving.flavor import read_model, requirements, save_model
-from sentexp.serving.pyfunc import read_texts
+from sentexp.serving.pyfunc import quiet_pyfunc, read_texts
 from sentexp.serving.scorer import Scorer
 
 NONE = TrackingConfig(backend=TrackingBackend.none)
@@ -32,7 +31,8 @@ def test_it_says_what_the_run_says(saved, texts):
     folder, result = saved
     scorer = Scorer(read_trained(result.weights))
     np.testing.assert_allclose(read_model(folder)(texts), scorer.probabilities(texts), atol=1e-5)
-    model = pyfunc.load_model(str(folder))
+    with quiet_pyfunc() as pyfunc:
+        model = pyfunc.load_model(str(folder))
     said = model.predict(pd.DataFrame({"text": texts}), params={"calibrated": True})
     assert list(said.columns) == ["label", "probability_negative", "probability_positive"]
     calibrated = scorer.probabilities(texts, calibrated=True)

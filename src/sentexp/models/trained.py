@@ -34,6 +34,7 @@ from sentexp.models.backbone import (
     load_tokenizer,
     locate_backbone,
 )
+from sentexp.models.unpacked import unpack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -162,7 +163,7 @@ def find_base(trained: Trained, place: str | None = None) -> Backbone:
 
 
 def load_trained(
-    trained: Trained, base: Backbone, precision: Precision, device: torch.device
+    trained: Trained, base: Backbone, precision: Precision, device: torch.device, unpacked: bool = False
 ) -> tuple[nn.Module, "PreTrainedTokenizerBase"]:
     """Return the model with what was trained in place, ready to score on a device, and its tokenizer.
 
@@ -171,6 +172,7 @@ def load_trained(
         base: see `find_base`.
         precision: arithmetic, resolved.
         device: where it is to run.
+        unpacked: make ordinary layers of quantised ones, below the adapter.
 
     Raises:
         UserError: weights that are missing, damaged, or do not fit the base.
@@ -190,6 +192,8 @@ def load_trained(
         model = load_language_model(base, tokenizer, load)
     else:
         model = load_classifier(base, tokenizer, trained.labels, load)
+    if unpacked and trained.storage.quantization is not Quantization.none:
+        unpack(model)
     if (trained.folder / "head.safetensors").is_file():
         _put_head(model, trained.folder / "head.safetensors")
     if (trained.folder / "adapter_config.json").is_file():

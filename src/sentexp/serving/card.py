@@ -33,7 +33,8 @@ The tokenizer frames a text as in training; `truncation=True` cuts long ones as 
     import onnxruntime
     from transformers import AutoTokenizer
 
-    rows = AutoTokenizer.from_pretrained(".")(["a warm and funny film"], padding=True, truncation=True, return_tensors="np")
+    tokenizer = AutoTokenizer.from_pretrained(".")
+    rows = tokenizer(["a warm and funny film"], padding=True, truncation=True, return_tensors="np")
     session = onnxruntime.InferenceSession("model.onnx")
     logits = session.run(None, {name: rows[name] for name in ("input_ids", "attention_mask")})[0]
 
@@ -41,7 +42,8 @@ The columns of `logits` are those of `labels.json`; pad on the right. The tokeni
     "gguf": """\
     llama-cli -m *.gguf -no-cnv --temp 0 -n 1 -p "<prompt>"
 
-The prompt is `head`, the text and `tail` of `prompt` in `sentexp.json`; `answers` there are the tokens of the label words.""",
+The prompt is `head`, the text and `tail` of `prompt` in `sentexp.json`; `answers` there are the tokens of the label
+words.""",
     "safetensors": """\
     from safetensors.torch import load_file
 

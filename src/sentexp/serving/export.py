@@ -17,7 +17,7 @@ EXPORTS = "exports"
 
 
 def export(config: ExportConfig) -> Path:
-    """Write a run in a format, read it again in a fresh process, and return its folder; it is there whole or not at all.
+    """Write a run in a format, read it again in a fresh process, and return its folder, which is whole or absent.
 
     Raises:
         UserError: there is no such run, it cannot be written so, or what was written says something else than the run.

@@ -1,4 +1,4 @@
-"""A finished run as an MLflow model: adapter and head with the name and revision of the base, or with the base in it."""
+"""A finished run as an MLflow model: adapter and head with name and revision of the base, or with the base in it."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ import numpy as np
 from sentexp.config import Quantization
 from sentexp.models.trained import Trained, find_base
 from sentexp.serving.finished import Finished
-from sentexp.serving.pyfunc import BASE, CALIBRATED, CODE, LABEL, PROBABILITY, TEXT, WEIGHTS
+from sentexp.serving.pyfunc import BASE, CALIBRATED, CODE, LABEL, PROBABILITY, TEXT, WEIGHTS, quiet_pyfunc
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PACKAGE = Path(__file__).parents[1]
@@ -36,14 +36,13 @@ def save_model(finished: Finished, folder: Path, base: str | None = None, carry_
         UserError: the base is no longer there, or is another one.
     """
     import pandas as pd
-    from mlflow import pyfunc
 
     trained = finished.trained
     found = find_base(trained, base)
     artifacts = {WEIGHTS: str(trained.folder)}
     if carry_base and not trained.whole:
         artifacts[BASE] = str(found.folder)
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, quiet_pyfunc() as pyfunc:
         package = Path(place) / PACKAGE.name
         shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "conf"))
         code = Path(place) / "model.py"
@@ -70,9 +69,9 @@ def requirements(trained: Trained) -> list[str]:
 def read_model(folder: Path) -> Callable[[Sequence[str]], Array]:
     """Return what reads texts with a saved model: its probabilities, shape (texts, labels)."""
     import pandas as pd
-    from mlflow import pyfunc
 
-    model = pyfunc.load_model(str(folder))
+    with quiet_pyfunc() as pyfunc:
+        model = pyfunc.load_model(str(folder))
     names = [name for name in model.metadata.get_output_schema().input_names() if name.startswith(PROBABILITY)]
 
     def probabilities(texts: Sequence[str]) -> Array:

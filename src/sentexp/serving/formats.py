@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -105,7 +106,7 @@ def _write_merged(trained: Trained, base: Backbone, dtype: ExportType, folder: P
 
 def _write_onnx(trained: Trained, base: Backbone, folder: Path) -> None:
     _require_installed("onnx", ("onnx", "onnxscript", "onnxruntime"))
-    graph = _Graph(merge(trained, base), trained)
+    graph = _Graph(merge(trained, base), trained).train(False)
     save_framed(
         load_tokenizer(Backbone(folder=trained.folder, revision="")),
         trained.prompt,
@@ -117,21 +118,26 @@ def _write_onnx(trained: Trained, base: Backbone, folder: Path) -> None:
     example = (torch.ones(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long))
     rows, tokens = torch.export.Dim("rows"), torch.export.Dim("tokens", max=trained.positions)
     shape = {0: rows, 1: tokens}
-    torch.onnx.export(
-        graph,
-        example,
-        folder / GRAPH,
-        input_names=["input_ids", "attention_mask"],
-        output_names=["logits"],
-        dynamic_shapes=(shape, shape),
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # torch 2.13 calls its own old name
+        warnings.filterwarnings("ignore", message="# The axis name: .* will not be used")  # both inputs have these axes
+        torch.onnx.export(
+            graph,
+            example,
+            folder / GRAPH,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["logits"],
+            dynamic_shapes=(shape, shape),
+            dynamo=True,
+            verbose=False,
+        )
     _write_labels(trained, folder)
 
 
 class _Graph(nn.Module):
     """Token ids and mask of rows padded on the right, to logits of labels: by a head or by the rows of label words."""
+
+    prior: Tensor
 
     def __init__(self, model: Any, trained: Trained) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The page at `/`: a person types a sentence and sees the label and the probabilities. It loads nothing from elsewhere."""
+"""The page at `/`: a person types a sentence and sees label and probabilities. It loads nothing from elsewhere."""
 
 import base64
 import hashlib

@@ -97,8 +97,10 @@ def _rows(finished: Finished) -> list[str]:
 
     file = finished.trained.folder.parent / file_name("test")
     if not file.is_file():
-        return [" ".join(PIECE[place % len(PIECE)] for place in range(number, 2 * number + 1)) for number in range(ROWS)]
-    texts = pq.read_table(file, columns=["text"]).column("text").to_pylist()
+        return [
+            " ".join(PIECE[place % len(PIECE)] for place in range(number, 2 * number + 1)) for number in range(ROWS)
+        ]
+    texts: list[str] = pq.read_table(file, columns=["text"]).column("text").to_pylist()
     step = max(1, len(texts) // ROWS)
     return texts[::step][:ROWS]
 

@@ -1,6 +1,9 @@
 """The MLflow model as it runs: under `mlflow models serve`, in `mlflow.pyfunc.load_model`, behind `sentexp serve`."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +30,26 @@ set_model(python_model())
 '''
 
 
+@contextmanager
+def quiet_pyfunc() -> Iterator[Any]:
+    """Yield `mlflow.pyfunc`, without what it warns of itself: its own type hints, its own calls of pandas."""
+    with warnings.catch_warnings():
+        for message in (".*type hint .*is inferred as AnyType", "Operation with range is deprecated"):
+            warnings.filterwarnings("ignore", message=message)
+        yield import_module("mlflow.pyfunc")
+
+
 def python_model() -> Any:
     """Return a finished run as MLflow's `PythonModel`: the column `text` in, labels and probabilities out.
 
     Its `most_rows` are the texts of a call, where more are to be refused.
     """
-    from mlflow.pyfunc import PythonModel
+    import pandas as pd
 
-    class SentimentModel(PythonModel):  # type: ignore[misc]
+    with quiet_pyfunc() as pyfunc:
+        parent = pyfunc.PythonModel
+
+    class SentimentModel(parent):  # type: ignore[misc, valid-type]
         most_rows: int | None = None
 
         def load_context(self, context: Any) -> None:
@@ -45,7 +60,9 @@ def python_model() -> Any:
             self.plain = Batcher(self.scorer.probabilities)
             self.calibrated = Batcher(lambda texts: self.scorer.probabilities(texts, calibrated=True))
 
-        def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> "pd.DataFrame":
+        def predict(
+            self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+        ) -> pd.DataFrame:
             del context
             texts = read_texts(model_input, self.scorer.trained.strip, self.most_rows)
             score = self.calibrated if (params or {}).get(CALIBRATED) else self.plain

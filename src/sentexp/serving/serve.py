@@ -2,13 +2,13 @@
 
     curl 127.0.0.1:5001/invocations -H "Content-Type: application/json" -d '{"dataframe_records": [{"text": "..."}]}'
 
-`/` is a page for people, `/health` and `/version` are MLflow's. A request that is being answered when the server is told
-to stop is answered.
+`/` is a page for people, `/health` and `/version` are MLflow's. Told to stop, it answers what it has begun.
 """
 
 import socket
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from sentexp.serving.finished import find_finished
 from sentexp.serving.flavor import save_model
 from sentexp.serving.guard import Guard
 from sentexp.serving.page import page
+from sentexp.serving.pyfunc import quiet_pyfunc
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -64,14 +65,13 @@ def build_app(folder: Path, config: ServeConfig, name: str) -> "FastAPI":
         name: of the run, for the page.
     """
     from fastapi.responses import HTMLResponse
-    from mlflow import pyfunc
-    from mlflow.pyfunc import scoring_server
 
-    model = pyfunc.load_model(str(folder))
+    with quiet_pyfunc() as pyfunc:
+        model = pyfunc.load_model(str(folder))
     own: Any = model.unwrap_python_model()
     own.most_rows = config.max_rows
     text, headers = page(name, own.scorer.labels)
-    app: FastAPI = scoring_server.init(model)
+    app: FastAPI = import_module("mlflow.pyfunc.scoring_server").init(model)
     app.add_middleware(Guard, most=config.max_bytes)
     app.add_event_handler("startup", _widen) if hasattr(app, "add_event_handler") else None
 
