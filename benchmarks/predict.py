@@ -4,10 +4,11 @@
     python benchmarks/predict.py ../shared/data/sst2 --run outputs/<id>    # a run that is there already
     python benchmarks/predict.py ../shared/data/sst2 --rows 2000 --theirs 500 --chunk 100 --override model=tiny
 
-The rows are sentences of SST-2, repeated. In one process both go through the same chunks in turn: `predict` with
-reading and writing its files, the pipeline with the merged model, texts in the run's frame, and the run's arithmetic.
-Then the command itself, in processes of its own: its peak memory on a tenth of the rows and on all, and a kill in the
-middle, after which the output must be the same to the byte. Writes predict.json beside this.
+The rows are sentences of SST-2, from the first again when there are no more. In one process both go through chunks in
+turn, spread over all rows: `predict` with reading and writing its files, the pipeline with the merged model, texts in
+the run's frame, once in the run's arithmetic and once in float32, which a merged export is loaded in. Then the command
+itself, in processes of its own: speed and peak memory on a tenth of the rows and on all, and a kill in the middle,
+after which the output must be the same to the byte. Writes predict.json beside this.
 """
 
 import argparse
@@ -41,10 +42,10 @@ def main() -> None:
     parser.add_argument("path", type=Path, help="SST-2: a folder in GLUE's layout")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument(
-        "--theirs", type=int, default=10_000, help="rows that the pipeline reads, in chunks spread evenly"
+        "--theirs", type=int, default=10_000, help="rows that the pipelines read, in chunks spread evenly"
     )
     parser.add_argument("--chunk", type=int, default=1000, help="rows of the chunks that alternate")
-    parser.add_argument("--batch", type=int, default=32, help="of the pipeline")
+    parser.add_argument("--batch", type=int, default=32, help="of the pipelines")
     parser.add_argument("--run", type=Path, help="the folder of a finished run; without it one is trained")
     parser.add_argument("--override", nargs="*", default=[], help="keys of the run that is trained")
     given = parser.parse_args()
@@ -83,57 +84,78 @@ def write_rows(path: Path, folder: Path, rows: int) -> Path:
 
 
 def side_by_side(trained: Any, file: Path, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return seconds of the chunks that both have read, and how far their probabilities are apart."""
+    """Return the speeds in chunks that all have read, and how far their probabilities are apart."""
+    from sentexp.config import Precision
     from sentexp.serving.output import FileOutput
     from sentexp.serving.predict import say_of
     from sentexp.serving.scorer import Scorer
     from sentexp.serving.tables import open_source
 
     scorer = Scorer(trained)
-    theirs = pipeline_of(scorer, folder / "merged", given.batch)
-    labels = trained.labels
-    added = ["label", *(f"probability_{label}" for label in labels)]
+    theirs = {
+        one.name: pipeline_of(scorer, folder / one.name, given.batch, one)
+        for one in dict.fromkeys([scorer.precision, Precision.fp32])
+    }
+    found = {name: Beside() for name in theirs}
+    added = ["label", *(f"probability_{label}" for label in trained.labels)]
     every = max(1, given.rows // given.theirs)
-    own_seconds, their_seconds, apart, other, cut, compared = [], [], 0.0, 0, 0, 0
+    rows, seconds = [], []
     with open_source(str(file)) as source:
         output = FileOutput(folder / "said.csv", "csv", source.columns, added, ",", "benchmark")
-        chunks = source.chunks("text", given.chunk)
-        began = time.perf_counter()
-        for number, chunk in enumerate(chunks):
+        for number, chunk in enumerate(source.chunks("text", given.chunk)):
+            if number % every:
+                continue
+            began = time.perf_counter()
             said = say_of(scorer, chunk)
             output.write(chunk, said)
-            ended = time.perf_counter()
-            if number % every == 0:
-                own_seconds.append((len(said), ended - began))
-                framed = [trained.prompt.frame((text or "").strip()) for text in chunk.texts]
-                found = theirs(framed)
-                their_seconds.append((len(said), time.perf_counter() - ended))
-                for row, scores, tokens in zip(said, found, scorer.tokenizer(framed)["input_ids"], strict=True):
-                    if len(tokens) > scorer.limit:  # the pipeline cuts off what stands behind the text, too
-                        cut += 1
-                        continue
-                    by_label = {score["label"]: score["score"] for score in scores}
-                    apart = max(apart, *(abs(by_label[n] - p) for n, p in zip(labels, row[1:], strict=True)))
-                    other += max(by_label, key=lambda name: by_label[name]) != row[0]
-                compared += len(said)
-            began = time.perf_counter()
+            seconds.append(time.perf_counter() - began)
+            rows.append(len(said))
+            framed = [trained.prompt.frame((text or "").strip()) for text in chunk.texts]
+            whole = [len(tokens) <= scorer.limit for tokens in scorer.tokenizer(framed)["input_ids"]]
+            for name, read in theirs.items():
+                found[name].read(read, framed, [row if fits else None for row, fits in zip(said, whole, strict=True)])
         output.finish()
         output.close()
-    own, their = ([rows / seconds for rows, seconds in chunk] for chunk in (own_seconds, their_seconds))
     return {
         "precision": scorer.precision.name,
-        "rows_both": compared,
-        "predict_rows_per_second": sum(rows for rows, _ in own_seconds) / sum(s for _, s in own_seconds),
-        "pipeline_rows_per_second": sum(rows for rows, _ in their_seconds) / sum(s for _, s in their_seconds),
-        "median_ratio_of_chunks": median(a / b for a, b in zip(own, their, strict=True)),
-        "largest_difference": apart,
-        "other_labels": other,
-        "cut_rows": cut,
+        "rows": sum(rows),
+        "rows_per_second": sum(rows) / sum(seconds),
+        "pipeline": {name: one.facts(rows, seconds, trained.labels) for name, one in found.items()},
     }
 
 
-def pipeline_of(scorer: Any, folder: Path, batch: int) -> Any:
-    """Return transformers' pipeline over the same model, its adapter merged, in the run's arithmetic."""
+class Beside:
+    """The same chunks through a pipeline."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.pairs: list[tuple[list[Any], list[dict[str, Any]]]] = []
+
+    def read(self, pipeline: Any, framed: list[str], said: list[list[Any] | None]) -> None:
+        """Read a chunk; `said` is what predict says of it, None where the pipeline cuts a text in another place."""
+        began = time.perf_counter()
+        found = pipeline(framed)
+        self.seconds.append(time.perf_counter() - began)
+        self.pairs += [(row, scores) for row, scores in zip(said, found, strict=True) if row is not None]
+
+    def facts(self, rows: list[int], seconds: list[float], labels: list[str]) -> dict[str, Any]:
+        """Return speed, and difference to predict, which needed these seconds for chunks of these rows."""
+        apart, other = 0.0, 0
+        for row, scores in self.pairs:
+            by_label = {score["label"]: score["score"] for score in scores}
+            apart = max(apart, *(abs(by_label[name] - p) for name, p in zip(labels, row[1:], strict=True)))
+            other += max(by_label, key=lambda name: by_label[name]) != row[0]
+        return {
+            "rows_per_second": sum(rows) / sum(self.seconds),
+            "median_ratio_of_chunks": median(b / a for a, b in zip(seconds, self.seconds, strict=True)),
+            "largest_difference": apart,
+            "other_labels": other,
+            "cut_rows": sum(rows) - len(self.pairs),
+        }
+
+
+def pipeline_of(scorer: Any, folder: Path, batch: int, precision: Any) -> Any:
+    """Return transformers' pipeline over the same model, its adapter merged, in an arithmetic."""
     import torch
     from transformers import pipeline
 
@@ -141,13 +163,11 @@ def pipeline_of(scorer: Any, folder: Path, batch: int) -> Any:
     from sentexp.models.trained import find_base, load_trained
 
     trained = scorer.trained
-    model, tokenizer = load_trained(trained, find_base(trained), scorer.precision, torch.device("cpu"))
+    model, tokenizer = load_trained(trained, find_base(trained), precision, torch.device("cpu"))
     merged: Any = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    made = pipeline(
-        "text-classification", model=str(folder), device=scorer.device, dtype=DTYPES[scorer.precision], top_k=None
-    )
+    made = pipeline("text-classification", model=str(folder), device=scorer.device, dtype=DTYPES[precision], top_k=None)
     return lambda texts: made(texts, batch_size=batch, truncation=True, max_length=scorer.limit)
 
 
@@ -185,15 +205,14 @@ def killed(run: Path, file: Path, chunk: int) -> dict[str, Any]:
 def show(facts: dict[str, Any]) -> None:
     """Print what was measured."""
     beside, killed = facts["side_by_side"], facts["killed"]
-    table = Table("", "rows", "rows/s", title=f"the same chunks in turn, {beside['precision']}", title_justify="left")
-    for name in ("predict", "pipeline"):
-        table.add_row(name, f"{beside['rows_both']:,}", f"{beside[f'{name}_rows_per_second']:,.1f}")
+    title = f"the same {beside['rows']:,} rows in turn"
+    table = Table("", "rows/s", "predict is", "largest difference", "other labels", title=title, title_justify="left")
+    table.add_row(f"predict, {beside['precision']}", f"{beside['rows_per_second']:,.1f}", "", "", "")
+    for name, one in beside["pipeline"].items():
+        times = f"{one['median_ratio_of_chunks']:.1f} times as fast"
+        apart, other = f"{one['largest_difference']:.1e}", f"{one['other_labels']:,}"
+        table.add_row(f"pipeline, {name}", f"{one['rows_per_second']:,.1f}", times, apart, other)
     OUT.print(table)
-    OUT.print(
-        f"predict is {beside['median_ratio_of_chunks']:.1f} times as fast (median of chunks); probabilities differ by "
-        f"{beside['largest_difference']:.1e} at most, the label of {beside['other_labels']:,} rows; "
-        f"{beside['cut_rows']:,} are too long, and cut in different places"
-    )
     table = Table("rows", "seconds", "rows/s", "peak memory (GiB)", title="the command", title_justify="left")
     for rows, found in facts["command"].items():
         speed = int(rows) / found["seconds"]

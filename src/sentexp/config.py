@@ -1012,14 +1012,12 @@ class FinishedRun:
 
     `run` is an identity or an MLflow run id, or the beginning of one, `best`, the path of a run's folder or of its
     folder of weights, or a registered model (`models:/name@alias`); `base` says where its base model is now, if it has
-    moved. `max_tokens` are those of a batch; `output_dir` is where runs have their folders.
+    moved. `output_dir` is where runs have their folders.
     """
 
     tracking: TrackingConfig = MISSING
     run: str | None = None
     base: str | None = None
-    max_tokens: int = 4096
-    accelerator: str = "auto"
     output_dir: str = "outputs"
 
     def __post_init__(self) -> None:
@@ -1029,8 +1027,6 @@ class FinishedRun:
             f"{self.verb} needs a finished run: give run=<identity or MLflow run id> (python -m sentexp runs lists "
             "them), run=best, or run=<a run's folder>.",
         )
-        _at_least("max_tokens", self.max_tokens, 1)
-        require(self.accelerator in ("auto", "cpu", "gpu"), f"accelerator={self.accelerator} must be auto, cpu or gpu.")
 
     @property
     def verb(self) -> str:
@@ -1045,7 +1041,21 @@ class FinishedRun:
 
 
 @dataclass(kw_only=True, slots=True)
-class PredictConfig(FinishedRun):
+class ReadingRun(FinishedRun):
+    """What every verb that reads texts with a finished run is told besides: tokens of a batch, and the device."""
+
+    max_tokens: int = 4096
+    accelerator: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        FinishedRun.__post_init__(self)
+        _at_least("max_tokens", self.max_tokens, 1)
+        require(self.accelerator in ("auto", "cpu", "gpu"), f"accelerator={self.accelerator} must be auto, cpu or gpu.")
+
+
+@dataclass(kw_only=True, slots=True)
+class PredictConfig(ReadingRun):
     """`python -m sentexp predict`: which texts, and where what the run says of them goes.
 
     `text` is the column of the texts; null is that of the run's own data, else `text`, else the only column of texts.
@@ -1065,7 +1075,7 @@ class PredictConfig(FinishedRun):
 
     def __post_init__(self) -> None:
         """Check the reading of text files."""
-        FinishedRun.__post_init__(self)
+        ReadingRun.__post_init__(self)
         _at_least("chunk_rows", self.chunk_rows, 1)
         if self.encoding is not None:
             try:
@@ -1092,7 +1102,7 @@ class EvaluatedRows(Enum):
 
 
 @dataclass(kw_only=True, slots=True)
-class EvaluateConfig(FinishedRun):
+class EvaluateConfig(ReadingRun):
     """`python -m sentexp evaluate`: a finished run on other data.
 
     `split` are the rows: a split of the data as a run would have it, or all of them. Texts are cut as in the run, so
@@ -1104,7 +1114,7 @@ class EvaluateConfig(FinishedRun):
 
     def __post_init__(self) -> None:
         """Check that data are named."""
-        FinishedRun.__post_init__(self)
+        ReadingRun.__post_init__(self)
         require(
             self.data is not None,
             "evaluate needs a data set: give data=<one of the group data>, such as data=csv data.path=reviews.csv.",
@@ -1191,7 +1201,7 @@ class RegisterConfig(FinishedRun):
 
 
 @dataclass(kw_only=True, slots=True)
-class ServeConfig(FinishedRun):
+class ServeConfig(ReadingRun):
     """`python -m sentexp serve`: a finished run behind MLflow's scoring server.
 
     `host` is loopback unless it is named; `max_bytes` is the largest request, `max_rows` its most texts.
@@ -1204,7 +1214,7 @@ class ServeConfig(FinishedRun):
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        FinishedRun.__post_init__(self)
+        ReadingRun.__post_init__(self)
         require(0 <= self.port < 1 << 16, f"port={self.port} must be from 1 to 65535, or 0 for any that is free.")
         _at_least("max_bytes", self.max_bytes, 1)
         _at_least("max_rows", self.max_rows, 1)

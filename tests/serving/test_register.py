@@ -104,7 +104,7 @@ def test_the_model_is_proved_and_found_by_its_name(place, good, ask, texts, caps
 
 def test_a_model_that_fails_its_proof_is_not_registered(place, quick_words, ask, monkeypatch):
     fresh = run(load_config(*place[0], "seed=5"))
-    monkeypatch.setattr(module, "expected", lambda finished, base: (["good"], np.array([[0.5, 0.25]], np.float32)))
+    monkeypatch.setattr(module, "expected", lambda scorer: (["good"], np.array([[0.5, 0.25]], np.float32)))
     with pytest.raises(UserError, match="differ from the run's by"):
         ask(fresh, "unproved")
     client = open_store(place[1]).client

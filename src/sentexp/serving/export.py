@@ -5,13 +5,14 @@ import tempfile
 from pathlib import Path
 
 from sentexp import console
-from sentexp.config import ExportConfig
+from sentexp.config import ExportConfig, Precision
 from sentexp.errors import UserError, require
 from sentexp.models.trained import find_base
 from sentexp.serving.card import write_card
 from sentexp.serving.finished import find_finished
 from sentexp.serving.formats import write
 from sentexp.serving.proof import expected, prove, tolerance_of
+from sentexp.serving.scorer import Scorer
 
 EXPORTS = "exports"
 
@@ -37,7 +38,7 @@ def export(config: ExportConfig) -> Path:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         write(config.format, trained, base, config.dtype, unfinished)
-        texts, wanted = expected(finished, config.base)
+        texts, wanted = expected(Scorer(trained, config.base, "cpu", precision=Precision.fp32))
         arguments = [form, str(unfinished), *([config.base] if config.base else [])]
         try:
             proof = prove(wanted, arguments, texts, tolerance_of(trained, config.dtype))

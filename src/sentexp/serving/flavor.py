@@ -14,6 +14,7 @@ from sentexp.config import Quantization
 from sentexp.models.trained import Trained, find_base
 from sentexp.serving.finished import Finished
 from sentexp.serving.pyfunc import BASE, CALIBRATED, CODE, LABEL, PROBABILITY, TEXT, WEIGHTS, quiet_pyfunc
+from sentexp.serving.scorer import MAX_TOKENS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PACKAGE = Path(__file__).parents[1]
@@ -55,6 +56,7 @@ def save_model(finished: Finished, folder: Path, base: str | None = None, carry_
             signature=_signature(trained.labels),
             input_example=pd.DataFrame({TEXT: list(EXAMPLE)}),
             pip_requirements=requirements(trained),
+            model_config={"accelerator": "auto", "max_tokens": MAX_TOKENS},
             metadata={"identity": trained.identity, "base": trained.model.name, "revision": trained.revision},
         )
 

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sentexp.config import ExportFormat, ExportType, Precision, Quantization
+from sentexp.config import ExportFormat, ExportType, Quantization
 from sentexp.errors import UserError, require
 from sentexp.models.trained import Trained
-from sentexp.serving.finished import Finished
 from sentexp.serving.scorer import Scorer
 from sentexp.tracking.predictions import file_name
 
@@ -46,15 +45,9 @@ class Proof:
         )
 
 
-def expected(finished: Finished, base: str | None) -> tuple[list[str], Array]:
-    """Return rows of the run, or texts of our own without any, and its probabilities of them in float32.
-
-    Args:
-        finished: the run.
-        base: where its base model is now, if it has moved.
-    """
-    texts = _rows(finished)
-    scorer = Scorer(finished.trained, base, "cpu", precision=Precision.fp32)
+def expected(scorer: Scorer) -> tuple[list[str], Array]:
+    """Return rows of the scorer's run, or texts of our own without any, and its probabilities of them."""
+    texts = _rows(scorer.trained)
     return texts, scorer.probabilities(texts)
 
 
@@ -91,11 +84,11 @@ def tolerance_of(trained: Trained, dtype: ExportType) -> float:
     return EXACT if exact else ROUNDED
 
 
-def _rows(finished: Finished) -> list[str]:
+def _rows(trained: Trained) -> list[str]:
     """Return texts of the run's test rows, spread over all of them."""
     import pyarrow.parquet as pq
 
-    file = finished.trained.folder.parent / file_name("test")
+    file = trained.folder.parent / file_name("test")
     if not file.is_file():
         return [
             " ".join(PIECE[place % len(PIECE)] for place in range(number, 2 * number + 1)) for number in range(ROWS)

@@ -1,5 +1,6 @@
 """The MLflow model as it runs: under `mlflow models serve`, in `mlflow.pyfunc.load_model`, behind `sentexp serve`."""
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,8 @@ set_model(python_model())
 
 @contextmanager
 def quiet_pyfunc() -> Iterator[Any]:
-    """Yield `mlflow.pyfunc`, without what it warns of itself: its own type hints, its own calls of pandas."""
+    """Yield `mlflow.pyfunc`, without its bars, nor what it warns of itself: its own type hints, its calls of pandas."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with warnings.catch_warnings():
         for message in (".*type hint .*is inferred as AnyType", "Operation with range is deprecated"):
             warnings.filterwarnings("ignore", message=message)
@@ -42,7 +44,8 @@ def quiet_pyfunc() -> Iterator[Any]:
 def python_model() -> Any:
     """Return a finished run as MLflow's `PythonModel`: the column `text` in, labels and probabilities out.
 
-    Its `most_rows` are the texts of a call, where more are to be refused.
+    Its `most_rows` are the texts of a call, where more are to be refused. `accelerator` and `max_tokens` are its model
+    configuration, as MLflow calls what `load_model` may change; see `Scorer`.
     """
     import pandas as pd
 
@@ -56,7 +59,7 @@ def python_model() -> Any:
             trained = read_trained(Path(context.artifacts[WEIGHTS]))
             carried = context.artifacts.get(BASE)
             base = None if carried is None else Backbone(folder=Path(carried), revision=trained.revision)
-            self.scorer = Scorer(trained, base)
+            self.scorer = Scorer(trained, base, **context.model_config)
             self.plain = Batcher(self.scorer.probabilities)
             self.calibrated = Batcher(lambda texts: self.scorer.probabilities(texts, calibrated=True))
 

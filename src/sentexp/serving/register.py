@@ -10,12 +10,13 @@ import numpy as np
 from sentexp import console
 from sentexp.compare.comparison import load
 from sentexp.compare.evidence import gather, is_better_higher
-from sentexp.config import CompareConfig, ExportType, RegisterConfig
+from sentexp.config import CompareConfig, RegisterConfig
 from sentexp.errors import UserError, require
 from sentexp.serving.card import write_card
 from sentexp.serving.finished import Finished, find_finished
 from sentexp.serving.flavor import save_model
-from sentexp.serving.proof import expected, prove, tolerance_of
+from sentexp.serving.proof import EXACT, expected, prove
+from sentexp.serving.scorer import Scorer
 from sentexp.tracking.store import Store, describe_store, open_store
 
 if TYPE_CHECKING:
@@ -142,8 +143,8 @@ def _version(config: RegisterConfig, store: Store, finished: Finished, run: "Run
         with tempfile.TemporaryDirectory() as place:
             made = Path(place) / folder
             save_model(finished, made, config.base, config.carry_base)
-            texts, wanted = expected(finished, config.base)
-            proof = prove(wanted, ["mlflow", str(made)], texts, tolerance_of(finished.trained, ExportType.bfloat16))  # in its own precision
+            texts, wanted = expected(Scorer(finished.trained, config.base))
+            proof = prove(wanted, ["mlflow", str(made)], texts, EXACT)
             console.say(f"The model, {proof}")
             write_card(finished, "mlflow", proof, made)
             client.log_artifacts(run.info.run_id, str(made), folder)

@@ -67,7 +67,8 @@ def build_app(folder: Path, config: ServeConfig, name: str) -> "FastAPI":
     from fastapi.responses import HTMLResponse
 
     with quiet_pyfunc() as pyfunc:
-        model = pyfunc.load_model(str(folder))
+        keys = {"accelerator": config.accelerator, "max_tokens": config.max_tokens}
+        model = pyfunc.load_model(str(folder), model_config=keys)
     own: Any = model.unwrap_python_model()
     own.most_rows = config.max_rows
     text, headers = page(name, own.scorer.labels)
