@@ -29,14 +29,21 @@ def test_every_requirement_is_pinned_within_its_bounds():
 
 
 def test_what_is_imported_is_required():
-    required = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["search"]]
+    extras = PROJECT["optional-dependencies"]
+    required = [*PROJECT["dependencies"], *extras["search"], *extras["export"]]
     named = {canonical(Requirement(text).name) for text in required}
     found = set()
     for file in (ROOT / "src").rglob("*.py"):
         found |= set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
     packages = {"hydra": "hydra-core", "huggingface_hub": "huggingface-hub", "charset_normalizer": "charset-normalizer"}
     packages |= {"sklearn": "scikit-learn"}
-    brought = {"sqlalchemy": "mlflow", "tokenizers": "transformers", "yaml": "omegaconf"}
+    brought = {
+        "sqlalchemy": "mlflow",
+        "fastapi": "mlflow",
+        "uvicorn": "mlflow",
+        "tokenizers": "transformers",
+        "yaml": "omegaconf",
+    }
     import sys
 
     for module in found - set(sys.stdlib_module_names) - {"sentexp"}:
