@@ -42,10 +42,10 @@ def main() -> None:
     parser.add_argument("path", type=Path, help="SST-2: a folder in GLUE's layout")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument(
-        "--theirs", type=int, default=10_000, help="rows that the pipelines read, in chunks spread evenly"
+        "--theirs", type=int, default=5_000, help="rows that the pipelines read, in chunks spread evenly"
     )
     parser.add_argument("--chunk", type=int, default=1000, help="rows of the chunks that alternate")
-    parser.add_argument("--batch", type=int, default=32, help="of the pipelines")
+    parser.add_argument("--batch", type=int, default=8, help="of the pipelines")
     parser.add_argument("--run", type=Path, help="the folder of a finished run; without it one is trained")
     parser.add_argument("--override", nargs="*", default=[], help="keys of the run that is trained")
     given = parser.parse_args()

@@ -1,5 +1,8 @@
 """Device and arithmetic."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -34,3 +37,33 @@ def test_the_machine_is_described():
     assert int(facts["cpu_cores"]) >= 1
     assert facts["accelerator"] == "none"
     assert peak_memory_gib(CPU) > 0.1
+
+
+PRODUCTS = """
+import sys, torch
+from sentexp.hardware import limit_kernel_caches
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+if sys.argv[1] == "few":
+    limit_kernel_caches()
+weight = torch.zeros(64, 64, dtype=torch.bfloat16)
+torch.nn.functional.linear(torch.zeros(1, 64, dtype=torch.bfloat16), weight)
+before = resident()
+for rows in range(2, 500):
+    torch.nn.functional.linear(torch.zeros(rows, 64, dtype=torch.bfloat16), weight)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_products_of_many_shapes_leave_little_behind():
+    def grown(kept):
+        words = [sys.executable, "-c", PRODUCTS, kept]
+        return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+    everything = grown("all")
+    if everything < 100:
+        pytest.skip("this processor's kernels are not compiled for each shape")
+    assert grown("few") < everything / 2

@@ -15,6 +15,8 @@ from sentexp.config import Precision
 from sentexp.errors import require
 
 GIB = 1 << 30
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""What oneDNN and PyTorch's layer over it read when they begin: how many kernels they keep."""
 
 
 def choose_device(accelerator: str) -> torch.device:
@@ -121,6 +123,16 @@ def _cpu_model() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
+
+
+def limit_kernel_caches() -> None:
+    """Let oneDNN keep few kernels, if the process has not begun with it: by itself it keeps 1,024, one for each shape.
+
+    Rows without padding have another shape in every batch, so these would grow to gigabytes, and are hardly ever found
+    again. One batch needs a dozen.
+    """
+    for variable in KERNEL_CACHES:
+        os.environ.setdefault(variable, "64")
 
 
 def release_memory() -> None:

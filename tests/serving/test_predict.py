@@ -73,7 +73,7 @@ def test_every_format_keeps_the_rows_and_adds_what_the_run_says(source, target, 
     code, output, errors = sentexp(f"input=in.{source}", f"output=out.{target}", "chunk_rows=2")
     assert code == 0, errors
     assert output == ""
-    assert "1 rows have no text" in errors
+    assert "1 row has no text: its label" in errors
     rows = read(tmp_path / f"out.{target}")
     assert [{key: row[key] for key in ("id", "sentence")} for row in rows] == ROWS
     assert list(rows[0]) == ["id", "sentence", *ADDED]

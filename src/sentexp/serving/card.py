@@ -68,6 +68,7 @@ def write_card(finished: Finished, form: str, proof: Proof | None, folder: Path)
     trained, own = finished.trained, finished.trained.folder.parent
     if (own / CONFIG).is_file():
         shutil.copyfile(own / CONFIG, folder / CONFIG)
+    title = re.sub(r" \([0-9a-f]{16}\).*", "", finished.name)
     result, tags = _json(own / "result.json"), {} if finished.run is None else finished.run.data.tags
     found = result.get("metrics", {})
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 (Markdown)
@@ -76,7 +77,7 @@ def write_card(finished: Finished, form: str, proof: Proof | None, folder: Path)
     text = template.render(
         library="peft" if form == "peft" else "transformers",
         base_id=trained.model.path if trained.model.path and not is_local(trained.model.path) else "",
-        title=re.sub(r" \([0-9a-f]{16}\).*", "", finished.name),
+        title=title if title.startswith(trained.model.name) else f"{trained.model.name}: {title}",
         about=_about(trained),
         labels=trained.labels,
         identity=trained.identity,

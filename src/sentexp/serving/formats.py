@@ -7,6 +7,7 @@ texts as the run did; a language model has its prompt in `sentexp.json`.
 """
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,7 @@ def _write_onnx(trained: Trained, base: Backbone, folder: Path) -> None:
     rows, tokens = torch.export.Dim("rows"), torch.export.Dim("tokens", max=trained.positions)
     shape = {0: rows, 1: tokens}
     with warnings.catch_warnings():
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which has no part in this
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # torch 2.13 calls its own old name
         warnings.filterwarnings("ignore", message="# The axis name: .* will not be used")  # both inputs have these axes
         torch.onnx.export(

@@ -16,6 +16,7 @@ from rich.text import Text
 from sentexp.config import PredictConfig
 from sentexp.console import OUT
 from sentexp.errors import require
+from sentexp.hardware import release_memory
 from sentexp.serving.finished import Finished, find_finished
 from sentexp.serving.output import Output, Said, open_output
 from sentexp.serving.progress import Meter, tell
@@ -82,7 +83,8 @@ def _predict_table(finished: Finished, config: PredictConfig, source: Source) ->
     finally:
         output.close()
     if output.empty:
-        tell(f"{output.empty:,} rows have no text: their label and probabilities are empty.")
+        whose = "1 row has no text: its" if output.empty == 1 else f"{output.empty:,} rows have no text: their"
+        tell(f"{whose} label and probabilities are empty.")
     where = "on standard output" if config.output == STANDARD else f"in {config.output}"
     speed = f"; {meter.rows:,} took {seconds:.1f} s, {meter.rows / seconds:,.1f} rows/s" if meter.rows else ""
     tell(f"{output.rows:,} rows are {where}{speed}.")
@@ -104,6 +106,7 @@ def _score_all(
             rest, left = chunk.after(left), 0
             meter.begin(len(rest.texts))
             output.write(rest, say_of(scorer, rest, config.calibrated, meter.advance))
+            release_memory()
 
 
 def say_of(

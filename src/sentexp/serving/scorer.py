@@ -14,7 +14,7 @@ from sentexp.data.datamodule import Texts, pad
 from sentexp.data.packing import Packer
 from sentexp.data.tokens import WORTH_SHARING, encode, row_limit
 from sentexp.errors import UserError
-from sentexp.hardware import choose_device, choose_precision, is_out_of_memory, release_memory
+from sentexp.hardware import choose_device, choose_precision, is_out_of_memory, limit_kernel_caches, release_memory
 from sentexp.models.attention import PrefixCache
 from sentexp.models.backbone import DTYPES, Backbone, base_of
 from sentexp.models.likelihood import LabelScorer, without_prior
@@ -61,6 +61,7 @@ class Scorer:
     ) -> None:
         self.trained, self.max_tokens = trained, max_tokens
         self.device = choose_device(accelerator)
+        limit_kernel_caches()
         halved = trained.precision is Precision.fp16 and self.device.type != "cuda"
         own = Precision.fp32 if halved else choose_precision(trained.precision, self.device)
         self.precision = precision or own
