@@ -23,6 +23,10 @@ JSON = "application/json"
         (b"{}", JSON, 400, "must be an object"),
         (b'{"inputs": [], "instances": []}', JSON, 400, "must be an object with one of"),
         (b'{"inputs": ["x"], "params": 3}', JSON, 400, "params must be an object"),
+        (b'{"inputs": {"text": 5}}', JSON, 400, "inputs has 5 where a text should be"),
+        (b'{"inputs": {"text": ["x", {"a": [null]}]}}', JSON, 400, "inputs has null where a text should be"),
+        (b'{"instances": [{"text": "x"}, {"text": []}]}', JSON, 400, r"instances has \[\] where a text should be"),
+        (b'{"inputs": {"text": %s1%s}}' % (b"[" * 900, b"]" * 900), JSON, 400, "inputs has 1 where a text should be"),
         (b"{}", "", 415, "Content-Type is missing: it must be application/json, text/csv or"),
         (b"{}", "text/plain", 415, "Content-Type is text/plain"),
     ],
@@ -42,12 +46,11 @@ def test_what_is_readable_is_not(kind):
 def talk(guard, parts, headers=(), path="/invocations"):
     """Send a request in parts; return the messages that come back."""
     scope = {"type": "http", "path": path, "method": "POST", "headers": [(b"content-type", JSON.encode()), *headers]}
-    left = [{"type": "http.request", "body": part, "more_body": True} for part in parts[:-1]]
-    left.append({"type": "http.request", "body": parts[-1], "more_body": False})
     sent = []
 
     async def receive():
-        return left.pop(0)
+        part = parts.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(parts)}
 
     async def send(message):
         sent.append(message)
@@ -69,13 +72,21 @@ def test_a_request_in_parts_is_passed_on_whole():
     assert seen == [body]
 
 
-@pytest.mark.parametrize("headers", [(), [(b"content-length", b"101")]])
-def test_a_request_that_is_too_large_is_not_read(headers):
-    seen = []
-    start, body = talk(Guard(echo(seen), 100), [b"x" * 60, b"x" * 60], headers)
+@pytest.mark.parametrize(
+    ("parts", "headers", "dropped"),
+    [
+        (3, [], 3),  # its sender is heard to the end, and gets the answer
+        (3, [(b"content-length", b"180")], 3),
+        (1000, [], 107),  # 64 times the limit, and no more
+        (1000, [(b"content-length", b"60000")], 0),
+    ],
+)
+def test_a_request_that_is_too_large_is_not_passed_on(parts, headers, dropped):
+    seen, left = [], [b"x" * 60] * parts
+    start, body = talk(Guard(echo(seen), 100), left, headers)
     assert start["status"] == 413
     assert json.loads(body["body"])["message"] == "The request is larger than 100 bytes: send its texts in several."
-    assert seen == []
+    assert (seen, parts - len(left)) == ([], dropped)
 
 
 def test_other_paths_are_the_servers():

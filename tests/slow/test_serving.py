@@ -139,7 +139,7 @@ def malformed(chance):
             json.dumps({"instances": chance.choice([1, "x", {"a": 1}, [[1, 2], [3]], None])}).encode(),
             "application/json",
         ),
-        (json.dumps({"inputs": {"text": chance.choice([{"a": {}}, [[]], None])}}).encode(), "application/json"),
+        (json.dumps({"inputs": {"text": chance.choice([5, {"a": {}}, [[]], None])}}).encode(), "application/json"),
         (
             json.dumps({"dataframe_records": [{"text": "x"}], "params": {"calibrated": "no"}}).encode(),
             "application/json",

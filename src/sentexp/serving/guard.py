@@ -1,7 +1,10 @@
 """What stands before the scoring server: requests that are too large, empty or unreadable get a clear 4xx."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
+
+from sentexp.serving.pyfunc import TEXT
 
 PATH = "/invocations"
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
@@ -11,6 +14,10 @@ HOW = '{"dataframe_records": [{"text": "a warm and funny film"}]}'
 Scope = Any
 Receive = Any
 Send = Any
+
+
+PATIENCE = 64
+"""Times the limit: as much of a request that is too large is read and dropped, so that its sender gets the answer."""
 
 
 class Refused(Exception):
@@ -56,18 +63,21 @@ class Guard:
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         told = headers.get(b"content-length", b"0")
-        if told.isdigit() and int(told) > self.most:
+        if told.isdigit() and int(told) > PATIENCE * self.most:
             raise self._too_large()
         parts, size = [], 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Refused(400, "The request has ended before its end.")
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self.most:
+            part = message.get("body", b"")
+            size += len(part)
+            if size <= self.most:
+                parts.append(part)
+            ended = not message.get("more_body", False)
+            if size > (self.most if ended else PATIENCE * self.most):
                 raise self._too_large()
-            if not message.get("more_body", False):
+            if ended:
                 return b"".join(parts)
 
     def _too_large(self) -> Refused:
@@ -99,9 +109,25 @@ def check(body: bytes, content_type: str) -> None:
     forms = [form for form in FORMS if form in said] if isinstance(said, dict) else []
     if len(forms) != 1:
         raise Refused(400, f"The request must be an object with one of {', '.join(FORMS)}: send {HOW}.")
+    value = said[forms[0]]
+    for row in value if isinstance(value, list) else [value]:
+        for text in _leaves(row[TEXT]) if isinstance(row, dict) and TEXT in row else ():
+            if not isinstance(text, str):  # the server would take what a number is written as
+                raise Refused(400, f"{forms[0]} has {json.dumps(text)[:50]} where a text should be: send {HOW}.")
     params = said.get("params")
     if params is not None and not isinstance(params, dict):
         raise Refused(400, 'params must be an object such as {"calibrated": true}.')
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield what stands in lists and objects, however deep; of an empty one, itself."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict | list) and one:
+            left += one.values() if isinstance(one, dict) else one
+        else:
+            yield one
 
 
 async def _answer(send: Send, status: int, sentence: str) -> None:
