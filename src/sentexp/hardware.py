@@ -136,11 +136,13 @@ def limit_kernel_caches() -> None:
 
 
 def release_memory() -> None:
-    """Give back what nothing uses any more: reference cycles, the CUDA cache, and glibc's free lists.
-
-    PyTorch frees the tensors of a run itself, but glibc keeps their pages; on other systems the call is left out.
-    """
+    """Give back what nothing uses any more: reference cycles, the CUDA cache, and glibc's free lists."""
     gc.collect()
     torch.cuda.empty_cache()
+    trim_memory()
+
+
+def trim_memory() -> None:
+    """Give back the pages of tensors that PyTorch has freed, which glibc keeps; on other systems it does nothing."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -16,7 +16,7 @@ from rich.text import Text
 from sentexp.config import PredictConfig
 from sentexp.console import OUT
 from sentexp.errors import require
-from sentexp.hardware import release_memory
+from sentexp.hardware import trim_memory
 from sentexp.serving.finished import Finished, find_finished
 from sentexp.serving.output import Output, Said, open_output
 from sentexp.serving.progress import Meter, tell
@@ -106,7 +106,7 @@ def _score_all(
             rest, left = chunk.after(left), 0
             meter.begin(len(rest.texts))
             output.write(rest, say_of(scorer, rest, config.calibrated, meter.advance))
-            release_memory()
+            trim_memory()
 
 
 def say_of(
