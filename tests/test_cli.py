@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
 from sentexp import cli
-from sentexp.cli import help_text
-from sentexp.config import conf_dir
+from sentexp.cli import OWN_KEYS, help_text, main
+from sentexp.config import conf_dir, register_schemas
 
 
 @pytest.fixture
@@ -41,7 +43,18 @@ def test_help_names_every_option_of_every_group():
         assert f"{file.parent.name}=" in text
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["--cfg", "job"]])
+@pytest.mark.parametrize("verb", OWN_KEYS)
+def test_a_verb_tells_its_keys(verb, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sentexp", verb, "--help"])
+    main()
+    register_schemas()
+    told = capsys.readouterr().out
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        keys = set(compose(verb)) - {"tracking", "data"}
+    assert {line.partition(":")[0] for line in told.splitlines() if re.match(r"\w+: .*#", line)} == keys
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["--cfg", "job"], ["serve", "-h"]])
 def test_light_commands_do_not_import_torch(words, monkeypatch, tmp_path):
     code = f"import sys; sys.argv[1:] = {words!r}; sys.modules['torch'] = None; import sentexp.cli as c; c.main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

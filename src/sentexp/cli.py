@@ -114,6 +114,9 @@ def main() -> None:
             )
             sys.exit(1)
         del sys.argv[1]
+    if verb != "train" and {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_of(verb))
+        return
     if verb == "plan":
         sys.argv.append("sweep.dry_run=true")
     elif verb not in ("train", *OWN_KEYS):
@@ -166,6 +169,15 @@ def help_text() -> str:
             about = next((line for line in comments if not line.startswith("@package")), "")
             lines.append(f"  {file.stem:<36}{about}")
     return "\n".join(lines)
+
+
+def help_of(verb: str) -> str:
+    """Return the help of a verb: its keys with what they mean, or all help where they are those of a run."""
+    if verb not in OWN_KEYS:
+        return help_text()
+    about, _, keys = (conf_dir() / f"{verb}.yaml").read_text().partition("\n")
+    own = keys.partition("\nhydra:")[0].split("\n\n", 1)[1]
+    return f"python -m sentexp {verb} key=value ...\n\n{about.removeprefix('# ')}\n\n{own.strip()}"
 
 
 def _compose_and_do(verb: str, sentence: str | None = None) -> int:

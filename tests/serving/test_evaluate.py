@@ -147,6 +147,18 @@ def test_without_mlflow_the_folder_keeps_the_result(finished, command_line, tabl
     assert json.loads(file.read_text())["run_id"] is None
 
 
+def test_a_few_rows_of_one_class_are_enough_for_all_of_them(finished, command_line, tmp_path):
+    (tmp_path / "few.csv").write_text("text,label\na warm film,positive\nanother,positive\n")
+    data = ["data=csv", f"data.path={tmp_path / 'few.csv'}", "data.labels=[negative,positive]", "tracking=none"]
+    words = [f"run={finished('peft=head').folder}", *data, f"output_dir={tmp_path}"]
+    code, output, errors = command_line("evaluate", *words, "split=all")
+    assert code == 0, errors
+    assert "on 2 rows of csv (all)" in output
+    code, _, errors = command_line("evaluate", *words, "split=validation")
+    assert code == 1
+    assert "data=csv has no rows in the validation split" in errors
+
+
 def test_a_run_that_is_not_in_the_store_cannot_have_a_child(finished, sentexp, table):
     code, _, errors = sentexp(f"run={finished('peft=head').folder}", *table)
     assert code == 1

@@ -132,9 +132,14 @@ def test_an_output_is_replaced_only_on_request(write, tmp_path):
     (tmp_path / "export" / "mine.txt").write_text("kept")
     with pytest.raises(UserError, match=r"output=.*export is there already: .* overwrite=true"):
         write("lora", "peft")
+    with pytest.raises(UserError, match="is no export but a folder of other files, which is never replaced"):
+        write("lora", "peft", overwrite=True)
     assert (tmp_path / "export" / "mine.txt").read_text() == "kept"
+    (tmp_path / "export" / "mine.txt").unlink()
     folder, _ = write("lora", "peft", overwrite=True)
-    assert not (folder / "mine.txt").exists()
+    (folder / "adapter_model.safetensors").write_text("damaged")
+    folder, _ = write("lora", "peft", overwrite=True)
+    assert (folder / "adapter_model.safetensors").stat().st_size > 100
 
 
 @pytest.mark.parametrize(

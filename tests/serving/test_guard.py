@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sentexp.serving.guard import Guard, Refused, check
+from sentexp.serving.guard import Guard, Refused, check, sentence_of
 
 JSON = "application/json"
 
@@ -27,6 +27,12 @@ JSON = "application/json"
         (b'{"inputs": {"text": ["x", {"a": [null]}]}}', JSON, 400, "inputs has null where a text should be"),
         (b'{"instances": [{"text": "x"}, {"text": []}]}', JSON, 400, r"instances has \[\] where a text should be"),
         (b'{"inputs": {"text": %s1%s}}' % (b"[" * 900, b"]" * 900), JSON, 400, "inputs has 1 where a text should be"),
+        (
+            b'{"inputs": ["x"], "params": {"warm": 1}}',
+            JSON,
+            400,
+            "params has warm: it must be calibrated, true or false",
+        ),
         (b"{}", "", 415, "Content-Type is missing: it must be application/json, text/csv or"),
         (b"{}", "text/plain", 415, "Content-Type is text/plain"),
     ],
@@ -93,3 +99,35 @@ def test_other_paths_are_the_servers():
     seen = []
     talk(Guard(echo(seen), 1), [b"anything"], path="/elsewhere")
     assert seen == [b"anything"]
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (
+            {
+                "message": "Failed to predict data '  text\n0    a'. \nError: There are 4 texts.",
+                "stack_trace": "/a/b.py",
+            },
+            "There are 4 texts.",
+        ),
+        (
+            {"message": "Failed to parse input. Error: 'EOF'", "stack_trace": "/a/b.py"},
+            "Failed to parse input. Error: 'EOF'",
+        ),
+        ({"detail": "Not Found"}, "Not Found"),
+        ([], "The request cannot be answered"),
+    ],
+)
+def test_an_error_of_the_server_is_its_reason_alone(body, sentence):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 400, "headers": [(b"x", b"/a/b.py")]})
+        whole = json.dumps(body).encode()
+        await send({"type": "http.response.body", "body": whole[:5], "more_body": True})
+        await send({"type": "http.response.body", "body": whole[5:]})
+
+    start, answer = talk(Guard(app, 100), [b'{"inputs": ["x"]}'])
+    assert start["status"] == 400
+    assert json.loads(answer["body"])["message"].startswith(sentence)
+    assert "/a/b.py" not in f"{start}{answer}"
+    assert sentence_of(b"no json").startswith("The request cannot be answered")

@@ -71,15 +71,16 @@ class Examples:
         return hashlib.sha256("".join(split_digest(self.split(name)) for name in NAMES).encode()).hexdigest()
 
 
-def load_examples(data: DataConfig, whole: bool = False) -> Examples:
+def load_examples(data: DataConfig, whole: bool = False, needed: Sequence[str] = NAMES) -> Examples:
     """Load the source and apply the split laws: carve what the source lacks, then take the subsets.
 
     Args:
         data: the source, its splits and subsets.
         whole: leave the subsets out.
+        needed: splits that must have rows.
 
     Raises:
-        UserError: a fault in the source, a split without rows, or a train split with one class.
+        UserError: a fault in the source, a needed split without rows, or a train split with one class.
     """
     source = load_source(data)
     splits = {name: rows.append_column(KEY, [text_keys(rows)]) for name, rows in source.splits.items()}
@@ -87,7 +88,7 @@ def load_examples(data: DataConfig, whole: bool = False) -> Examples:
         splits |= carve(splits["train"], {name: getattr(data, f"{name}_fraction") for name in missing}, data.split_seed)
     if isinstance(data, PhraseBank):  # carved as a whole, so that a sentence is in the same split at every level
         splits = {name: _of_agreement(rows, data.agreement) for name, rows in splits.items()}
-    for name in NAMES:
+    for name in needed:
         require(splits[name].num_rows > 0, f"data={data.name} has no rows in the {name} split: {_why(name, source)}")
     _require_few_slices(splits["test"], data)
     available = {name: splits[name].num_rows for name in NAMES}
@@ -99,7 +100,7 @@ def load_examples(data: DataConfig, whole: bool = False) -> Examples:
             splits[name] = _take(splits[name], subset(splits[name], size, data.subset_seed, f"data.{name}_subset"))
     classes = {source.labels[label] for label in np.unique(splits["train"].column("label").to_numpy())}
     require(
-        len(classes) > 1,
+        len(classes) > 1 or "train" not in needed,
         f"data={data.name} has one class in its train split, {', '.join(classes)}: a classifier needs at least two.",
     )
     return Examples(

@@ -54,7 +54,13 @@ beside it frames a text as in training where a classification head answers; else
 }
 
 
-def write_card(finished: Finished, form: str, proof: Proof | None, folder: Path) -> None:
+def is_export(folder: Path) -> bool:
+    """Tell whether a folder holds an export: its card says so."""
+    card = folder / CARD
+    return card.is_file() and "\n- sentexp\n---\n" in card.read_text(encoding="utf-8", errors="replace")
+
+
+def write_card(finished: Finished, form: str, proof: Proof | None, folder: Path, numbers: str = "") -> None:
     """Write the card of a run, and its configuration, into a folder.
 
     Args:
@@ -62,6 +68,7 @@ def write_card(finished: Finished, form: str, proof: Proof | None, folder: Path)
         form: what it was written as.
         proof: of the export.
         folder: to write to.
+        numbers: what its weights are written in.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -82,7 +89,7 @@ def write_card(finished: Finished, form: str, proof: Proof | None, folder: Path)
         labels=trained.labels,
         identity=trained.identity,
         run_id=trained.run_id,
-        form=form,
+        form=form + numbers,
         proof=str(proof) if proof is not None else "none",
         usage=USAGES[_usage(trained, form)],
         audit=_json(own / "data_audit.json"),

@@ -56,7 +56,10 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     """
     finished = find_finished(config.wanted, config.tracking, config.output_dir)
     _require_recordable(finished, config)
-    examples = as_labelled(chosen_rows(load_examples(config.dataset, whole=True), config.split), finished, config)
+    needed = [] if config.split is EvaluatedRows.all else [config.split.name]
+    examples = chosen_rows(load_examples(config.dataset, whole=True, needed=needed), config.split)
+    examples = as_labelled(examples, finished, config)
+    require(examples.test.num_rows > 0, f"data={config.dataset.name} has no rows: give it some.")
     identity = _identify(finished, examples, config)
     folder = Path(config.output_dir) / f"{EVALUATION}-{identity}"
     found = _recorded(config, identity, folder)

@@ -5,10 +5,10 @@ import tempfile
 from pathlib import Path
 
 from sentexp import console
-from sentexp.config import ExportConfig, Precision
+from sentexp.config import ExportConfig, ExportFormat, Precision
 from sentexp.errors import UserError, require
 from sentexp.models.trained import find_base
-from sentexp.serving.card import write_card
+from sentexp.serving.card import is_export, write_card
 from sentexp.serving.finished import find_finished
 from sentexp.serving.formats import write
 from sentexp.serving.proof import expected, prove, tolerance_of
@@ -32,6 +32,10 @@ def export(config: ExportConfig) -> Path:
         f"output={folder} is there already: name another folder, or replace it with overwrite=true.",
     )
     require(not folder.is_file(), f"output={folder} is a file: name a folder.")
+    require(
+        not folder.exists() or not any(folder.iterdir()) or is_export(folder),
+        f"output={folder} is no export but a folder of other files, which is never replaced: name another folder.",
+    )
     console.say(f"run {finished.name}, as {form}")
     base = find_base(trained, config.base)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +48,8 @@ def export(config: ExportConfig) -> Path:
             proof = prove(wanted, arguments, texts, tolerance_of(trained, config.dtype))
         except UserError as error:
             raise UserError(f"The export is removed, as it failed its proof: {error}") from None
-        write_card(finished, form, proof, unfinished)
+        numbers = "" if config.format is ExportFormat.peft else f" ({config.dtype.name})"
+        write_card(finished, form, proof, unfinished, numbers)
         unfinished.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)

@@ -52,7 +52,11 @@ def find_finished(wanted: str, tracking: TrackingConfig, output_dir: str) -> Fin
         return _best(store, tracking)
     if path.exists() and (path.is_file() or _is_folder_of_a_run(path)):
         return _in_folder(path, store)
-    require("/" not in wanted, f"run={wanted} does not exist: name a run's folder, or its folder of weights in it.")
+    require(
+        "/" not in wanted,
+        f"run={wanted} {'holds no run' if path.exists() else 'does not exist'}: name a run's folder, or its folder of "
+        "weights in it.",
+    )
     require(
         len(wanted) >= SHORTEST,
         f"run={wanted} is too short: give {SHORTEST} letters or more of an identity or MLflow run id; python -m "

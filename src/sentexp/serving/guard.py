@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from sentexp.serving.pyfunc import TEXT
+from sentexp.serving.pyfunc import CALIBRATED, TEXT
 
 PATH = "/invocations"
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
@@ -59,7 +59,7 @@ class Guard:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, again, send)
+        await self.app(scope, again, _Sentences(send))
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         told = headers.get(b"content-length", b"0")
@@ -82,6 +82,37 @@ class Guard:
 
     def _too_large(self) -> Refused:
         return Refused(413, f"The request is larger than {self.most:,} bytes: send its texts in several.")
+
+
+class _Sentences:
+    """Makes a sentence of what MLflow answers to a request that is refused: without traceback, paths and the data."""
+
+    def __init__(self, send: Send) -> None:
+        self.send, self.status, self.parts = send, 200, list[bytes]()
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        """Pass an answer on; an error is held until it is whole."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        if self.status < 400:  # noqa: PLR2004
+            await self.send(message)
+        elif message["type"] == "http.response.body":
+            self.parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                await _answer(self.send, self.status, sentence_of(b"".join(self.parts)))
+
+
+def sentence_of(body: bytes) -> str:
+    """Return the reason in an error of MLflow's, without what it is wrapped in."""
+    try:
+        told = json.loads(body)
+    except ValueError:
+        told = {}
+    said = str(told.get("message") or told.get("detail") or "") if isinstance(told, dict) else ""
+    for wrapped in ("Failed to predict data", "Failed to enforce schema"):
+        if said.startswith(wrapped):
+            said = said.partition("Error: ")[2] or said
+    return said or f"The request cannot be answered: send {HOW}."
 
 
 def check(body: bytes, content_type: str) -> None:
@@ -109,14 +140,22 @@ def check(body: bytes, content_type: str) -> None:
     forms = [form for form in FORMS if form in said] if isinstance(said, dict) else []
     if len(forms) != 1:
         raise Refused(400, f"The request must be an object with one of {', '.join(FORMS)}: send {HOW}.")
-    value = said[forms[0]]
+    _check_texts(forms[0], said[forms[0]])
+    _check_params(said.get("params"))
+
+
+def _check_texts(form: str, value: Any) -> None:
     for row in value if isinstance(value, list) else [value]:
         for text in _leaves(row[TEXT]) if isinstance(row, dict) and TEXT in row else ():
             if not isinstance(text, str):  # the server would take what a number is written as
-                raise Refused(400, f"{forms[0]} has {json.dumps(text)[:50]} where a text should be: send {HOW}.")
-    params = said.get("params")
+                raise Refused(400, f"{form} has {json.dumps(text)[:50]} where a text should be: send {HOW}.")
+
+
+def _check_params(params: Any) -> None:
     if params is not None and not isinstance(params, dict):
         raise Refused(400, 'params must be an object such as {"calibrated": true}.')
+    if unknown := sorted(set(params or ()) - {CALIBRATED}):
+        raise Refused(400, f"params has {', '.join(unknown)}: it must be {CALIBRATED}, true or false, or be left out.")
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -210,6 +210,8 @@ class FileOutput(Output):
         """Close the file."""
         if self.stream is not None:
             self.stream.close()
+        if self.rows == 0:
+            self._remove()
         self.lock.release()
         Path(self.lock.lock_file).unlink(missing_ok=True)
 

@@ -87,7 +87,8 @@ def _predict_table(finished: Finished, config: PredictConfig, source: Source) ->
         tell(f"{whose} label and probabilities are empty.")
     where = "on standard output" if config.output == STANDARD else f"in {config.output}"
     speed = f"; {meter.rows:,} took {seconds:.1f} s, {meter.rows / seconds:,.1f} rows/s" if meter.rows else ""
-    tell(f"{output.rows:,} rows are {where}{speed}.")
+    are = "1 row is" if output.rows == 1 else f"{output.rows:,} rows are"
+    tell(f"{are} {where}{speed}.")
 
 
 def _score_all(

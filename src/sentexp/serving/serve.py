@@ -5,6 +5,7 @@
 `/` is a page for people, `/health` and `/version` are MLflow's. Told to stop, it answers what it has begun.
 """
 
+import logging
 import socket
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,8 @@ def build_app(folder: Path, config: ServeConfig, name: str) -> "FastAPI":
     """
     from fastapi.responses import HTMLResponse
 
+    for logger in ("mlflow.pyfunc.scoring_server", "mlflow.models.utils"):  # they warn of each request's form
+        logging.getLogger(logger).setLevel(logging.ERROR)
     with quiet_pyfunc() as pyfunc:
         keys = {"accelerator": config.accelerator, "max_tokens": config.max_tokens}
         model = pyfunc.load_model(str(folder), model_config=keys)
@@ -101,7 +104,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise UserError(
-            f"host={host} port={port} cannot be listened at ({error.strerror}): take another port, or port=0 for any "
-            "that is free."
+            f"host={host} port={port} cannot be listened at ({error.strerror}): host must be an address of this "
+            "machine, and port one that is free; port=0 takes any."
         ) from None
     return listening

@@ -153,7 +153,8 @@ class Source:
             require_columns(self.columns, {"text": wanted}, self.name)
             return wanted
         for name in (usual, "text"):
-            if name is not None and self.columns.count(name) == 1:
+            if name is not None and name in self.columns:
+                require_columns(self.columns, {"text": name}, self.name)
                 return name
         require(
             len(self.textual) == 1,
@@ -246,11 +247,13 @@ class Source:
 
         def pieces() -> Iterator[pa.Table]:
             block: list[list[str]] = []
+            quoted = f"quote texts that hold {self.delimiter!r}"
+            advice = quoted if self.form == "csv" else "TSV knows no quotation marks, so save it as .csv"
             for number, row in enumerate(rows, start=1):
                 require(
                     len(row) == len(first),
-                    f"Row {number} of {self.name} has {len(row)} columns, and its header {len(first)}: quote texts "
-                    f"that hold {self.delimiter!r}, mend it, or name what divides columns with delimiter=<letter>.",
+                    f"Row {number} of {self.name} has {len(row)} of the {len(first)} columns of its header: {advice}, "
+                    "mend it, or name what divides columns with delimiter=<letter>.",
                 )
                 block.append(row)
                 if len(block) == self.piece:
