@@ -179,7 +179,7 @@ def start(run: Path, file: Path, output: Path, chunk: int) -> subprocess.Popen[b
 
 
 def command(run: Path, file: Path, chunk: int) -> dict[str, float]:
-    """Return time and peak memory of the command, its start included."""
+    """Return time and peak memory of the command, its start included; Linux counts no less than this process holds."""
     began = time.perf_counter()
     process = start(run, file, file.with_suffix(".jsonl"), chunk)
     _, status, usage = os.wait4(process.pid, 0)
