@@ -114,6 +114,7 @@ def main() -> None:
             )
             sys.exit(1)
         del sys.argv[1]
+    sentence = _take_sentence() if verb == "predict" else None
     if verb != "train" and {"--help", "-h"} & set(sys.argv[1:]):
         print(help_of(verb))
         return
@@ -121,7 +122,6 @@ def main() -> None:
         sys.argv.append("sweep.dry_run=true")
     elif verb not in ("train", *OWN_KEYS):
         sys.argv.insert(1, "hydra/sweeper=basic")
-    sentence = _take_sentence() if verb == "predict" else None
     sys.argv[1:] = [_as_text(word) for word in _options_first(sys.argv[1:])]
     signal.signal(signal.SIGTERM, _on_sigterm)
     sys.exit(_compose_and_do(verb, sentence))
@@ -129,13 +129,19 @@ def main() -> None:
 
 def _take_sentence() -> str | None:
     """Take `--text "..."` out of the arguments: a sentence may hold anything, and hydra reads it as a grammar."""
-    for place, word in enumerate(sys.argv[1:], start=1):
+    sentences, others = [], []
+    rest = iter(sys.argv[1:])
+    for word in rest:
         name, equals, value = word.partition("=")
         if name == "--text":
-            sentence = value if equals else next(iter(sys.argv[place + 1 :]), "")
-            del sys.argv[place : place + (1 if equals else 2)]
-            return sentence
-    return None
+            sentences.append(value if equals else next(rest, ""))
+        else:
+            others.append(word)
+    if len(sentences) > 1:
+        complain("--text is given more than once: it takes one sentence; write others to a file, for input=<file>.")
+        sys.exit(1)
+    sys.argv[1:] = others
+    return sentences[0] if sentences else None
 
 
 def _as_text(word: str) -> str:

@@ -176,7 +176,7 @@ def test_standard_input_and_output(sentexp, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("sentence", ["a {warm} film, isn't = it? ${x} \\ [1", "fine"])
+@pytest.mark.parametrize("sentence", ["a {warm} film, isn't = it? ${x} \\ [1", "fine", "-h"])
 def test_one_sentence(sentence, sentexp, finished):
     code, output, errors = sentexp("--text", sentence)
     assert code == 0, errors
@@ -184,6 +184,12 @@ def test_one_sentence(sentence, sentexp, finished):
     assert sum(shown) == pytest.approx(1, abs=2e-4)
     assert "positive" in output
     assert output == sentexp(f"--text={sentence}")[1]
+
+
+def test_two_sentences_are_one_too_many(sentexp):
+    code, output, errors = sentexp("--text", "fine", "--text=dull")
+    assert (code, output) == (1, "")
+    assert errors.startswith("sentexp: --text is given more than once")
 
 
 def test_an_empty_table_and_surrounding_names(sentexp, tmp_path):

@@ -1,6 +1,7 @@
 """The gate of the registry: an alias changes hands for what is better beyond noise on the same rows, or by force."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +110,16 @@ def test_a_model_that_fails_its_proof_is_not_registered(place, quick_words, ask,
         ask(fresh, "unproved")
     client = open_store(place[1]).client
     assert client.search_model_versions("name='unproved'") == []
+
+
+def test_a_run_in_16_bits_is_proved_in_them(place, ask, capsys):
+    run_of_16_bits = run(load_config(*place[0], "trainer.precision=bf16"))
+    ask(run_of_16_bits, "halved")
+    assert "differ from the run's by 0.0e+00 at most (allowed: 0.001)" in capsys.readouterr().out
+    client = open_store(place[1]).client
+    card = client.download_artifacts(run_of_16_bits.run_id, "model/README.md")
+    assert "an adapter trained on the base model tiny" in Path(card).read_text()
+    assert 'mlflow.pyfunc.load_model("<this folder>")' in Path(card).read_text()
 
 
 def test_a_run_outside_mlflow_is_told(good, tmp_path):

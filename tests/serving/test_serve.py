@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 from sentexp.config import ServeConfig, TrackingBackend, TrackingConfig
 from sentexp.errors import UserError
 from sentexp.models.trained import read_trained
+from sentexp.serving import pyfunc
 from sentexp.serving.finished import find_finished
 from sentexp.serving.flavor import save_model
 from sentexp.serving.scorer import Scorer
@@ -78,6 +79,15 @@ def test_the_page_and_mlflows_own_paths(served):
     assert "my run" in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert [client.get(path).status_code for path in ("/health", "/ping", "/version", "/nothing")] == [200] * 3 + [404]
+
+
+def test_device_and_batch_reach_the_model(finished, tmp_path, monkeypatch):
+    result, asked = finished("peft=lora"), []
+    save_model(find_finished(str(result.folder), NONE, "outputs"), tmp_path / "model")
+    monkeypatch.setattr(pyfunc, "Scorer", lambda *_, **keys: asked.append(keys) or Scorer(read_trained(result.weights)))
+    config = ServeConfig(tracking=NONE, run=str(result.folder), accelerator="cpu", max_tokens=77)
+    build_app(tmp_path / "model", config, "my run")
+    assert asked == [{"accelerator": "cpu", "max_tokens": 77}]
 
 
 def test_a_port_that_is_taken_is_told():

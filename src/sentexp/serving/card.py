@@ -28,6 +28,10 @@ USAGES = {
     classify(["a warm and funny film"], truncation=True)
 
 The tokenizer frames a text as in training; `truncation=True` cuts long ones as in training.""",
+    "mlflow": """\
+    import mlflow
+
+    mlflow.pyfunc.load_model("<this folder>").predict([{"text": "a warm and funny film"}])""",
     "sentexp": '    python -m sentexp predict run=<this folder> --text "a warm and funny film"',
     "onnx": """\
     import onnxruntime
@@ -60,7 +64,7 @@ def is_export(folder: Path) -> bool:
     return card.is_file() and "\n- sentexp\n---\n" in card.read_text(encoding="utf-8", errors="replace")
 
 
-def write_card(finished: Finished, form: str, proof: Proof | None, folder: Path, numbers: str = "") -> None:
+def write_card(finished: Finished, form: str, proof: Proof, folder: Path, numbers: str = "") -> None:
     """Write the card of a run, and its configuration, into a folder.
 
     Args:
@@ -90,7 +94,7 @@ def write_card(finished: Finished, form: str, proof: Proof | None, folder: Path,
         identity=trained.identity,
         run_id=trained.run_id,
         form=form + numbers,
-        proof=str(proof) if proof is not None else "none",
+        proof=str(proof),
         usage=USAGES[_usage(trained, form)],
         audit=_json(own / "data_audit.json"),
         rows=0 if not (own / file_name("test")).is_file() else len(read_predictions(own / file_name("test")).targets),
@@ -109,8 +113,9 @@ def write_card(finished: Finished, form: str, proof: Proof | None, folder: Path,
 
 
 def _about(trained: Trained) -> str:
-    kinds = {"adapter": "an adapter", "head": "a classification head alone", "model": "all weights"}
-    kind = kinds.get(trained.folder.name)
+    kinds = {"adapter_config.json": "an adapter", "head.safetensors": "a classification head alone"}
+    found = (kind for name, kind in kinds.items() if (trained.folder / name).is_file())
+    kind = next(found, "all weights" if trained.whole else "")
     what = f"{kind} trained on" if kind else "nothing trained:"
     how = "which answers a prompt with label words" if trained.answers else "under a classification head"
     stored = trained.storage.quantization.name

@@ -15,7 +15,6 @@ Scope = Any
 Receive = Any
 Send = Any
 
-
 PATIENCE = 64
 """Times the limit: as much of a request that is too large is read and dropped, so that its sender gets the answer."""
 
@@ -170,9 +169,10 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 async def _answer(send: Send, status: int, sentence: str) -> None:
-    body = json.dumps({"error_code": "BAD_REQUEST", "message": sentence}).encode()
+    code = "BAD_REQUEST" if status < 500 else "INTERNAL_ERROR"  # noqa: PLR2004
+    body = json.dumps({"error_code": code, "message": sentence}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 413:  # noqa: PLR2004 (what is left of the body is not read)
+    if status == 413:  # noqa: PLR2004 (of the largest, a part is not read)
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -5,6 +5,7 @@
 `/` is a page for people, `/health` and `/version` are MLflow's. Told to stop, it answers what it has begun.
 """
 
+import asyncio
 import logging
 import socket
 import tempfile
@@ -24,6 +25,7 @@ from sentexp.serving.pyfunc import quiet_pyfunc
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from uvicorn import Server
 
 THREADS = 64
 """Requests that wait for the model at one time; it answers them together."""
@@ -50,11 +52,11 @@ def serve(config: ServeConfig) -> None:
         host = f"[{config.host}]" if ":" in config.host else config.host
         console.say(f"run {finished.name} at http://{host}:{listening.getsockname()[1]} (stop with Ctrl-C)")
         try:
-            server.run(sockets=[listening])
+            asyncio.run(_run(server, listening))
         except BaseException:  # uvicorn raises the signal again that it was stopped with
             if not server.should_exit:
                 raise
-    console.say("stopped; every request that was begun is answered")
+    console.say(f"stopped; requests that were begun had {LAST_ANSWERS} s for their answers")
 
 
 def build_app(folder: Path, config: ServeConfig, name: str) -> "FastAPI":
@@ -77,7 +79,6 @@ def build_app(folder: Path, config: ServeConfig, name: str) -> "FastAPI":
     text, headers = page(name, own.scorer.labels)
     app: FastAPI = import_module("mlflow.pyfunc.scoring_server").init(model)
     app.add_middleware(Guard, most=config.max_bytes)
-    app.add_event_handler("startup", _widen) if hasattr(app, "add_event_handler") else None
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> HTMLResponse:
@@ -86,11 +87,10 @@ def build_app(folder: Path, config: ServeConfig, name: str) -> "FastAPI":
     return app
 
 
-def _widen() -> None:
-    """Let more requests wait at one time than asyncio's threads for a small machine."""
-    import asyncio
-
+async def _run(server: "Server", listening: socket.socket) -> None:
+    """Run a server in which more requests wait at one time than asyncio has threads for on a small machine."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "request"))
+    await server.serve(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:
