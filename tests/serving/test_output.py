@@ -4,7 +4,7 @@ import pytest
 
 from sentexp.errors import UserError
 from sentexp.serving.output import FileOutput
-from sentexp.serving.tables import Chunk
+from sentexp.serving.rows import Chunk
 
 ADDED = ["label", "probability_a", "probability_b"]
 

@@ -4,7 +4,8 @@ import pytest
 
 from sentexp.errors import UserError
 from sentexp.serving import tables
-from sentexp.serving.tables import Chunk, arrow, open_source
+from sentexp.serving.rows import Chunk
+from sentexp.serving.tables import open_source
 
 
 @pytest.fixture
@@ -64,8 +65,3 @@ def test_the_rest_of_a_chunk(table):
     rest = chunk.after(2)
     assert rest.texts == rest.rows.column("text").to_pylist() == ["c"]
     assert Chunk(rows=[{"text": "a"}, {"text": "b"}], texts=["a", "b"]).after(1).rows == [{"text": "b"}]
-
-
-def test_json_becomes_columns_of_texts_whatever_its_values():
-    found = arrow([{"a": 1, "b": "x"}, {"a": [1.5, None]}], ["a", "b"])
-    assert found.to_pylist() == [{"a": "1", "b": "x"}, {"a": "[1.5, null]", "b": None}]

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from typing import IO, TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from sentexp.errors import UserError, require
-from sentexp.serving.tables import STANDARD, Chunk, arrow, cells, objects, standard_output
+from sentexp.serving.rows import Chunk, arrow, cells, objects
+from sentexp.serving.tables import STANDARD
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,17 +67,15 @@ class StandardOutput(Output):
 
     def write(self, chunk: Chunk, said: Said) -> None:
         """Write a chunk."""
-        with standard_output() as stream:
-            stream.write(self.text.encode(chunk, said, header=self.rows == 0))
-            stream.flush()
+        sys.stdout.buffer.write(self.text.encode(chunk, said, header=self.rows == 0))
+        sys.stdout.buffer.flush()
         self.count(said)
 
     def finish(self) -> None:
         """Write the header, where there were no rows."""
         if self.rows == 0:
-            with standard_output() as stream:
-                stream.write(self.text.header())
-                stream.flush()
+            sys.stdout.buffer.write(self.text.header())
+            sys.stdout.buffer.flush()
 
 
 class FileOutput(Output):

@@ -20,8 +20,9 @@ from sentexp.hardware import trim_memory
 from sentexp.serving.finished import Finished, find_finished
 from sentexp.serving.output import Output, Said, open_output
 from sentexp.serving.progress import Meter, tell
+from sentexp.serving.rows import Chunk
 from sentexp.serving.scorer import Scorer
-from sentexp.serving.tables import PIECE, STANDARD, Chunk, Source, format_of, open_source
+from sentexp.serving.tables import PIECE, STANDARD, Source, format_of, open_source
 from sentexp.tracking.identity import digest_of
 
 LABEL, PROBABILITY = "label", "probability_"

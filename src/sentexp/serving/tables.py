@@ -1,21 +1,18 @@
-"""The input of `predict`, read in pieces so that its length does not count, and a place to write what is said of it.
-
-A chunk of rows is an Arrow table where the input is CSV, TSV or Parquet, and a list of objects where it is JSON Lines.
-"""
+"""The input of `predict`, read in pieces so that its length does not count."""
 
 import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from sentexp.data.encodings import detect, marked_encoding
 from sentexp.data.tables import long_fields, require_columns
 from sentexp.errors import UserError, require
+from sentexp.serving.rows import Chunk, Objects, plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,8 +23,6 @@ PIECE = 256
 """Rows that are read at one time."""
 CHUNK_CHARACTERS = 1 << 24
 """Characters of the texts of a chunk; one that has more ends sooner than its rows say."""
-
-Objects = list[dict[str, Any]]
 
 
 def format_of(key: str, path: str, given: str | None) -> str:
@@ -45,19 +40,6 @@ def format_of(key: str, path: str, given: str | None) -> str:
         f"{key} with format=csv, tsv or jsonl.",
     )
     return FORMATS[ending]
-
-
-@dataclass(kw_only=True, slots=True)
-class Chunk:
-    """Rows that follow each other: all that the input says of them, and their texts, null where there is none."""
-
-    rows: "pa.Table | Objects"
-    texts: list[str | None]
-
-    def after(self, first: int) -> "Chunk":
-        """Return the rows behind the first so many."""
-        rows = self.rows[first:] if isinstance(self.rows, list) else self.rows.slice(first)
-        return Chunk(rows=rows, texts=self.texts[first:])
 
 
 @contextmanager
@@ -187,7 +169,7 @@ class Source:
 
     def _texts(self, piece: "pa.Table | Objects", column: str, before: int) -> list[str | None]:
         if isinstance(piece, list):
-            return [_plain(row.get(column)) for row in piece]
+            return [plain(row.get(column)) for row in piece]
         import pyarrow as pa
 
         values = piece.column(column)
@@ -274,8 +256,7 @@ class Source:
             return
         number = -1
         reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
-        limits: AbstractContextManager[None] = long_fields()
-        with limits:
+        with long_fields():
             try:
                 for row in reader:
                     number += bool(row)
@@ -358,11 +339,6 @@ def _joined(pieces: list[Any]) -> "pa.Table | Objects":
     return pa.concat_tables(pieces).combine_chunks()
 
 
-def _plain(value: Any) -> str | None:
-    """Return a value of JSON as a text."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
 def _first_undecodable(values: "pa.ChunkedArray") -> int:
     for number, value in enumerate(values):
         try:
@@ -370,54 +346,3 @@ def _first_undecodable(values: "pa.ChunkedArray") -> int:
         except UnicodeDecodeError:
             return number
     return 0
-
-
-def cells(rows: "pa.Table | Objects", columns: Sequence[str]) -> list[list[str | None]]:
-    """Return the rows as texts, for CSV and TSV: what is no text as JSON, or as Arrow writes it.
-
-    Raises:
-        UserError: a JSON object with a name that no earlier one has.
-    """
-    if isinstance(rows, list):
-        _require_known(rows, columns)
-        return [[_plain(row.get(name)) for name in columns] for row in rows]
-    import pyarrow as pa
-
-    texts = []
-    for column in rows.columns:
-        try:
-            texts.append(column.cast(pa.large_string()).to_pylist())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            texts.append(
-                [None if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in column.to_pylist()]
-            )
-    return [list(row) for row in zip(*texts, strict=True)]
-
-
-def objects(rows: "pa.Table | Objects") -> Objects:
-    """Return the rows as JSON objects."""
-    return rows if isinstance(rows, list) else rows.to_pylist()
-
-
-def arrow(rows: "pa.Table | Objects", columns: Sequence[str]) -> "pa.Table":
-    """Return the rows as an Arrow table; of JSON objects every column is texts, as its types may change on the way."""
-    if not isinstance(rows, list):
-        return rows
-    import pyarrow as pa
-
-    _require_known(rows, columns)
-    return pa.table({name: pa.array([_plain(row.get(name)) for row in rows], pa.large_string()) for name in columns})
-
-
-def _require_known(rows: Objects, columns: Sequence[str]) -> None:
-    known = set(columns)
-    new = next((name for row in rows for name in row if name not in known), None)
-    require(
-        new is None,
-        f"A row has the name {new!r}, which the first rows lack, so it has no column: write output=<file>.jsonl.",
-    )
-
-
-def standard_output() -> AbstractContextManager[IO[bytes]]:
-    """Return standard output, which stays open."""
-    return nullcontext(sys.stdout.buffer)
