@@ -85,6 +85,8 @@ def test_an_export_says_what_the_run_says(name, form, write, texts, capsys):
     assert result.identity in card
     assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == "text-classification"
     assert "| accuracy | " in card
+    kind = {"full": "all weights", "head": "a classification head alone"}.get(name, "an adapter")
+    assert f"A classifier of sentiment: {kind} trained on the base model tiny" in card
     assert (folder / "config.yaml").is_file()
     assert not [file for file in folder.rglob("*") if file.suffix in (".bin", ".pt", ".pkl")]
 

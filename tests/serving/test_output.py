@@ -42,7 +42,7 @@ def test_one_process_writes_at_a_time(opened):
 def test_what_was_written_after_the_state_is_cut_off(opened, tmp_path):
     output = opened()
     output.write(chunk("one", None), [*said(1), [None, None, None]])
-    output.stream.write(b"three,a,0.75")
+    output.stream.write(b"three,a,0.75,0.25\nfour,a,0.75,0.25\nfi")  # longer than what is still to come
     output.close()
     again = opened()
     assert (again.rows, again.empty) == (2, 1)

@@ -69,7 +69,6 @@ def save_framed(
         )
     special = {name: str(value) for name in SPECIAL if (value := getattr(tokenizer, name, None)) is not None}
     made = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=limit, **special)
-    made.padding_side, made.truncation_side = "right", "right"
     made.save_pretrained(folder)
 
 
