@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-embedded.txt
 run: setup ## train the embedded default and print its result; make run ARGS="peft=head" overrides
 	$(BIN)/python -m sentexp $(ARGS)
 
-test: setup ## run the tests (about a quarter of an hour on two cores)
+test: setup ## run the tests (about twenty minutes on two cores)
 	$(BIN)/python -m pytest --numprocesses 2
 
 slow: setup ## run the slow tests: the embedded default, the wheel, kills
