@@ -1,6 +1,7 @@
 """What the tests share: no network, a cache of their own, hand-written reviews, a tiny model and quick runs."""
 
 import csv
+import gc
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis.internal.entropy import deterministic_PRNG
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from sentexp import cli
@@ -92,9 +95,43 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_pictures() -> Iterator[None]:
+    """Leave the files of pictures empty: drawing takes longer than training the tiny model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", _leave_empty)
+        yield
+
+
+_savefig = Figure.savefig
+
+
+def _leave_empty(self: Figure, file: object, *rest: object, **options: object) -> None:
+    if isinstance(file, str | Path):
+        Path(file).touch()
+    else:
+        _savefig(self, file, *rest, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw in tests that are marked `draws`."""
+    if request.node.get_closest_marker("draws") is not None:
+        monkeypatch.setattr(Figure, "savefig", _savefig)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen_imports() -> None:
+    """Let the garbage collector skip what the imports have made: each run of a test collects garbage."""
+    with deterministic_PRNG():  # hypothesis looks for its own generator with gc.get_referrers, which skips it as well
+        pass
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Give the session a cache of its own, one thread (tiny products are faster so), and no hub."""
-    torch.set_num_threads(1)
+    """Give the session a cache of its own, one thread unless told otherwise (tiny products are faster so), no hub."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SENTEXP_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")
