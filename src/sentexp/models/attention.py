@@ -6,6 +6,7 @@ faster, at the lengths of sentences, than any of PyTorch's attention kernels. On
 with a weight.
 """
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -84,12 +85,7 @@ def _rows(
     rows, width = packed.grid.shape
     plain = shared is None and len(packed.bias) == 1 and dropout == 0 and window is None
     if plain and query.is_cuda and query.dtype in HALF and query.shape[-1] <= WIDEST_HEAD:
-        from torch.nn.attention.varlen import varlen_attn
-
-        bounds = packed.starts, packed.starts, width, width
-        grouped = key.shape[1] != query.shape[1]
-        found: Any = varlen_attn(query, key, value, *bounds, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
-        return found  # type: ignore[no-any-return]
+        return _flash(query, key, value, packed, scale)
     flat = packed.grid.flatten()
     query, key, value = (part.index_select(0, flat).unflatten(0, (rows, width)) for part in (query, key, value))
     if shared is not None:
@@ -102,6 +98,22 @@ def _rows(
         bias = bias.masked_fill(_too_far(packed, window), -torch.inf)
     out = _grid(query, key, value, bias, scale, dropout)
     return out.flatten(0, 1).index_select(0, packed.cells)
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scale: float) -> Tensor:
+    """Return the causal attention within each row by PyTorch's variable-length kernel, on a GPU in 16 bits."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0)}
+    if key.shape[1] != query.shape[1]:
+        if "enable_gqa" in signature(varlen_attn).parameters:
+            options["enable_gqa"] = True
+        else:  # torch 2.11 takes as many key heads as heads
+            each = query.shape[1] // key.shape[1]
+            key, value = (part.repeat_interleave(each, 1) for part in (key, value))
+    width = packed.grid.shape[1]
+    found: Any = varlen_attn(query, key, value, packed.starts, packed.starts, width, width, **options)
+    return found  # type: ignore[no-any-return]
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, window: int | None) -> Tensor:
