@@ -3,7 +3,8 @@
     python benchmarks/sweeps.py                    # three repetitions of each, alternating, minutes on two cores
 
 Skipping: the same sweep of 21 finished runs and of one, given again; the difference by 20. Running: four runs as one
-sweep against four commands. All on the tiny model, so that it is the cost of all that is not training. Writes
+sweep against four commands. Ending: a sweep of 20 runs, as it is, and as it was when each run drew its pictures and
+looked for garbage among all imports. All on the tiny model, so that it is the cost of all that is not training. Writes
 sweeps.json beside this.
 """
 
@@ -31,12 +32,16 @@ QUICK = [
     "baseline=false",
 ]
 RANKS = range(2, 23)
+TWENTY = f"peft.r={','.join(map(str, RANKS[:20]))}"
+KINDS = ("skip 21", "skip 1", "one sweep", "four commands", "20 runs", "20 runs, drawn and unfrozen")
+COMMAND = ("-m", "sentexp")
+UNFROZEN = ("-c", "from sentexp import cli, hardware; hardware.freeze_imports = lambda *modules: None; cli.main()")
 
 
-def seconds(folder: Path, *words: str) -> float:
+def seconds(folder: Path, *words: str, program: tuple[str, ...] = COMMAND) -> float:
     """Return how long the command takes in a folder."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "sentexp", *QUICK, *words], cwd=folder, check=True, capture_output=True)
+    subprocess.run([sys.executable, *program, *QUICK, *words], cwd=folder, check=True, capture_output=True)
     return time.perf_counter() - began
 
 
@@ -46,7 +51,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     repetitions = parser.parse_args().repetitions
     many = f"peft.r={','.join(map(str, RANKS))}"
-    taken: dict[str, list[float]] = {name: [] for name in ("skip 21", "skip 1", "one sweep", "four commands")}
+    taken: dict[str, list[float]] = {name: [] for name in KINDS}
     with tempfile.TemporaryDirectory() as name:
         finished = Path(name)
         seconds(finished, "--multirun", many)
@@ -58,6 +63,10 @@ def main() -> None:
             taken["one sweep"].append(seconds(finished, "--multirun", "peft.r=2,4,8,16", seed, "output_dir=swept"))
             alone = [f"tracking.experiment=alone{repetition}", "output_dir=alone", seed]
             taken["four commands"].append(sum(seconds(finished, f"peft.r={rank}", *alone) for rank in (2, 4, 8, 16)))
+            fresh = [TWENTY, f"seed={100 + repetition}", "hydra/launcher=sequential"]
+            taken["20 runs"].append(seconds(finished, "--multirun", *fresh, "output_dir=twenty"))
+            old = ["output_dir=drawn", f"tracking.experiment=drawn{repetition}", "plots=true"]
+            taken["20 runs, drawn and unfrozen"].append(seconds(finished, "--multirun", *fresh, *old, program=UNFROZEN))
     medians = {name: statistics.median(values) for name, values in taken.items()}
     found = {
         "machine": describe(choose_device("auto")),
@@ -65,6 +74,7 @@ def main() -> None:
         "medians": medians,
         "seconds_per_ten_skipped": (medians["skip 21"] - medians["skip 1"]) / 2,
         "four_commands_by_one_sweep": medians["four commands"] / medians["one sweep"],
+        "drawn_and_unfrozen_by_20_runs": medians["20 runs, drawn and unfrozen"] / medians["20 runs"],
     }
     (HERE / "sweeps.json").write_text(json.dumps(found, indent=2) + "\n")
     table = Table("", "seconds")
@@ -73,6 +83,7 @@ def main() -> None:
     table.add_section()
     table.add_row("ten skipped runs", f"{found['seconds_per_ten_skipped']:.2f}")
     table.add_row("four commands / one sweep", f"{found['four_commands_by_one_sweep']:.2f}")
+    table.add_row("20 runs, before / now", f"{found['drawn_and_unfrozen_by_20_runs']:.2f}")
     Console().print(table)
 
 

@@ -18,6 +18,7 @@ from sentexp.errors import UserError
 from sentexp.experiment import run
 from sentexp.models.backbone import load_tokenizer, locate_backbone
 from sentexp.models.scoring import SequenceClassifier
+from sentexp.recording import PLOTS
 from sentexp.tracking.predictions import file_name, read_predictions, read_rows
 
 TEXTS = ["a warm and funny film", "a cold and clumsy film that wastes its cast", "fine"]
@@ -133,14 +134,14 @@ def settings_folder(settings):
     return Path(settings.output_dir)
 
 
-def test_more_positions_than_the_model_has_are_refused(config, shared):
+def test_more_positions_than_the_model_has_are_refused(config, llama):
     with pytest.raises(UserError, match=r"data.max_length=513 is more than the 512 positions"):
-        run(config(f"model.path={shared / 'models' / 'stories260K-hf'}", "data.max_length=513"))
+        run(config(f"model.path={llama}", "data.max_length=513"))
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
-def test_a_real_llama_in_a_local_folder_trains(train, shared, method):
-    result = train(f"model.path={shared / 'models' / 'stories260K-hf'}", f"peft={method}", "trainer.max_epochs=2")
+def test_a_llama_in_a_local_folder_trains(train, llama, method):
+    result = train(f"model.path={llama}", f"peft={method}", "trainer.max_epochs=2")
     assert result.metrics["train/steps"] == 8
 
 
@@ -294,3 +295,29 @@ def test_an_audit_is_written_down_and_trains_nothing(config, reviews, tmp_path, 
     assert {item.path for item in client.list_artifacts(audited.info.run_id)} == {"data_audit.json", "data_audit.png"}
     (folder,) = (tmp_path / "outputs").glob("audit-sst2-*")
     assert json.loads((folder / "data_audit.json").read_text())["rows"]["test"] == 10
+
+
+@pytest.mark.draws
+def test_pictures_are_drawn_at_the_end_of_a_single_run_and_of_others_when_asked(config, monkeypatch, tmp_path):
+    def drawn(folder):
+        return {name for name in PLOTS if (folder / name).is_file() and (folder / name).stat().st_size > 5000}
+
+    swept = ("sweep.name=x", "baseline=false")
+    result = run(config(*swept))
+    assert not any((result.folder / name).exists() for name in PLOTS)
+    monkeypatch.setattr(experiment, "_attempt", None)  # from here on nothing is trained
+    run(config(*swept, "plots=true"))
+    assert drawn(result.folder) == set(PLOTS)
+    for name in PLOTS:
+        (result.folder / name).unlink()
+    run(config("plots=false"))
+    assert drawn(result.folder) == set()
+    run(config())
+    assert drawn(result.folder) == set(PLOTS)
+
+
+def test_a_run_whose_metrics_are_gone_is_not_drawn(config, monkeypatch):
+    result = run(config("plots=false"))
+    (result.folder / "metrics.jsonl").unlink()
+    run(config("plots=true"))
+    assert not any((result.folder / name).exists() for name in PLOTS)

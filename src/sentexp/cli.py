@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING
 
 from sentexp import processes
 from sentexp.config import (
+    IA3,
     TEMPLATE_GROUP,
     CompareConfig,
     Config,
     FinishedRun,
+    Lora,
     SearchConfig,
+    TrackingBackend,
     conf_dir,
     register_schemas,
 )
@@ -314,14 +317,19 @@ def _do(verb: str, config: AnyConfig, sentence: str | None) -> "float | Outcome"
 
         plan([config])
         return math.nan
+    from sentexp import experiment
+    from sentexp.hardware import freeze_imports
+
+    if verb == "train":
+        adapters = ["peft"] if isinstance(config.peft, Lora | IA3) else []
+        tracking = ["mlflow"] if config.tracking.backend is TrackingBackend.mlflow else []
+        freeze_imports(*adapters, *tracking)
     if config.sweep.name is not None:
         from sentexp.sweeps.folder import SweepFolder
         from sentexp.sweeps.job import run_job
 
         folder = Path(hydra.runtime.output_dir)
         return run_job(config, SweepFolder(folder.parent), int(folder.name), search)
-    from sentexp import experiment
-
     if verb == "train":
         return experiment.run(config).objective
     processes.require_one(f"sentexp {verb}")

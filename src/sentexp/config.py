@@ -897,6 +897,7 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 42
     baseline: bool | None = None
+    plots: bool | None = None
     output_dir: str = "outputs"
 
     def __post_init__(self) -> None:
@@ -1224,6 +1225,7 @@ BOOKKEEPING = (
     "tracking",
     "output_dir",
     "baseline",
+    "plots",
     "sweep",
     "trainer.progress_bar",
     "trainer.log_every_n_steps",

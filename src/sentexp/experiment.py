@@ -31,17 +31,20 @@ from sentexp.metrics import confusion_matrix, slice_scores, split_metrics
 from sentexp.models.adapters import ParameterAudit
 from sentexp.models.saving import save_trained, saved_mib
 from sentexp.recording import (
+    AUDIT,
+    PLOTS,
     Sinks,
     count_answers,
     keep_predictions,
     left_in_a_sweep,
     open_run,
+    plot_run,
     record_audit,
     record_provenance,
     recorded,
 )
+from sentexp.tracking.folder import METRICS as METRICS_FILE
 from sentexp.tracking.folder import STATE, RunFolder
-from sentexp.tracking.pictures import draw_confusion_matrix, draw_learning_curve, draw_reliability
 from sentexp.tracking.predictions import FOLDER as PREDICTIONS
 from sentexp.tracking.store import Record, describe_store, find_run, open_record, open_store, read_artifact
 from sentexp.training.calibration import fit_temperature, reliability
@@ -133,6 +136,8 @@ def _run(config: Config, basis: Basis, started: float, judge: Judge | None) -> R
             console.say(f"Run {identity} is finished: this is its result. sweep.rerun=true trains it again.")
             if lacks_baselines(kept, config):
                 kept = _with_baselines(kept, gather(basis))
+            if lacks_plots(kept, config):
+                processes.led(lambda: _plot_later(kept, config, folder))
             _show(kept, config)
             return kept
         with left_in_a_sweep(config):
@@ -143,7 +148,7 @@ def _run(config: Config, basis: Basis, started: float, judge: Judge | None) -> R
             if isinstance(config.task, CausalLM) and isinstance(config.peft, Untuned):
                 record.set_tags({"baseline.identity": untuned_identity(materials)})
             result = _attempt_until_it_fits(materials, record, folder, identity, judge)
-            result = processes.led(lambda: _conclude(result, record, folder, time.monotonic() - started))
+            result = processes.led(lambda: _conclude(result, config, record, folder, time.monotonic() - started))
         folder.forget()
         remove_checkpoints(folder.path)
     _show(result, config)
@@ -172,10 +177,13 @@ def _require_alike(identity: str) -> None:
 
 
 def with_defaults(config: Config) -> Config:
-    """Return the configuration with what depends on the rest of it: baselines in sweeps and for `causal_lm`."""
-    if config.baseline is not None:
-        return config
-    return replace(config, baseline=config.sweep.name is not None or isinstance(config.task, CausalLM))
+    """Return the configuration with what depends on the rest of it.
+
+    Baselines are for sweeps and for `causal_lm`, pictures for single runs.
+    """
+    in_sweep = config.sweep.name is not None
+    baseline = in_sweep or isinstance(config.task, CausalLM) if config.baseline is None else config.baseline
+    return replace(config, baseline=baseline, plots=not in_sweep if config.plots is None else config.plots)
 
 
 def find_result(config: Config, identity: str) -> Result | None:
@@ -201,6 +209,16 @@ def find_result(config: Config, identity: str) -> Result | None:
 def lacks_baselines(result: Result, config: Config) -> bool:
     """Tell whether a finished run was not compared with the baselines that the configuration asks for."""
     return bool(config.baseline) and (not result.baselines or result.shots != _shots(config))
+
+
+def lacks_plots(result: Result, config: Config) -> bool:
+    """Tell whether a finished run has no pictures, is asked for them, and its folder holds what they show."""
+    needed = (AUDIT, METRICS_FILE)
+    return (
+        bool(config.plots)
+        and not all((result.folder / name).is_file() for name in PLOTS)
+        and all((result.folder / name).is_file() for name in needed)
+    )
 
 
 def prepare(config: Config) -> None:
@@ -349,6 +367,19 @@ def _with_baselines(result: Result, materials: Materials) -> Result:
     return result
 
 
+def _plot_later(result: Result, config: Config, folder: RunFolder) -> None:
+    """Draw a finished run that was a run of a sweep, or was not drawn then."""
+    record = open_record(replace(config.tracking, system_metrics=False), "", result.run_id)
+    with recorded(record):
+        _plot(result, record, folder)
+
+
+def _plot(result: Result, record: Record, folder: RunFolder) -> None:
+    plot_run(folder, result.labels, result.confusion, result.reliability)
+    for name in PLOTS:
+        record.log_files(folder.path / name)
+
+
 def _shots(config: Config) -> int:
     return config.task.shots if isinstance(config.task, CausalLM) else 0
 
@@ -364,32 +395,26 @@ def _differences(metrics: Mapping[str, float], baselines: Mapping[str, Baseline]
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def _conclude(result: Result, record: Record, folder: RunFolder, seconds: float) -> Result:
+def _conclude(result: Result, config: Config, record: Record, folder: RunFolder, seconds: float) -> Result:
     """Write the result down, and return it with the time that the run took.
 
     Args:
         result: of the run; its `seconds` are those of the training before this process went on with it.
+        config: of the run.
         record: of the run.
         folder: of the run.
         seconds: that this process took.
     """
     result.metrics["seconds"] += seconds
     result.save()
-    draw_confusion_matrix(result.confusion, result.labels, folder.path / "confusion_matrix.png")
-    draw_reliability(result.reliability, folder.path / "reliability.png")
-    draw_learning_curve(
-        folder.history("train/loss"),
-        folder.history("validation/loss"),
-        folder.history("validation/accuracy"),
-        folder.path / "learning_curve.png",
-    )
     logged = ("test/", "baseline/", "difference/", "temperature")
     costs = {k: v for k, v in result.metrics.items() if not k.startswith(logged)}
     record.log_metrics(costs, int(result.metrics["train/steps"]))
-    for name in (RESULT, "confusion_matrix.png", "learning_curve.png", "reliability.png"):
-        record.log_files(folder.path / name)
+    record.log_files(folder.path / RESULT)
     for part in (result.weights, folder.path / PREDICTIONS):
         record.log_files(part, part.name)
+    if config.plots:
+        _plot(result, record, folder)
     return result
 
 

@@ -2,7 +2,7 @@
 
 import json
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sentexp import console, processes
 from sentexp.config import Config, flatten, method_name, task_name
-from sentexp.data.audit import DataAudit
 from sentexp.data.imbalance import class_weights
 from sentexp.errors import UserError
 from sentexp.hardware import describe
@@ -20,7 +19,7 @@ from sentexp.materials import Materials
 from sentexp.models.answers import irregular_tokens, read_answers
 from sentexp.tracking.folder import RunFolder
 from sentexp.tracking.identity import digest_of, settings
-from sentexp.tracking.pictures import draw_data
+from sentexp.tracking.pictures import draw_confusion_matrix, draw_data, draw_learning_curve, draw_reliability
 from sentexp.tracking.predictions import file_name, write_predictions
 from sentexp.tracking.provenance import command, git_state, library_versions, mask_uri
 from sentexp.tracking.store import PARENT, Record, find_run, open_record
@@ -28,7 +27,10 @@ from sentexp.tracking.undisturbed import undisturbed
 from sentexp.training.module import Evaluation
 from sentexp.training.pruning import Pruned
 
-AUDIT_FILES = ("data_audit.json", "data_audit.png")
+AUDIT = "data_audit.json"
+DATA_PLOT = "data_audit.png"
+PLOTS = (DATA_PLOT, "learning_curve.png", "confusion_matrix.png", "reliability.png")
+"""The pictures of a run, in its folder."""
 TRACEBACK = "traceback.txt"
 PRUNED = "pruned"
 """The tag of a run that a search has stopped: why."""
@@ -214,9 +216,8 @@ def record_data(record: Record, materials: Materials, folder: Path) -> None:
     counts = json.dumps({"rows": found.labels, "of": found.available, "left_out": found.left_out})
     source = json.dumps({"path": data.path, "package": data.distribution()})
     record.log_dataset(data.name, materials.digest, source, counts)
-    _write_audit(found, folder)
-    for name in AUDIT_FILES:
-        record.log_files(folder / name)
+    (folder / AUDIT).write_text(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    record.log_files(folder / AUDIT)
 
 
 def record_audit(record: Record, materials: Materials, folder: Path) -> None:
@@ -225,6 +226,8 @@ def record_audit(record: Record, materials: Materials, folder: Path) -> None:
     record.log_params(flatten(config.data, "data.") | {"model.name": config.model.name})
     record.set_tags({"command": command(), "mlflow.source.name": "sentexp", **git_state()})
     record_data(record, materials, folder)
+    plot_data(folder)
+    record.log_files(folder / DATA_PLOT)
     found = materials.data_audit
     metrics = {f"{split}/rows": float(rows) for split, rows in found.rows.items()}
     for finding in found.findings:
@@ -234,10 +237,31 @@ def record_audit(record: Record, materials: Materials, folder: Path) -> None:
     record.log_metrics(metrics)
 
 
-def _write_audit(found: DataAudit, folder: Path) -> None:
-    text = json.dumps(found.to_dict(), indent=2, ensure_ascii=False)
-    (folder / AUDIT_FILES[0]).write_text(text + "\n", encoding="utf-8")
-    draw_data(found.labels, found.token_edges, found.tokens, found.max_length, folder / AUDIT_FILES[1])
+def plot_data(folder: Path) -> None:
+    """Draw the data of a run or an audit from what its folder holds of them."""
+    found = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
+    draw_data(found["labels"], found["token_edges"], found["tokens"], found["max_length"], folder / DATA_PLOT)
+
+
+def plot_run(
+    folder: RunFolder,
+    labels: Sequence[str],
+    confusion: Sequence[Sequence[int]],
+    curves: Mapping[str, Sequence[tuple[float, float, int]]],
+) -> None:
+    """Draw the `PLOTS` of a finished run into its folder: all that takes time to draw, once, when the run is over.
+
+    Args:
+        folder: of the run; it holds the audit of the data and the metrics of every step.
+        labels: names of the classes.
+        confusion: test rows by true and by predicted class.
+        curves: of the reliability on the test split, by name.
+    """
+    plot_data(folder.path)
+    losses = folder.history("train/loss"), folder.history("validation/loss")
+    draw_learning_curve(*losses, folder.history("validation/accuracy"), folder.path / PLOTS[1])
+    draw_confusion_matrix(confusion, labels, folder.path / PLOTS[2])
+    draw_reliability(curves, folder.path / PLOTS[3])
 
 
 def without_secrets(config: Config) -> Config:

@@ -46,4 +46,6 @@ def test_a_repeated_step_counts_once_and_a_cut_line_not_at_all(tmp_path):
         assert folder.history("loss") == [(1, 3.0), (2, 1.0)]
         folder.forget()
     with RunFolder(tmp_path) as folder:
+        assert folder.history("loss") == [(1, 3.0), (2, 1.0)]  # of the finished run
+        folder.remember(run_id="b")
         assert folder.history("loss") == []

@@ -51,9 +51,7 @@ class RunFolder:
                 f"output_dir={self.path.parent} cannot be written ({error.strerror}): name a folder that can."
             ) from None
         state = read_state(self.path)
-        if not state:
-            (self.path / METRICS).unlink(missing_ok=True)
-        else:
+        if state:
             self._end_a_cut_line(self.path / METRICS)
         return state
 
@@ -75,10 +73,13 @@ class RunFolder:
         self._lock.release()
 
     def remember(self, **facts: Any) -> None:
-        """Add facts to the state, so that they outlive this process."""
+        """Add facts to the state, so that they outlive this process; the first begin a run, and its metrics anew."""
+        begins = not self.state
         self.state |= facts
         if not processes.leads():
             return
+        if begins:
+            (self.path / METRICS).unlink(missing_ok=True)
         unfinished = self.path / f"{STATE}.partial"
         unfinished.write_text(json.dumps(self.state))
         unfinished.replace(self.path / STATE)
