@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
-from sentexp import cli
+from sentexp import cli, hardware
 from sentexp.cli import OWN_KEYS, help_text, main
 from sentexp.config import conf_dir, register_schemas
 
@@ -208,3 +208,12 @@ def test_the_exit_code_of_a_clean_run_is_zero(monkeypatch, capsys):
     cli.main()
     assert capsys.readouterr().out.startswith("sentexp 0.")
     assert os.environ.get("HYDRA_FULL_ERROR") is None
+
+
+def test_a_training_skips_its_imports_when_it_collects_garbage(words, command_line, monkeypatch):
+    frozen = []
+    monkeypatch.setattr(hardware, "freeze_imports", lambda *modules: frozen.append(modules))
+    assert command_line(*words)[0] == 0
+    assert command_line(*words, "peft=head")[0] == 0
+    assert command_line("runs", *words)[0] == 0
+    assert frozen == [("peft",), ()]

@@ -1,5 +1,6 @@
 """Device and arithmetic."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import torch
 
 from sentexp.config import Precision
 from sentexp.errors import UserError
-from sentexp.hardware import KERNEL_CACHES, choose_device, choose_precision, describe, peak_memory_gib
+from sentexp.hardware import KERNEL_CACHES, choose_device, choose_precision, describe, freeze_imports, peak_memory_gib
 
 CPU = torch.device("cpu")
 
@@ -70,3 +71,14 @@ def test_products_of_many_shapes_leave_little_behind():
     if everything < 100:
         pytest.skip("this processor's kernels are not compiled for each shape")
     assert grown("few") < everything / 2
+
+
+def test_what_is_imported_is_frozen_once(monkeypatch):
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append("colorsys" in sys.modules))
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    freeze_imports.cache_clear()
+    freeze_imports("colorsys")
+    freeze_imports("colorsys")
+    assert frozen == [True]
+    freeze_imports.cache_clear()
