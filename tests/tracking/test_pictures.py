@@ -1,8 +1,11 @@
 """Pictures are written and are pictures."""
 
+import pytest
+
 from sentexp.tracking.pictures import draw_confusion_matrix, draw_learning_curve
 
 
+@pytest.mark.draws
 def test_pictures_are_written(tmp_path):
     draw_learning_curve([(1, 0.7), (2, 0.5)], [(2, 0.6)], [], tmp_path / "curve.png")
     draw_confusion_matrix([[5, 1], [0, 0]], ["negative", "positive"], tmp_path / "matrix.png")
