@@ -7,6 +7,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from peft import PeftModel
+from rounding import drift, rounding
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sentexp import experiment
@@ -22,6 +23,11 @@ from sentexp.training.module import ClassifierModule
 ANSWERING = ["task=causal_lm", "task.template=auto", "task.label_words=[bad,good]", "baseline=false"]
 RECORDED = ["tracking=mlflow", "tracking.system_metrics=false"]
 STEADY = ["optim.schedule=constant", "optim.warmup_steps=0"]
+
+
+def near(found, expected):
+    """Compare tensors, each up to the rounding of its largest value."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=rounding(max(1.0, float(expected.abs().max()))))
 
 
 @pytest.fixture
@@ -45,7 +51,8 @@ def test_every_way_of_training_lowers_every_loss(answer, method, loss):
     result = answer(f"peft={method}", f"task.loss={loss}", "optim.lr=1e-2", "trainer.max_epochs=4", *STEADY)
     rows = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     curve = [row["train/loss"] for row in rows if "train/loss" in row]
-    assert min(curve[-4:]) < curve[0]
+    first, last = sum(curve[:4]), sum(curve[-4:])  # of the same rows, once in each epoch
+    assert last < first - 10 * rounding(first)
 
 
 def test_training_on_answers_brings_the_mass_to_the_labels(answer):
@@ -101,7 +108,7 @@ def test_what_was_trained_gives_the_same_likelihoods_without_sentexp(answer, con
             with torch.no_grad():
                 likely = model.eval()(torch.tensor([ids + answer_ids])).logits[0].log_softmax(-1)
             score = sum(float(likely[len(ids) + i - 1, token]) for i, token in enumerate(answer_ids))
-            assert float(evaluations[0].logits[row, label]) == pytest.approx(score, abs=1e-4)
+            assert float(evaluations[0].logits[row, label]) == pytest.approx(score, abs=rounding(abs(score)))
     assert prompt["words"] == ["bad", "good"]
     assert facts["temperature"] == result.metrics["temperature"]
     assert facts["prior"] is None
@@ -125,7 +132,7 @@ def test_a_run_that_was_killed_ends_with_the_numbers_of_one_that_was_not(answer,
         answer(*steps)
     resumed = answer(*steps)
     for name in ("test/loss", "test/accuracy", "test/off_label_mass", "temperature", "best/step"):
-        assert resumed.metrics[name] == pytest.approx(whole.metrics[name], abs=1e-6), name
+        assert resumed.metrics[name] == whole.metrics[name], name
 
 
 def test_accumulation_does_not_change_the_loss_of_a_step(answer, tmp_path):
@@ -133,11 +140,11 @@ def test_accumulation_does_not_change_the_loss_of_a_step(answer, tmp_path):
         found = [
             answer(
                 f"task.loss={loss}", f"trainer.batch_size={size}", f"trainer.accumulate_grad_batches={parts}",
-                f"output_dir={tmp_path / loss / str(size)}",
+                f"output_dir={tmp_path / loss / str(size)}", "optim.lr=1e-3", "optim.eps=1e-2",
             ).metrics["test/loss"]
             for size, parts in ((8, 1), (2, 4))
         ]  # fmt: skip
-        assert found[0] == pytest.approx(found[1], rel=1e-4)
+        assert found[0] == pytest.approx(found[1], abs=rounding(found[1]) + drift(1e-3, 4, eps=1e-2))
 
 
 def test_class_weights_and_gamma_reach_the_answers(answer, tmp_path):
@@ -155,25 +162,26 @@ def test_batch_calibration_takes_the_prior_of_the_validation_rows(answer, evalua
     plain = answer("peft=none").metrics
     corrected = answer("peft=none", "task.calibration=batch").metrics
     expected = without_prior(evaluations[0].logits, label_prior(kept[0][0]))
-    torch.testing.assert_close(evaluations[1].logits, expected)
-    assert corrected["test/auroc_macro"] == pytest.approx(plain["test/auroc_macro"])  # two classes: the order stays
+    near(evaluations[1].logits, expected)
     assert corrected["test/off_label_mass"] == plain["test/off_label_mass"]
-    assert corrected["test/loss"] < plain["test/loss"]
+    assert corrected["test/loss"] < plain["test/loss"] - rounding(plain["test/loss"])
 
 
-def test_batch_calibration_takes_the_validation_rows_of_the_best_checkpoint(answer, monkeypatch):
+def test_batch_calibration_takes_the_validation_rows_of_the_best_checkpoint(answer, monkeypatch, worsening):
     """The last evaluation is not the best one here: the prior must be that of the weights that are tested."""
     seen = []
     original = ClassifierModule.on_test_epoch_end
     monkeypatch.setattr(ClassifierModule, "on_test_epoch_end", lambda self: seen.append(self) or original(self))
-    result = answer("task.calibration=batch", "trainer.eval_steps=1", "optim.lr=3e-2", *STEADY)
+    worsening(lambda module: module.trainer.global_step > 1)
+    words = ("task.calibration=batch", "trainer.eval_steps=1", "trainer.monitor=validation/loss", "optim.lr=3e-2")
+    result = answer(*words, *STEADY)
     (module,) = seen
     tested = module.prior
     with torch.no_grad():
         rows = list(module.trainer.datamodule.val_dataloader())
         logits = torch.cat([module.classifier(batch.texts).logits for batch in rows])
-    torch.testing.assert_close(tested, label_prior(logits), atol=1e-5, rtol=1e-4)
-    assert result.metrics["best/step"] < result.metrics["train/steps"]
+    near(tested, label_prior(logits))
+    assert (result.metrics["best/step"], result.metrics["train/steps"]) == (1, 4)
 
 
 def test_contextual_calibration_takes_the_prior_of_texts_that_say_nothing(answer, evaluations, config):
@@ -195,7 +203,7 @@ def test_contextual_calibration_takes_the_prior_of_texts_that_say_nothing(answer
             ]
         )
     expected = without_prior(evaluations[0].logits, label_prior(torch.tensor(scores)))
-    torch.testing.assert_close(evaluations[1].logits, expected, atol=1e-4, rtol=1e-4)
+    near(evaluations[1].logits, expected)
 
 
 @pytest.mark.parametrize("kind", ["batch", "contextual"])
@@ -203,7 +211,7 @@ def test_the_prior_is_saved_with_the_weights(answer, evaluations, kind):
     answer("optim.lr=1e-2")
     result = answer("optim.lr=1e-2", f"task.calibration={kind}")
     prior = torch.tensor(json.loads((result.weights / "sentexp.json").read_text())["prior"])
-    torch.testing.assert_close(evaluations[1].logits, without_prior(evaluations[0].logits, prior))
+    near(evaluations[1].logits, without_prior(evaluations[0].logits, prior))
 
 
 def test_a_prompt_without_words_cannot_be_calibrated_by_texts_that_say_nothing(answer):
@@ -212,12 +220,15 @@ def test_a_prompt_without_words_cannot_be_calibrated_by_texts_that_say_nothing(a
         answer("task.calibration=contextual", bare)
 
 
-def test_answers_are_written_within_the_positions_of_the_model(config, tmp_path, shared):
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+def test_answers_are_written_within_the_positions_of_the_model(config, tmp_path, vocabulary):
+    from transformers import GPT2Config, GPT2LMHeadModel
 
-    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2")
+    tokenizer = vocabulary("gpt2")
+    size = {"vocab_size": len(tokenizer), "eos_token_id": len(tokenizer) - 1}
     tokenizer.save_pretrained(tmp_path / "gpt2")
-    GPT2LMHeadModel(GPT2Config(n_positions=48, n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    GPT2LMHeadModel(GPT2Config(n_positions=48, n_embd=8, n_layer=1, n_head=2, **size)).save_pretrained(
+        tmp_path / "gpt2"
+    )
     rows = "\n".join(f"{'a very long story about a film ' * 20} {i},{i % 2}" for i in range(40))
     (tmp_path / "x.csv").write_text(f"sentence,label\n{rows}\n")
     data = [f"data.path={tmp_path / 'x.csv'}", "data.splits.validation=null", "data.splits.test=null"]
@@ -226,6 +237,7 @@ def test_answers_are_written_within_the_positions_of_the_model(config, tmp_path,
     assert "test/generated_accuracy" in result.metrics
 
 
+@pytest.mark.draws
 def test_the_temperature_is_fitted_on_validation_and_told_for_the_test_split(answer, evaluations, monkeypatch):
     kept = []
     original = ClassifierModule.keep_validation
@@ -233,17 +245,17 @@ def test_the_temperature_is_fitted_on_validation_and_told_for_the_test_split(ans
     result = answer("optim.lr=1e-2", "trainer.max_epochs=3")
     logits, targets = evaluations[0].logits, evaluations[0].targets
     cooled = torch.nn.functional.cross_entropy(logits / result.metrics["temperature"], targets)
-    assert result.metrics["test/loss_calibrated"] == pytest.approx(float(cooled), abs=1e-5)
+    assert result.metrics["test/loss_calibrated"] == pytest.approx(float(cooled), abs=rounding())
     assert result.metrics["temperature"] == fit_temperature(*kept[-1])  # of the best checkpoint
     assert result.metrics["temperature"] != fit_temperature(logits, targets)
     assert (result.folder / "reliability.png").stat().st_size > 5000
     assert set(result.reliability) == {"as it is", f"at temperature {result.metrics['temperature']:.2f}"}
 
 
-def test_long_texts_lose_their_end_and_are_counted(config, tmp_path, shared, capsys):
+def test_long_texts_lose_their_end_and_are_counted(config, tmp_path, llama, capsys):
     """The instruction and the answer's place stay, and what the model can read is not exceeded."""
-    model = [f"model.path={shared / 'models' / 'stories260K-hf'}", "task.label_words=[down,up]", "data.max_length=512"]
-    rows = "\n".join(f"{'a very long story about a film ' * (1 + 40 * (i % 2))} {i},{i % 2}" for i in range(60))
+    model = [f"model.path={llama}", "task.label_words=[down,up]", "data.max_length=512"]
+    rows = "\n".join(f"{'a very long story about a film ' * (1 + 90 * (i % 2))} {i},{i % 2}" for i in range(60))
     (tmp_path / "x.csv").write_text(f"sentence,label\n{rows}\n")
     data = [f"data.path={tmp_path / 'x.csv'}", "data.splits.validation=null", "data.splits.test=null"]
     carve = ["data.validation_fraction=0.2", "data.test_fraction=0.2", "trainer.max_steps=1"]
@@ -254,8 +266,8 @@ def test_long_texts_lose_their_end_and_are_counted(config, tmp_path, shared, cap
     assert "Texts are cut at 4" in output
 
 
-def test_what_the_prompt_leaves_no_room_for_is_refused(answer, shared):
-    model = [f"model.path={shared / 'models' / 'stories260K-hf'}", "data.max_length=512"]
+def test_what_the_prompt_leaves_no_room_for_is_refused(answer, llama):
+    model = [f"model.path={llama}", "data.max_length=512"]
     with pytest.raises(UserError, match=r"task.template leaves no room for the text: the prompt has [\d,]+ tokens"):
         answer(*model, f"task.system='{'Say {labels}. ' * 200}'")
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from rounding import rounding, smooth
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -63,13 +64,13 @@ def test_what_the_baselines_said_of_every_row_is_kept(recorded, store):
         file = Path(MlflowClient(store).download_artifacts(run_id, "predictions/test.parquet"))
         found = read_predictions(file)
         metrics = result.baselines[name].metrics if name else result.metrics
-        wanted = {metric: metrics[f"test/{metric}"] for metric in ("accuracy", "auroc_macro", "loss")}
+        wanted = {metric: metrics[f"test/{metric}"] for metric in ("loss", "brier")}
         whole = measured(found.targets, found.probabilities).whole()
-        assert {metric: whole[metric] for metric in wanted} == pytest.approx(wanted, abs=1e-5)
+        assert smooth(whole) == pytest.approx(wanted, abs=rounding())
         rows = read_rows(file, range(len(found.ids))).to_pylist()
         if name in ("untuned", ""):
             mean = sum(row["off_label_mass"] for row in rows) / len(rows)
-            assert mean == pytest.approx(metrics["test/off_label_mass"], abs=1e-5)
+            assert mean == pytest.approx(metrics["test/off_label_mass"], abs=rounding())
             assert sum(row["irregular"] for row in rows) == metrics["test/irregular_outputs"]
 
 
@@ -79,9 +80,10 @@ def test_the_base_beside_a_result_is_the_run_without_training(recorded, method):
     untuned, _ = recorded("peft=none", *storage, "baseline=false")
     tuned, _ = recorded(f"peft={method}", "optim.lr=1e-2")
     base = tuned.baselines["untuned"].metrics
-    assert base["test/loss"] == pytest.approx(untuned.metrics["test/loss"], abs=1e-6)
-    assert base["test/off_label_mass"] == pytest.approx(untuned.metrics["test/off_label_mass"], abs=1e-6)
-    assert tuned.metrics["test/loss"] != pytest.approx(base["test/loss"], abs=1e-6)
+    limit = rounding(untuned.metrics["test/loss"])
+    assert base["test/loss"] == pytest.approx(untuned.metrics["test/loss"], abs=limit)
+    assert base["test/off_label_mass"] == pytest.approx(untuned.metrics["test/off_label_mass"], abs=rounding())
+    assert tuned.metrics["test/loss"] != pytest.approx(base["test/loss"], abs=10 * limit)
 
 
 def test_a_run_of_the_untuned_base_is_the_base_of_later_runs(recorded):
@@ -149,7 +151,8 @@ def test_shots_are_for_the_base_only(recorded, store):
     assert prompt["head"].count("Sentiment: good") == 1
     assert prompt["head"].count("Sentiment: bad") == 1
     assert shown.run_id != result.baselines["untuned"].run_id
-    assert shown.metrics["test/loss"] == pytest.approx(result.baselines["untuned"].metrics["test/loss"], abs=1e-6)
+    loss = result.baselines["untuned"].metrics["test/loss"]
+    assert shown.metrics["test/loss"] == pytest.approx(loss, abs=rounding(loss))
 
 
 def test_an_unfinished_baseline_is_not_taken(recorded, store, monkeypatch):

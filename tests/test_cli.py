@@ -18,22 +18,30 @@ from sentexp.config import conf_dir, register_schemas
 
 
 @pytest.fixture
-def sentexp(command_environment, tmp_path, reviews):
-    """Return a function that runs the command in an empty folder and returns (exit code, output, errors)."""
+def started(command_environment, tmp_path):
+    """Return a function that starts the command in an empty folder and returns (exit code, output, errors)."""
 
-    def command(*words, quick=True):
-        quick_words = [
-            "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation",
-            "data.splits.test=test", "trainer.progress_bar=false", "trainer.batch_size=8",
-            "tracking.system_metrics=false",
-        ]  # fmt: skip
+    def command(*words):
         done = subprocess.run(
-            [sys.executable, "-m", "sentexp", *words, *(quick_words if quick else [])],
+            [sys.executable, "-m", "sentexp", *words],
             cwd=tmp_path, env=command_environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout, done.stderr
 
     return command
+
+
+@pytest.fixture(params=["here", pytest.param("process", marks=pytest.mark.slow)])
+def sentexp(request, reviews, started, command_line, tmp_path):
+    """Return the command line, in this process or in one of its own, in an empty folder: words of a quick run added."""
+    do = command_line if request.param == "here" else started
+    added = [
+        "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation",
+        "data.splits.test=test", "trainer.progress_bar=false", "trainer.batch_size=8", "tracking.system_metrics=false",
+    ]  # fmt: skip
+    if request.param == "here":  # MLflow keeps a store for the whole process by its address: it must name the folder
+        added.append(f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}")
+    return lambda *words, quick=True: do(*words, *(added if quick else []))
 
 
 def test_help_names_every_option_of_every_group():
@@ -75,14 +83,14 @@ def test_light_commands_do_not_import_torch(words, monkeypatch, tmp_path):
         (["trian"], "sentexp: trian is no verb: it must be train"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_a_failure(sentexp, words, sentence):
-    code, _, errors = sentexp(*words, quick=False)
+def test_a_mistake_is_one_sentence_and_a_failure(started, words, sentence):
+    code, _, errors = started(*words)
     assert code == 1
     assert errors.startswith(sentence)
     assert errors.count("\n") == 1
 
 
-def test_a_run_prints_result_audit_and_whereabouts_and_is_recorded(sentexp, tmp_path):
+def test_a_run_prints_result_audit_and_whereabouts_and_is_recorded(sentexp, tmp_path, store):
     code, output, errors = sentexp("train", "peft.r=3")
     assert code == 0, errors
     for part in (
@@ -95,7 +103,7 @@ def test_a_run_prints_result_audit_and_whereabouts_and_is_recorded(sentexp, tmp_
         "modules adapted",
     ):
         assert part in output, part
-    (run,) = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
+    (run,) = MlflowClient(store).search_runs(["1"])
     assert run.info.run_id in output
     assert run.info.status == "FINISHED"
     assert run.data.tags["command"].startswith("python -m sentexp peft.r=3 model=tiny")
@@ -106,7 +114,7 @@ def test_a_run_prints_result_audit_and_whereabouts_and_is_recorded(sentexp, tmp_
     assert "Traceback" not in errors
 
 
-def test_a_sweep_goes_on_after_a_failure_and_tells_of_it(sentexp, tmp_path):
+def test_a_sweep_goes_on_after_a_failure_and_tells_of_it(sentexp, tmp_path, store):
     code, output, errors = sentexp("peft.r=4,8", "--multirun", "peft.target_modules=[nothing],[q_proj]")
     assert code == 1
     everything = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
@@ -147,8 +155,8 @@ def test_a_users_own_group_options_are_found(sentexp, tmp_path, reviews):
     assert code == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_terminated_run_is_killed_in_mlflow_and_goes_on(number, sentexp, command_environment, tmp_path, reviews):
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_terminated_run_is_killed_in_mlflow_and_goes_on(number, command_environment, tmp_path, reviews):
     words = [
         "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation", "data.splits.test=test",
         "trainer.progress_bar=false", "trainer.max_epochs=400", "trainer.save_steps=5", "tracking.system_metrics=false",
@@ -173,6 +181,7 @@ def test_a_terminated_run_is_killed_in_mlflow_and_goes_on(number, sentexp, comma
     assert "traceback.txt" in {item.path for item in client.list_artifacts(run.info.run_id)}
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence(command_environment, tmp_path, reviews):
     code = """
 import resource, signal, sys

@@ -1,6 +1,7 @@
 """Imports point down only, heavy libraries are imported where they are used, and nothing unsafe is called."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -91,14 +92,45 @@ def test_the_command_line_starts_without_torch(name):
     assert not {"torch", "transformers", "lightning"} & {module.split(".")[0] for module in heavy}
 
 
-def test_a_comparison_starts_without_torch():
-    code = "import sys, sentexp.compare.verb; sys.exit(bool({'torch', 'transformers', 'lightning'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+IMPORTS = """
+import importlib, json, socket, sys
+def refuse(*_): raise SystemExit("an import opened a connection")
+socket.socket.connect = refuse
+loaded = {}
+for part, modules in json.load(sys.stdin).items():
+    for module in modules: importlib.import_module(module)
+    loaded[part] = [name for name in sys.modules if "." not in name or name.startswith("sentexp.")]
+print(json.dumps(loaded))
+"""
 
 
-def test_a_finished_run_is_used_without_what_trains():
-    code = "import sys, sentexp.serving.predict, sentexp.serving.evaluate; sys.exit('sentexp.training' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """Return what a process has loaded after some imports and then others, by their name, and its home folder."""
+    modules = [".".join(("sentexp", *file.relative_to(SOURCE).with_suffix("").parts)) for file in FILES]
+    everything = [name.removesuffix(".__init__") for name in modules if not name.endswith("__main__")]
+    parts = {"compare": ["sentexp.compare.verb"], "use": ["sentexp.serving.predict", "sentexp.serving.evaluate"]}
+    home = tmp_path_factory.mktemp("home")
+    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+    words = json.dumps(parts | {"everything": everything})
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS],
+        input=words, cwd=home, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return {part: set(names) for part, names in json.loads(done.stdout).items()}, home
+
+
+def test_a_comparison_starts_without_torch(imported):
+    loaded = imported[0]["compare"]
+    assert "sentexp.compare.verb" in loaded
+    assert not {"torch", "transformers", "lightning"} & loaded
+
+
+def test_a_finished_run_is_used_without_what_trains(imported):
+    loaded = imported[0]["use"]
+    assert "sentexp.serving.predict" in loaded
+    assert not [name for name in loaded if name == "sentexp.training" or name.startswith("sentexp.training.")]
 
 
 def test_packages_of_no_concept_do_not_exist():
@@ -117,23 +149,11 @@ def test_nothing_unsafe_is_called(file):
             assert "weights_only=True" in ast.unparse(node)
 
 
-def test_imports_have_no_effects(tmp_path):
-    modules = [".".join(("sentexp", *file.relative_to(SOURCE).with_suffix("").parts)) for file in FILES]
-    modules = [name.removesuffix(".__init__") for name in modules if not name.endswith("__main__")]
-    code = f"""
-import socket, sys
-def refuse(*_): raise SystemExit("an import opened a connection")
-socket.socket.connect = refuse
-import {", ".join(modules)}
-late = sorted(set({LATE!r}[:5]) & set(sys.modules))
-if "sentexp.experiment" in sys.modules and late: raise SystemExit(f"imported too early: {{late}}")
-"""
-    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert [path for path in tmp_path.rglob("*") if path.is_file() and "matplotlib" not in str(path)] == []
+def test_imports_have_no_effects(imported):
+    loaded, home = imported
+    assert "sentexp.experiment" in loaded["everything"]
+    assert not set(LATE[:5]) & loaded["everything"], "imported too early"
+    assert [path for path in home.rglob("*") if path.is_file() and "matplotlib" not in str(path)] == []
 
 
 def test_the_training_core_runs_on_a_bare_machine(tmp_path):

@@ -1,4 +1,4 @@
-"""Every preset trains: a few steps of the tiny model on real rows of its data set."""
+"""Every preset trains: a few steps of the tiny model on rows in the files of its data set."""
 
 import pytest
 
@@ -11,7 +11,7 @@ SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_trains_a_few_steps(preset, shared, tmp_path):
+def test_every_preset_trains_a_few_steps(preset, corpora, tmp_path):
     """The paged optimizers need a GPU, so adamw stands in for them; everything else is as written."""
     plain = load_config(f"experiment={preset}")
     quick = ["model=tiny", "optim=adamw", "trainer.max_steps=2", "trainer.batch_size=4", "data.max_length=24"]
@@ -19,7 +19,7 @@ def test_every_preset_trains_a_few_steps(preset, shared, tmp_path):
     if plain.data.name in ("imdb", "rotten_tomatoes"):
         quick += ["data.test_fraction=0.002"]
     else:
-        quick += [f"data.path={shared / plain.data.name}"]
+        quick += [f"data.path={corpora / plain.data.name}"]
     if plain.data.name == "multilingual":
         quick += ["data.languages=[german]"]
     if isinstance(plain.task, CausalLM):

@@ -92,17 +92,15 @@ def test_what_shards_cannot_do_is_refused():
             load_config("trainer=fsdp", override)
 
 
-@pytest.mark.parametrize(("strategy", "eps"), [("ddp", 1e-8), ("fsdp", 1e-4)])
-def test_one_process_of_torchrun_gives_the_same(
-    strategy, eps, config, train, launched, ragged, same, monkeypatch, tmp_path
-):
-    """Shards go through other layers and another AdamW: with a larger eps it does not blow up what they round."""
-    words = (*ragged, f"optim.eps={eps}")
-    together = run(config(f"trainer={strategy}", *words))
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_process_of_torchrun_gives_the_same(strategy, config, train, launched, ragged, same, monkeypatch, tmp_path):
+    """Shards go through other layers and another AdamW."""
+    together = run(config(f"trainer={strategy}", *ragged))
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    same(train(*words, f"output_dir={tmp_path / 'alone'}"), together.folder, 1e-6)
+    same(train(*ragged, f"output_dir={tmp_path / 'alone'}"), together.folder)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(words, train, torchrun, ragged, same, tmp_path):
     plain = (
         "optim=sgd",

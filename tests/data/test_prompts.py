@@ -1,7 +1,10 @@
 """Prompts: templates become head and tail, the answers' tokens are those of the whole text, faults are told."""
 
+import copy
+from functools import cache
+from pathlib import Path
+
 import pytest
-from transformers import AutoTokenizer
 
 from sentexp.config import PromptTemplate, load_config
 from sentexp.data.prompts import (
@@ -32,15 +35,20 @@ SILENT = NO_SYSTEM.replace("{{ raise_exception('no system role') }}", "").replac
 )
 
 
-@pytest.fixture
-def tokenizer():
+TEMPLATES = {file.stem: file for file in sorted((Path(__file__).parents[1] / "support/templates").glob("*.jinja"))}
+
+
+@pytest.fixture(scope="module")
+def tiny():
     return load_tokenizer(locate_backbone(load_config("model=tiny").model))
 
 
-def real(shared, name):
-    return AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
+@pytest.fixture
+def tokenizer(tiny):
+    return copy.deepcopy(tiny)
 
 
+@cache  # composing takes longer than most of these tests
 def task(*overrides):
     return load_config("task=causal_lm", *overrides).task
 
@@ -70,8 +78,8 @@ def test_plain_completion_is_for_tokenizers_without_a_chat_template(tokenizer):
     assert build(tokenizer, WORDS, "task.template=completion").frame("x") == "Text: x\nSentiment:"
 
 
-def test_the_form_of_llama_2_is_the_published_one(shared):
-    tokenizer = real(shared, "llama2")
+def test_the_form_of_llama_2_is_the_published_one(vocabulary):
+    tokenizer = vocabulary("llama2")
     prompt = build(tokenizer, "task.template=llama2", "task.system='Is it {labels}?'", shots=[("dull", 0)])
     assert prompt.frame("a film") == (
         "<s>[INST] <<SYS>>\nIs it negative or positive?\n<</SYS>>\n\ndull [/INST] negative </s><s>[INST] a film [/INST]"
@@ -83,10 +91,9 @@ def test_the_form_of_llama_2_is_the_published_one(shared):
     assert prompt.end[-1] == tokenizer.eos_token_id
 
 
-def test_llama_2_chat_agrees_with_the_template_of_its_tokenizer(shared):
-    tokenizer = real(shared, "llama2")
-    text = (shared / "tokenizers" / "chat_templates" / "llama-2-chat.jinja").read_text()
-    tokenizer.chat_template = text.replace("    ", "").replace("\n", "")
+def test_llama_2_chat_agrees_with_a_template_that_forbids_other_turns(vocabulary):
+    tokenizer = vocabulary("llama2")
+    tokenizer.chat_template = TEMPLATES["inst"].read_text()
     same = ["task.system='Say {labels}.'", "task.template={user: '{text}', system: x}"]
     assert build(tokenizer, *same) == build(tokenizer, "task.system='Say {labels}.'", "task.template=llama2")
 
@@ -94,8 +101,8 @@ def test_llama_2_chat_agrees_with_the_template_of_its_tokenizer(shared):
 @pytest.mark.parametrize("name", ["llama2", "llama3", "gpt2"])
 @pytest.mark.parametrize("template", ["completion", "llama2", "'{text}'", "'{text} Was it good?'", "'{text}\nIt was'"])
 @pytest.mark.parametrize("labels", [LABELS, ["1", "2", "3"], ["terrible", "so so", "wonderful"]])
-def test_prompt_and_answer_are_the_tokens_of_the_whole_text(shared, name, template, labels):
-    tokenizer = real(shared, name)
+def test_prompt_and_answer_are_the_tokens_of_the_whole_text(vocabulary, name, template, labels):
+    tokenizer = vocabulary(name)
     prompt = build(tokenizer, f"task.template={template}", labels=labels)
     for text in ("a warm film.", "Awful!", "so-so 3"):
         (row,), _ = encode([text], tokenizer, prompt, 500)
@@ -104,8 +111,8 @@ def test_prompt_and_answer_are_the_tokens_of_the_whole_text(shared, name, templa
             assert row + answer == whole
 
 
-def test_a_blank_that_all_numbers_begin_with_is_a_part_of_the_prompt(shared):
-    tokenizer = real(shared, "llama3")
+def test_a_blank_that_all_numbers_begin_with_is_a_part_of_the_prompt(vocabulary):
+    tokenizer = vocabulary("llama3")
     prompt = build(tokenizer, labels=["1", "2"])
     assert tokenizer.decode(prompt.lead) == " "
     assert [tokenizer.decode(answer) for answer in prompt.answers] == ["1", "2"]
@@ -114,23 +121,31 @@ def test_a_blank_that_all_numbers_begin_with_is_a_part_of_the_prompt(shared):
     assert full == len(row)
 
 
-@pytest.mark.parametrize("folder", ["", "trl"])
-def test_every_published_chat_template_frames_the_text_once(shared, folder):
-    tokenizer = real(shared, "llama2")
-    files = sorted((shared / "tokenizers" / "chat_templates" / folder).glob("*.jinja"))
-    assert len(files) > 9
-    for file in files:
-        text = file.read_text()
-        tokenizer.chat_template = text if folder else text.replace("    ", "").replace("\n", "")
-        prompt = build(tokenizer, "task.template=chat")
-        assert prompt.frame("a film").count("a film") == 1, file.name
-        assert "negative or positive" in prompt.head, file.name
+@pytest.mark.parametrize("form", TEMPLATES)
+def test_chat_templates_of_every_form_frame_the_text_once(vocabulary, form):
+    tokenizer = vocabulary("llama2")
+    tokenizer.chat_template = TEMPLATES[form].read_text()
+    prompt = build(tokenizer, "task.template=chat", shots=[("dull", 0)])
+    assert prompt.frame("a film").count("a film") == 1
+    assert prompt.head.count("negative or positive") == 1
+    assert prompt.head.count("dull") == 1
+    said = ("user", "Text: a film\nSentiment:"), ("assistant", "positive")
+    turns = [{"role": role, "content": content} for role, content in said]
+    ending = tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=False).partition("a film")[2]
+    assert ending.startswith(prompt.tail)
+    assert ending[len(prompt.tail) :].strip().startswith("positive")
+    (row,), _ = encode(["a film"], tokenizer, prompt, 500)
+    whole = tokenizer(f"{prompt.head}a film{ending}", add_special_tokens=prompt.special_tokens)["input_ids"]
+    assert row + prompt.answers[1] + prompt.end == whole
 
 
-def test_a_prompt_does_not_change_with_the_date(shared):
-    tokenizer = real(shared, "llama2")
-    tokenizer.chat_template = (shared / "tokenizers" / "chat_templates" / "trl" / "llama3_2.jinja").read_text()
-    assert "Today Date: 26 Jul 2024" in build(tokenizer).head
+def test_a_prompt_does_not_change_with_the_date(vocabulary):
+    tokenizer = vocabulary("llama2")
+    tokenizer.chat_template = TEMPLATES["dated"].read_text()
+    assert "Today: 26 Jul 2024" in build(tokenizer).head
+    today = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    assert "Today: " in today
+    assert "Today: 26 Jul 2024" not in today
 
 
 def test_the_system_prompt_goes_into_the_first_turn_where_there_is_no_role_for_it(tokenizer):
@@ -160,9 +175,11 @@ def test_numbers_as_labels_have_words(tokenizer):
     assert build(tokenizer, *words, labels=["1", "2"]).words == ["awful", "fine"]
 
 
-def test_a_prompt_that_ends_in_an_empty_line_has_the_tokens_of_training(shared, tmp_path):
+def test_a_prompt_that_ends_in_an_empty_line_has_the_tokens_of_training(vocabulary, tmp_path):
     """GPT-2's tokenizer reads two newlines as one token at the end of a text, and as two before a word."""
-    tokenizer = real(shared, "gpt2")
+    tokenizer = vocabulary("gpt2")
+    assert len(tokenizer("\n\n")["input_ids"]) == 1
+    assert len(tokenizer("\n\nx")["input_ids"]) == 3
     file = tmp_path / "mine.yaml"
     file.write_text(
         "user: '{text}'\nchat_template: |-\n  {% for m in messages %}{{ m.content }}{{ '\\n\\n' }}{% endfor %}\n"
@@ -175,8 +192,8 @@ def test_a_prompt_that_ends_in_an_empty_line_has_the_tokens_of_training(shared, 
     assert full == len(row)
 
 
-def test_examples_hold_no_special_tokens(shared):
-    tokenizer = real(shared, "llama2")
+def test_examples_hold_no_special_tokens(vocabulary):
+    tokenizer = vocabulary("llama2")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
     tokenizer.add_tokens(["<smile>"])
     texts = ["a film", "a </s> film", "<|end|>", "<smile>", "<s"]
@@ -235,12 +252,12 @@ def test_a_file_that_is_no_yaml_is_told(tmp_path):
         task(f"task.template={file}")
 
 
-def test_words_that_vanish_or_merge_are_told(shared):
+def test_words_that_vanish_or_merge_are_told(vocabulary):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: index for index, word in enumerate(["[UNK]", "Text", ":", "Sentiment", "good", "bad", "a"])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    known = {word: index for index, word in enumerate(["[UNK]", "Text", ":", "Sentiment", "good", "bad", "a"])}
+    backend = Tokenizer(models.WordLevel(known, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     few = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
     assert build(few, WORDS).answers == [[5], [4]]
@@ -248,13 +265,13 @@ def test_words_that_vanish_or_merge_are_told(shared):
         build(few, "task.label_words=[bad,great]")
     with pytest.raises(UserError, match=r"its end ' Is it un' and the label word 'happy' become one token"):
         template = "{user: '{text} Is it un', chat_template: '{% for m in messages %}{{ m.content }}{% endfor %}'}"
-        build(real(shared, "gpt2"), f"task.template={template}", "task.label_words=[happy,sad]")
+        build(vocabulary("gpt2"), f"task.template={template}", "task.label_words=[happy,sad]")
 
 
-def test_a_tokenizer_that_ends_every_text_puts_no_end_before_the_answer(shared):
+def test_a_tokenizer_that_ends_every_text_puts_no_end_before_the_answer(vocabulary):
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = real(shared, "llama2")
+    tokenizer = vocabulary("llama2")
     ends = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
     prompt = build(tokenizer, "task.template=completion")

@@ -1,6 +1,7 @@
 """Sources: layouts, columns, labels, and what is refused."""
 
 import json
+import socket
 import zipfile
 
 import pandas as pd
@@ -29,6 +30,10 @@ def texts(table):
 
 def labels(table):
     return table.column("label").to_pylist()
+
+
+def raising(error):
+    raise error
 
 
 def test_glue_tsv_keeps_quotes_and_drops_trailing_blanks(tmp_path):
@@ -234,7 +239,9 @@ def test_a_missing_split_is_named(tmp_path):
         source(tmp_path)
 
 
-def test_data_sets_on_the_hub_while_offline_say_what_to_pass():
+def test_data_sets_on_the_hub_while_offline_say_what_to_pass(monkeypatch):
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: raising(socket.gaierror("no such name")))
+    monkeypatch.setattr("time.sleep", lambda _: None)  # before each of five more tries of the hub's library
     for name, repository in {
         "sst2": "stanfordnlp/sst2",
         "fpb": "takala/financial_phrasebank",
@@ -415,22 +422,28 @@ def test_the_embedded_tweets():
     assert everything.num_rows == 4_200 + 10_605 + 3_708 + 5_190
 
 
-def test_real_sst2(shared):
-    found = source(shared / "sst2")
-    assert {name: len(rows) for name, rows in found.splits.items()} == {"train": 67_349, "test": 872}
-    assert found.stripped == {"train": 67_349, "test": 872}
-    assert [labels(found.splits["test"]).count(index) for index in range(2)] == [428, 444]
+def test_the_files_of_glue(corpora):
+    found = source(corpora / "sst2")
+    assert {name: len(rows) for name, rows in found.splits.items()} == {"train": 651, "test": 44}
+    assert found.stripped == {"train": 651, "test": 44}
+    assert [labels(found.splits["test"]).count(index) for index in range(2)] == [20, 24]
+    with pytest.raises(
+        UserError, match=r"data.label=label is not a column of .*test.tsv: its columns are index, sentence"
+    ):  # GLUE hides those of its test split
+        source(corpora / "sst2", "data.splits.test=test")
 
 
-def test_the_real_languages(shared):
-    found = languages(shared / "multilingual").splits
+def test_the_files_of_twelve_languages(corpora):
+    found = languages(corpora / "multilingual").splits
     counts = {name: table.column("slice.language").value_counts().to_pylist() for name, table in found.items()}
     counts = {name: {row["values"]: row["counts"] for row in rows} for name, rows in counts.items()}
-    balanced = ["arabic", "english", "french", "german", "hindi", "italian", "portuguese", "spanish"]
-    for language in balanced:
-        assert [counts[name][language] for name in ("train", "validation", "test")] == [1_839, 324, 870]
-    assert [counts[name]["indonesian"] for name in counts] == [11_000, 1_260, 500]
-    assert [counts[name]["malay"] for name in counts] == [4_687, 1_005, 1_005]
+    for language in ("arabic", "english", "french", "german", "hindi", "italian", "portuguese", "spanish"):
+        assert [counts[name][language] for name in ("train", "validation", "test")] == [27, 6, 12]
+    assert [counts[name]["indonesian"] for name in ("train", "validation", "test")] == [30, 9, 6]
+    assert [counts[name]["malay"] for name in ("train", "validation", "test")] == [24, 9, 12]
     for language in ("chinese", "japanese"):
-        assert [counts[name].get(language) for name in counts] == [None, 3_000, 3_000]
+        assert [counts[name].get(language) for name in ("train", "validation", "test")] == [None, 18, 15]
     assert len(counts["test"]) == 12
+    german = [text for table in found.values() for text in texts(table) if "\ufffd" in text]
+    assert len(german) == 4
+    assert german[0] == "Die Lieferung kostet f\ufffdnfzehn Euro"

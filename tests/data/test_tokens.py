@@ -57,12 +57,9 @@ def test_odd_texts_are_text(tokenizer, text):
     assert text in tokenizer.decode(ids)
 
 
-def test_token_ids_are_those_of_the_tokenizer(tokenizer, shared):
-    from transformers import AutoTokenizer
-
+def test_token_ids_are_those_of_the_tokenizer(tokenizer, vocabulary):
     texts = ["a warm and FUNNY film", "", "naïve — 北京", "x" * 300]
-    real = AutoTokenizer.from_pretrained(shared / "models" / "stories260K-hf")
-    for one in (tokenizer, real):
+    for one in (tokenizer, *map(vocabulary, ("llama2", "llama3", "gpt2"))):
         expected = one([FRAME.replace("{text}", text) for text in texts])["input_ids"]
         assert encode(texts, one, prompt(FRAME), 10_000)[0] == expected
 
@@ -165,40 +162,58 @@ def test_a_damaged_file_is_made_again(tokenizer, tmp_path, monkeypatch):
 
 
 PROCESS = """
-import sys
+import os, sys, time
 import pyarrow as pa
-from sentexp.config import load_config
+from transformers import PreTrainedTokenizerFast
 from sentexp.data import tokens
 from sentexp.data.prompts import Prompt
-from sentexp.models.backbone import load_tokenizer, locate_backbone
-tokenizer = load_tokenizer(locate_backbone(load_config("model=tiny").model))
+tokenizer = PreTrainedTokenizerFast.from_pretrained(sys.argv[1])
 tokens.BATCH = 20
-write = tokens._write
+write, encode = tokens._write, tokens.encode
+def stop_at_the_last(batch, *given):
+    if texts[-1] in batch:
+        time.sleep(600)
+    return encode(batch, *given)
 def told(*given):
-    print("writing", flush=True)
+    print(os.getpid(), "writing", flush=True)
     write(*given)
 tokens._write = told
-texts = [f"text number {index}" for index in range(20_000)]
+texts = [f"text number {index}" for index in range(4_000)]
 table = pa.table({"text": pa.array(texts, pa.large_string()), "label": pa.array([0] * len(texts), pa.int32())})
-print(len(tokens.tokenize(table, tokenizer, Prompt(), 50, 512, progress=False)), flush=True)
+for line in sys.stdin:  # a process for each line: importing takes longer than all of its work
+    if os.fork() == 0:
+        if line == "never end\\n":
+            tokens.encode = stop_at_the_last
+        rows = len(tokens.tokenize(table, tokenizer, Prompt(), 50, 512, progress=False))
+        print(os.getpid(), rows, flush=True)
+        os._exit(0)
+try:
+    while True:
+        os.wait()
+except ChildProcessError:
+    pass
 """
 
 
-def start(environment):
-    return subprocess.Popen([sys.executable, "-c", PROCESS], env=environment, stdout=subprocess.PIPE, text=True)
-
-
-def test_a_killed_tokenisation_is_done_again_and_two_at_once_do_it_once(command_environment, tmp_path):
+def test_a_killed_tokenisation_is_done_again_and_two_at_once_do_it_once(tokenizer, command_environment, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
     environment = {**command_environment, "SENTEXP_CACHE": str(tmp_path)}
-    with start(environment) as killed:
-        assert killed.stdout.readline() == "writing\n"
+    words = [sys.executable, "-c", PROCESS, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, env=environment, stdin=pipe, stdout=pipe, text=True, bufsize=1) as parent:
+        parent.stdin.write("never end\n")
+        killed, said = parent.stdout.readline().split()
+        assert said == "writing"
         while not files(tmp_path, "part"):
             time.sleep(0.01)
-        os.kill(killed.pid, signal.SIGKILL)
-    assert files(tmp_path, "arrow") == []
-    with start(environment) as one, start(environment) as other:
-        outputs = [one.stdout.read(), other.stdout.read()]
-    assert sorted(outputs) == ["20000\n", "writing\n20000\n"]
+        os.kill(int(killed), signal.SIGKILL)
+        assert files(tmp_path, "arrow") == []
+        parent.stdin.write("start\nstart\n")
+        parent.stdin.close()
+        lines = [line.split() for line in parent.stdout]
+    said = {process: [word for other, word in lines if other == process] for process, _ in lines}
+    assert sorted(said.values()) == [["4000"], ["writing", "4000"]]
+    assert killed not in said
     assert len(files(tmp_path, "arrow")) == 1
     assert files(tmp_path, "part") == []
 

@@ -97,20 +97,23 @@ def test_the_head_is_float32_and_has_a_row_per_label(tiny):
     assert head.weight.dtype == torch.float32
 
 
-def test_a_tokenizer_without_pad_token_gets_one(shared):
-    tokenizer = load_tokenizer(local(shared / "models" / "stories260K-hf"))
+def test_a_tokenizer_without_pad_token_gets_one(llama):
+    tokenizer = load_tokenizer(local(llama))
     assert tokenizer.pad_token_id is not None
     assert tokenizer.pad_token == "</s>"
 
 
-def test_a_tokenizer_without_any_special_token_is_padded(tiny, shared, tmp_path):
+def test_a_tokenizer_without_any_special_token_is_padded(tiny, vocabulary, tmp_path):
     folder = tmp_path / "gpt2"
-    shutil.copytree(shared / "tokenizers" / "gpt2", folder)
+    folder.mkdir()
+    bare = vocabulary("gpt2")
+    end = bare.convert_tokens_to_ids("<|endoftext|>")
+    bare.backend_tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     shutil.copy(tiny.folder / "model.safetensors", folder)
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "eos_token_id": 50256}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "eos_token_id": end}))
     tokenizer = load_tokenizer(local(folder))
-    assert tokenizer.pad_token_id == 50256
+    assert tokenizer.pad_token_id == end
 
 
 def test_a_folder_without_tokenizer_is_named(tiny, tmp_path):

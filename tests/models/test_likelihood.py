@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from rounding import rounding
 from torch import nn
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from sentexp.config import load_config
 from sentexp.data.datamodule import Padded, pad
@@ -16,7 +17,7 @@ from sentexp.models.likelihood import LabelScorer, align_right, label_prior, wit
 
 TEXTS = ["a warm and funny film", "dull", "two hours passed like twenty minutes and i would see it again tomorrow"]
 ONE, SEVERAL = ["negative", "positive"], ["terrible", "meh", "a treat of a film"]
-REAL = [("llama2", "llama"), ("gpt2", "gpt2"), ("llama3", "llama")]
+KINDS = [("llama2", "llama"), ("gpt2", "gpt2"), ("llama3", "llama")]
 
 
 def language_model(kind, vocabulary):
@@ -33,11 +34,16 @@ def language_model(kind, vocabulary):
     return model.eval()
 
 
+def near(found, expected):
+    """Compare likelihoods, sums of up to six logarithms of about 10 each, up to the rounding of such a sum."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=rounding(max(1.0, float(expected.abs().max())), terms=16))
+
+
 class Case:
     """A tokenizer, a language model, a prompt and its rows."""
 
-    def __init__(self, shared, name, kind, labels, *overrides):
-        self.tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
+    def __init__(self, vocabulary, name, kind, labels, *overrides):
+        self.tokenizer = vocabulary(name)
         self.task = load_config("task=causal_lm", "task.template=completion", *overrides).task
         self.labels = labels
         self.prompt = build_prompt(self.task, self.tokenizer, labels)
@@ -69,13 +75,13 @@ class Case:
         return torch.tensor(scores)
 
 
-@pytest.mark.parametrize(("name", "kind"), REAL)
+@pytest.mark.parametrize(("name", "kind"), KINDS)
 @pytest.mark.parametrize("labels", [ONE, SEVERAL])
-def test_likelihoods_are_those_of_the_reference_for_any_padding(shared, name, kind, labels):
-    case = Case(shared, name, kind, labels)
+def test_likelihoods_are_those_of_the_reference_for_any_padding(vocabulary, name, kind, labels):
+    case = Case(vocabulary, name, kind, labels)
     assert (max(map(len, case.prompt.answers)) > 1) == (labels is SEVERAL)
     scorer, expected = case.scorer(), case.reference()
-    assert float((expected[:, 0] - expected[:, 1]).abs().min()) > 1e-3
+    assert float((expected[:, 0] - expected[:, 1]).abs().min()) > 10 * rounding(float(expected.abs().max()), terms=16)
     with torch.no_grad():
         alone = [scorer(pad([row], 0, "right")) for row in case.rows]
         for found in (
@@ -83,42 +89,40 @@ def test_likelihoods_are_those_of_the_reference_for_any_padding(shared, name, ki
             scorer(pad(case.rows, 0, "right")).logits,
             scorer(pad(case.rows, 0, "left")).logits,
         ):
-            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+            near(found, expected)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_either_attention_sees_a_label_by_itself(shared, attention):
-    case = Case(shared, "llama2", "llama", SEVERAL)
+def test_either_attention_sees_a_label_by_itself(vocabulary, attention):
+    case = Case(vocabulary, "llama2", "llama", SEVERAL)
     case.model.set_attn_implementation(attention)
     with torch.no_grad():
-        torch.testing.assert_close(
-            case.scorer()(pad(case.rows, 0, "right")).logits, case.reference(), atol=1e-5, rtol=0
-        )
+        near(case.scorer()(pad(case.rows, 0, "right")).logits, case.reference())
 
 
-def test_flash_attention_is_refused_for_labels_of_several_tokens(shared):
-    case = Case(shared, "gpt2", "gpt2", SEVERAL)
+def test_flash_attention_is_refused_for_labels_of_several_tokens(vocabulary):
+    case = Case(vocabulary, "gpt2", "gpt2", SEVERAL)
     case.model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(UserError, match=r"flash_attention_2 cannot score label words of several tokens"):
         case.scorer()
 
 
-def test_length_normalisation_divides_by_the_tokens(shared):
-    case = Case(shared, "gpt2", "gpt2", SEVERAL, "task.length_normalization=true")
+def test_length_normalisation_divides_by_the_tokens(vocabulary):
+    case = Case(vocabulary, "gpt2", "gpt2", SEVERAL, "task.length_normalization=true")
     lengths = torch.tensor([len(answer) for answer in case.prompt.answers])
     with torch.no_grad():
         found = case.scorer()(pad(case.rows, 0, "right"))
-    torch.testing.assert_close(found.logits, case.reference() / lengths, atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.outside, 1 - case.reference().exp().sum(-1))
+    near(found.logits, case.reference() / lengths)
+    near(found.outside, 1 - case.reference().exp().sum(-1))
 
 
 @pytest.mark.parametrize("labels", [ONE, SEVERAL])
-def test_what_is_no_label_is_measured(shared, labels):
-    case = Case(shared, "llama2", "llama", labels)
+def test_what_is_no_label_is_measured(vocabulary, labels):
+    case = Case(vocabulary, "llama2", "llama", labels)
     with torch.no_grad():
         case.model.get_output_embeddings().weight[case.prompt.answers[0][0]] *= 6  # likely for some rows, not for all
         found = case.scorer()(pad(case.rows, 0, "left"))
-    torch.testing.assert_close(found.outside, 1 - case.reference().exp().sum(-1), atol=1e-5, rtol=0)
+    near(found.outside, 1 - case.reference().exp().sum(-1))
     best = [int(case.plain(row)[-1].argmax()) for row in case.rows]
     assert found.first_token.tolist() == best
     firsts = {answer[0] for answer in case.prompt.answers}
@@ -128,8 +132,8 @@ def test_what_is_no_label_is_measured(shared, labels):
 @pytest.mark.parametrize("labels", [ONE, SEVERAL])
 @pytest.mark.parametrize("loss", ["answer", "full"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_the_loss_is_the_mean_over_the_tokens_that_are_learned(shared, labels, loss, side):
-    case = Case(shared, "llama2", "llama", labels, f"task.loss={loss}")
+def test_the_loss_is_the_mean_over_the_tokens_that_are_learned(vocabulary, labels, loss, side):
+    case = Case(vocabulary, "llama2", "llama", labels, f"task.loss={loss}")
     targets = torch.tensor([1, 0, 1])
     expected = []
     for row, target in zip(case.rows, targets.tolist(), strict=True):
@@ -140,20 +144,20 @@ def test_the_loss_is_the_mean_over_the_tokens_that_are_learned(shared, labels, l
         first = 1 if loss == "full" else len(row)
         expected.append(-sum(float(likely[i - 1, whole[i]]) for i in range(first, len(whole))) / (len(whole) - first))
     found = case.scorer().losses(pad(case.rows, 0, side), targets)
-    torch.testing.assert_close(found.detach(), torch.tensor(expected), atol=1e-5, rtol=0)
+    near(found.detach(), torch.tensor(expected))
 
 
-def test_the_loss_over_label_words_is_the_cross_entropy_of_the_likelihoods(shared):
-    case = Case(shared, "llama2", "llama", SEVERAL, "task.loss=label_words")
+def test_the_loss_over_label_words_is_the_cross_entropy_of_the_likelihoods(vocabulary):
+    case = Case(vocabulary, "llama2", "llama", SEVERAL, "task.loss=label_words")
     targets = torch.tensor([2, 0, 1])
     found = case.scorer().losses(pad(case.rows, 0, "right"), targets)
     expected = nn.functional.cross_entropy(case.reference(), targets, reduction="none")
-    torch.testing.assert_close(found.detach(), expected, atol=1e-5, rtol=1e-5)
+    near(found.detach(), expected)
 
 
 @pytest.mark.parametrize("loss", ["answer", "label_words"])
-def test_logits_are_computed_where_they_are_needed_only(shared, loss):
-    case = Case(shared, "llama2", "llama", SEVERAL, f"task.loss={loss}")
+def test_logits_are_computed_where_they_are_needed_only(vocabulary, loss):
+    case = Case(vocabulary, "llama2", "llama", SEVERAL, f"task.loss={loss}")
     scorer, seen = case.scorer(), []
     case.model.get_output_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
     scorer.losses(pad(case.rows, 0, "right"), torch.tensor([0, 1, 2]))
@@ -167,29 +171,29 @@ def test_logits_are_computed_where_they_are_needed_only(shared, loss):
     assert max(map(len, case.rows)) > max(seen)
 
 
-def test_a_gradient_reaches_every_answer_token(shared):
-    case = Case(shared, "gpt2", "gpt2", SEVERAL, "task.loss=label_words")
+def test_a_gradient_reaches_every_answer_token(vocabulary):
+    case = Case(vocabulary, "gpt2", "gpt2", SEVERAL, "task.loss=label_words")
     case.scorer().losses(pad(case.rows, 0, "left"), torch.tensor([0, 1, 2])).sum().backward()
     gradient = case.model.transformer.wte.weight.grad
     assert torch.isfinite(gradient).all()
     assert all(gradient[token].abs().max() > 0 for answer in case.prompt.answers for token in answer)
 
 
-def test_bfloat16_weights_are_scored_in_float32(shared):
+def test_bfloat16_weights_are_scored_in_float32(vocabulary):
     """Logits in bfloat16 are multiples of 1/16 at these sizes: rows would tie, and cost area under the curve."""
-    case = Case(shared, "llama2", "llama", ONE)
+    case = Case(vocabulary, "llama2", "llama", ONE)
     model = case.model.to(torch.bfloat16)
     scorer = case.scorer()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(*align_right(pad(case.rows, 0, "right"))).last_hidden_state[:, -1]
         found = model.lm_head(hidden)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, hidden.float() @ model.lm_head.weight.float().T)
+    near(found, hidden.float() @ model.lm_head.weight.detach().float().T)
     assert scorer.losses(pad(case.rows, 0, "right"), torch.tensor([0, 1, 1])).dtype == torch.float32
 
 
-def test_answers_are_written_greedily(shared):
-    case = Case(shared, "gpt2", "gpt2", SEVERAL)
+def test_answers_are_written_greedily(vocabulary):
+    case = Case(vocabulary, "gpt2", "gpt2", SEVERAL)
     with torch.no_grad():
         found = case.scorer().generate(pad(case.rows, 0, "right"))
     longest = max(map(len, case.prompt.answers))

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from rounding import agree, drift, rounding
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -142,20 +143,9 @@ def said(classifier, texts, cache=None):
         return {name: part for name, part in classifier(texts, cache)._asdict().items() if part is not None}
 
 
-def agree(found, expected, tolerance=1e-5, silent=False):
-    """Compare tensors by name, each up to a part of its largest value, which only `silent` lets be 0."""
-    assert found.keys() == expected.keys()
-    largest = max(float(value.abs().max()) for value in expected.values() if value.is_floating_point())
-    for name, value in expected.items():
-        assert found[name] is not None, name
-        assert (found[name].shape, found[name].dtype) == (value.shape, value.dtype), name
-        if value.is_floating_point():
-            scale = float(value.abs().max())
-            assert silent or scale > 1e-5 * largest > 0, f"{name} shows nothing"
-            error = float((found[name] - value).abs().max())
-            assert error <= tolerance * max(scale, 1e-3 * largest * silent), f"{name}: {error:.1e} of {scale:.1e}"
-        else:
-            assert torch.equal(found[name], value), name
+def near(found, expected):
+    """Compare tensors, each up to the rounding of its largest value."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=rounding(float(expected.abs().max())))
 
 
 def compare(classifier, packer, rows, prefixes=(0, 3), silent=False):
@@ -216,42 +206,43 @@ def test_equal_rows_are_told_the_same(kind, task):
     rows = rows_of(7, begin=BEGIN) * 3
     for prefix in (0, 3, len(rows[0]) - 1):
         logits = said(classifier, packer.score(rows, prefix))["logits"]
-        torch.testing.assert_close(logits, logits[:1].expand_as(logits))
+        near(logits, logits[:1].expand_as(logits))
     compare(classifier, packer, rows, (0, 3, len(rows[0]) - 1))
 
 
-def all_of(results):
-    return torch.cat([value.flatten().float() for value in results.values() if value.is_floating_point()])
+SHORT = {"dtype": torch.bfloat16, "terms": 1, "sums": 32}
+"""Of bfloat16: in each of two layers seven products and a norm are rounded, and once more on the way back."""
+
+
+def assert_rounded_alike(found, other, truth):
+    """Compare what rows say and teach with float32: off by its rounding, and by little more than the other."""
+    assert {name: part.dtype for name, part in found.items()} == {name: part.dtype for name, part in other.items()}
+    truth = {name: part for name, part in truth.items() if part.is_floating_point()}
+    agree({name: found[name].float() for name in truth}, truth, silent=True, **SHORT)
+    errors = [
+        sum(float((part[name].float() - value).norm() / value.norm()) for name, value in truth.items()) / len(truth)
+        for part in (found, other)
+    ]
+    assert errors[1] > torch.finfo(torch.bfloat16).eps / 32
+    assert errors[0] < 2 * errors[1]  # a mean over tens of tensors, of which each errs by chance
 
 
 @pytest.mark.parametrize("task", [TASKS[0], TASKS[1], TASKS[4]], ids=["head", "answer", "labels"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
 def test_bfloat16_is_rounded_as_without_packing(kind, task):
     """Both are as far from float32: the arithmetic is no coarser where rows are packed."""
-    rows = some_rows(count=12)
+    rows = some_rows(count=6)
     padded = pad(rows, 0, "right")
     classifier, packer = build(kind, task, dtype=torch.bfloat16)
     exact, _ = build(kind, task, dtype=torch.bfloat16)
     exact.float()
-    expected = [said(exact, padded), learned(exact, padded, rows)]
-    for prefix in (0, 3):
-        with torch.autocast("cpu", torch.bfloat16):
-            apart = [said(classifier, padded), learned(classifier, padded, rows)]
-            together = [
-                said(classifier, packer.score(rows, prefix)),
-                learned(classifier, packer.train(rows, labels_of(rows), prefix), rows),
-            ]
-        for found, other, truth in zip(together, apart, expected, strict=True):
-            assert {name: part.dtype for name, part in found.items()} == {n: part.dtype for n, part in other.items()}
-            scale = all_of(truth).norm()
-            errors = [float((all_of(result) - all_of(truth)).norm() / scale) for result in (found, other)]
-            assert 1e-4 < errors[1] < 0.1
-            assert errors[0] < 1.5 * errors[1]
-            for name, value in truth.items():
-                if value.is_floating_point():
-                    torch.testing.assert_close(
-                        found[name].float(), value, rtol=0, atol=0.15 * float(value.abs().max()), msg=name
-                    )
+    truth = said(exact, padded) | learned(exact, padded, rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        apart = said(classifier, padded) | learned(classifier, padded, rows)
+        for prefix in (0, 3):
+            packed = packer.train(rows, labels_of(rows), prefix)
+            found = said(classifier, packer.score(rows, prefix)) | learned(classifier, packed, rows)
+            assert_rounded_alike(found, apart, truth)
 
 
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
@@ -319,20 +310,22 @@ def test_dropout_is_live_in_training_and_dead_in_evaluation(ours):
     with torch.no_grad():
         whole = classifier.features(packed)
         assert torch.equal(classifier.features(packed), whole)
-        torch.testing.assert_close(whole, classifier.features(padded))
+        near(whole, classifier.features(padded))
     classifier.train()
     drawn = {}
-    for name, texts, count in (("packed", packed, 400), ("padded", padded, 150)):
+    for name, texts, count in (("packed", packed, 200), ("padded", padded, 100)):
         torch.manual_seed(0)
         drawn[name] = torch.stack([classifier.features(texts).detach() for _ in range(count)])
     effect = (whole - base).norm()
     assert effect > 0.01 * base.norm()
-    lost = {n: float((values - whole).flatten(1).norm(dim=1).mean() / effect) for n, values in drawn.items()}
-    assert lost["packed"] == pytest.approx(lost["padded"], rel=0.1)  # as much is dropped as by PEFT
-    assert lost["packed"] > 0.1
+    lost = {name: (values - whole).flatten(1).norm(dim=1) / effect for name, values in drawn.items()}
+    mean = {name: float(values.mean()) for name, values in lost.items()}
+    noise = sum(float(values.var()) / len(values) for values in lost.values()) ** 0.5
+    assert abs(mean["packed"] - mean["padded"]) < 5 * noise < 0.3 * mean["padded"]  # as much is dropped as by PEFT
+    assert mean["packed"] > 0.1
     error = float((drawn["packed"].mean(0) - whole).norm() / effect)
-    assert error < 2 * lost["packed"] / 400**0.5 + 0.02
-    assert len(ours) == 2 * (2 + 400)
+    assert error < 2 * mean["packed"] / 200**0.5 + 0.02
+    assert len(ours) == 2 * (2 + 200)
 
 
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
@@ -357,7 +350,7 @@ def test_an_adapter_that_is_switched_off_says_nothing(kind):
         before = classifier.features(packed)
         with classifier.model.disable_adapter():
             found = classifier.features(packed)
-        torch.testing.assert_close(found, bare.features(pad(rows, 0, "right")), rtol=1e-5, atol=1e-5)
+        near(found, bare.features(pad(rows, 0, "right")))
         assert (found - before).abs().max() > 0.1
         assert torch.equal(classifier.features(packed), before)
 
@@ -491,16 +484,23 @@ def test_recomputed_activations_give_the_same_gradients(kind, task, ours):
         torch.manual_seed(3)
         found.append(learned(classifier, packer.train(rows, labels_of(rows), 3), rows))
         calls.append(len(ours))
-    agree(found[1], found[0], 1e-6)
+    agree(found[1], found[0])
     assert calls == ([2, 4] if kind == "llama" else [0, 0])
 
 
+RATE, STEPS = 1e-3, 3
+
+
 def trained_steps(classifier, texts, rows):
-    """Take three optimizer steps."""
-    optimizer = torch.optim.AdamW([part for part in classifier.parameters() if part.requires_grad], lr=1e-2)
-    for _ in range(3):
+    """Take some steps of plain descent, and return the largest gradient."""
+    optimizer = torch.optim.SGD([part for part in classifier.parameters() if part.requires_grad], lr=RATE)
+    largest = 0.0
+    for _ in range(STEPS):
         learned(classifier, texts, rows)
+        gradients = [part.grad for group in optimizer.param_groups for part in group["params"]]
+        largest = max(largest, *(float(gradient.abs().max()) for gradient in gradients))
         optimizer.step()
+    return largest
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft 0.21 with transformers 5.23
@@ -513,7 +513,9 @@ def test_the_base_stays_as_it_is_and_the_adapter_is_plain_peft(tmp_path, ours):
         classifier, packer = build("llama")
         parts = dict(classifier.named_parameters())
         before = {path: part.detach().clone() for path, part in parts.items()}
-        trained_steps(classifier, padded if name == "padded" else packer.train(rows, labels_of(rows), 3), rows)
+        largest = trained_steps(
+            classifier, padded if name == "padded" else packer.train(rows, labels_of(rows), 3), rows
+        )
         after = dict(classifier.named_parameters())
         assert all(after[path] is part for path, part in parts.items())  # what an optimizer or PEFT holds is the same
         frozen = [path for path, part in parts.items() if not part.requires_grad]
@@ -527,7 +529,8 @@ def test_the_base_stays_as_it_is_and_the_adapter_is_plain_peft(tmp_path, ours):
     shapes = [{path: (value.shape, value.dtype) for path, value in state.items()} for state in states.values()]
     assert shapes[0] == shapes[1]
     for path, value in states["padded"].items():
-        torch.testing.assert_close(states["packed"][path], value, rtol=0, atol=1e-3)
+        limit = rounding(float(value.abs().max())) + drift(RATE, STEPS, gradient=largest)
+        torch.testing.assert_close(states["packed"][path], value, rtol=0, atol=limit)
     fresh, _ = build("llama", peft=("peft=none",))
     reloaded = SequenceClassifier(PeftModel.from_pretrained(fresh.model, tmp_path / "packed")).eval()
     agree(said(reloaded, padded), said(classifier, packer.score(rows, 3)))
@@ -555,8 +558,8 @@ def test_padded_rows_are_computed_as_before():
         padded = pad(rows, 0, "left")
         before = said(classifier, padded), learned(classifier, padded, rows)
         said(classifier, packer.score(rows, 3))
-        agree(said(classifier, padded), before[0], 1e-6)
-        agree(learned(classifier, padded, rows), before[1], 1e-6)
+        agree(said(classifier, padded), before[0])
+        agree(learned(classifier, padded, rows), before[1])
 
 
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
@@ -628,22 +631,23 @@ def test_four_bit_weights_multiply_as_those_of_transformers(task, override, ours
 
 
 def test_four_bit_weights_are_rounded_as_those_of_transformers(ours):
-    rows = some_rows(count=12)
+    rows = some_rows(count=6)
     padded = pad(rows, 0, "right")
-    truth = all_of(said(four_bit(TASKS[0])[0], padded))
+    exact, _ = four_bit(TASKS[0])
+    truth = said(exact, padded) | learned(exact, padded, rows)
     classifier, packer = four_bit(TASKS[0], precision=Precision.bf16)
     with torch.autocast("cpu", torch.bfloat16):
-        apart, together = said(classifier, padded), said(classifier, packer.score(rows, 3))
-    errors = [float((all_of(found) - truth).norm() / truth.norm()) for found in (together, apart)]
-    assert 1e-4 < errors[1] < 0.1
-    assert errors[0] < 1.5 * errors[1]
+        apart = said(classifier, padded) | learned(classifier, padded, rows)
+        packed = packer.train(rows, labels_of(rows), 3)
+        found = said(classifier, packer.score(rows, 3)) | learned(classifier, packed, rows)
+    assert_rounded_alike(found, apart, truth)
     assert ours
 
 
 def test_four_bit_weights_of_another_arithmetic_are_left_to_transformers(ours):
     classifier, packer = four_bit(TASKS[0], "peft.compute_dtype=bf16")
     rows = some_rows()
-    agree(said(classifier, packer.score(rows, 3)), said(classifier, pad(rows, 0, "right")), 2e-2)
+    agree(said(classifier, packer.score(rows, 3)), said(classifier, pad(rows, 0, "right")), **SHORT)
     assert not ours
 
 
@@ -683,7 +687,7 @@ def test_a_branch_has_the_window_of_its_label():
             expected[number, label] = sum(likely[len(row) - 1 + place, token] for place, token in enumerate(answer))
     for prefix in (0, 3):
         logits = said(classifier, packer.score(rows, prefix))["logits"]
-        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+        near(logits, expected)
 
 
 def test_short_rows_and_rows_longer_than_the_window_share_a_prefix(ours):

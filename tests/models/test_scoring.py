@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rounding import rounding
 from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -16,6 +17,10 @@ from sentexp.models.backbone import Backbone, head_of, load_tokenizer, locate_ba
 from sentexp.models.scoring import SequenceClassifier, start_head_at_label_words
 
 ROWS = [[5, 6, 7, 8], [9, 10], [11, 12, 3], [4, 5, 0]]  # the last row ends in the pad id
+
+
+def near(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=rounding(float(expected.abs().max())))
 
 
 def llama():
@@ -40,8 +45,9 @@ def test_left_right_and_no_padding_give_the_same_logits(build, pad_id):
         alone = torch.cat([classifier(pad([row], pad_id, "right")).logits for row in ROWS])
         right = classifier(pad(ROWS, pad_id, "right")).logits
         left = classifier(pad(ROWS, pad_id, "left")).logits
-    torch.testing.assert_close(right, alone, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(left, alone, atol=1e-6, rtol=1e-5)
+    assert alone.std(0).min() > 100 * rounding(float(alone.abs().max()))
+    near(right, alone)
+    near(left, alone)
 
 
 @pytest.mark.parametrize("build", [llama, gpt2])
@@ -52,7 +58,7 @@ def test_transformers_gives_the_same_logits_where_no_text_ends_in_padding(build)
     texts = pad(ROWS[:3], 0, "right")
     with torch.no_grad():
         expected = model(texts.ids, attention_mask=texts.mask).logits
-        torch.testing.assert_close(SequenceClassifier(model)(texts).logits, expected)
+        near(SequenceClassifier(model)(texts).logits, expected)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -7,6 +7,19 @@ import pytest
 from sentexp.config import load_config
 from sentexp.experiment import run
 from sentexp.models.backbone import locate_backbone
+from sentexp.serving import proof
+
+
+@pytest.fixture
+def fresh():
+    """Let the proofs of a test start their processes."""
+
+
+@pytest.fixture(autouse=True)
+def proved_here(request, monkeypatch):
+    """Let a proof read in this process what another one would read, unless a test asks for `fresh` ones."""
+    if "fresh" not in request.fixturenames:
+        monkeypatch.setattr(proof, "_read_in_a_fresh_process", proof._read)
 
 
 @pytest.fixture(scope="module")

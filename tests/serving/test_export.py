@@ -56,26 +56,37 @@ def write(finished, config, tmp_path):
     return exported
 
 
+FRESH = "in a fresh process, its probabilities of 8 rows differ from the run's by"
+FORMS = [
+    pytest.param("lora", "peft"),
+    pytest.param("ia3", "peft"),
+    pytest.param("lora", "merged"),
+    pytest.param("dora", "merged"),
+    pytest.param("qlora", "merged"),
+    pytest.param("full", "merged"),
+    pytest.param("head", "merged"),
+    pytest.param("answers", "merged"),
+    pytest.param("lora", "safetensors"),
+    pytest.param("answers", "safetensors"),
+    pytest.param("lora", "onnx", marks=ONNX),
+    pytest.param("single", "onnx", marks=(ONNX, pytest.mark.slow)),
+]
+
+
+@pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(
     ("name", "form"),
-    [
-        ("lora", "peft"),
-        ("ia3", "peft"),
-        ("lora", "merged"),
-        ("dora", "merged"),
-        ("qlora", "merged"),
-        ("full", "merged"),
-        ("head", "merged"),
-        ("answers", "merged"),
-        ("lora", "safetensors"),
-        ("answers", "safetensors"),
-        pytest.param("lora", "onnx", marks=ONNX),
-        pytest.param("single", "onnx", marks=ONNX),
-    ],
+    [FORMS[0], *(pytest.param(*form.values, marks=(*form.marks, pytest.mark.slow)) for form in FORMS[1:])],
 )
+def test_a_fresh_process_says_what_the_run_says(name, form, write, capsys):
+    write(name, form)
+    assert FRESH in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
 def test_an_export_says_what_the_run_says(name, form, write, texts, capsys):
     folder, result = write(name, form)
-    assert "in a fresh process, its probabilities of 8 rows differ from the run's by" in capsys.readouterr().out
+    assert FRESH in capsys.readouterr().out
     wanted = Scorer(read_trained(result.weights), None, "cpu").probabilities(texts)
     assert wanted.std() > 1e-3  # rows are told apart, so that mixed ones would be seen
     said = read(ExportFormat[form], folder, None)(texts)
@@ -91,10 +102,24 @@ def test_an_export_says_what_the_run_says(name, form, write, texts, capsys):
     assert not [file for file in folder.rglob("*") if file.suffix in (".bin", ".pt", ".pkl")]
 
 
+@pytest.fixture
+def language_model(llama):
+    """Return the name of runs of a language model whose tokenizer llama.cpp knows."""
+    RUNS["llama"] = [*RUNS["answers"], f"model.path={llama}", "model.random=null"]
+    return "llama"
+
+
 @GGUF
-def test_llama_cpps_file_says_what_the_run_says(write, shared, texts):
-    RUNS["stories"] = [*RUNS["answers"], f"model.path={shared / 'models/stories260K-hf'}", "model.random=null"]
-    folder, result = write("stories", "gguf")
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
+def test_a_fresh_process_reads_llama_cpps_file(write, language_model, capsys):
+    write(language_model, "gguf")
+    assert FRESH in capsys.readouterr().out
+
+
+@GGUF
+def test_llama_cpps_file_says_what_the_run_says(write, language_model, texts):
+    folder, result = write(language_model, "gguf")
     (file,) = folder.glob("*.gguf")
     assert file.read_bytes()[:4] == b"GGUF"
     wanted = Scorer(read_trained(result.weights), None, "cpu").probabilities(texts)
@@ -149,7 +174,12 @@ def test_an_output_is_replaced_only_on_request(write, tmp_path):
     [
         ("full", "peft", r"format=peft is an adapter alone, and run \w+ has none"),
         ("lora", "gguf", r"format=gguf is of language models, and run \w+ answers with a classification head"),
-        pytest.param("answers", "gguf", r"format=gguf: the converter refuses this model \(.*pre-tokenizer", marks=GGUF),
+        pytest.param(
+            "answers",
+            "gguf",
+            r"format=gguf: the converter refuses this model \(.*pre-tokenizer",
+            marks=(GGUF, pytest.mark.slow),
+        ),
         pytest.param("answers", "onnx", r"format=onnx answers with one token for each label", marks=ONNX),
     ],
 )

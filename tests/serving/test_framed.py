@@ -11,18 +11,21 @@ from sentexp.models.backbone import load_tokenizer, locate_backbone
 from sentexp.serving.framed import save_framed
 
 TEMPLATES = ["{text}", "{text}\nSentiment:", "Review: {text}\nSentiment:", "Is this good?\n{text}"]
-TEXTS = ["a warm film", "  blanks around\n", "dull " * 400, "1999, (a year) – très bien!", "好看"]
+TEXTS = ["a warm film", "  blanks around\n", "dull and slow " * 150, "1999, (a year) – très bien!", "好看"]
 
 
-def tokenizer_of(name, shared):
-    if name == "tiny":
-        return load_tokenizer(locate_backbone(load_config("model=tiny").model))
-    folder = shared / ("models/stories260K-hf" if name == "stories" else f"tokenizers/{name}")
-    if not folder.is_dir():
-        pytest.skip(f"needs {folder}")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)  # a rare one
-    return tokenizer
+@pytest.fixture
+def tokenizer_of(vocabulary, llama):
+    """Return a function from a name to a tokenizer with a pad token."""
+
+    def find(name):
+        if name == "tiny":
+            return load_tokenizer(locate_backbone(load_config("model=tiny").model))
+        tokenizer = AutoTokenizer.from_pretrained(llama) if name == "llama" else vocabulary(name)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)  # a rare one
+        return tokenizer
+
+    return find
 
 
 def same(tokenizer, template, folder, cut=True):
@@ -41,17 +44,17 @@ def same(tokenizer, template, folder, cut=True):
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_bytes_have_their_tokens_in_every_frame(template, shared, tmp_path):
-    same(tokenizer_of("tiny", shared), template, tmp_path)
+def test_bytes_have_their_tokens_in_every_frame(template, tokenizer_of, tmp_path):
+    same(tokenizer_of("tiny"), template, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["stories", "gpt2", "llama2", "llama3"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "llama2", "llama3"])
 @pytest.mark.parametrize("template", TEMPLATES[:2])
-def test_real_vocabularies_have_theirs(name, template, shared, tmp_path):
-    same(tokenizer_of(name, shared), template, tmp_path, cut=name in ("gpt2", "stories"))
+def test_vocabularies_of_every_kind_have_theirs(name, template, tokenizer_of, tmp_path):
+    same(tokenizer_of(name), template, tmp_path, cut=template == "{text}" or name in ("gpt2", "llama3"))
 
 
-def test_words_that_are_joined_to_a_frame_are_refused(shared, tmp_path):
-    tokenizer = tokenizer_of("gpt2", shared)
+def test_words_that_are_joined_to_a_frame_are_refused(tokenizer_of, tmp_path):
+    tokenizer = tokenizer_of("gpt2")
     with pytest.raises(UserError, match="joins the words of task"):
-        same(tokenizer, "film{text}ness", tmp_path)
+        same(tokenizer, "dram{text}ness", tmp_path)

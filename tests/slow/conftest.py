@@ -1,4 +1,4 @@
-"""What slow tests share: servers in processes of their own, a browser."""
+"""What slow tests share: real public data, servers in processes of their own, a browser."""
 
 import shutil
 import socket
@@ -13,6 +13,16 @@ import pytest
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of real public data beside the checkout; skip where it is missing."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the public data sets and tokenizers in ../shared/data, which is not here")
+    return SHARED
 
 
 @pytest.fixture

@@ -17,11 +17,14 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from rounding import drift, rounding, smooth
 
 from sentexp.tracking.store import PARENT
 
 pytestmark = pytest.mark.slow
 
+RATE, EPS = 3e-3, 1e-2
+"""Of the fastest run, and of AdamW, where two ways of training are compared: no whole step is made of rounding."""
 AXES = ["peft.r=2,4,8", "optim.lr=1e-3,2e-3,3e-3,4e-3"]
 
 
@@ -61,9 +64,12 @@ def table(folder):
 
 def assert_alike(table, other):
     """Compare the tables of fused sweeps in float32: what reads beside a run changes its rounding."""
+    tolerance = rounding() + drift(RATE, 24, EPS)
     for found, expected in zip(json.loads(table), json.loads(other), strict=True):
-        for part in ("metrics", "objective"):
-            assert found.pop(part) == pytest.approx(expected.pop(part), abs=1e-4, nan_ok=True)
+        metrics, wanted = found.pop("metrics"), expected.pop("metrics")
+        assert metrics.keys() == wanted.keys()
+        assert smooth(metrics) == pytest.approx(smooth(wanted), abs=tolerance)
+        assert found.pop("objective") == pytest.approx(expected.pop("objective"), abs=tolerance)
         assert found == expected
 
 
@@ -78,8 +84,8 @@ def recorded(folder, store=None):
 
 
 def test_a_sweep_killed_five_times_ends_as_an_undisturbed_one(words, start, tmp_path):
-    axes, failing, code = ["peft.r=2,4,8", "optim.lr=1e-3,2e-3,3e-3,1e30"], 3, 1  # a rate of 1e30 always fails
-    axes += ["trainer.precision=fp32"]
+    axes, failing, code = ["peft.r=2,4,8", f"optim.lr=1e-3,2e-3,{RATE},1e30"], 3, 1  # a rate of 1e30 always fails
+    axes += ["trainer.precision=fp32", f"optim.eps={EPS}", "trainer.monitor=validation/loss", "trainer.eval_steps=1000"]
     undisturbed = start(tmp_path / "undisturbed", *words, *axes)
     assert undisturbed.wait() == code
     seed = random.randrange(1 << 30)

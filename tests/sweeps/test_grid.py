@@ -16,6 +16,8 @@ from sentexp.sweeps import grid, sweeper
 from sentexp.sweeps.folder import SweepFolder
 from sentexp.tracking.store import PARENT
 
+pytestmark = pytest.mark.usefixtures("scripted")
+
 
 def recorded(folder):
     """Return the sweep's MLflow run and its runs by name."""
@@ -75,10 +77,14 @@ def test_each_run_keeps_the_command_that_repeats_it_alone(sentexp, tmp_path):
     assert f"Run {children['r=8'].data.tags['identity']} is finished" in output
 
 
-def test_a_sweep_ends_with_a_comparison_where_it_has_the_rows_for_one(sentexp, tmp_path):
+def test_few_rows_are_not_compared(sentexp):
     code, output, errors = sentexp("--multirun", "peft.r=4,8")
     assert code == 0, errors
     assert "The runs are not compared: sweep r=4,8: 8 test rows are too few to tell runs apart" in output
+
+
+@pytest.mark.usefixtures("trains")
+def test_a_sweep_ends_with_a_comparison_where_it_has_the_rows_for_one(sentexp, tmp_path):
     write_tsvs(tmp_path / "films", test_rows=40)
     words = ("--multirun", "peft.r=4,8", "data.path=films", "baseline=true", "tracking.experiment=films")
     code, output, errors = sentexp(*words)
@@ -88,7 +94,8 @@ def test_a_sweep_ends_with_a_comparison_where_it_has_the_rows_for_one(sentexp, t
     assert f"Report: {report.relative_to(tmp_path)}" in output
     assert "TF-IDF" in report.read_text()
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    (parent,) = client.search_runs(["2"], "tags.`sweep.identity` != ''")
+    films = client.get_experiment_by_name("films").experiment_id
+    (parent,) = client.search_runs([films], "tags.`sweep.identity` != ''")
     assert "comparison/report.html" in [file.path for file in client.list_artifacts(parent.info.run_id, "comparison")]
     assert "Report:" not in sentexp(*words)[1]  # nothing new
 
@@ -272,7 +279,11 @@ def names(folder):
     [
         (["experiment=five_seeds", "++seed=6,7"], ["seed=6", "seed=7"]),
         (["experiment=rank_sweep", "peft.r=2", "optim.lr=1e-3,1e-4"], ["lr=1e-3", "lr=1e-4"]),
-        (["experiment=learning_curve", "data.train_subset=8,16"], ["train_subset=8", "train_subset=16"]),
+        pytest.param(
+            ["experiment=learning_curve", "data.train_subset=8,16"],
+            ["train_subset=8", "train_subset=16"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=" ".join,
 )
@@ -305,16 +316,17 @@ def test_nothing_recorded_is_skipped_all_the_same(sentexp, tmp_path, trained):
 
 SHARED = [
     ["peft=lora"],
-    ["peft=lora", "task.head_init=label_words"],
-    ["peft=qlora"],
-    ["peft=dora"],
-    ["peft=ia3"],
-    ["peft=head"],
-    ["peft=full"],
+    pytest.param(["peft=lora", "task.head_init=label_words"], marks=pytest.mark.slow),
+    pytest.param(["peft=qlora"], marks=pytest.mark.slow),
+    pytest.param(["peft=dora"], marks=pytest.mark.slow),
+    pytest.param(["peft=ia3"], marks=pytest.mark.slow),
+    pytest.param(["peft=head"], marks=pytest.mark.slow),
+    pytest.param(["peft=full"], marks=pytest.mark.slow),
     ["task=causal_lm", "task.template=completion"],
 ]
 
 
+@pytest.mark.usefixtures("trains")
 @pytest.mark.parametrize("words", SHARED, ids=" ".join)
 def test_a_run_of_a_sweep_gives_the_numbers_that_it_gives_alone(words, sentexp, tmp_path, quick):
     if words[0].startswith("task"):
@@ -330,6 +342,7 @@ def test_a_run_of_a_sweep_gives_the_numbers_that_it_gives_alone(words, sentexp, 
     assert swept[0] != swept[1]
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_sweep_loads_data_and_backbone_once(sentexp, monkeypatch, tmp_path):
     loads = []
     for module, name in ((assembly, "load_classifier"), (sys.modules["sentexp.materials"], "load_examples")):
@@ -431,8 +444,10 @@ def test_a_sweep_gathers_runs_of_several_processes(sentexp, trained, launched, m
         (["peft.r=4,8,16", "optim.lr=1e-4,2e-4"], 1),
         (["peft=lora,ia3", "seed=1,2"], 2),
         (["peft.r=4,8", "peft.alpha=${peft.r}", "tracking.run_name='a b',null"], 1),
-        (["data.max_length=16,32", "optim=adamw,sgd", "trainer.log_every_n_steps=1,2"], 4),
-        (["peft.target_modules=all-linear,[q_proj],[k_proj]"], 3),
+        pytest.param(
+            ["data.max_length=16,32", "optim=adamw,sgd", "trainer.log_every_n_steps=1,2"], 4, marks=pytest.mark.slow
+        ),
+        pytest.param(["peft.target_modules=all-linear,[q_proj],[k_proj]"], 3, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_differs_in_values_alone_is_composed_as_hydra_would(words, composed, sentexp, monkeypatch):

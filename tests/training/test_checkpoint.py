@@ -10,6 +10,7 @@ from safetensors import safe_open
 from sentexp import experiment
 from sentexp.data.datamodule import DataModule
 from sentexp.experiment import run
+from sentexp.models.adapters import trainable_state
 from sentexp.training.checkpoint import Checkpoints, mode_of
 from sentexp.training.module import ClassifierModule
 
@@ -35,7 +36,7 @@ SETTINGS = {
     "dropout": ["trainer.max_epochs=3", "trainer.save_steps=1", "peft.dropout=0.3"],
     "evaluation every 3 steps": ["trainer.max_epochs=3", "trainer.save_steps=2", "trainer.eval_steps=3"],
     "accumulation": [
-        "trainer.max_epochs=3",
+        "trainer.max_epochs=2",
         "trainer.save_steps=1",
         "trainer.batch_size=3",
         "trainer.accumulate_grad_batches=2",
@@ -45,10 +46,11 @@ SETTINGS = {
         "trainer.max_epochs=9",
         "trainer.save_steps=1",
         "trainer.early_stopping_patience=2",
-        "optim.lr=1e-7",
+        "optim.lr=1e-30",
     ],
 }
-
+HARDEST = "accumulation"
+"""The setting that is always tried; the others are slow tests."""
 
 ACCUMULATED = {
     "killed twice": ["trainer.accumulate_grad_batches=4", "trainer.save_steps=1"],
@@ -57,14 +59,21 @@ ACCUMULATED = {
 }
 
 
-@pytest.mark.parametrize("setting", ACCUMULATED)
-def test_gradients_that_are_accumulated_so_far_are_never_lost(setting, config, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("setting", "moments"),
+    [
+        ("killed twice", [(5, 6)]),
+        *(pytest.param(setting, [(5, 6), (9,), (14,), (17,)], marks=pytest.mark.slow) for setting in ACCUMULATED),
+    ],
+    ids=["killed twice, briefly", *ACCUMULATED],
+)
+def test_gradients_that_are_accumulated_so_far_are_never_lost(setting, moments, config, tmp_path, monkeypatch):
     def configured(folder):
         common = ("trainer.batch_size=3", "trainer.max_epochs=2", "optim.lr=5e-3", "trainer.monitor=validation/loss")
         return config("peft.r=2", *common, *ACCUMULATED[setting], f"output_dir={tmp_path / folder}")
 
     whole = run(configured("whole"))
-    for kills in ((5, 6), (9,), (14,), (17,)):
+    for kills in moments:
         folder = "-".join(map(str, kills))
         for kill in kills:
             with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -75,14 +84,21 @@ def test_gradients_that_are_accumulated_so_far_are_never_lost(setting, config, t
         assert curve(resumed.folder) == curve(whole.folder), kills
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_a_killed_run_ends_with_the_same_numbers(setting, config, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("setting", "kills"),
+    [
+        (HARDEST, {4, 16}),
+        *(pytest.param(setting, {2, 4, "half", "last"}, marks=pytest.mark.slow) for setting in SETTINGS),
+    ],
+    ids=[f"{HARDEST}, briefly", *SETTINGS],
+)
+def test_a_killed_run_ends_with_the_same_numbers(setting, kills, config, tmp_path, monkeypatch):
     def configured(folder):
         return config("peft=lora", "peft.r=2", *SETTINGS[setting], f"output_dir={tmp_path / folder}")
 
     whole = run(configured("whole"))
-    micro_batches = 33 if setting == "accumulation" else int(whole.metrics["train/steps"])
-    for kill in sorted({2, 4, micro_batches // 2, micro_batches - 1}):
+    micro_batches = 22 if setting == "accumulation" else int(whole.metrics["train/steps"])
+    for kill in sorted({{"half": micro_batches // 2, "last": micro_batches - 1}.get(kill, kill) for kill in kills}):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             killed_at(patch, kill)
             run(configured(f"killed{kill}"))
@@ -148,26 +164,31 @@ def test_the_test_split_selects_nothing(config, monkeypatch):
     assert read == ["restored", "test"]
 
 
-def test_the_best_weights_are_tested_not_the_last(config, monkeypatch):
-    tested = {}
-    original = experiment.evaluate
+def test_the_best_weights_are_tested_not_the_last(config, monkeypatch, worsening):
+    worsening(lambda module: module.trainer.global_step > 4)
+    evaluated, tested = [], []
+    original, evaluate = Checkpoints.on_validation_end, experiment.evaluate
 
-    def evaluate(trainer, module, data, split):
-        tested["validation"] = original(trainer, module, data, "validation")
-        return original(trainer, module, data, split)
+    def weights(module):
+        return {name: value.clone() for name, value in trainable_state(module.classifier).items()}
 
-    monkeypatch.setattr(experiment, "evaluate", evaluate)
-    result = run(
-        config(
-            "peft=lora",
-            "trainer.max_epochs=6",
-            "optim.lr=0.3",
-            "optim.schedule=constant",
-            "trainer.monitor=validation/loss",
-        )
-    )
-    assert result.metrics["best/step"] < result.metrics["train/steps"]
-    assert tested["validation"]["validation/loss"] == pytest.approx(result.metrics["best/loss"], rel=1e-6)
+    def ended(self, trainer, module):
+        evaluated.append(weights(module))
+        original(self, trainer, module)
+
+    def evaluating(trainer, module, data, split):
+        tested.append((split, weights(module)))
+        return evaluate(trainer, module, data, split)
+
+    monkeypatch.setattr(Checkpoints, "on_validation_end", ended)
+    monkeypatch.setattr(experiment, "evaluate", evaluating)
+    result = run(config("peft=lora", "trainer.max_epochs=3", "optim.lr=1e-2", "trainer.monitor=validation/loss"))
+    assert (result.metrics["best/step"], result.metrics["train/steps"]) == (4, 12)
+    assert len(evaluated) == 3
+    ((split, state),) = tested
+    assert split == "test"
+    assert all(torch.equal(state[name], value) for name, value in evaluated[0].items())
+    assert not any(torch.equal(state[name], value) for name, value in evaluated[-1].items())
     assert result.objective == result.metrics["best/loss"]
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from rounding import rounding
 
 from sentexp.experiment import run
 
@@ -15,10 +16,11 @@ def losses(result):
 @pytest.mark.parametrize("method", ["lora", "dora", "full", "head", "ia3", "qlora"])
 def test_every_way_of_training_lowers_the_loss(train, method):
     result = train(
-        f"peft={method}", "optim.lr=1e-2", "trainer.max_epochs=6", "optim.schedule=constant", "optim.warmup_steps=0"
+        f"peft={method}", "optim.lr=1e-2", "trainer.max_epochs=4", "optim.schedule=constant", "optim.warmup_steps=0"
     )
     curve = losses(result)
-    assert min(curve[-4:]) < curve[0]
+    first, last = sum(curve[:4]), sum(curve[-4:])  # of the same rows, once in each epoch
+    assert last < first - 10 * rounding(first)
 
 
 def test_the_untuned_model_is_only_evaluated(train):

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from rounding import rounding
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import sentexp.models.llama
@@ -65,7 +66,7 @@ def test_gradient_checkpointing_is_live_and_changes_no_number(padding_free, owne
     on = run(config(*settings, "trainer.gradient_checkpointing=true"))
     assert once == 4 * 2  # four steps, two layers
     assert sum(calls) == 2 * once
-    assert losses(on) == pytest.approx(losses(plain), abs=1e-6)
+    assert losses(on) == pytest.approx(losses(plain), abs=rounding())
 
 
 @pytest.mark.parametrize("batch_size", [4, 8, 6])
@@ -87,7 +88,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
     assert "Out of memory: starting again with batches of" in capsys.readouterr().out
     assert seen[-1] <= 2
     assert halved.metrics["train/steps"] == plain.metrics["train/steps"]
-    assert halved.metrics["test/loss"] == pytest.approx(plain.metrics["test/loss"], abs=2e-5)
+    assert halved.metrics["test/loss"] == pytest.approx(plain.metrics["test/loss"], abs=rounding())
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_accumulation_is_the_larger_batch(config, tmp_path):
     whole = run(config(*settings, "trainer.batch_size=6", f"output_dir={tmp_path / 'whole'}"))
     parts = run(config(*settings, "trainer.batch_size=2", "trainer.accumulate_grad_batches=3"))
     assert parts.metrics["train/steps"] == whole.metrics["train/steps"] == 6  # 32 rows: five steps of 6 and one of 2
-    assert parts.metrics["test/loss"] == pytest.approx(whole.metrics["test/loss"], abs=1e-5)
+    assert parts.metrics["test/loss"] == pytest.approx(whole.metrics["test/loss"], abs=rounding())
 
 
 @pytest.mark.parametrize(
@@ -125,13 +126,21 @@ def test_evaluations_come_when_asked_and_at_the_end(train, overrides, steps):
 
 
 def test_early_stopping_stops(train):
-    result = train("peft=lora", "trainer.max_epochs=20", "trainer.early_stopping_patience=2", "optim.lr=1e-7")
+    result = train("peft=lora", "trainer.max_epochs=20", "trainer.early_stopping_patience=2", "optim.lr=1e-30")
     assert result.metrics["train/steps"] == 3 * 4
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "sgd"])
+OPTIMIZERS = ("adamw", "adafactor", "sgd")
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "inverse_sqrt")
+
+
 @pytest.mark.parametrize(
-    "schedule", ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "inverse_sqrt"]
+    ("optimizer", "schedule"),
+    [
+        pytest.param(optimizer, schedule, marks=() if (first + second) % 3 == 0 else pytest.mark.slow)
+        for first, optimizer in enumerate(OPTIMIZERS)
+        for second, schedule in enumerate(SCHEDULES)
+    ],
 )
 def test_every_optimizer_and_schedule_learns(train, optimizer, schedule):
     result = train(

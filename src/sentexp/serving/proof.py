@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,15 @@ def prove(wanted: Array, arguments: Sequence[str], texts: list[str], tolerance: 
     Raises:
         UserError: it cannot be read, or says something else.
     """
+    found = _read_in_a_fresh_process(arguments, texts)
+    require(found.shape == wanted.shape, f"it gives {found.shape} probabilities, and the run {wanted.shape}.")
+    proof = Proof(rows=len(texts), difference=float(np.abs(found - wanted).max()), tolerance=tolerance)
+    require(proof.difference <= tolerance, f"{proof}.")
+    return proof
+
+
+def _read_in_a_fresh_process(arguments: Sequence[str], texts: list[str]) -> Array:
+    """Return what another process that runs this file as a program says of texts, shape (texts, labels)."""
     call = [sys.executable, "-m", "sentexp.serving.proof", *arguments]
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(  # noqa: S603 (this file)
@@ -71,11 +80,7 @@ def prove(wanted: Array, arguments: Sequence[str], texts: list[str], tolerance: 
     answers = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
     require(done.returncode == 0 and len(answers) == 1, f"a fresh process cannot read it: {last[:500]}")
-    found = np.array(json.loads(answers[0].removeprefix(MARK)), np.float32)
-    require(found.shape == wanted.shape, f"it gives {found.shape} probabilities, and the run {wanted.shape}.")
-    proof = Proof(rows=len(texts), difference=float(np.abs(found - wanted).max()), tolerance=tolerance)
-    require(proof.difference <= tolerance, f"{proof}.")
-    return proof
+    return np.array(json.loads(answers[0].removeprefix(MARK)), np.float32)
 
 
 def tolerance_of(trained: Trained, dtype: ExportType) -> float:
@@ -98,21 +103,30 @@ def _rows(trained: Trained) -> list[str]:
     return texts[::step][:ROWS]
 
 
-def _reader(form: str, folder: Path, base: str | None) -> Callable[[Sequence[str]], Array]:
+def _read(arguments: Sequence[str], texts: Sequence[str]) -> Array:
+    """Return what an export says of texts, shape (texts, labels).
+
+    Args:
+        arguments: its format, its folder and, if it has moved, its base model.
+        texts: to be read.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    form, folder, *base = arguments
     if form == "mlflow":
         from sentexp.serving.flavor import read_model
 
-        return read_model(folder)
+        return read_model(Path(folder))(texts)
     from sentexp.serving.formats import read
 
-    return read(ExportFormat[form], folder, base)
+    return read(ExportFormat[form], Path(folder), base[0] if base else None)(texts)
 
 
 def main() -> None:
     """Print the probabilities of the texts on standard input."""
-    form, folder, *base = sys.argv[1:]
     try:
-        said = _reader(form, Path(folder), base[0] if base else None)(json.load(sys.stdin))
+        said = _read(sys.argv[1:], json.load(sys.stdin))
     except UserError as error:
         sys.exit(str(error))
     print(MARK + json.dumps(said.tolist()))

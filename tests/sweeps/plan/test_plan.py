@@ -30,8 +30,17 @@ def rows(output, title):
 SWEEP = ("--multirun", "peft.r=4,8")
 
 
-@pytest.mark.parametrize("words", [("plan", *SWEEP), (*SWEEP, "sweep.dry_run=true"), ("plan", "peft.r=4")])
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize(
+    ("words", "there"),
+    [
+        (("plan", *SWEEP), True),
+        pytest.param(("plan", *SWEEP), False, marks=pytest.mark.slow),
+        pytest.param((*SWEEP, "sweep.dry_run=true"), True, marks=pytest.mark.slow),
+        ((*SWEEP, "sweep.dry_run=true"), False),
+        (("plan", "peft.r=4"), True),
+        pytest.param(("plan", "peft.r=4"), False, marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_is_written(sentexp, tmp_path, store, words, there):
     uri = store if there else f"sqlite:///{tmp_path / 'missing.db'}"
     before = contents(tmp_path)

@@ -19,6 +19,8 @@ from sentexp.sweeps.search.sweeper import OptunaSweeper
 from sentexp.tracking.folder import METRICS
 from sentexp.tracking.store import PARENT
 
+pytestmark = pytest.mark.usefixtures("scripted")
+
 SPACE = ("peft.r=2,4,8", "optim.lr=tag(log,interval(1e-5,1e-2))")
 OPTUNA = ("--multirun", "hydra/sweeper=optuna")
 WHOLE = ("trainer.max_epochs=2", "trainer.eval_steps=2")
@@ -77,7 +79,7 @@ def test_trials_are_runs_of_one_search(sentexp, tmp_path):
 
 
 def test_trials_are_counted_over_all_starts(sentexp, tmp_path, trained):
-    for total, then in ((2, 2), (2, 2), (3, 3), (1, 3)):
+    for total, then in ((2, 2), (3, 3), (1, 3)):
         code, output, _ = sentexp(*OPTUNA, f"hydra.sweeper.n_trials={total}", *SPACE)
         assert code == 0
         assert len(trained) == then
@@ -88,16 +90,16 @@ def test_trials_are_counted_over_all_starts(sentexp, tmp_path, trained):
 
 
 def test_a_search_that_was_stopped_proposes_what_it_would_have_proposed(sentexp, tmp_path, monkeypatch):
-    words = (*OPTUNA, "hydra.sweeper.n_trials=4", *SPACE)
+    words = (*OPTUNA, "hydra.sweeper.n_trials=3", *SPACE)
     with monkeypatch.context() as patch:
-        interrupted_at(patch, 3)
+        interrupted_at(patch, 2)
         assert sentexp(*words)[0] == 130
-    assert [trial.state for trial in study_in(tmp_path).trials][2:] == [TrialState.RUNNING]
+    assert [trial.state for trial in study_in(tmp_path).trials][1:] == [TrialState.RUNNING]
     code, output, errors = sentexp(*words)
     assert code == 0, errors
-    assert "2 finished before, 1 to go on with, 1 to do" in output
+    assert "1 finished before, 1 to go on with, 1 to do" in output
     stopped = proposed(tmp_path)
-    assert len(stopped) == 4
+    assert len(stopped) == 3
     (tmp_path / "optuna.db").unlink()
     assert sentexp(*words)[0] == 0
     assert proposed(tmp_path) == stopped
@@ -151,6 +153,7 @@ def test_several_objectives_end_in_a_front(sentexp, tmp_path):
     assert sorted(listed) == sorted(f"r={trial.params['peft.r']}" for trial in study.best_trials)
 
 
+@pytest.mark.usefixtures("trains")
 def test_a_pruned_run_is_marked_and_goes_on_from_its_checkpoint_when_it_is_wanted(sentexp, tmp_path, monkeypatch):
     rule = ("hydra.sweeper.pruner=halving", "hydra.sweeper.reduction_factor=2", "trainer.monitor=validation/loss")
     code, output, errors = sentexp(*TWO, *rule)
@@ -181,6 +184,8 @@ def test_a_pruned_run_is_marked_and_goes_on_from_its_checkpoint_when_it_is_wante
     assert finished.data.tags["pruned"] == ""
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("trains")
 def test_the_confident_rule_prunes_by_rows(sentexp, tmp_path):
     rule = ("hydra.sweeper.pruner=confident", "trainer.monitor=validation/loss", "hydra.sweeper.confidence=0.05")
     code, output, errors = sentexp(*TWO, *rule)
@@ -242,6 +247,8 @@ def test_a_search_that_is_over_needs_no_plan(sentexp):
     assert "plan:" not in output
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("trains")
 def test_a_trial_that_is_killed_between_evaluations_keeps_what_it_has_reported(sentexp, tmp_path, monkeypatch):
     words = (*OPTUNA, *WHOLE, "hydra.sweeper.n_trials=2", *SPACE, "hydra.sweeper.pruner=median", "trainer.save_steps=1")
     original, looks = TrialJudge.__call__, iter(range(1, 100))
