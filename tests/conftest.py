@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import composing
 import generated
 import pytest
 import torch
@@ -23,13 +24,15 @@ from safetensors.torch import load_file
 from sqlalchemy import Engine, event
 
 from sentexp import cli
-from sentexp.config import Config, load_config
+from sentexp import config as config_module
+from sentexp.config import Config
 from sentexp.experiment import Result, run
 from sentexp.training.module import ClassifierModule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+load_config = config_module.load_config = composing.load_config  # before the tests import it
 LOOPBACK = ("127.", "::1", "localhost", "/")
 
 POSITIVE = """
@@ -127,13 +130,21 @@ def pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(Figure, "savefig", _savefig)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def frozen_imports() -> None:
-    """Let the garbage collector skip what the imports have made: each run of a test collects garbage."""
+@pytest.fixture(scope="session")
+def skipped_modules() -> set[str]:
+    """Return the names of modules that the garbage collector skips, so far."""
     with deterministic_PRNG():  # hypothesis looks for its own generator with gc.get_referrers, which skips it as well
         pass
-    gc.collect()
-    gc.freeze()
+    return set()
+
+
+@pytest.fixture(autouse=True)
+def frozen_imports(skipped_modules: set[str]) -> None:
+    """Let the garbage collector skip what imports have made: each run of a test collects garbage."""
+    if len(sys.modules.keys() - skipped_modules) > 100:  # most are imported by the first test that needs them
+        skipped_modules.update(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -208,6 +219,7 @@ def words(reviews: Path, tmp_path: Path) -> list[str]:
         "trainer.precision=fp32",
         "trainer.progress_bar=false",
         "trainer.log_every_n_steps=1",
+        "plots=false",
         "tracking=none",
         f"output_dir={tmp_path / 'outputs'}",
     ]
@@ -244,8 +256,6 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{file}").search_experiments()
-    gc.collect()
-    gc.freeze()  # what MLflow has imported
     return file
 
 

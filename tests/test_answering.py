@@ -67,7 +67,7 @@ def test_training_on_answers_brings_the_mass_to_the_labels(answer):
 
 
 def test_what_a_model_answers_is_counted_and_recorded(answer, store, capsys):
-    result = answer("peft=none", "task.generate=true", *RECORDED, f"tracking.uri={store}")
+    result = answer("peft=none", "task.generate=true", "plots=true", *RECORDED, f"tracking.uri={store}")
     assert sum(eval_counter(result.answers["irregular_outputs"]).values()) == 8
     assert result.metrics["test/irregular_generations"] == sum(
         eval_counter(result.answers["irregular_generations"]).values()
@@ -242,7 +242,7 @@ def test_the_temperature_is_fitted_on_validation_and_told_for_the_test_split(ans
     kept = []
     original = ClassifierModule.keep_validation
     monkeypatch.setattr(ClassifierModule, "keep_validation", lambda *given: kept.append(given[1:]) or original(*given))
-    result = answer("optim.lr=1e-2", "trainer.max_epochs=3")
+    result = answer("optim.lr=1e-2", "trainer.max_epochs=3", "plots=true")
     logits, targets = evaluations[0].logits, evaluations[0].targets
     cooled = torch.nn.functional.cross_entropy(logits / result.metrics["temperature"], targets)
     assert result.metrics["test/loss_calibrated"] == pytest.approx(float(cooled), abs=rounding())

@@ -106,7 +106,7 @@ def test_one_backbone_is_in_memory_at_a_time(config, monkeypatch):
 
 
 def test_the_folder_of_a_finished_run_holds_its_result_and_no_checkpoint(train):
-    result = train("peft=lora")
+    result = train("peft=lora", "plots=true")
     names = {path.name for path in result.folder.iterdir()}
     assert {
         "config.yaml",
@@ -189,7 +189,8 @@ def write_regions(reviews, folder):
 def test_slices_and_duplicate_free_rows_have_metrics_of_their_own(config, reviews, tmp_path, capsys, store):
     write_regions(reviews, tmp_path)
     words = ["data.text=body", "data.label=stars", "data.slices=region", f"data.path={tmp_path}"]
-    result = run(config(*words, "tracking=mlflow", f"tracking.uri={store}", "tracking.system_metrics=false"))
+    tracked = ("tracking=mlflow", f"tracking.uri={store}", "tracking.system_metrics=false", "plots=true")
+    result = run(config(*words, *tracked))
     metrics = result.metrics
     assert metrics["test/duplicate_free/rows"] == 8
     assert metrics["test/region/north_west/rows"] + metrics["test/region/süd/rows"] == 10
@@ -321,7 +322,7 @@ def test_pictures_are_drawn_at_the_end_of_a_single_run_and_of_others_when_asked(
     def drawn(folder):
         return {name for name in PLOTS if (folder / name).is_file() and (folder / name).stat().st_size > 5000}
 
-    swept = ("sweep.name=x", "baseline=false")
+    swept = ("sweep.name=x", "baseline=false", "plots=null")
     result = run(config(*swept))
     assert not any((result.folder / name).exists() for name in PLOTS)
     monkeypatch.setattr(experiment, "_attempt", None)  # from here on nothing is trained
@@ -331,7 +332,7 @@ def test_pictures_are_drawn_at_the_end_of_a_single_run_and_of_others_when_asked(
         (result.folder / name).unlink()
     run(config("plots=false"))
     assert drawn(result.folder) == set()
-    run(config())
+    run(config("plots=null"))
     assert drawn(result.folder) == set(PLOTS)
 
 

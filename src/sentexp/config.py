@@ -5,6 +5,7 @@ imported. The group options in `conf/<group>/<option>.yaml` give the values; thi
 """
 
 import codecs
+import functools
 import math
 import re
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -1278,8 +1279,9 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
 
 
+@functools.cache
 def register_schemas() -> None:
-    """Register the root schema and the schemas of the polymorphic groups with hydra's ConfigStore."""
+    """Register, once, the root schema and the schemas of the polymorphic groups with hydra's ConfigStore."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="schema_compare", node=CompareConfig)

@@ -41,7 +41,7 @@ def quick_words(reviews):
     return [
         "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation",
         "data.splits.test=test", "trainer.batch_size=8", "trainer.precision=fp32", "trainer.progress_bar=false",
-        "optim.lr=1e-2", "baseline=false",
+        "optim.lr=1e-2", "baseline=false", "plots=false",
     ]  # fmt: skip
 
 

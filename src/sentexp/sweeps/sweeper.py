@@ -223,21 +223,29 @@ def _compare(config: Config, parent: "Record", folder: "SweepFolder", outcomes: 
 
 
 def _with_values(base: DictConfig, given: Sequence[str], overrides: Sequence[str]) -> DictConfig | None:
-    """Return a configuration composed from others than the given overrides; None where hydra must compose it.
+    """Return a configuration composed from others than the given overrides; None where hydra must compose it."""
+    if len(overrides) != len(given):
+        return None
+    parser = OverridesParser.create()
+    changed = [(before, after) for before, after in zip(given, overrides, strict=True) if before != after]
+    for before, after in changed:
+        old, new = parser.parse_override(before), parser.parse_override(after)
+        if old.type is not OverrideType.CHANGE or old.key_or_group != new.key_or_group:
+            return None
+    return with_plain_values(base, [after for _, after in changed])
 
-    Hydra takes 0.1 s to compose one. Where the overrides differ in nothing but single values of keys that are there, it
-    would do what is done here: put these values into what it has composed.
+
+def with_plain_values(base: DictConfig, overrides: Sequence[str]) -> DictConfig | None:
+    """Return a composed configuration with further overrides; None where hydra must compose it.
+
+    Hydra takes 0.1 s to compose one. Where the overrides are nothing but single values of keys that are there, it would
+    do what is done here: put these values into what it has composed.
     """
     parser = OverridesParser.create()
     composed = copy.deepcopy(base)
-    if len(overrides) != len(given):
-        return None
-    for before, after in zip(given, overrides, strict=True):
-        if before == after:
-            continue
-        old, new = parser.parse_override(before), parser.parse_override(after)
-        key, value = new.key_or_group, new.value()
-        plain = new.type is OverrideType.CHANGE is old.type and key == old.key_or_group and new.package is None
+    for override in parser.parse_overrides(list(overrides)):
+        key, value = override.key_or_group, override.value()
+        plain = override.type is OverrideType.CHANGE and override.package is None
         there = OmegaConf.select(base, key, default=base, throw_on_missing=False)
         if not plain or isinstance(there, Container) or not isinstance(value, str | int | float | None):
             return None
