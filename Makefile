@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 TO_LOWEST := $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python
-TWO := --numprocesses 2 --durations 10
+TWO := --numprocesses 2 --dist worksteal --durations 10
 NUMERICAL := tests/models tests/training tests/sweeps/test_fused.py tests/tracking/test_numerics.py tests/test_metrics.py tests/test_answering.py
 
 .DEFAULT_GOAL := help

@@ -19,6 +19,7 @@ def draw(chance, rows):
     return targets, np.stack([1 - positive, positive], 1).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_in_93_to_97_of_100_repetitions():
     chance = np.random.default_rng(0)
     truth = measured(*draw(chance, 1_000_000)).whole()

@@ -112,6 +112,7 @@ def test_a_model_that_fails_its_proof_is_not_registered(place, quick_words, ask,
     assert client.search_model_versions("name='unproved'") == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh")
 def test_a_run_in_16_bits_is_proved_in_them(place, ask, capsys):
     run_of_16_bits = run(load_config(*place[0], "trainer.precision=bf16"))
