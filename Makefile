@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 TO_LOWEST := $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python
-TWO := --numprocesses 2 --dist worksteal --durations 10
+PARALLEL := --numprocesses 2 --dist worksteal --durations 10
 NUMERICAL := tests/models tests/training tests/sweeps/test_fused.py tests/tracking/test_numerics.py tests/test_metrics.py tests/test_answering.py
 
 .DEFAULT_GOAL := help
@@ -28,13 +28,13 @@ run: setup ## train the embedded default and print its result; make run ARGS="pe
 	$(BIN)/python -m sentexp $(ARGS)
 
 test: setup ## run the tests (about five minutes on two cores)
-	$(BIN)/python -m pytest $(TWO)
+	$(BIN)/python -m pytest $(PARALLEL)
 
 numerics: setup ## run the numerical tests again on the lowest instruction set
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(TWO) $(NUMERICAL)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(PARALLEL) $(NUMERICAL)
 
 lowest: $(LOWEST)/.installed ## run the tests with the oldest releases that pyproject.toml allows, in .venv-lowest
-	$(LOWEST)/bin/python -m pytest $(TWO)
+	$(LOWEST)/bin/python -m pytest $(PARALLEL)
 
 # The versions are chosen before anything is installed: uv else keeps what venv brings, and goes back to very old releases of
 # packages that are not named here. In 3 minutes and 7 GB.
@@ -48,7 +48,7 @@ $(LOWEST)/.installed: pyproject.toml requirements-embedded.txt
 	@touch $@
 
 slow: setup ## run the slow tests: the embedded default, the wheel, kills, whole matrices of settings
-	$(BIN)/python -m pytest -m slow $(TWO)
+	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 gpu: setup ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu

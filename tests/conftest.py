@@ -149,7 +149,7 @@ def frozen_imports(skipped_modules: set[str]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Give the session a cache of its own, one thread unless told otherwise (tiny products are faster so), no hub."""
+    """Give the session a cache of its own, one thread unless OMP_NUM_THREADS says otherwise, no hub."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SENTEXP_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -310,7 +310,7 @@ def torchrun(command_environment: dict[str, str], tmp_path: Path) -> Callable[..
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,  # processes that wait for each other would do so for hours
+            timeout=600,  # processes that wait for each other would do so for hours
         )
 
     return start

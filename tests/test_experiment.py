@@ -341,3 +341,17 @@ def test_a_run_whose_metrics_are_gone_is_not_drawn(config, monkeypatch):
     (result.folder / "metrics.jsonl").unlink()
     run(config("plots=true"))
     assert not any((result.folder / name).exists() for name in PLOTS)
+
+
+def test_a_fault_in_the_pictures_fails_no_run(config, monkeypatch, capsys):
+    monkeypatch.setattr(experiment, "plot_run", lambda *_: 1 / 0)
+    result = run(config("plots=true"))
+    assert (result.folder / "result.json").is_file()
+    assert "The pictures failed (ZeroDivisionError: division by zero)" in capsys.readouterr().out
+
+
+def test_another_attempt_is_not_drawn_as_the_finished_run(config):
+    result = run(config("plots=false"))
+    (result.folder / "state.json").write_text('{"identity": "x"}')
+    experiment.plot_finished(result, config("plots=true"))
+    assert not any((result.folder / name).exists() for name in PLOTS)

@@ -140,7 +140,7 @@ def _number(metric: str, value: float | None) -> str:
 def _print_confusion(labels: list[str], confusion: list[list[int]]) -> None:
     """Print the confusion matrix, unless it has too many columns for a terminal."""
     if len(labels) > MOST_COLUMNS:
-        say(f"The confusion matrix of {len(labels)} classes is in result.json and confusion_matrix.png.")
+        say(f"The confusion matrix of {len(labels)} classes is in result.json.")
         return
     matrix = Table("true \\ predicted", *map(escape, labels), title="test split", title_justify="left")
     for label, row in zip(labels, confusion, strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 
-from sentexp import console, processes
+from sentexp import __version__, console, processes
 from sentexp.assembly import build_data, build_model, build_module
 from sentexp.baselines import Baseline, measure_baselines, untuned_identity
 from sentexp.config import (
@@ -43,8 +43,7 @@ from sentexp.recording import (
     record_provenance,
     recorded,
 )
-from sentexp.tracking.folder import METRICS as METRICS_FILE
-from sentexp.tracking.folder import STATE, RunFolder
+from sentexp.tracking.folder import METRICS_FILE, STATE, RunFolder
 from sentexp.tracking.predictions import FOLDER as PREDICTIONS
 from sentexp.tracking.store import Record, describe_store, find_run, open_record, open_store, read_artifact
 from sentexp.training.calibration import fit_temperature, reliability
@@ -125,7 +124,7 @@ def run(config: Config, judge: Judge | None = None) -> Result:
 
 def _run(config: Config, basis: Basis, started: float, judge: Judge | None) -> Result:
     identity = identify(basis)
-    _require_alike(identity)
+    _require_alike((identity, __version__))
     _require_rows(config)
     with RunFolder(Path(config.output_dir) / identity, wait=config.sweep.name is not None) as folder:
         kept = processes.led(lambda: find_result(config, identity))
@@ -136,8 +135,7 @@ def _run(config: Config, basis: Basis, started: float, judge: Judge | None) -> R
             console.say(f"Run {identity} is finished: this is its result. sweep.rerun=true trains it again.")
             if lacks_baselines(kept, config):
                 kept = _with_baselines(kept, gather(basis))
-            if lacks_plots(kept, config):
-                processes.led(lambda: _plot_later(kept, config, folder))
+            processes.led(lambda: plot_finished(kept, config))
             _show(kept, config)
             return kept
         with left_in_a_sweep(config):
@@ -165,7 +163,7 @@ def _require_rows(config: Config) -> None:
     )
 
 
-def _require_alike(identity: str) -> None:
+def _require_alike(identity: tuple[str, str]) -> None:
     """Refuse processes that have found other data, another model or other code than the leading one."""
     found = processes.exchange(identity)
     others = [str(rank) for rank, other in enumerate(found) if other != found[0]]
@@ -211,14 +209,19 @@ def lacks_baselines(result: Result, config: Config) -> bool:
     return bool(config.baseline) and (not result.baselines or result.shots != _shots(config))
 
 
-def lacks_plots(result: Result, config: Config) -> bool:
-    """Tell whether a finished run has no pictures, is asked for them, and its folder holds what they show."""
-    needed = (AUDIT, METRICS_FILE)
-    return (
-        bool(config.plots)
-        and not all((result.folder / name).is_file() for name in PLOTS)
-        and all((result.folder / name).is_file() for name in needed)
-    )
+def plot_finished(result: Result, config: Config) -> None:
+    """Draw a finished run that has no pictures, if they are wanted and its folder still holds what they show."""
+    folder = result.folder
+    there = {name for name in (RESULT, AUDIT, METRICS_FILE, STATE, *PLOTS) if (folder / name).is_file()}
+    is_whole = {RESULT, AUDIT, METRICS_FILE} <= there and STATE not in there  # else another attempt is under way
+    if not config.plots or there.issuperset(PLOTS) or not is_whole:
+        return
+    if json.loads((folder / RESULT).read_text())["run_id"] != result.run_id or not _plot(result):
+        return
+    if result.run_id is not None:
+        store = open_store(config.tracking)
+        for name in PLOTS:
+            store.client.log_artifact(result.run_id, str(folder / name))
 
 
 def prepare(config: Config) -> None:
@@ -367,17 +370,14 @@ def _with_baselines(result: Result, materials: Materials) -> Result:
     return result
 
 
-def _plot_later(result: Result, config: Config, folder: RunFolder) -> None:
-    """Draw a finished run that was a run of a sweep, or was not drawn then."""
-    record = open_record(replace(config.tracking, system_metrics=False), "", result.run_id)
-    with recorded(record):
-        _plot(result, record, folder)
-
-
-def _plot(result: Result, record: Record, folder: RunFolder) -> None:
-    plot_run(folder, result.labels, result.confusion, result.reliability)
-    for name in PLOTS:
-        record.log_files(folder.path / name)
+def _plot(result: Result) -> bool:
+    """Draw a run, and return whether that went well: no fault there fails a run whose result is whole."""
+    try:
+        plot_run(RunFolder(result.folder), result.labels, result.confusion, result.reliability)
+    except Exception as error:
+        console.say(f"The pictures failed ({type(error).__name__}: {error}); plots=true draws them another time.")
+        return False
+    return True
 
 
 def _shots(config: Config) -> int:
@@ -413,8 +413,8 @@ def _conclude(result: Result, config: Config, record: Record, folder: RunFolder,
     record.log_files(folder.path / RESULT)
     for part in (result.weights, folder.path / PREDICTIONS):
         record.log_files(part, part.name)
-    if config.plots:
-        _plot(result, record, folder)
+    for name in PLOTS if config.plots and _plot(result) else ():
+        record.log_files(folder.path / name)
     return result
 
 

@@ -28,8 +28,12 @@ from sentexp.training.module import Evaluation
 from sentexp.training.pruning import Pruned
 
 AUDIT = "data_audit.json"
-DATA_PLOT = "data_audit.png"
-PLOTS = (DATA_PLOT, "learning_curve.png", "confusion_matrix.png", "reliability.png")
+DATA_PLOT, LEARNING_CURVE, CONFUSION_MATRIX, RELIABILITY = PLOTS = (
+    "data_audit.png",
+    "learning_curve.png",
+    "confusion_matrix.png",
+    "reliability.png",
+)
 """The pictures of a run, in its folder."""
 TRACEBACK = "traceback.txt"
 PRUNED = "pruned"
@@ -94,6 +98,9 @@ def open_run(config: Config, identity: str, folder: RunFolder) -> Record:
     if resume is None and config.sweep.name is not None:
         failed = find_run(tracking, UNSTARTED, digest_of(settings(config)), "FAILED")
         resume = None if failed is None else failed.info.run_id
+    elif processes.leads():  # those of an earlier attempt would be taken for this one's
+        for name in PLOTS:
+            (folder.path / name).unlink(missing_ok=True)
     folder.remember(identity=identity)
     tags = {"identity": identity, UNSTARTED: ""}
     record = _open(config, resume, tags if resume is None else tags | {PRUNED: ""})
@@ -249,7 +256,7 @@ def plot_run(
     confusion: Sequence[Sequence[int]],
     curves: Mapping[str, Sequence[tuple[float, float, int]]],
 ) -> None:
-    """Draw the `PLOTS` of a finished run into its folder: all that takes time to draw, once, when the run is over.
+    """Draw the `PLOTS` of a finished run into its folder.
 
     Args:
         folder: of the run; it holds the audit of the data and the metrics of every step.
@@ -259,9 +266,9 @@ def plot_run(
     """
     plot_data(folder.path)
     losses = folder.history("train/loss"), folder.history("validation/loss")
-    draw_learning_curve(*losses, folder.history("validation/accuracy"), folder.path / PLOTS[1])
-    draw_confusion_matrix(confusion, labels, folder.path / PLOTS[2])
-    draw_reliability(curves, folder.path / PLOTS[3])
+    draw_learning_curve(*losses, folder.history("validation/accuracy"), folder.path / LEARNING_CURVE)
+    draw_confusion_matrix(confusion, labels, folder.path / CONFUSION_MATRIX)
+    draw_reliability(curves, folder.path / RELIABILITY)
 
 
 def without_secrets(config: Config) -> Config:

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from sentexp import assembly, experiment
 from sentexp.compare import verb
 from sentexp.errors import UserError
+from sentexp.recording import PLOTS
 from sentexp.sweeps import grid, sweeper
 from sentexp.sweeps.folder import SweepFolder
 from sentexp.tracking.store import PARENT
@@ -138,6 +139,24 @@ def test_what_is_finished_is_not_run_again_whatever_the_order_of_the_axes(sentex
     key = lambda run: run["identity"]  # noqa: E731
     before = sorted(json.loads(table), key=key)
     assert [run["metrics"] for run in sorted(again, key=key)] == [run["metrics"] for run in before]
+
+
+def test_finished_runs_are_drawn_when_asked(sentexp, tmp_path, trained):
+    def drawn():
+        return [{name for name in PLOTS if (folder / name).is_file()} for folder in tmp_path.glob("outputs/*")]
+
+    assert sentexp("--multirun", "peft.r=4,8")[0] == 0
+    assert drawn() == [set(), set()]
+    code, output, _ = sentexp("--multirun", "peft.r=4,8", "plots=true")
+    assert code == 0
+    assert "2 finished before, 0 to do" in output
+    assert drawn() == [set(PLOTS), set(PLOTS)]
+    assert len(trained) == 2
+    _, children = recorded(tmp_path)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for run in children.values():
+        assert run.info.status == "FINISHED"
+        assert set(PLOTS) <= {file.path for file in client.list_artifacts(run.info.run_id)}
 
 
 def test_another_folder_is_the_same_run_and_another_seed_is_not(sentexp, tmp_path, trained):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from rounding import rounding
+from rounding import drift, rounding
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import sentexp.models.llama
@@ -73,7 +73,8 @@ def test_gradient_checkpointing_is_live_and_changes_no_number(padding_free, owne
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
     batch_size, config, monkeypatch, capsys, tmp_path
 ):
-    plain = run(config("peft=lora", f"trainer.batch_size={batch_size}", f"output_dir={tmp_path / 'plain'}"))
+    words = ("peft=lora", f"trainer.batch_size={batch_size}", "optim.eps=1e-2")
+    plain = run(config(*words, f"output_dir={tmp_path / 'plain'}"))
     original = SequenceClassifier.forward
     seen = []
 
@@ -84,11 +85,12 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
         return original(self, texts, *given)
 
     monkeypatch.setattr(SequenceClassifier, "forward", forward)
-    halved = run(config("peft=lora", f"trainer.batch_size={batch_size}", "trainer.eval_batch_size=2"))
+    halved = run(config(*words, "trainer.eval_batch_size=2"))
     assert "Out of memory: starting again with batches of" in capsys.readouterr().out
     assert seen[-1] <= 2
     assert halved.metrics["train/steps"] == plain.metrics["train/steps"]
-    assert halved.metrics["test/loss"] == pytest.approx(plain.metrics["test/loss"], abs=rounding())
+    limit = rounding() + drift(config(*words).optim.lr, int(plain.metrics["train/steps"]), 1e-2)
+    assert halved.metrics["test/loss"] == pytest.approx(plain.metrics["test/loss"], abs=limit)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_accumulation_is_the_larger_batch(config, tmp_path):
     whole = run(config(*settings, "trainer.batch_size=6", f"output_dir={tmp_path / 'whole'}"))
     parts = run(config(*settings, "trainer.batch_size=2", "trainer.accumulate_grad_batches=3"))
     assert parts.metrics["train/steps"] == whole.metrics["train/steps"] == 6  # 32 rows: five steps of 6 and one of 2
-    assert parts.metrics["test/loss"] == pytest.approx(whole.metrics["test/loss"], abs=rounding())
+    assert parts.metrics["test/loss"] == pytest.approx(whole.metrics["test/loss"], abs=rounding() + drift(0.1, 6))
 
 
 @pytest.mark.parametrize(

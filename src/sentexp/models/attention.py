@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import varlen
 
 from sentexp.data.packing import Packed
 
@@ -18,6 +19,8 @@ NAME = "packed"
 HALF = (torch.bfloat16, torch.float16)
 WIDEST_HEAD = 256
 """Of flash attention."""
+TAKES_GROUPED_HEADS = "enable_gqa" in signature(varlen.varlen_attn).parameters
+"""Whether variable-length attention takes fewer key heads than heads: that of torch 2.11 does not."""
 
 
 class PrefixCache:
@@ -102,17 +105,15 @@ def _rows(
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scale: float) -> Tensor:
     """Return the causal attention within each row by PyTorch's variable-length kernel, on a GPU in 16 bits."""
-    from torch.nn.attention.varlen import varlen_attn
-
     options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0)}
     if key.shape[1] != query.shape[1]:
-        if "enable_gqa" in signature(varlen_attn).parameters:
+        if TAKES_GROUPED_HEADS:
             options["enable_gqa"] = True
-        else:  # torch 2.11 takes as many key heads as heads
+        else:
             each = query.shape[1] // key.shape[1]
             key, value = (part.repeat_interleave(each, 1) for part in (key, value))
     width = packed.grid.shape[1]
-    found: Any = varlen_attn(query, key, value, packed.starts, packed.starts, width, width, **options)
+    found: Any = varlen.varlen_attn(query, key, value, packed.starts, packed.starts, width, width, **options)
     return found  # type: ignore[no-any-return]
 
 

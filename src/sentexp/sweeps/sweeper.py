@@ -144,7 +144,7 @@ class RunSweeper(Sweeper):
 
     def find_results(self, jobs: list[Job]) -> "dict[int, Outcome]":
         """Give the jobs their identities, and return the outcomes of those that are finished."""
-        from sentexp.experiment import find_result, lacks_baselines, lacks_plots, with_defaults
+        from sentexp.experiment import find_result, lacks_baselines, plot_finished, with_defaults
         from sentexp.materials import find, identify
         from sentexp.sweeps.job import outcome_of
 
@@ -156,7 +156,8 @@ class RunSweeper(Sweeper):
             except UserError:
                 continue  # the run will say so, and leave a record of it
             result = None if config.sweep.rerun else find_result(config, job.identity)
-            if result is not None and not lacks_baselines(result, config) and not lacks_plots(result, config):
+            if result is not None and not lacks_baselines(result, config):
+                plot_finished(result, config)
                 earlier[job.number] = outcome_of(result, job.config, earlier=True)
         return earlier
 

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from sentexp import processes
 from sentexp.errors import UserError
 
-STATE, METRICS, LOCK = "state.json", "metrics.jsonl", ".lock"
+STATE, METRICS_FILE, LOCK = "state.json", "metrics.jsonl", ".lock"
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class RunFolder:
             ) from None
         state = read_state(self.path)
         if state:
-            self._end_a_cut_line(self.path / METRICS)
+            self._end_a_cut_line(self.path / METRICS_FILE)
         return state
 
     def _end_a_cut_line(self, metrics: Path) -> None:
@@ -79,7 +79,7 @@ class RunFolder:
         if not processes.leads():
             return
         if begins:
-            (self.path / METRICS).unlink(missing_ok=True)
+            (self.path / METRICS_FILE).unlink(missing_ok=True)
         unfinished = self.path / f"{STATE}.partial"
         unfinished.write_text(json.dumps(self.state))
         unfinished.replace(self.path / STATE)
@@ -94,12 +94,12 @@ class RunFolder:
         """Append metrics at an optimizer step."""
         if not processes.leads():
             return
-        with (self.path / METRICS).open("a") as file:
+        with (self.path / METRICS_FILE).open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def history(self, name: str) -> list[tuple[int, float]]:
         """Return a metric as (step, value) pairs in order; a step that a resumed run repeated counts once."""
-        file = self.path / METRICS
+        file = self.path / METRICS_FILE
         points: dict[int, float] = {}
         for line in file.read_text().splitlines() if file.is_file() else []:
             try:

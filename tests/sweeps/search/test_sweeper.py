@@ -16,7 +16,7 @@ from sentexp.experiment import RESULT
 from sentexp.sweeps.search.pruning import TrialJudge
 from sentexp.sweeps.search.study import build_sampler, storage_url
 from sentexp.sweeps.search.sweeper import OptunaSweeper
-from sentexp.tracking.folder import METRICS
+from sentexp.tracking.folder import METRICS_FILE
 from sentexp.tracking.store import PARENT
 
 pytestmark = pytest.mark.usefixtures("scripted")
@@ -171,12 +171,12 @@ def test_a_pruned_run_is_marked_and_goes_on_from_its_checkpoint_when_it_is_wante
     assert (folder / "best.safetensors").is_file()
     assert not (folder / RESULT).is_file()
     assert "pruned" in sentexp("runs")[1]
-    before = [json.loads(line)["step"] for line in (folder / METRICS).read_text().splitlines()]
+    before = [json.loads(line)["step"] for line in (folder / METRICS_FILE).read_text().splitlines()]
     assert max(before) < 8
     assert "2 finished before, 0 to do" in sentexp(*TWO, *rule)[1]
     alone = ("trainer.max_epochs=2", "trainer.eval_steps=2", "optim.lr=1e-12", "optim.schedule=constant", rule[2])
     assert sentexp(*alone)[0] == 0
-    steps = [json.loads(line)["step"] for line in (folder / METRICS).read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in (folder / METRICS_FILE).read_text().splitlines()]
     assert steps[: len(before)] == before
     assert 1 not in steps[len(before) :]  # it did not start anew
     finished = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run(pruned.info.run_id)
