@@ -30,7 +30,8 @@ def test_a_notebook_is_valid_and_holds_no_output(file):
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=name_of)
-def test_a_notebook_runs(file, tmp_path):
+def test_a_notebook_runs(file, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # more threads would wait for other tests
     notebook = nbformat.read(file, as_version=4)
     NotebookClient(
         notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
