@@ -52,6 +52,8 @@ USES = ("predict", "evaluate", "export", "register", "serve")
 OWN_KEYS = ("compare", *USES)
 """Verbs whose keys are those of `conf/<verb>.yaml`; the others take the configuration of a run."""
 VERBS = ("train", "plan", "audit", "prepare", "runs", *OWN_KEYS)
+NAMING_RUNS = ("run", "runs", "sweep", "base")
+"""Keys of verbs whose values may be ids."""
 GOES_ON = {
     "train": ": the same command goes on from its last checkpoint, or starts again without one",
     "predict": ": the same command goes on, from a file to a file",
@@ -148,8 +150,11 @@ def _take_sentence() -> str | None:
 
 
 def _as_text(word: str) -> str:
-    """Quote the id of a run, which hydra may else take for a number: 76e50123 is one."""
-    return re.sub(r"^run=([\w:/@.~-]+)$", r"run='\1'", word)
+    """Quote the ids of runs, which hydra may else take for numbers: 76e50123 is one, and so is 00501234."""
+    key, _, value = word.partition("=")
+    if key not in NAMING_RUNS or not re.fullmatch(r"\[?[\w:/@.~,-]+\]?", value):
+        return word
+    return f"{key}=" + re.sub(r"[^,[\]]+", lambda name: name[0] if name[0] == "null" else f"'{name[0]}'", value)
 
 
 def _options_first(words: list[str]) -> list[str]:

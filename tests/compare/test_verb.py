@@ -44,6 +44,21 @@ def test_two_runs_are_set_against_each_other(sentexp, record):
     assert 1 <= output[output.index("only b is right") :].count("film") <= 3
 
 
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("runs=[12345e67,00501234]", "runs=12345e67 is no run"),
+        ("runs=[00501234]", "runs=00501234 is no run"),
+        ("sweep=12345e67", "sweep=12345e67 is no sweep"),
+        ("base=1_000", "base=1_000 "),
+        ("sweep=null", "0 errors"),
+    ],
+)
+def test_an_id_that_reads_as_a_number_stays_an_id(sentexp, sweep, word, named):
+    code, _, errors = sentexp(word)
+    assert named in (errors if code else "0 errors")
+
+
 def test_all_runs_of_an_mlflow_experiment_are_ranked(sentexp, sweep):
     code, output, errors = sentexp("experiment_name=sentexp")
     assert code == 0, errors
