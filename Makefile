@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 TO_LOWEST := $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python
 PARALLEL := --numprocesses 2 --dist worksteal --durations 10
-NUMERICAL := tests/models tests/training tests/sweeps/test_fused.py tests/tracking/test_numerics.py tests/test_metrics.py tests/test_answering.py
+NUMERICAL := tests/models tests/training tests/metrics tests/sweeps/test_fused.py tests/run/test_numerics.py tests/test_causal_lm.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test numerics lowest slow gpu check format ui clean

@@ -34,13 +34,13 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from sentexp.assembly import build_data, build_model, build_module
 from sentexp.config import CausalLM, Lora, Quantization
 from sentexp.data.datamodule import MEGABATCH, BatchOrder, DataModule, pad
 from sentexp.data.packing import Packed
-from sentexp.hardware import peak_memory_gib, release_memory, reset_peak_memory
-from sentexp.materials import Materials
 from sentexp.models.backbone import DTYPES
+from sentexp.run.build import build_data, build_model, build_module
+from sentexp.run.inputs import Materials
+from sentexp.system.hardware import peak_memory_gib, release_memory, reset_peak_memory
 from sentexp.tracking.store import Record
 from sentexp.training.module import ClassifierModule
 from sentexp.training.trainer import build_trainer, rehearse

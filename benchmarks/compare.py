@@ -139,7 +139,8 @@ def _record(name: str, tags: dict[str, str], own: dict[str, Any]) -> "Record":
     """Return a run with the parameters, tags and metrics of a real one, still running."""
     import random
 
-    from sentexp.config import METRICS, TrackingBackend, TrackingConfig, flatten, load_config
+    from sentexp.config import TrackingBackend, TrackingConfig, flatten, load_config
+    from sentexp.config.metric_names import METRICS
     from sentexp.tracking.provenance import library_versions
     from sentexp.tracking.store import open_record
 
@@ -179,22 +180,22 @@ def stages() -> dict[str, dict[str, float]]:
     def mark(stage: str) -> None:
         marks[stage] = (time.perf_counter(), time.process_time())
 
-    from sentexp.compare import verb
+    from sentexp.compare import command
     from sentexp.config import CompareConfig, TrackingBackend, TrackingConfig
     from sentexp.tracking.store import find_store
 
     config = CompareConfig(tracking=TrackingConfig(backend=TrackingBackend.mlflow, system_metrics=False))
     find_store(config.tracking)
     mark("start")
-    comparison = verb.load(config)
+    comparison = command.load(config)
     mark("load")
-    board = verb.leaderboard(comparison)
+    board = command.leaderboard(comparison)
     mark("leaderboard")
-    best = [comparison.find("run", name) for name in board.table["configuration"][: verb.MOST_SLICED]]
-    slices = verb.slice_table(comparison, configurations=best)
+    best = [comparison.find("run", name) for name in board.table["configuration"][: command.MOST_SLICED]]
+    slices = command.slice_table(comparison, configurations=best)
     mark("slices")
-    weighed = verb.Weighed(comparison=comparison, board=board, slices=slices, title="simulated")
-    verb.write(weighed, config, Path("stages"))
+    weighed = command.Weighed(comparison=comparison, board=board, slices=slices, title="simulated")
+    command.write(weighed, config, Path("stages"))
     mark("report")
     names = list(marks)
     return {
@@ -221,7 +222,7 @@ def show(found: dict[str, Any]) -> None:
 
 def write(found: dict[str, Any]) -> None:
     """Write what was measured, on which machine, and how busy that was."""
-    from sentexp.hardware import choose_device, describe
+    from sentexp.system.hardware import choose_device, describe
 
     circumstances = {"load_average": os.getloadavg(), "omp_num_threads": os.environ.get("OMP_NUM_THREADS")}
     machine = describe(choose_device("auto")) | {"niceness": os.nice(0)} | circumstances

@@ -98,7 +98,7 @@ WAYS = {"sentexp": with_sentexp, "datasets": with_datasets}
 
 def measure(way: str, file: Path) -> dict[str, float]:
     """Run one repetition in a process of its own, with empty caches but for the converted backbone."""
-    from sentexp.installed import cache_dir
+    from sentexp.system.package_files import cache_dir
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "models").symlink_to(cache_dir() / "models")
@@ -141,7 +141,7 @@ def main() -> None:
     Console(width=120).print(table)
     import torch
 
-    from sentexp.hardware import describe
+    from sentexp.system.hardware import describe
 
     machine = describe(torch.device("cpu"))
     report = {"rows": given.rows, "bytes": size, "machine": machine, "medians": medians, "runs": runs}

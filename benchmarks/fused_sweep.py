@@ -26,11 +26,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sentexp.assembly import build_data, build_model, build_module
 from sentexp.config import load_config
-from sentexp.hardware import choose_device, describe
-from sentexp.materials import find, gather, let_go
-from sentexp.models.llama import Reading, read_together
+from sentexp.models.fast.llama import Reading, read_together
+from sentexp.run.build import build_data, build_model, build_module
+from sentexp.run.inputs import find, gather, let_go
+from sentexp.system.hardware import choose_device, describe
 
 HERE = Path(__file__).parent
 SST2 = HERE.parents[1] / "shared" / "data" / "sst2"

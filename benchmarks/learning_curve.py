@@ -22,9 +22,9 @@ METRICS = ("accuracy", "auroc_macro")
 def main() -> None:
     """Train, and write down what came out."""
     from sentexp.config import load_config
-    from sentexp.experiment import run
-    from sentexp.hardware import choose_device, describe
-    from sentexp.tracking.pictures import draw_rows_curve
+    from sentexp.plots.run import draw_rows_curve
+    from sentexp.run.train import run
+    from sentexp.system.hardware import choose_device, describe
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", help="SST-2: a folder in GLUE's layout, or a hub id")

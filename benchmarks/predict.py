@@ -35,8 +35,8 @@ def main() -> None:
     """Measure, and write down what came out."""
     import torch
 
-    from sentexp.hardware import choose_device, describe
-    from sentexp.models.trained import read_trained
+    from sentexp.models.saved import read_trained
+    from sentexp.system.hardware import choose_device, describe
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="SST-2: a folder in GLUE's layout")
@@ -66,7 +66,7 @@ def main() -> None:
 def train(path: Path, folder: Path, overrides: list[str]) -> Path:
     """Return the folder of a short run on SST-2: how right it is does not matter here."""
     from sentexp.config import load_config
-    from sentexp.experiment import run
+    from sentexp.run.train import run
 
     words = ["data=sst2", f"data.path={path}", "data.train_subset=1000", "data.validation_subset=100", "baseline=false"]
     words += ["tracking=none", "trainer.progress_bar=false", f"output_dir={folder}/outputs"]
@@ -86,10 +86,10 @@ def write_rows(path: Path, folder: Path, rows: int) -> Path:
 def side_by_side(trained: Any, file: Path, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return the speeds in chunks that all have read, and how far their probabilities are apart."""
     from sentexp.config import Precision
-    from sentexp.serving.output import FileOutput
-    from sentexp.serving.predict import say_of
-    from sentexp.serving.scorer import Scorer
-    from sentexp.serving.tables import open_source
+    from sentexp.inference.predict import say_of
+    from sentexp.inference.readers import open_source
+    from sentexp.inference.scorer import Scorer
+    from sentexp.inference.writers import FileOutput
 
     scorer = Scorer(trained)
     theirs = {
@@ -160,7 +160,7 @@ def pipeline_of(scorer: Any, folder: Path, batch: int, precision: Any) -> Any:
     from transformers import pipeline
 
     from sentexp.models.backbone import DTYPES
-    from sentexp.models.trained import find_base, load_trained
+    from sentexp.models.saved import find_base, load_trained
 
     trained = scorer.trained
     model, tokenizer = load_trained(trained, find_base(trained), precision, torch.device("cpu"))

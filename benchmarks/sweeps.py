@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sentexp.hardware import choose_device, describe
+from sentexp.system.hardware import choose_device, describe
 
 HERE = Path(__file__).parent
 QUICK = [
@@ -35,7 +35,11 @@ RANKS = range(2, 23)
 TWENTY = f"peft.r={','.join(map(str, RANKS[:20]))}"
 KINDS = ("skip 21", "skip 1", "one sweep", "four commands", "20 runs", "20 runs, drawn and unfrozen")
 COMMAND = ("-m", "sentexp")
-UNFROZEN = ("-c", "from sentexp import cli, hardware; hardware.freeze_imports = lambda *modules: None; cli.main()")
+UNFROZEN = (
+    "-c",
+    "from sentexp.cli.main import main; from sentexp.system import hardware; "
+    "hardware.freeze_imports = lambda *_: None; main()",
+)
 
 
 def seconds(folder: Path, *words: str, program: tuple[str, ...] = COMMAND) -> float:

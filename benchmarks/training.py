@@ -53,8 +53,8 @@ from torch.profiler import ProfilerActivity
 from sentexp.config import load_config
 from sentexp.data.splits import load_examples
 from sentexp.errors import OutOfMemory
-from sentexp.hardware import choose_device, describe
-from sentexp.materials import find, gather
+from sentexp.run.inputs import find, gather
+from sentexp.system.hardware import choose_device, describe
 from sentexp.tracking.provenance import library_versions
 
 HERE = Path(__file__).parent

@@ -23,10 +23,10 @@ from rounding import drift, rounding, smooth
 from safetensors.torch import load_file
 from sqlalchemy import Engine, event
 
-from sentexp import cli
 from sentexp import config as config_module
+from sentexp.cli.main import main
 from sentexp.config import Config
-from sentexp.experiment import Result, run
+from sentexp.run.train import Result, run
 from sentexp.training.module import ClassifierModule
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def command_line(
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
         monkeypatch.setattr(sys, "argv", ["sentexp", *words])
         with pytest.raises(SystemExit) as stopped:
-            cli.main()
+            main()
         captured = capsys.readouterr()
         return stopped.value.code, captured.out, captured.err
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from sentexp.config import Attention, Precision, load_config, register_schemas
+from sentexp.export.pyfunc import quiet_pyfunc
 from sentexp.models.adapters import attach
 from sentexp.models.backbone import (
     Loading,
@@ -24,7 +25,6 @@ from sentexp.models.backbone import (
     load_tokenizer,
     locate_backbone,
 )
-from sentexp.serving.pyfunc import quiet_pyfunc
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -67,7 +67,7 @@ def tiny():
 
 
 def test_the_filters_of_warnings_can_be_put_back():
-    used = "sentexp.models.together"
+    used = "sentexp.models.fast.multi_run"
     has(warnings, "_filters_mutated", "filters", "showwarning", used=used)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -90,9 +90,9 @@ def test_hydra_splits_a_sweep_and_returns_what_a_job_returned():
     overrides = parser.parse_overrides(["a=1,2", "b=3"])
     has(BasicSweeper, "split_arguments", used="sentexp.sweeps.grid")
     assert BasicSweeper.split_arguments(overrides, None) == [[["a=1", "b=3"], ["a=2", "b=3"]]], "sentexp.sweeps.grid"
-    has(JobReturn(), "_return_value", used="sentexp.sweeps.launching")
+    has(JobReturn(), "_return_value", used="sentexp.sweeps.launch")
 
-    used = "sentexp.diagnosis, sentexp.sweeps.grid"
+    used = "sentexp.config.explain, sentexp.sweeps.grid"
     (sweep, plain), interval = overrides, parser.parse_override("x=interval(1,2)")
     assert (sweep.is_sweep_override(), plain.is_sweep_override(), interval.is_interval_sweep()) == (True, False, True)
     assert (list(sweep.sweep_string_iterator()), sweep.get_key_element()) == (["1", "2"], "a"), used
@@ -113,12 +113,12 @@ def test_hydra_has_its_own_launcher_where_sentexp_looks_for_it():
     target = ConfigStore.instance().load("hydra/launcher/sequential.yaml").node._target_
     assert get_class(target).__name__ == BasicLauncher.__name__, "sentexp.config names it for hydra/launcher=sequential"
     launcher = BasicLauncher()  # sentexp.sweeps.fused gives it no arguments
-    takes(launcher.launch, "job_overrides", "initial_job_idx", used="sentexp.sweeps.launching")
+    takes(launcher.launch, "job_overrides", "initial_job_idx", used="sentexp.sweeps.launch")
     keys = ("hydra_context", "task_function", "config")
     takes(Plugins.instantiate_launcher, *keys, used="sentexp.sweeps.sweeper")
     has(HydraConfig.instance(), "cfg", used="sentexp.sweeps.fused")
-    has(GlobalHydra.instance(), "clear", used="sentexp.diagnosis")
-    assert MissingConfigException("", "a", ["b"]).options == ["b"], "sentexp.diagnosis"
+    has(GlobalHydra.instance(), "clear", used="sentexp.config.explain")
+    assert MissingConfigException("", "a", ["b"]).options == ["b"], "sentexp.config.explain"
 
 
 def test_the_launcher_of_ray_says_how_ray_is_started():
@@ -126,14 +126,14 @@ def test_the_launcher_of_ray_says_how_ray_is_started():
     from hydra.core.plugins import Plugins
 
     Plugins.instance()  # registers the launchers that are installed
-    assert "address" in ConfigStore.instance().load("hydra/launcher/ray.yaml").node.ray.init, "sentexp.sweeps.launching"
+    assert "address" in ConfigStore.instance().load("hydra/launcher/ray.yaml").node.ray.init, "sentexp.sweeps.launch"
 
 
 def test_optuna_gives_a_trial_by_its_id_and_the_storage_of_a_study():
     import optuna
     from optuna.trial import Trial
 
-    used = "sentexp.sweeps.search.pruning, sentexp.sweeps.search.trials"
+    used = "sentexp.search.policies, sentexp.search.trials"
     study = optuna.create_study(study_name="a")
     asked = study.ask()
     (found,) = study.get_trials(deepcopy=False)
@@ -148,15 +148,15 @@ def test_optuna_gives_a_trial_by_its_id_and_the_storage_of_a_study():
 
 
 def test_torch_tells_what_the_processor_multiplies():
-    has(torch.cpu, "_is_amx_tile_supported", "_is_avx512_bf16_supported", used="sentexp.hardware")
-    assert isinstance(torch.cpu._is_amx_tile_supported(), bool), "sentexp.hardware"
-    assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool), "sentexp.hardware"
-    takes(torch.cuda.is_bf16_supported, "including_emulation", used="sentexp.hardware")
-    assert torch.backends.cpu.get_cpu_capability(), "sentexp.hardware"
+    has(torch.cpu, "_is_amx_tile_supported", "_is_avx512_bf16_supported", used="sentexp.system.hardware")
+    assert isinstance(torch.cpu._is_amx_tile_supported(), bool), "sentexp.system.hardware"
+    assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool), "sentexp.system.hardware"
+    takes(torch.cuda.is_bf16_supported, "including_emulation", used="sentexp.system.hardware")
+    assert torch.backends.cpu.get_cpu_capability(), "sentexp.system.hardware"
 
 
 def test_torch_copies_and_scales_many_tensors_at_once():
-    used = "sentexp.models.grouped"
+    used = "sentexp.models.fast.stacked_lora"
     has(torch, "_foreach_copy_", "_foreach_mul_", used=used)
     there, here = [torch.zeros(2), torch.zeros(3)], [torch.ones(2), torch.ones(3)]
     torch._foreach_copy_(there, here)
@@ -168,13 +168,13 @@ def test_torch_has_the_derivative_of_silu():
     gate = torch.linspace(-3, 3, 7, requires_grad=True)
     nn.functional.silu(gate).sum().backward()
     own = torch.ops.aten.silu_backward(torch.ones(7), gate.detach())
-    torch.testing.assert_close(own, gate.grad, msg="sentexp.models.elementwise")
+    torch.testing.assert_close(own, gate.grad, msg="sentexp.models.fast.ops")
 
 
 def test_torch_attends_to_rows_of_various_lengths():
     from torch.nn.attention.varlen import varlen_attn
 
-    used = "sentexp.models.attention"
+    used = "sentexp.models.fast.attention"
     by_place = ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
     parameters = signature(varlen_attn).parameters
     assert list(parameters)[:7] == by_place, f"{used} gives these by their place"
@@ -192,16 +192,16 @@ def test_torch_shards_layers_and_puts_them_together():
     from torch.distributed.fsdp import FSDPModule, fully_shard
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    used = "sentexp.models.sharding"
+    used = "sentexp.distributed.sharding"
     takes(fully_shard, "mesh", "reshard_after_forward", used=used)
     takes(distribute_tensor, "tensor", "device_mesh", "placements", used=used)
     has(DTensor, "full_tensor", "device_mesh", "placements", used=used)
     assert isinstance(FSDPModule, type), used
-    assert list(nn.Linear(1, 2)._parameters) == ["weight", "bias"], "sentexp.models.unpacked"
+    assert list(nn.Linear(1, 2)._parameters) == ["weight", "bias"], "sentexp.models.dequantize"
 
 
 def test_torch_exports_graphs_by_its_compiler():
-    used = "sentexp.serving.formats"
+    used = "sentexp.export.exporters"
     takes(torch.onnx.export, "input_names", "output_names", "dynamic_shapes", "dynamo", "verbose", used=used)
     assert torch.export.Dim("tokens", max=7).max == 7, used
 
@@ -211,7 +211,7 @@ def test_transformers_lets_a_model_attend_by_a_registered_function(tiny):
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    used = "sentexp.models.attention, sentexp.models.packed"
+    used = "sentexp.models.fast.attention, sentexp.models.fast.padding_free"
     model = tiny()
     has(model.config, "_attn_implementation", used=used)
     assert model.config._attn_implementation in ALL_ATTENTION_FUNCTIONS, used
@@ -239,9 +239,9 @@ def test_transformers_lets_a_model_attend_by_a_registered_function(tiny):
 def test_transformers_has_layers_of_llama_in_the_parts_that_are_taken_out_of_them(kind):
     import transformers
 
-    from sentexp.models.llama import ARCHITECTURES, LAYERS, LINEAR, fits
+    from sentexp.models.fast.llama import ARCHITECTURES, LAYERS, LINEAR, fits
 
-    used = "sentexp.models.llama"
+    used = "sentexp.models.fast.llama"
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 8}
     config = getattr(transformers, f"{kind}Config")(**sizes, num_attention_heads=2, num_key_value_heads=1)
     with torch.device("meta"):
@@ -265,17 +265,17 @@ def test_transformers_has_layers_of_llama_in_the_parts_that_are_taken_out_of_the
 
 def test_transformers_tells_what_a_model_is_made_of(tiny):
     model = tiny(language_model=True)
-    has(model, "_no_split_modules", used="sentexp.models.sharding")
-    assert type(model.model.layers[0]).__name__ in model._no_split_modules, "sentexp.models.sharding"
-    has(model, "all_tied_weights_keys", used="sentexp.serving.formats")
-    assert set(model.all_tied_weights_keys) == {"lm_head.weight"}, "sentexp.serving.formats"
-    takes(model.config.to_json_string, "use_diff", used="sentexp.serving.formats")
-    takes(model.forward, "logits_to_keep", used="sentexp.models.likelihood")
-    takes(model.generate, "synced_gpus", used="sentexp.models.likelihood")
+    has(model, "_no_split_modules", used="sentexp.distributed.sharding")
+    assert type(model.model.layers[0]).__name__ in model._no_split_modules, "sentexp.distributed.sharding"
+    has(model, "all_tied_weights_keys", used="sentexp.export.exporters")
+    assert set(model.all_tied_weights_keys) == {"lm_head.weight"}, "sentexp.export.exporters"
+    takes(model.config.to_json_string, "use_diff", used="sentexp.export.exporters")
+    takes(model.forward, "logits_to_keep", used="sentexp.models.label_scorer")
+    takes(model.generate, "synced_gpus", used="sentexp.models.label_scorer")
     model.set_attn_implementation("eager")
-    assert model.config._attn_implementation == "eager", "sentexp.serving.formats, sentexp.sweeps.plan.estimate"
+    assert model.config._attn_implementation == "eager", "sentexp.export.exporters, sentexp.plan.estimate"
     model.activation_checkpointing_enable({"use_reentrant": False})
-    assert model.model.layers[0].gradient_checkpointing, "sentexp.assembly, sentexp.models.llama"
+    assert model.model.layers[0].gradient_checkpointing, "sentexp.run.build, sentexp.models.fast.llama"
 
 
 def test_transformers_reports_what_it_did_not_find(tiny, tmp_path):
@@ -303,8 +303,8 @@ def test_transformers_opens_its_tokenizers_and_gguf_files():
     has(backend, "encode_special_tokens", used=used)
     backend.encode_special_tokens = True
     assert backend.encode("<s>", add_special_tokens=False).ids == [0], f"{used}: special tokens cannot be text"
-    takes(GgufConfig.__init__, "dequantize", used="sentexp.models.backbone, sentexp.serving.formats")
-    assert GgufConfig(dequantize=True).dequantize is True, "sentexp.models.backbone, sentexp.serving.formats"
+    takes(GgufConfig.__init__, "dequantize", used="sentexp.models.backbone, sentexp.export.exporters")
+    assert GgufConfig(dequantize=True).dequantize is True, "sentexp.models.backbone, sentexp.export.exporters"
 
 
 def test_transformers_keeps_the_layers_of_gpt2_transposed():
@@ -313,12 +313,12 @@ def test_transformers_keeps_the_layers_of_gpt2_transposed():
     layer = Conv1D(3, 2)
     has(layer, "nx", "nf", used="sentexp.models.adapters")
     assert (layer.nx, layer.nf, tuple(layer.weight.shape)) == (2, 3, (2, 3)), "sentexp.models.adapters"
-    assert type(layer).__name__ == "Conv1D", "sentexp.models.adapters, sentexp.models.unpacked"
+    assert type(layer).__name__ == "Conv1D", "sentexp.models.adapters, sentexp.models.dequantize"
 
 
 @pytest.mark.parametrize(("bits", "sign"), [("nf4", "is_loaded_in_4bit"), ("int8", "is_loaded_in_8bit")])
 def test_transformers_marks_a_quantised_model(tiny, bits, sign):
-    used = "sentexp.models.unpacked takes it off"
+    used = "sentexp.models.dequantize takes it off"
     model = tiny("peft=lora", f"peft.quantization={bits}")
     has(model, sign, "is_quantized", "hf_quantizer", "quantization_method", used=used)
     has(model.config, "quantization_config", used=used)
@@ -328,12 +328,12 @@ def test_bitsandbytes_packs_in_4_bits_and_unpacks_again(tiny):
     from bitsandbytes.functional import dequantize_4bit
 
     layer = tiny("peft=qlora").model.layers[0].self_attn.k_proj
-    assert type(layer).__name__ == "Linear4bit", "sentexp.models.llama"
-    has(layer, "compute_dtype", used="sentexp.models.llama")
+    assert type(layer).__name__ == "Linear4bit", "sentexp.models.fast.llama"
+    has(layer, "compute_dtype", used="sentexp.models.fast.llama")
     has(layer, "support_avx512bf16_for_cpu", "quant_state", used="sentexp.models.backbone")
     assert tuple(layer.weight.quant_state.shape) == (32, 64), "sentexp.models.adapters"
     plain = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    assert tuple(plain.shape) == (32, 64), "sentexp.models.grouped"
+    assert tuple(plain.shape) == (32, 64), "sentexp.models.fast.stacked_lora"
     torch.testing.assert_close(nn.functional.linear(torch.eye(64), plain), layer(torch.eye(64)), msg="grouped")
 
 
@@ -341,7 +341,7 @@ def test_bitsandbytes_names_what_it_keeps_in_8_bits_and_its_optimizers(tiny):
     import bitsandbytes
 
     layer = tiny("peft=lora", "peft.quantization=int8").model.layers[0].self_attn.q_proj
-    assert type(layer.weight).__name__ == "Int8Params", "sentexp.models.unpacked"
+    assert type(layer.weight).__name__ == "Int8Params", "sentexp.models.dequantize"
     for name in ("AdamW8bit", "PagedAdamW32bit", "PagedAdamW8bit"):
         has(bitsandbytes.optim, name, used="sentexp.training.optim")
         takes(getattr(bitsandbytes.optim, name), "lr", "betas", "eps", used="sentexp.training.optim")
@@ -355,7 +355,7 @@ def test_peft_keeps_the_parts_of_an_adapter_where_they_are_looked_for(tiny, meth
     inside = wrapped.get_base_model().model.layers[0].self_attn
     names = wrapped.base_model.targeted_module_names
     assert all(f"model.layers.0.self_attn.{name}" in names for name in LINEAR), "sentexp.models.adapters"
-    used = "sentexp.models.grouped"
+    used = "sentexp.models.fast.stacked_lora"
     layer, parts = inside.q_proj, ("lora_A", "lora_B", "lora_dropout", "scaling", "lora_magnitude_vector")
     has(layer, *parts, "disable_adapters", "get_base_layer", used=used)
     assert list(layer.lora_A) == list(layer.lora_B) == list(layer.lora_dropout) == ["default"], used
@@ -365,14 +365,14 @@ def test_peft_keeps_the_parts_of_an_adapter_where_they_are_looked_for(tiny, meth
     with wrapped.disable_adapter():
         assert layer.disable_adapters is True, used
     assert type(layer.get_base_layer()) is nn.Linear, used
-    has(layer, "lora_variant", "merged", used="sentexp.models.llama")
-    assert layer.merged is False, "sentexp.models.llama"
+    has(layer, "lora_variant", "merged", used="sentexp.models.fast.llama")
+    assert layer.merged is False, "sentexp.models.fast.llama"
     variants = [type(variant).__name__ for variant in layer.lora_variant.values()]
     if method == "dora":
-        assert variants == ["DoraLinearVariant"], "sentexp.models.llama"
+        assert variants == ["DoraLinearVariant"], "sentexp.models.fast.llama"
         assert layer.lora_magnitude_vector["default"].weight.shape == (64,), used
     else:
-        assert variants == [], "sentexp.models.llama"
+        assert variants == [], "sentexp.models.fast.llama"
         assert "default" not in layer.lora_magnitude_vector, used
 
 
@@ -386,12 +386,12 @@ def test_peft_keeps_the_head_beside_its_copy_and_merges_what_was_trained(tiny):
     assert list(head.modules_to_save) == ["default"], "sentexp.models.backbone"
     assert list(wrapped.peft_config) == ["default"], "sentexp.models.saving"
     takes(wrapped.save_pretrained, "save_embedding_layers", used="sentexp.models.saving")
-    takes(wrapped.merge_and_unload, "safe_merge", used="sentexp.models.merged")
+    takes(wrapped.merge_and_unload, "safe_merge", used="sentexp.models.merge")
     merged = wrapped.merge_and_unload(safe_merge=True)
     assert {type(module) for module in merged.modules() if hasattr(module, "weight")} >= {nn.Linear, nn.Embedding}
     assert not [name for name, _ in merged.named_parameters() if "lora_" in name or "original" in name], "merged"
     packed = tiny("peft=qlora").model.layers[0].self_attn.k_proj
-    assert tuple(dequantize_module_weight(packed).shape) == (32, 64), "sentexp.models.unpacked"
+    assert tuple(dequantize_module_weight(packed).shape) == (32, 64), "sentexp.models.dequantize"
 
 
 def test_peft_knows_the_layers_of_ia3_and_says_which_do_not_match(tiny):
@@ -490,7 +490,7 @@ def test_lightning_lets_a_strategy_and_early_stopping_be_changed():
     from lightning.pytorch.core.optimizer import LightningOptimizer
     from lightning.pytorch.strategies import SingleDeviceStrategy
 
-    used = "sentexp.training.strategy"
+    used = "sentexp.distributed.strategies"
     plain = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
     wrapped = LightningOptimizer(plain)
     has(wrapped, "_optimizer", used=used)
@@ -518,7 +518,7 @@ def test_lightning_reads_the_first_machine_of_a_cluster_and_moves_named_tuples()
         ids: torch.Tensor
         count: int
 
-    assert SLURMEnvironment.resolve_root_node_address("node[3-5,9]") == "node3", "sentexp.processes"
+    assert SLURMEnvironment.resolve_root_node_address("node[3-5,9]") == "node3", "sentexp.distributed.processes"
     moved = move_data_to_device(Rows(torch.ones(1), 1), torch.device("meta"))
     assert (type(moved), moved.ids.device.type, moved.count) == (Rows, "meta", 1), "sentexp.training.module"
 
@@ -528,13 +528,13 @@ def test_mlflow_serves_a_model_by_the_interface_of_its_own_command():
     with quiet_pyfunc() as pyfunc:
         server = import_module("mlflow.pyfunc.scoring_server")
         keys = ("python_model", "artifacts", "code_paths", "signature", "input_example", "pip_requirements")
-        takes(pyfunc.save_model, *keys, "model_config", "metadata", used="sentexp.serving.flavor")
+        takes(pyfunc.save_model, *keys, "model_config", "metadata", used="sentexp.export.mlflow_model")
         takes(pyfunc.load_model, "model_config", used=used)
         has(pyfunc.PyFuncModel, "unwrap_python_model", used=used)
     has(server, "init", used=used)
     assert list(signature(server.init).parameters) == ["model"], used
     variables = import_module("mlflow.environment_variables")
-    has(variables, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", used="sentexp.serving.pyfunc")
+    has(variables, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", used="sentexp.export.pyfunc")
     logs_as("mlflow.pyfunc.scoring_server", used)
     logs_as("mlflow.models.utils", used)
 
@@ -564,7 +564,7 @@ def test_mlflow_measures_the_system_for_a_run_and_names_its_tags():
     assert MlflowException.invalid_parameter_value("no").error_code == "INVALID_PARAMETER_VALUE", "sentexp.serving"
     assert mlflow_tags.MLFLOW_PARENT_RUN_ID == PARENT, used
     assert mlflow_tags.MLFLOW_DATASET_CONTEXT == "mlflow.data.context", used
-    assert mlflow_tags.MLFLOW_SOURCE_NAME == "mlflow.source.name", "sentexp.recording"
+    assert mlflow_tags.MLFLOW_SOURCE_NAME == "mlflow.source.name", "sentexp.run.recording"
     assert mlflow_tags.MLFLOW_GIT_COMMIT == "mlflow.source.git.commit", "sentexp.tracking.provenance"
     logs_as("mlflow.store.db.utils", used)
     logs_as("mlflow.system_metrics.system_metrics_monitor", used)
@@ -575,7 +575,7 @@ def test_the_hub_names_its_errors_and_datasets_gives_tables_of_arrow():
     import huggingface_hub
     import pyarrow as pa
 
-    used = "sentexp.hub"
+    used = "sentexp.system.hub"
     errors = ("GatedRepoError", "HfHubHTTPError", "HFValidationError", "LocalEntryNotFoundError")
     has(import_module("huggingface_hub.errors"), *errors, "RepositoryNotFoundError", "RevisionNotFoundError", used=used)
     takes(huggingface_hub.snapshot_download, "repo_type", "revision", "allow_patterns", used=used)
@@ -594,7 +594,7 @@ def test_smaller_libraries_have_the_functions_that_are_called():
     from rich.cells import cell_len
 
     assert (is_bad("sch\u00c3\u00b6n"), is_bad("sch\u00f6n")) == (True, False), "sentexp.data.audit"
-    takes(find_label_issues, "return_indices_ranked_by", "n_jobs", used="sentexp.compare.rows")
+    takes(find_label_issues, "return_indices_ranked_by", "n_jobs", used="sentexp.compare.error_analysis")
     rows = RMinHash.digest_matrix_from_token_sets([{"a", "b"}, {"b", "a"}], num_perm=8, seed=0).to_rows()
-    assert [list(row) for row in rows] == [list(rows[0])] * 2, "sentexp.data.near"
-    assert cell_len("\u8fd9") == 2, "sentexp.compare.printing"
+    assert [list(row) for row in rows] == [list(rows[0])] * 2, "sentexp.data.near_duplicates"
+    assert cell_len("\u8fd9") == 2, "sentexp.compare.leaderboard_tables"

@@ -1,6 +1,7 @@
 """Imports point down only, heavy libraries are imported where they are used, and nothing unsafe is called."""
 
 import ast
+import graphlib
 import json
 import re
 import subprocess
@@ -11,32 +12,22 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "sentexp"
 FILES = sorted(SOURCE.rglob("*.py"))
-LAYERS = {
-    "errors": 0,
-    "config": 1,
-    "processes": 2,
-    "installed": 2,
-    "hub": 3,
-    "hardware": 3,
-    "data": 4,
-    "models": 5,
-    "tracking": 4,
-    "training": 6,
-    "console": 7,
-    "metrics": 5,
-    "materials": 8,
-    "recording": 9,
-    "assembly": 9,
-    "baselines": 10,
-    "experiment": 11,
-    "diagnosis": 12,
-    "compare": 12,
-    "serving": 13,
-    "sweeps": 13,
-    "cli": 14,
-    "__main__": 15,
-    "__init__": 0,
-}
+FLOORS = (
+    ("errors",),
+    ("config", "plots"),
+    ("system", "distributed"),
+    ("data", "tracking"),
+    ("models", "metrics", "compare"),
+    ("training",),
+    ("run",),
+    ("inference", "plan"),
+    ("export", "sweeps"),
+    ("search", "serving"),
+    ("cli",),
+    ("__main__",),
+)
+"""The packages, from the lowest floor to the highest. A package imports from floors below its own."""
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 LATE = (
     "mlflow",
     "datasets",
@@ -53,10 +44,6 @@ LATE = (
 )
 
 
-def layer(file):
-    return LAYERS[file.relative_to(SOURCE).parts[0].removesuffix(".py")]
-
-
 def imports(tree):
     """Yield (module, is at module level) for every import, those for type checkers left out."""
     guarded = {
@@ -70,7 +57,10 @@ def imports(tree):
         if id(node) in guarded:
             continue
         if isinstance(node, ast.ImportFrom):
-            yield node.module or "", id(node) in top
+            for alias in node.names:
+                inner = SOURCE.parent / f"{node.module}.{alias.name}".replace(".", "/")
+                is_module = inner.with_suffix(".py").is_file() or inner.is_dir()
+                yield f"{node.module}.{alias.name}" if is_module else node.module or "", id(node) in top
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, id(node) in top
@@ -81,12 +71,29 @@ def test_imports_point_down_and_heavy_libraries_wait(file):
     for module, top in imports(ast.parse(file.read_text())):
         parts = module.split(".")
         if parts[0] == "sentexp" and len(parts) > 1:
-            same_package = file.relative_to(SOURCE).parts[0] == parts[1]
-            assert same_package or LAYERS[parts[1]] < layer(file) or parts[1:] == ["experiment"], module
+            own = file.relative_to(SOURCE).parts[0].removesuffix(".py")
+            assert own == parts[1] or FLOOR[parts[1]] < FLOOR[own], module
         assert not (top and parts[0] in LATE), f"{module} is imported at module level"
 
 
-@pytest.mark.parametrize("name", ["cli", "processes", "config", "errors", "diagnosis", "hub", "installed", "__main__"])
+def test_at_the_root_there_are_packages():
+    assert {file.name for file in SOURCE.glob("*.py")} == {"__init__.py", "__main__.py", "errors.py"}
+    assert {folder.name for folder in SOURCE.iterdir() if (folder / "__init__.py").is_file()} < set(FLOOR)
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    names = {".".join(("sentexp", *file.relative_to(SOURCE).with_suffix("").parts)): file for file in FILES}
+    below = {
+        name.removesuffix(".__init__"): [module for module, _ in imports(ast.parse(file.read_text()))]
+        for name, file in names.items()
+    }
+    list(graphlib.TopologicalSorter(below).static_order())
+
+
+LIGHT = ("__main__", "errors", "cli/main", "config/__init__", "config/explain", "distributed/processes", "system/hub")
+
+
+@pytest.mark.parametrize("name", LIGHT)
 def test_the_command_line_starts_without_torch(name):
     heavy = [module for module, top in imports(ast.parse((SOURCE / f"{name}.py").read_text())) if top]
     assert not {"torch", "transformers", "lightning"} & {module.split(".")[0] for module in heavy}
@@ -109,7 +116,7 @@ def imported(tmp_path_factory):
     """Return what a process has loaded after some imports and then others, by their name, and its home folder."""
     modules = [".".join(("sentexp", *file.relative_to(SOURCE).with_suffix("").parts)) for file in FILES]
     everything = [name.removesuffix(".__init__") for name in modules if not name.endswith("__main__")]
-    parts = {"compare": ["sentexp.compare.verb"], "use": ["sentexp.serving.predict", "sentexp.serving.evaluate"]}
+    parts = {"compare": ["sentexp.compare.command"], "use": ["sentexp.inference.predict", "sentexp.inference.evaluate"]}
     home = tmp_path_factory.mktemp("home")
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
     words = json.dumps(parts | {"everything": everything})
@@ -123,13 +130,13 @@ def imported(tmp_path_factory):
 
 def test_a_comparison_starts_without_torch(imported):
     loaded = imported[0]["compare"]
-    assert "sentexp.compare.verb" in loaded
+    assert "sentexp.compare.command" in loaded
     assert not {"torch", "transformers", "lightning"} & loaded
 
 
 def test_a_finished_run_is_used_without_what_trains(imported):
     loaded = imported[0]["use"]
-    assert "sentexp.serving.predict" in loaded
+    assert "sentexp.inference.predict" in loaded
     assert not [name for name in loaded if name == "sentexp.training" or name.startswith("sentexp.training.")]
 
 
@@ -151,7 +158,7 @@ def test_nothing_unsafe_is_called(file):
 
 def test_imports_have_no_effects(imported):
     loaded, home = imported
-    assert "sentexp.experiment" in loaded["everything"]
+    assert "sentexp.run.train" in loaded["everything"]
     assert not set(LATE[:5]) & loaded["everything"], "imported too early"
     assert [path for path in home.rglob("*") if path.is_file() and "matplotlib" not in str(path)] == []
 
@@ -169,7 +176,7 @@ from sentexp.data.datamodule import DataModule
 from sentexp.data.packing import Packer
 from sentexp.models.adapters import attach
 from sentexp.models.backbone import Loading, load_classifier, load_tokenizer, locate_backbone
-from sentexp.models.scoring import SequenceClassifier
+from sentexp.models.sequence_classifier import SequenceClassifier
 from sentexp.config import Attention, Precision
 from sentexp.tracking.store import open_record
 from sentexp.training.checkpoint import Checkpoints

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from sentexp.cli import VERBS, root_of
+from sentexp.cli.main import VERBS, root_of
 from sentexp.config import TEMPLATE_GROUP, conf_dir, register_schemas
 
 ROOT = Path(__file__).parents[1]

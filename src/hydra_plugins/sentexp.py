@@ -1,7 +1,7 @@
 """Hydra takes sweepers and launchers from modules of this namespace package only: those of sentexp."""
 
+from sentexp.search import sweeper
 from sentexp.sweeps import fused, grid
-from sentexp.sweeps.search import sweeper
 
 
 class GridSweeper(grid.GridSweeper):

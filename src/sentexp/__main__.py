@@ -2,7 +2,7 @@
 
 import gc
 
-from sentexp.cli import main
+from sentexp.cli.main import main
 
 if __name__ == "__main__":
     try:

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from sentexp.compare.bootstrap import bca, half_width, percentile, replicate, weights
-from sentexp.compare.metrics import measured
+from sentexp.compare.metric_sums import measured
 
 SPATIAL = "48 36 20 29 42 42 20 42 22 41 45 14 6 0 33 28 34 4 32 24 47 41 24 26 30 41"
 """Efron and Tibshirani 1993, table 14.1, test A."""

@@ -8,7 +8,7 @@ from sentexp.compare.bootstrap import half_width
 from sentexp.compare.leaderboard import leaderboard
 from sentexp.compare.significance import mcnemar
 from sentexp.compare.slices import slice_table
-from sentexp.config import METRICS
+from sentexp.config.metric_names import METRICS
 from sentexp.errors import UserError
 
 PLAIN = (("r=1", 0.2, 1), ("r=2", 1.5, 1), ("r=3", 1.5, 1))

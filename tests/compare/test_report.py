@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from sentexp.compare.cells import commands, frame_sheet, leaderboard_sheet
 from sentexp.compare.leaderboard import leaderboard
 from sentexp.compare.report import write_report
+from sentexp.compare.report_tables import commands, frame_sheet, leaderboard_sheet
 
 HOSTILE = "<script>alert(1)</script>"
 QUOTED = "a \"b\" 'c' onload=x"

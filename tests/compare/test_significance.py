@@ -5,7 +5,7 @@ import pytest
 from statsmodels.stats.contingency_tables import mcnemar as theirs
 from statsmodels.stats.multitest import multipletests
 
-from sentexp.compare.metrics import measured
+from sentexp.compare.metric_sums import measured
 from sentexp.compare.significance import correct, mcnemar, permutation, ranks, t_test
 
 

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from sentexp.config import load_config
 from sentexp.data.sources import LARGEST_MEMBER, load_source
 from sentexp.errors import UserError
-from sentexp.hub import hub_splits, hub_tables
+from sentexp.system.hub import hub_splits, hub_tables
 
 
 def source(path, *overrides):

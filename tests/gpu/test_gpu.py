@@ -8,7 +8,7 @@ from rounding import rounding
 from torch import Tensor
 
 from sentexp.data.packing import Packer
-from sentexp.models.attention import attend
+from sentexp.models.fast.attention import attend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 

@@ -11,7 +11,7 @@ from sentexp.errors import UserError
 from sentexp.models import adapters
 from sentexp.models.adapters import attach, load_trainable_state, trainable_state
 from sentexp.models.backbone import Loading, load_classifier, load_tokenizer, locate_backbone
-from sentexp.models.scoring import SequenceClassifier
+from sentexp.models.sequence_classifier import SequenceClassifier
 
 # Llama layers of the tiny model: q and o 64x64, k and v 64x32, gate and up 64x128, down 128x64; 2 layers; head 2x64.
 LINEAR = 2 * (64 + 64 + 64 + 64 + 2 * (64 + 32) + 3 * (64 + 128))

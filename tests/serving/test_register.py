@@ -8,9 +8,9 @@ import pytest
 
 from sentexp.config import EvaluatedSplit, RegisterConfig, TrackingBackend, TrackingConfig, load_config
 from sentexp.errors import UserError
-from sentexp.experiment import run
+from sentexp.inference.run_lookup import find_finished
+from sentexp.run.train import run
 from sentexp.serving import register as module
-from sentexp.serving.finished import find_finished
 from sentexp.serving.register import register
 from sentexp.tracking.store import open_store
 

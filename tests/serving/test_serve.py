@@ -8,11 +8,11 @@ from starlette.testclient import TestClient
 
 from sentexp.config import ServeConfig, TrackingBackend, TrackingConfig
 from sentexp.errors import UserError
-from sentexp.models.trained import read_trained
-from sentexp.serving import pyfunc
-from sentexp.serving.finished import find_finished
-from sentexp.serving.flavor import save_model
-from sentexp.serving.scorer import Scorer
+from sentexp.export import pyfunc
+from sentexp.export.mlflow_model import save_model
+from sentexp.inference.run_lookup import find_finished
+from sentexp.inference.scorer import Scorer
+from sentexp.models.saved import read_trained
 from sentexp.serving.serve import _listen, build_app
 
 NONE = TrackingConfig(backend=TrackingBackend.none)

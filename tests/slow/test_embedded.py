@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from sentexp.config import load_config
-from sentexp.experiment import run
+from sentexp.run.train import run
 
 pytestmark = pytest.mark.slow
 

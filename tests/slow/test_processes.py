@@ -12,8 +12,8 @@ PLAIN = ("optim=sgd", "optim.lr=0.1")  # AdamW divides the length of a gradient 
 DRIVER = """
 import os, signal, sys
 import torch
-from sentexp.cli import main
-from sentexp.models.packed import PackedModel
+from sentexp.cli.main import main
+from sentexp.models.fast.padding_free import PackedModel
 
 hidden, calls = PackedModel.hidden, []
 

@@ -25,13 +25,13 @@ from sentexp.data.splits import NAMES, load_examples
 from sentexp.data.tables import TextFormat, read_table
 from sentexp.data.tokens import encode, row_limit, tokenize
 from sentexp.errors import UserError
-from sentexp.experiment import run
+from sentexp.export.command import export
+from sentexp.export.exporters import read
+from sentexp.export.prompt_tokenizer import save_framed
+from sentexp.inference.scorer import Scorer
 from sentexp.models.backbone import Backbone, load_tokenizer, locate_backbone
-from sentexp.models.trained import read_trained
-from sentexp.serving.export import export
-from sentexp.serving.formats import read
-from sentexp.serving.framed import save_framed
-from sentexp.serving.scorer import Scorer
+from sentexp.models.saved import read_trained
+from sentexp.run.train import run
 
 pytestmark = pytest.mark.slow
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from sentexp.config import load_config
-from sentexp.experiment import run
-from sentexp.models.trained import read_trained
-from sentexp.serving.scorer import Scorer
+from sentexp.inference.scorer import Scorer
+from sentexp.models.saved import read_trained
+from sentexp.run.train import run
 
 pytestmark = pytest.mark.slow
 

@@ -157,14 +157,14 @@ def test_a_store_on_a_full_disk_loses_nothing(words, start, tmp_path, small_disk
 MEMORY = """
 import gc, sys
 import psutil
-from sentexp import experiment
-from sentexp.cli import main
-original = experiment.run
+from sentexp.run import train
+from sentexp.cli.main import main
+original = train.run
 def run(*arguments):
     result = original(*arguments)
     print("RESIDENT", psutil.Process().memory_info().rss, file=sys.stderr, flush=True)
     return result
-experiment.run = run
+train.run = run
 main()
 """
 

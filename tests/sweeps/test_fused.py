@@ -10,23 +10,24 @@ from safetensors.torch import load_file
 
 from sentexp.config import load_config
 from sentexp.errors import UserError
-from sentexp.models import together
-from sentexp.models.packed import PackedModel
-from sentexp.sweeps.fused import FusedLauncher, fuse
-from sentexp.sweeps.plan.plan import plan
+from sentexp.models.fast import multi_run
+from sentexp.models.fast.padding_free import PackedModel
+from sentexp.plan.command import plan
+from sentexp.run.fusing import fuse
+from sentexp.sweeps.fused import FusedLauncher
 
 
 @pytest.fixture
 def passes(monkeypatch):
     """Return the list of how many runs each pass took."""
     sizes = []
-    original = together.read_together
+    original = multi_run.read_together
 
     def read(readings):
         sizes.append(len(readings))
         return original(readings)
 
-    monkeypatch.setattr(together, "read_together", read)
+    monkeypatch.setattr(multi_run, "read_together", read)
     return sizes
 
 
@@ -182,7 +183,7 @@ def test_a_pruned_run_leaves_the_others(sentexp, tmp_path, passes, worsening):
 def test_an_interrupted_sweep_goes_on_with_all_of_its_runs(sentexp, tmp_path, monkeypatch):
     words = ("--multirun", "peft.r=2,4", "trainer.max_epochs=2", "trainer.save_steps=3")
     words = (*words, *TRAINING, ONCE, "output_dir=fused")
-    original, count = together.Conductor._backward, []
+    original, count = multi_run.Conductor._backward, []
 
     def killed(self, members):
         count.append(1)
@@ -190,7 +191,7 @@ def test_an_interrupted_sweep_goes_on_with_all_of_its_runs(sentexp, tmp_path, mo
             raise KeyboardInterrupt
         original(self, members)
 
-    monkeypatch.setattr(together.Conductor, "_backward", killed)
+    monkeypatch.setattr(multi_run.Conductor, "_backward", killed)
     assert sentexp(*words)[0] == 130
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     killed_runs = [run for run in client.search_runs(["1"]) if run.info.status == "KILLED"]

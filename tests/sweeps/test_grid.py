@@ -9,12 +9,12 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from sentexp import assembly, experiment
-from sentexp.compare import verb
+from sentexp.compare import command
 from sentexp.errors import UserError
-from sentexp.recording import PLOTS
+from sentexp.run import build, train
+from sentexp.run.recording import PLOTS
 from sentexp.sweeps import grid, sweeper
-from sentexp.sweeps.folder import SweepFolder
+from sentexp.sweeps.sweep_dir import SweepFolder
 from sentexp.tracking.store import PARENT
 
 pytestmark = pytest.mark.usefixtures("scripted")
@@ -38,14 +38,14 @@ def write_tsvs(folder, test_rows=8):
 
 def failing_at(monkeypatch, rank):
     """Let runs of this rank fail."""
-    original = experiment.build_model
+    original = train.build_model
 
     def build(materials):
         if getattr(materials.config.peft, "r", None) == rank:
             raise RuntimeError("the roof fell in")
         return original(materials)
 
-    monkeypatch.setattr(experiment, "build_model", build)
+    monkeypatch.setattr(train, "build_model", build)
 
 
 def test_runs_are_children_of_the_sweep_and_named_by_what_differs(sentexp, tmp_path):
@@ -102,7 +102,7 @@ def test_a_sweep_ends_with_a_comparison_where_it_has_the_rows_for_one(sentexp, t
 
 
 def test_a_fault_in_the_report_fails_no_sweep(sentexp, tmp_path, monkeypatch):
-    monkeypatch.setattr(verb, "weigh", lambda _: 1 / 0)
+    monkeypatch.setattr(command, "weigh", lambda _: 1 / 0)
     code, _, errors = sentexp("--multirun", "peft.r=4,8")
     assert code == 0
     assert "The report failed (ZeroDivisionError: division by zero)" in errors
@@ -364,7 +364,7 @@ def test_a_run_of_a_sweep_gives_the_numbers_that_it_gives_alone(words, sentexp, 
 @pytest.mark.usefixtures("trains")
 def test_a_sweep_loads_data_and_backbone_once(sentexp, monkeypatch, tmp_path):
     loads = []
-    for module, name in ((assembly, "load_classifier"), (sys.modules["sentexp.materials"], "load_examples")):
+    for module, name in ((build, "load_classifier"), (sys.modules["sentexp.run.inputs"], "load_examples")):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, o=original, n=name: loads.append(n) or o(*a))
     assert sentexp("--multirun", "peft.r=4,8,16")[0] == 0

@@ -8,11 +8,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from sentexp import experiment
-from sentexp.baselines import missing_baselines
 from sentexp.config import load_config
 from sentexp.data.splits import load_examples
-from sentexp.materials import find, gather, identify
+from sentexp.run import train
+from sentexp.run.baselines import missing_baselines
+from sentexp.run.inputs import find, gather, identify
 from sentexp.tracking import identity as module
 from sentexp.tracking.identity import fingerprint
 
@@ -104,7 +104,7 @@ def restore(uri):
 def test_runs_of_the_release_before_are_found(command_line, reviews, store, tmp_path, monkeypatch):
     restore(store)
     shutil.copytree(reviews, tmp_path / "reviews")
-    monkeypatch.setattr(experiment, "_attempt", None)  # nothing may be trained
+    monkeypatch.setattr(train, "_attempt", None)  # nothing may be trained
     words = [
         "model=tiny", "data=sst2", "data.path=reviews", "data.splits.validation=validation", "data.splits.test=test",
         "trainer.batch_size=8", "trainer.precision=fp32", "tracking.system_metrics=false", "trainer.progress_bar=false",

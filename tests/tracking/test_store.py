@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import IntegrityError
 
-from sentexp import experiment
 from sentexp.config import load_config
 from sentexp.errors import UserError
+from sentexp.run import train
 from sentexp.tracking import store as store_module
 from sentexp.tracking.store import is_disk_full, open_record, open_store, store_uri
 
@@ -31,7 +31,7 @@ def recorded(tmp_path_factory, reviews):
         "trainer.progress_bar=false", "trainer.log_every_n_steps=1", "trainer.batch_size=8", "trainer.max_epochs=2",
         f"output_dir={folder / 'outputs'}", f"tracking.uri={uri}",
     )  # fmt: skip
-    result = experiment.run(config)
+    result = train.run(config)
     client = MlflowClient(uri)
     return result, client, client.get_run(result.run_id), folder
 
@@ -77,7 +77,7 @@ def test_parameters_tags_and_data_are_recorded(recorded):
 
 def test_the_whole_configuration_is_an_artifact_though_parameters_are_cut(config, store):
     template = "x" * 900 + "{text}"
-    result = experiment.run(
+    result = train.run(
         config("peft=head", *RECORDED, f"tracking.uri={store}", f"task.template='{template}'", "data.max_length=1100")
     )
     client = MlflowClient(store)
@@ -103,7 +103,7 @@ def test_the_adapter_and_the_pictures_are_artifacts(recorded):
 
 def test_system_metrics_are_recorded_over_time(recorded, monkeypatch, config, store):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
-    result = experiment.run(config("peft=lora", "tracking=mlflow", f"tracking.uri={store}", "trainer.max_epochs=8"))
+    result = train.run(config("peft=lora", "tracking=mlflow", f"tracking.uri={store}", "trainer.max_epochs=8"))
     metrics = MlflowClient(store).get_run(result.run_id).data.metrics
     assert any(name.startswith("system/") for name in metrics)
 
@@ -112,24 +112,24 @@ def test_a_failed_run_is_failed_with_its_traceback(config, store, monkeypatch):
     def broken(*_):
         raise RuntimeError("the roof fell in")
 
-    monkeypatch.setattr(experiment, "fit", broken)
+    monkeypatch.setattr(train, "fit", broken)
     with pytest.raises(RuntimeError):
-        experiment.run(config(*RECORDED, f"tracking.uri={store}"))
+        train.run(config(*RECORDED, f"tracking.uri={store}"))
     (run,) = MlflowClient(store).search_runs(["1"])
     assert run.info.status == "FAILED"
     text = Path(MlflowClient(store).download_artifacts(run.info.run_id, "traceback.txt")).read_text()
     assert "the roof fell in" in text
-    assert "experiment.py" in text
+    assert "recording.py" in text
 
 
 def test_an_interrupted_run_is_killed_and_the_same_command_goes_on_with_it(config, store, monkeypatch):
     settings = config(*RECORDED, f"tracking.uri={store}")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(experiment, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        experiment.run(settings)
+        patch.setattr(train, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train.run(settings)
     (run,) = MlflowClient(store).search_runs(["1"])
     assert run.info.status == "KILLED"
-    result = experiment.run(settings)
+    result = train.run(settings)
     (run,) = MlflowClient(store).search_runs(["1"])
     assert run.info.run_id == result.run_id
     assert run.info.status == "FINISHED"
@@ -137,7 +137,7 @@ def test_an_interrupted_run_is_killed_and_the_same_command_goes_on_with_it(confi
 
 def test_a_password_in_the_uri_is_not_recorded(config, monkeypatch, tmp_path):
     settings = config("tracking.uri=http://me:secret@127.0.0.1:1")
-    experiment.run(settings)  # tracking=none: the configuration is written to the run's folder only
+    train.run(settings)  # tracking=none: the configuration is written to the run's folder only
     assert "secret" not in next((tmp_path / "outputs").glob("*/config.yaml")).read_text()
 
 

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import brier_score_loss
 from torch import nn
 
-from sentexp.metrics import BINS, split_metrics
+from sentexp.metrics.split_metrics import BINS, split_metrics
 from sentexp.training.calibration import fit_temperature, reliability
 
 LABELS = ["negative", "neutral", "positive"]

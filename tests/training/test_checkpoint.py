@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from sentexp import experiment
 from sentexp.data.datamodule import DataModule
-from sentexp.experiment import run
 from sentexp.models.adapters import trainable_state
-from sentexp.training.checkpoint import Checkpoints, mode_of
+from sentexp.run import train
+from sentexp.run.train import run
+from sentexp.training.checkpoint import Checkpoints
 from sentexp.training.module import ClassifierModule
 
 
@@ -138,7 +138,7 @@ def test_a_checkpoint_holds_adapter_and_head_only(config, monkeypatch):
             names["best"] = set(best.keys())
         names["last"] = set(torch.load(folder / "last.ckpt", weights_only=True)["state_dict"])
 
-    monkeypatch.setattr(experiment, "remove_checkpoints", look)
+    monkeypatch.setattr(train, "remove_checkpoints", look)
     run(config("peft=lora"))
     assert names["best"] == names["last"] | {"validation/logits", "validation/targets"}
     assert all("lora_" in name or "score" in name for name in names["last"])
@@ -167,7 +167,7 @@ def test_the_test_split_selects_nothing(config, monkeypatch):
 def test_the_best_weights_are_tested_not_the_last(config, monkeypatch, worsening):
     worsening(lambda module: module.trainer.global_step > 4)
     evaluated, tested = [], []
-    original, evaluate = Checkpoints.on_validation_end, experiment.evaluate
+    original, evaluate = Checkpoints.on_validation_end, train.evaluate
 
     def weights(module):
         return {name: value.clone() for name, value in trainable_state(module.classifier).items()}
@@ -181,7 +181,7 @@ def test_the_best_weights_are_tested_not_the_last(config, monkeypatch, worsening
         return evaluate(trainer, module, data, split)
 
     monkeypatch.setattr(Checkpoints, "on_validation_end", ended)
-    monkeypatch.setattr(experiment, "evaluate", evaluating)
+    monkeypatch.setattr(train, "evaluate", evaluating)
     result = run(config("peft=lora", "trainer.max_epochs=3", "optim.lr=1e-2", "trainer.monitor=validation/loss"))
     assert (result.metrics["best/step"], result.metrics["train/steps"]) == (4, 12)
     assert len(evaluated) == 3
@@ -190,10 +190,3 @@ def test_the_best_weights_are_tested_not_the_last(config, monkeypatch, worsening
     assert all(torch.equal(state[name], value) for name, value in evaluated[0].items())
     assert not any(torch.equal(state[name], value) for name, value in evaluated[-1].items())
     assert result.objective == result.metrics["best/loss"]
-
-
-@pytest.mark.parametrize(
-    ("metric", "mode"), [("loss", "min"), ("ece", "min"), ("brier", "min"), ("accuracy", "max"), ("auroc_macro", "max")]
-)
-def test_errors_are_better_when_they_are_smaller(metric, mode):
-    assert mode_of(f"validation/{metric}") == mode

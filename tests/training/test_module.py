@@ -5,7 +5,7 @@ import json
 import pytest
 from rounding import rounding
 
-from sentexp.experiment import run
+from sentexp.run.train import run
 
 
 def losses(result):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from sentexp.experiment import run
+from sentexp.run.train import run
 from sentexp.training.checkpoint import BEST, LAST
 from sentexp.training.pruning import Pruned
 

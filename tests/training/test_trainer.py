@@ -8,10 +8,10 @@ import torch
 from rounding import drift, rounding
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-import sentexp.models.llama
+import sentexp.models.fast.llama
 from sentexp.config import load_config
-from sentexp.experiment import run
-from sentexp.models.scoring import SequenceClassifier
+from sentexp.models.sequence_classifier import SequenceClassifier
+from sentexp.run.train import run
 from sentexp.training.module import ClassifierModule
 from sentexp.training.trainer import halve_micro_batch
 
@@ -48,7 +48,7 @@ def test_dropout_is_live_in_training_after_an_evaluation_and_dead_in_it(config, 
 
 
 @pytest.mark.parametrize(
-    ("padding_free", "owner", "name"), [("false", LlamaMLP, "forward"), ("true", sentexp.models.llama, "_layer")]
+    ("padding_free", "owner", "name"), [("false", LlamaMLP, "forward"), ("true", sentexp.models.fast.llama, "_layer")]
 )
 def test_gradient_checkpointing_is_live_and_changes_no_number(padding_free, owner, name, config, monkeypatch, tmp_path):
     calls = []

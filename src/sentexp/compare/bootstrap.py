@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sentexp.compare.metrics import Measured, resampled
+from sentexp.compare.metric_sums import Measured, resampled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CELLS = 1 << 24

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sentexp.compare.selection import SHORTEST_ID, Selection, select, settings_of
+from sentexp.compare.run_selection import SHORTEST_ID, Selection, select, settings_of
 from sentexp.config import CompareConfig
 from sentexp.errors import UserError, require
-from sentexp.tracking.names import run_names
 from sentexp.tracking.predictions import Predictions, file_name, read_predictions
+from sentexp.tracking.run_names import run_names
 from sentexp.tracking.store import Store, read_artifact
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ import numpy as np
 
 from sentexp.compare import significance
 from sentexp.compare.comparison import BASES, Comparison, Configuration
-from sentexp.compare.evidence import Evidence, gather, is_better_higher
-from sentexp.config import METRICS, check_measure
+from sentexp.compare.statistics import Evidence, gather
+from sentexp.config import check_measure
+from sentexp.config.metric_names import METRICS, is_better_higher
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,3 +194,10 @@ def _findings(board: Leaderboard, order: list[int], comparison: Comparison) -> l
             "from seed to seed. Add seed=1,2,3 to the sweep to see both."
         )
     return notes
+
+
+def ranked(board: Leaderboard) -> list[Configuration]:
+    """Return the configurations by rank, the baselines left out."""
+    known = {one.name: one for one in board.evidence.configurations if not one.baseline}
+    names = board.table[board.table["rank"].notna()]["configuration"]
+    return [known[name] for name in names]

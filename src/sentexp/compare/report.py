@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs no network, with tables that are searched and sorted, and pictures.
+"""The report: one HTML file that needs no network, with tables that are searched and sorted, and prediction_plots.
 
 Whatever comes from the data or from a store is text: Jinja escapes it, pictures hold it as outlines, and the page's
 own Content-Security-Policy names the one script and the one style that it has, by their digests.
@@ -13,8 +13,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sentexp.compare import pictures, sweep_pictures
-from sentexp.compare.cells import (
+from sentexp.compare import prediction_plots, sweep_plots
+from sentexp.compare.comparison import Comparison
+from sentexp.compare.leaderboard import Leaderboard
+from sentexp.compare.learning_curve_plot import learning_curve_picture
+from sentexp.compare.report_tables import (
     Sheet,
     commands,
     differences_sheet,
@@ -25,11 +28,8 @@ from sentexp.compare.cells import (
     pairs_sheet,
     settings_sheet,
 )
-from sentexp.compare.comparison import Comparison
-from sentexp.compare.drawing import to_svg
-from sentexp.compare.leaderboard import Leaderboard
-from sentexp.compare.learning_picture import learning_curve_picture
 from sentexp.compare.settings import shared
+from sentexp.plots.style import to_svg
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,13 +162,13 @@ def _pictures(board: Leaderboard, comparison: Comparison, seed: int) -> list[Pic
     metric, level = board.metric, board.level
     drawings: list[tuple[Callable[[], Figure | None], str, str]] = [
         (
-            lambda: sweep_pictures.axis_picture(board),
+            lambda: sweep_plots.axis_picture(board),
             f"{metric} against each numeric setting that was swept",
             f"Look for a trend that is larger than the {level} intervals, and for lines that cross: there the best "
             "value of one setting depends on another.",
         ),
         (
-            lambda: sweep_pictures.pareto_picture(board),
+            lambda: sweep_plots.pareto_picture(board),
             f"{metric} against costs, with the Pareto front",
             "Choose among the filled points: each other one is matched or beaten in quality by one that costs no more.",
         ),
@@ -179,30 +179,30 @@ def _pictures(board: Leaderboard, comparison: Comparison, seed: int) -> list[Pic
             "curve beyond the points is a guess.",
         ),
         (
-            lambda: sweep_pictures.parallel_picture(board),
+            lambda: sweep_plots.parallel_picture(board),
             f"Each configuration as a line through its settings to {metric}",
             "Darker lines are better, the thick one is the best: look for values through which only dark lines go.",
         ),
         (
-            lambda: pictures.roc_picture(board, comparison, seed=seed),
+            lambda: prediction_plots.roc_picture(board, comparison, seed=seed),
             "ROC curves of the best configurations",
             f"The higher the better; where the dashed curve of the first leaves the {level} band, the two differ. "
             "Bands hold the noise of the rows.",
         ),
         (
-            lambda: pictures.precision_recall_picture(board, comparison, seed=seed),
+            lambda: prediction_plots.precision_recall_picture(board, comparison, seed=seed),
             "Precision over recall of the best configurations",
             "The higher the better; the grey line is a coin that knows the share of the label. Look here first when a "
             "label is rare.",
         ),
         (
-            lambda: pictures.reliability_picture(board, comparison),
+            lambda: prediction_plots.reliability_picture(board, comparison),
             "Accuracy over confidence of the best configurations",
             "On the grey line, probabilities are what they say; points below it are overconfident, points above it "
             "too modest.",
         ),
         (
-            lambda: pictures.confusion_picture(board, comparison),
+            lambda: prediction_plots.confusion_picture(board, comparison),
             "Confusion matrices of the best configurations",
             "Rows are true labels: a dark cell off the diagonal is a confusion that happens often.",
         ),

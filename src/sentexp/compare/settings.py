@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sentexp.compare.comparison import Configuration
-from sentexp.tracking.names import run_names
+from sentexp.tracking.run_names import run_names
 
 MISSING = ("", "None", "null")
 """What MLflow holds of a setting without a value."""

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from sentexp.compare.bootstrap import CELLS, satterthwaite
-from sentexp.compare.metrics import Measured, from_sums
+from sentexp.compare.metric_sums import Measured, from_sums
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ALPHA = 0.05

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentexp.compare.comparison import FEWEST_ROWS, Comparison, Configuration
-from sentexp.compare.evidence import gather, is_better_higher
+from sentexp.compare.statistics import gather
 from sentexp.config import check_measure
+from sentexp.config.metric_names import is_better_higher
 from sentexp.errors import require
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sentexp.data.near import near_pairs
+from sentexp.data.near_duplicates import near_pairs
 from sentexp.data.splits import NAMES, Examples, Numbers
 from sentexp.data.tokens import TokenRows
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sentexp import processes
 from sentexp.config import TrainerConfig
 from sentexp.data.packing import Packed, Packer
+from sentexp.distributed import processes
 from sentexp.errors import require
 
 if TYPE_CHECKING:

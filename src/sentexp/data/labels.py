@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentexp.config import BadRows, DataConfig, require_class_name
-from sentexp.data.spill import collect
+from sentexp.data.arrow_spill import collect
 from sentexp.errors import UserError, require
 
 if TYPE_CHECKING:

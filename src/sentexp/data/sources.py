@@ -23,8 +23,8 @@ from sentexp.config import (
 from sentexp.data.labels import Labeller, classes_of
 from sentexp.data.tables import SUFFIXES, TextFormat, as_strings, read_lines, read_table, require_columns
 from sentexp.errors import UserError, require
-from sentexp.hub import hub_splits, hub_tables, is_local, local_path, snapshot
-from sentexp.installed import locate
+from sentexp.system.hub import hub_splits, hub_tables, is_local, local_path, snapshot
+from sentexp.system.package_files import locate
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentexp.config import AGREEMENT_LEVELS, DataConfig, PhraseBank
+from sentexp.data.arrow_spill import collect
 from sentexp.data.sources import SLICE, Source, load_source
-from sentexp.data.spill import collect
 from sentexp.errors import require
 
 if TYPE_CHECKING:

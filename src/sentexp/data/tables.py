@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from sentexp.data.arrow_spill import LARGE, collect
 from sentexp.data.encodings import detect, first_undecodable, marked_encoding, python_name
-from sentexp.data.spill import LARGE, collect
 from sentexp.errors import UserError, require
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 from sentexp.data.prompts import Prompt, holding_special_tokens
 from sentexp.data.splits import Numbers, split_digest
 from sentexp.errors import require
-from sentexp.installed import cache_dir
+from sentexp.system.package_files import cache_dir
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from sentexp.config import IA3, Bias, FullFineTuning, HeadOnly, Lora, PeftConfig, Untuned
+from sentexp.distributed.sharding import cut_like, gathered
 from sentexp.errors import UserError, require
 from sentexp.models.backbone import HEAD_NAMES, find_head, head_of
-from sentexp.models.sharding import cut_like, gathered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -30,8 +30,8 @@ from sentexp.config import (
     RandomWeights,
 )
 from sentexp.errors import UserError, require
-from sentexp.hub import is_local, local_path, snapshot
-from sentexp.installed import cache_dir, locate, sha256_of
+from sentexp.system.hub import is_local, local_path, snapshot
+from sentexp.system.package_files import cache_dir, locate, sha256_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -278,6 +278,15 @@ def find_head(model: torch.nn.Module) -> torch.nn.Linear | None:
 def base_of(model: torch.nn.Module) -> Any:
     """Return the transformers model, with its adapter inside where PEFT has put one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def shardable_parts(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the layers of a model's backbone, the backbone, and the head if there is one."""
+    whole = base_of(model)
+    head = find_head(model)
+    backbone = whole if head is None else whole.base_model
+    layers = [module for module in backbone.modules() if type(module).__name__ in (whole._no_split_modules or ())]
+    return [*layers, backbone, *([] if head is None else [head])]
 
 
 def head_of(model: torch.nn.Module) -> torch.nn.Linear:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 from torch import nn
 
-from sentexp import processes
 from sentexp.config import FullFineTuning, HeadOnly, PeftConfig, Untuned
+from sentexp.distributed import processes
+from sentexp.distributed.sharding import gathered, gathered_state
 from sentexp.models.adapters import trainable_state
 from sentexp.models.backbone import find_head
-from sentexp.models.sharding import gathered, gathered_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sentexp import console
 from sentexp.compare.comparison import load
-from sentexp.compare.evidence import gather, is_better_higher
+from sentexp.compare.statistics import gather
 from sentexp.config import CompareConfig, RegisterConfig
+from sentexp.config.metric_names import is_better_higher
 from sentexp.errors import UserError, require
-from sentexp.serving.card import write_card
-from sentexp.serving.finished import Finished, find_finished
-from sentexp.serving.flavor import save_model
-from sentexp.serving.proof import EXACT, expected, prove
-from sentexp.serving.scorer import Scorer
+from sentexp.export.mlflow_model import save_model
+from sentexp.export.model_card import write_card
+from sentexp.export.verify import EXACT, expected, prove
+from sentexp.inference.run_lookup import Finished, find_finished
+from sentexp.inference.scorer import Scorer
+from sentexp.system.console import say
 from sentexp.tracking.store import Store, describe_store, open_store
 
 if TYPE_CHECKING:
@@ -55,10 +56,10 @@ def register(config: RegisterConfig) -> str:
     store = open_store(config.tracking)
     champion = _holder(store, config.name, config.alias)
     if champion is not None and champion.run_id == run.info.run_id:
-        console.say(f"{config.name}@{config.alias} is version {champion.version}, of this run, already.")
+        say(f"{config.name}@{config.alias} is version {champion.version}, of this run, already.")
         return str(champion.version)
     gate = _judge(config, store, run, champion)
-    console.say(gate.told)
+    say(gate.told)
     require(
         gate.passed or config.force,
         f"{finished.name} does not become {config.name}@{config.alias}: give it the alias all the same with "
@@ -68,10 +69,10 @@ def register(config: RegisterConfig) -> str:
     version = _version(config, store, finished, run)
     store.client.set_model_version_tag(config.name, version, GATE, told[:5000])
     store.client.set_registered_model_alias(config.name, config.alias, version)
-    console.say(f"{config.name}@{config.alias} is version {version}, of run {finished.name}")
-    console.say("")
-    console.say("Next, for instance:")
-    console.say(f"  python -m sentexp serve run=models:/{config.name}@{config.alias}")
+    say(f"{config.name}@{config.alias} is version {version}, of run {finished.name}")
+    say("")
+    say("Next, for instance:")
+    say(f"  python -m sentexp serve run=models:/{config.name}@{config.alias}")
     return version
 
 
@@ -145,7 +146,7 @@ def _version(config: RegisterConfig, store: Store, finished: Finished, run: "Run
             save_model(finished, made, config.base, config.carry_base)
             texts, wanted = expected(Scorer(finished.trained, config.base))
             proof = prove(wanted, ["mlflow", str(made)], texts, EXACT)
-            console.say(f"The model, {proof}")
+            say(f"The model, {proof}")
             write_card(finished, "mlflow", proof, made)
             client.log_artifacts(run.info.run_id, str(made), folder)
     tags = {"identity": finished.trained.identity, "base": finished.trained.model.name}

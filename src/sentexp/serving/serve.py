@@ -14,14 +14,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentexp import console
 from sentexp.config import ServeConfig
 from sentexp.errors import UserError
-from sentexp.serving.finished import find_finished
-from sentexp.serving.flavor import save_model
-from sentexp.serving.guard import Guard
+from sentexp.export.mlflow_model import save_model
+from sentexp.export.pyfunc import quiet_pyfunc
+from sentexp.inference.run_lookup import find_finished
+from sentexp.serving.middleware import Guard
 from sentexp.serving.page import page
-from sentexp.serving.pyfunc import quiet_pyfunc
+from sentexp.system.console import say
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -50,13 +50,13 @@ def serve(config: ServeConfig) -> None:
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=LAST_ANSWERS)
         server = uvicorn.Server(settings)
         host = f"[{config.host}]" if ":" in config.host else config.host
-        console.say(f"run {finished.name} at http://{host}:{listening.getsockname()[1]} (stop with Ctrl-C)")
+        say(f"run {finished.name} at http://{host}:{listening.getsockname()[1]} (stop with Ctrl-C)")
         try:
             asyncio.run(_run(server, listening))
         except BaseException:  # uvicorn raises the signal again that it was stopped with
             if not server.should_exit:
                 raise
-    console.say(f"stopped; requests that were begun had {LAST_ANSWERS} s for their answers")
+    say(f"stopped; requests that were begun had {LAST_ANSWERS} s for their answers")
 
 
 def build_app(folder: Path, config: ServeConfig, name: str) -> "FastAPI":

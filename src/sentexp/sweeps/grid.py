@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from sentexp.diagnosis import COMPOSITION_ERRORS
+from sentexp.config.explain import COMPOSITION_ERRORS
 from sentexp.errors import require
-from sentexp.sweeps.launching import Job
+from sentexp.sweeps.launch import Job
 from sentexp.sweeps.sweeper import RunSweeper
-from sentexp.tracking.names import run_names
+from sentexp.tracking.run_names import run_names
 
 if TYPE_CHECKING:
-    from sentexp.sweeps.folder import Outcome
+    from sentexp.sweeps.sweep_dir import Outcome
 
 
 class GridSweeper(RunSweeper):
@@ -47,8 +47,8 @@ class GridSweeper(RunSweeper):
 
     def _run(self, jobs: list[Job], words: list[str]) -> "list[Outcome]":
         """Run what is not finished, under the sweep's own MLflow run."""
-        from sentexp.recording import recorded
-        from sentexp.sweeps.printing import print_beginning
+        from sentexp.run.recording import recorded
+        from sentexp.sweeps.report import print_beginning
         from sentexp.tracking.identity import digest_of, settings
 
         folder = self.begin(len(jobs), jobs[0].config)
@@ -65,7 +65,7 @@ class GridSweeper(RunSweeper):
 
 def _is_interrupted(job: Job) -> bool:
     """Tell whether an earlier process began the run and did not end it."""
-    from sentexp.tracking.folder import STATE
+    from sentexp.tracking.run_dir import STATE
 
     return job.identity is not None and (Path(job.config.output_dir) / job.identity / STATE).is_file()
 

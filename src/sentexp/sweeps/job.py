@@ -8,29 +8,30 @@ from dataclasses import replace
 
 from omegaconf import OmegaConf
 
-from sentexp import experiment
-from sentexp.config import COSTS, Config, Pruner, SearchConfig
-from sentexp.diagnosis import explain_failure
+from sentexp.config import Config
+from sentexp.config.metric_names import COSTS
 from sentexp.errors import UserError, complain
-from sentexp.experiment import Result
-from sentexp.recording import without_secrets
-from sentexp.sweeps.folder import CONFIG, LOG, Outcome, State, SweepFolder
-from sentexp.sweeps.printing import print_progress
-from sentexp.tracking.folder import STATE
+from sentexp.run import train
+from sentexp.run.failures import explain_failure
+from sentexp.run.recording import without_secrets
+from sentexp.run.train import Result
+from sentexp.sweeps.report import print_progress
+from sentexp.sweeps.sweep_dir import CONFIG, LOG, Outcome, State, SweepFolder
+from sentexp.tracking.run_dir import STATE
 from sentexp.tracking.store import open_record
 from sentexp.training.pruning import Judge, Pruned
 
 SHOWN = ("test/", "best/", *COSTS)
 
 
-def run_job(config: Config, folder: SweepFolder, number: int, search: SearchConfig | None = None) -> Outcome:
+def run_job(config: Config, folder: SweepFolder, number: int, judge: Judge | None = None) -> Outcome:
     """Do one run and return what became of it; a failure is told, and does not leave this function (law 7).
 
     Args:
         config: of the run, with the name and the parent that the sweep has given it.
         folder: of the sweep.
         number: of the run.
-        search: that the run is a trial of, if it is one.
+        judge: who may stop the run.
     """
     assert config.sweep.name is not None
     outcome = Outcome(name=config.sweep.name, state=State.not_started)
@@ -39,7 +40,7 @@ def run_job(config: Config, folder: SweepFolder, number: int, search: SearchConf
         (folder.of(number) / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(without_secrets(config))))
         with (folder.of(number) / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log):
             try:
-                outcome = outcome_of(experiment.run(config, _judge(config, search)), config)
+                outcome = outcome_of(train.run(config, judge), config)
             except Pruned as pruned:
                 print(f"Pruned: {pruned}.")
                 outcome = _pruned(outcome.name, pruned)
@@ -54,15 +55,6 @@ def run_job(config: Config, folder: SweepFolder, number: int, search: SearchConf
     if folder.is_here():  # else the launcher takes the outcome to where it is
         report(outcome, config, folder, number)
     return outcome
-
-
-def _judge(config: Config, search: SearchConfig | None) -> Judge | None:
-    """Return who may stop the run."""
-    if search is None or search.pruner is Pruner.none:
-        return None
-    from sentexp.sweeps.search.pruning import TrialJudge
-
-    return TrialJudge(config, search)
 
 
 def _pruned(name: str, pruned: Pruned) -> Outcome:

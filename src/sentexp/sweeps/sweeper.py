@@ -18,16 +18,16 @@ from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sentexp.config import CompareConfig, Config, Strategy
-from sentexp.diagnosis import COMPOSITION_ERRORS, explain
+from sentexp.config.explain import COMPOSITION_ERRORS, explain
+from sentexp.distributed.processes import require_one, torchrun_command
 from sentexp.errors import UserError, complain, require
-from sentexp.processes import require_one, torchrun_command
-from sentexp.sweeps.launching import Job, collect, fit_to_cluster, launch, once_each, quoted
+from sentexp.sweeps.launch import Job, collect, fit_to_cluster, launch, once_each, quoted
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
     from hydra.types import HydraContext, TaskFunction
 
-    from sentexp.sweeps.folder import Outcome, SweepFolder
+    from sentexp.sweeps.sweep_dir import Outcome, SweepFolder
     from sentexp.tracking.store import Record
 
 
@@ -61,7 +61,7 @@ class RunSweeper(Sweeper):
 
     def plan(self, jobs: list[Job]) -> None:
         """Print what would be done."""
-        from sentexp.sweeps.plan.plan import plan
+        from sentexp.plan.command import plan
 
         plan([job.config for job in jobs])
 
@@ -73,7 +73,7 @@ class RunSweeper(Sweeper):
 
     def begin(self, total: int, config: Config) -> "SweepFolder":
         """Make the sweep's folder."""
-        from sentexp.sweeps.folder import SweepFolder
+        from sentexp.sweeps.sweep_dir import SweepFolder
 
         folder = SweepFolder(Path(self.config.hydra.sweep.dir))
         folder.begin(total, config.trainer.monitor, config.sweep.max_failures)
@@ -91,9 +91,9 @@ class RunSweeper(Sweeper):
 
     def conclude(self, config: Config, parent: "Record", folder: "SweepFolder") -> "list[Outcome]":
         """Record and print how the runs ended, and return it."""
-        from sentexp.materials import let_go
-        from sentexp.sweeps.folder import has_failed
-        from sentexp.sweeps.printing import print_outcomes
+        from sentexp.run.inputs import let_go
+        from sentexp.sweeps.report import print_outcomes
+        from sentexp.sweeps.sweep_dir import has_failed
 
         outcomes = list(folder.outcomes().values())
         (folder.path / "runs.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
@@ -144,8 +144,8 @@ class RunSweeper(Sweeper):
 
     def find_results(self, jobs: list[Job]) -> "dict[int, Outcome]":
         """Give the jobs their identities, and return the outcomes of those that are finished."""
-        from sentexp.experiment import find_result, lacks_baselines, plot_finished, with_defaults
-        from sentexp.materials import find, identify
+        from sentexp.run.inputs import find, identify
+        from sentexp.run.train import find_result, lacks_baselines, plot_finished, with_defaults
         from sentexp.sweeps.job import outcome_of
 
         earlier = {}
@@ -198,9 +198,9 @@ class RunSweeper(Sweeper):
 
 def _compare(config: Config, parent: "Record", folder: "SweepFolder", outcomes: "list[Outcome]") -> None:
     """Write the report of a sweep that has brought something new, and say what it shows; no fault there fails it."""
-    from sentexp.compare.verb import REPORT, weigh, write
-    from sentexp.console import say
-    from sentexp.sweeps.folder import State
+    from sentexp.compare.command import REPORT, weigh, write
+    from sentexp.sweeps.sweep_dir import State
+    from sentexp.system.console import say
 
     finished = [outcome for outcome in outcomes if outcome.state is State.finished]
     if parent.run_id is None or all(outcome.earlier for outcome in finished):

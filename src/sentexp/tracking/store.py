@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from sentexp import processes
 from sentexp.config import TrackingBackend, TrackingConfig
+from sentexp.distributed import processes
 from sentexp.errors import UserError
 from sentexp.tracking.provenance import mask_uri
-from sentexp.tracking.undisturbed import undisturbed
+from sentexp.tracking.signals import undisturbed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sentexp.metrics import BINS
+from sentexp.metrics.split_metrics import BINS
 
 HOTTEST = 100.0
 

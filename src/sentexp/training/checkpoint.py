@@ -9,18 +9,13 @@ import lightning as L  # noqa: N812 (the library's own abbreviation)
 from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load_file, save_file
 
-from sentexp import processes
-from sentexp.config import LOWER_IS_BETTER
+from sentexp.config.metric_names import is_better_higher
+from sentexp.distributed import processes
 from sentexp.models.adapters import load_trainable_state, trainable_state
 from sentexp.training.module import ClassifierModule
 
 BEST, LAST = "best.safetensors", "last.ckpt"
 LOGITS, TARGETS = "validation/logits", "validation/targets"
-
-
-def mode_of(monitor: str) -> str:
-    """Return `min` for losses and errors, and `max` for every other metric."""
-    return "min" if monitor.rpartition("/")[2] in LOWER_IS_BETTER else "max"
 
 
 class Checkpoints(L.Callback):
@@ -69,7 +64,7 @@ class Checkpoints(L.Callback):
         """Keep the weights if they are the best so far; save the state to resume from."""
         assert isinstance(pl_module, ClassifierModule)
         value = float(trainer.callback_metrics[self.monitor])
-        score = value if mode_of(self.monitor) == "max" else -value
+        score = value if is_better_higher(self.monitor) else -value
         score = -math.inf if math.isnan(score) else score
         self.evaluated_at = trainer.global_step
         if self.best is None or score > self.best:

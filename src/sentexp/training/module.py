@@ -9,18 +9,18 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from sentexp import processes
 from sentexp.config import OptimConfig, PriorCorrection
 from sentexp.data.datamodule import Batch, Texts
+from sentexp.distributed import processes
+from sentexp.distributed.sharding import is_sharded
 from sentexp.errors import UserError
-from sentexp.metrics import split_metrics
+from sentexp.metrics.generated_answers import answer_metrics
+from sentexp.metrics.split_metrics import split_metrics
 from sentexp.models.adapters import load_trainable_state, trainable_state
-from sentexp.models.answers import answer_metrics
-from sentexp.models.attention import PrefixCache
 from sentexp.models.backbone import find_head
-from sentexp.models.likelihood import LabelScorer, label_prior, without_prior
-from sentexp.models.scoring import SequenceClassifier
-from sentexp.models.sharding import is_sharded
+from sentexp.models.fast.attention import PrefixCache
+from sentexp.models.label_scorer import LabelScorer, label_prior, without_prior
+from sentexp.models.sequence_classifier import SequenceClassifier
 from sentexp.training.loss import weigh
 from sentexp.training.optim import build_optimizer, build_schedule
 

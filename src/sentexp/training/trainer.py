@@ -18,14 +18,15 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sentexp import processes
 from sentexp.config import Precision, Strategy, TrainerConfig
+from sentexp.config.metric_names import is_better_higher
 from sentexp.data.datamodule import Batch, DataModule
+from sentexp.distributed import processes
+from sentexp.distributed.strategies import Replicas, Shards
 from sentexp.errors import OutOfMemory, UserError
-from sentexp.hardware import is_out_of_memory
-from sentexp.training.checkpoint import Checkpoints, ResumableEarlyStopping, mode_of
+from sentexp.system.hardware import is_out_of_memory
+from sentexp.training.checkpoint import Checkpoints, ResumableEarlyStopping
 from sentexp.training.module import ClassifierModule
-from sentexp.training.strategy import Replicas, Shards
 
 LIGHTNING_PRECISION = {Precision.fp32: "32-true", Precision.bf16: "bf16-mixed", Precision.fp16: "16-mixed"}
 STRATEGIES = {Strategy.single: SingleDeviceStrategy, Strategy.ddp: Replicas, Strategy.fsdp: Shards}
@@ -96,7 +97,7 @@ def build_trainer(
         callbacks.append(
             ResumableEarlyStopping(
                 monitor=config.monitor,
-                mode=mode_of(config.monitor),
+                mode="max" if is_better_higher(config.monitor) else "min",
                 patience=config.early_stopping_patience,
                 check_on_train_epoch_end=False,  # after each evaluation, so that the state saved there knows of it
             )

@@ -1,0 +1,82 @@
+"""`python -m sentexp runs`: every run of the experiment, by identity: its state and its result."""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from sentexp.config import Config, TrackingBackend
+from sentexp.run.recording import PRUNED
+from sentexp.run.train import RESULT
+from sentexp.system.console import OUT, say
+from sentexp.tracking.queries import is_run
+from sentexp.tracking.run_dir import STATE, is_locked
+from sentexp.tracking.store import describe_store, open_store
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+METRICS = {"validation": "best/accuracy", "test": "test/accuracy"}
+
+
+def list_runs(config: Config) -> None:
+    """Print the runs that MLflow holds of `tracking.experiment`, the oldest first.
+
+    With `tracking=none` they are those in `output_dir`.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    folder = Path(config.output_dir)
+    if config.tracking.backend is TrackingBackend.none:
+        rows, where = list(_in_folder(folder)), str(folder)
+    else:
+        store = open_store(config.tracking)
+        found = [run for run in store.search("") if is_run(run)]
+        rows = [_recorded(run, folder) for run in reversed(found)]
+        where = f"experiment {config.tracking.experiment} of {describe_store(config.tracking)}"
+    if not rows:
+        say(f"No runs in {where}.")
+        return
+    fixed = [Column(name, no_wrap=True) for name in ("state", *METRICS, "seconds")]
+    title = f"{len(rows)} {'run' if len(rows) == 1 else 'runs'} in {where}, accuracies"
+    table = Table(Column("identity", no_wrap=True), "run", *fixed, title=title)
+    table.title_justify = "left"
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    OUT.print(table)
+
+
+def _recorded(run: "Run", folder: Path) -> list[str]:
+    identity = run.data.tags.get("identity", "")
+    state = run.info.status.lower()
+    if run.data.tags.get(PRUNED):
+        state = "pruned"
+    elif state == "running" and not is_locked(folder / identity):
+        state = "interrupted"
+    return [identity, run.info.run_name, state, *_numbers(run.data.metrics)]
+
+
+def _in_folder(folder: Path) -> "list[list[str]]":
+    rows = []
+    for path in sorted(folder.glob("*")):
+        result, state = path / RESULT, path / STATE
+        if state.is_file():
+            told = "running" if is_locked(path) else "interrupted"
+            rows.append([path.name, "", told, *_numbers({})])
+        elif result.is_file():
+            metrics = json.loads(result.read_text())["metrics"]
+            rows.append([path.name, "", "finished", *_numbers(metrics)])
+    return rows
+
+
+def _numbers(metrics: dict[str, Any]) -> list[str]:
+    values = [metrics.get(name, math.nan) for name in METRICS.values()]
+    seconds = metrics.get("seconds")
+    return [
+        *("" if math.isnan(value) else f"{value:.4f}" for value in values),
+        "" if seconds is None else f"{seconds:.0f}",
+    ]

@@ -1,0 +1,174 @@
+"""`python -m sentexp compare`: who is better, and how surely; printed, and written to a folder. Sweeps end with it."""
+
+import gc
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from sentexp.compare.comparison import Comparison, load
+from sentexp.compare.error_analysis import confident_errors, disagreements, head_to_head, label_errors
+from sentexp.compare.leaderboard import Leaderboard, leaderboard
+from sentexp.compare.leaderboard_tables import slice_summary, small, terminal_tables, write_tables
+from sentexp.compare.slices import slice_table, worst_slices
+from sentexp.config import CompareConfig
+from sentexp.errors import UserError
+from sentexp.system.console import OUT, say
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REPORT = "report.html"
+ARTIFACTS = "comparison"
+"""Where the tables and the report are among the artifacts of a sweep's MLflow run."""
+MOST_SLICED = 10
+"""Configurations whose slices are measured, the best ones."""
+LONGEST_TEXT = 100
+
+
+@dataclass(kw_only=True, slots=True)
+class Weighed:
+    """A comparison, its leaderboard, and the metric of each slice for the best configurations."""
+
+    comparison: Comparison
+    board: Leaderboard
+    slices: "pd.DataFrame"
+    title: str
+
+
+def compare(config: CompareConfig) -> None:
+    """Print the leaderboard of what a configuration names, and write tables and the report to `output`.
+
+    Raises:
+        UserError: anything in the configuration or the store that the user can mend.
+    """
+    with _garbage_left():
+        _compare(config)
+
+
+@contextmanager
+def _garbage_left() -> Iterator[None]:
+    """Look for no garbage meanwhile: among all that the libraries hold it takes seconds."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _compare(config: CompareConfig) -> None:
+    folder = _writable(config.output)
+    weighed = weigh(config)
+    for table in terminal_tables(weighed.board, weighed.title, OUT.width):
+        OUT.print(table, soft_wrap=False)
+    for note in weighed.board.notes:
+        say(note)
+    for sentence in slice_summary(worst_slices(weighed.slices), weighed.board.metric):
+        say(sentence)
+    if config.by is not None:
+        _print_slices(weighed, config.by)
+    names = [one.name for one in weighed.comparison.configurations]
+    if len(names) == 2:  # noqa: PLR2004 (run against run)
+        _print_pair(weighed, names[0], names[1], config)
+    files = write(weighed, config, folder)
+    where = "" if weighed.comparison.parent_id is None else ", and among the artifacts of the sweep's MLflow run"
+    say(f"{', '.join(file.name for file in files)} are in {folder}{where}.")
+
+
+def _writable(output: str) -> Path:
+    """Return the folder for the files, made before there is anything to write."""
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output={output} cannot be written ({error.strerror}): name a folder, new or there already, in which you "
+            "may write."
+        ) from None
+    return folder
+
+
+def weigh(config: CompareConfig) -> Weighed:
+    """Find and measure what a configuration names.
+
+    Raises:
+        UserError: anything in the configuration or the store that the user can mend.
+    """
+    comparison = load(config)
+    measured = {"confidence": config.confidence, "resamples": config.resamples, "seed": config.seed}
+    board = leaderboard(comparison, config.metric, base=config.base, **measured)  # type: ignore[arg-type]
+    ranked = board.table[board.table["rank"].notna()]["configuration"].tolist()
+    best = [comparison.find("run", name) for name in ranked[:MOST_SLICED]]
+    slices = slice_table(comparison, config.metric, config.by, best, **measured)  # type: ignore[arg-type]
+    title = f"{comparison.title}: {len(comparison.targets):,} {comparison.split} rows"
+    return Weighed(comparison=comparison, board=board, slices=slices, title=title)
+
+
+def write(weighed: Weighed, config: CompareConfig, folder: Path) -> list[Path]:
+    """Write tables and report to a folder, and log them on the sweep's MLflow run; return the files."""
+    from sentexp.compare.report import write_report
+
+    comparison, board = weighed.comparison, weighed.board
+    files = write_tables(board, weighed.title, folder)
+    weighed.slices.to_csv(folder / "slices.csv", index=False)
+    best = board.table["configuration"].tolist()
+    tables = [(f"{best[0]}: its most confident errors", confident_errors(comparison, best[0]))]
+    if len(comparison.configurations) > 1:
+        told = f"{best[0]} against {best[1]}: rows that one gets right and the other wrong"
+        tables.insert(0, (told, disagreements(comparison, best[0], best[1])))
+    doubted = label_errors(comparison)
+    tables += [("labels that are probably wrong", doubted)] if len(doubted) else []
+    write_report(board, comparison, folder / REPORT, slices=weighed.slices, tables=tables, seed=config.seed)
+    files += [folder / "slices.csv", folder / REPORT]
+    if comparison.parent_id is not None and comparison.store is not None:
+        for file in files:
+            comparison.store.client.log_artifact(comparison.parent_id, str(file), ARTIFACTS)
+    return files
+
+
+def _print_slices(weighed: Weighed, by: str) -> None:
+    """Print the metric of each slice of a column."""
+    metric, table = weighed.board.metric, Table("slice", "rows", "configuration", weighed.board.metric, "interval")
+    table.title, table.title_justify = f"{metric} by {by}", "left"
+    for _, row in weighed.slices.iterrows():
+        low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+        ends = "" if low != low else f"[{low:.4f}, {high:.4f}]"  # noqa: PLR0124 (not a number)
+        table.add_row(
+            Text(str(row["value"])), f"{row['rows']:,}", Text(row["configuration"]), f"{row[metric]:.4f}", ends
+        )
+    OUT.print(table, soft_wrap=False)
+
+
+def _print_pair(weighed: Weighed, a: str, b: str, config: CompareConfig) -> None:
+    """Print how two configurations agree, and the clearest rows that one gets right and the other wrong."""
+    found = head_to_head(weighed.comparison, a, b, config.metric, config.resamples, config.seed)
+    permuted = (
+        ""
+        if "permutation_p" not in found
+        else f", permutation test of {config.metric} p {small(found['permutation_p'])}"
+    )
+    several = any(len(weighed.comparison.find("run", name).runs) > 1 for name in (a, b))
+    averaged = " Where there are several seeds, these are the answers of their mean probabilities." if several else ""
+    say(
+        f"{a} against {b}: both right {found['both_right']:,}, only {a} {found['only_a_right']:,}, only {b} "
+        f"{found['only_b_right']:,}, both wrong {found['both_wrong']:,}; McNemar's exact test p "
+        f"{small(found['mcnemar_p'])}{permuted}.{averaged}"
+    )
+    rows = disagreements(weighed.comparison, a, b)
+    for name in (a, b):
+        shown = rows[rows["right"] == name].head(config.rows)
+        table = Table("text", "label", f"{a} p", f"{b} p", title=f"only {name} is right", title_justify="left")
+        for _, row in shown.iterrows():
+            text = row["text"] if len(row["text"]) <= LONGEST_TEXT else f"{row['text'][:LONGEST_TEXT]}..."
+            table.add_row(Text(text), Text(row["label"]), f"{row[f'{a} p']:.3f}", f"{row[f'{b} p']:.3f}")
+        if len(shown):
+            OUT.print(table, soft_wrap=False)

@@ -1,0 +1,128 @@
+"""Which runs are compared: those of a sweep, of an experiment, by their ids, or by MLflow's filter."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sentexp.config import CompareConfig
+from sentexp.errors import UserError, require
+from sentexp.tracking.queries import EVALUATION, find_sweeps, is_run, runs_of_sweep
+from sentexp.tracking.store import Store, describe_store, find_store
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+SHORTEST_ID = 4
+LISTED = 5
+
+
+@dataclass(kw_only=True, slots=True)
+class Selection:
+    """Runs to compare, all finished, in the order in which they were started; `parent` is the sweep's MLflow run."""
+
+    title: str
+    runs: "list[Run]"
+    store: Store
+    parent: "Run | None" = None
+    left_out: str = ""
+
+
+def select(config: CompareConfig) -> Selection:
+    """Return the runs that a configuration asks for.
+
+    Raises:
+        UserError: there is no such store, experiment, sweep or run, or none of them is finished.
+    """
+    experiment = config.experiment_name or config.tracking.experiment
+    tracking = replace(config.tracking, experiment=experiment)
+    store = find_store(tracking)
+    where = f"experiment {experiment} of {describe_store(tracking)}"
+    if store is None:
+        raise UserError(
+            f"There is no {where}: train something first, or name the place with experiment_name=... or "
+            "tracking.uri=..."
+        )
+    if config.runs is not None:
+        return Selection(title=f"{len(config.runs)} runs", runs=_by_ids(store, config.runs, where), store=store)
+    if config.experiment_name is not None or config.filter is not None:
+        title = f"experiment {experiment}" if config.filter is None else f"runs of {experiment} where {config.filter}"
+        found = _search(store, config.filter or "", where)
+        evaluations = EVALUATION in (config.filter or "")  # they are on other rows: only a filter that names them
+        runs = [run for run in reversed(found) if is_run(run) or (evaluations and EVALUATION in run.data.tags)]
+        return _finished(title, runs, store, None, where)
+    return _of_sweep(store, config.sweep, where)
+
+
+def _of_sweep(store: Store, wanted: str | None, where: str) -> Selection:
+    """Return the runs of a sweep, the latest where none is named."""
+    sweeps = find_sweeps(store)
+    if wanted is None:
+        require(
+            bool(sweeps),
+            f"{where[0].upper()}{where[1:]} holds no sweep: start one with --multirun, or give runs=[...] or "
+            "experiment_name=...",
+        )
+        parent = sweeps[0]
+    else:
+        named = [run for run in sweeps if run.info.run_id.startswith(wanted) and len(wanted) >= SHORTEST_ID]
+        named = named or [run for run in sweeps if run.info.run_name == wanted]
+        known = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in sweeps[:LISTED]) or "none"
+        require(
+            bool(named),
+            f"sweep={wanted} is no sweep in {where}: it must be the id or the name of its MLflow run; there are: "
+            f"{known}.",
+        )
+        parent = named[0]
+    return _finished(parent.info.run_name, runs_of_sweep(store, parent), store, parent, where)
+
+
+def _finished(title: str, runs: "list[Run]", store: Store, parent: "Run | None", where: str) -> Selection:
+    done = [run for run in runs if run.info.status == "FINISHED"]
+    others = [run.info.run_name for run in runs if run.info.status != "FINISHED"]
+    told = ", ".join(others[:LISTED]) + (", ..." if len(others) > LISTED else "")
+    require(
+        bool(done),
+        f"{title} has no finished run in {where}"
+        + (f": {told} did not finish; give the same command again to go on." if others else "."),
+    )
+    left_out = f"{len(others)} of {len(runs)} runs did not finish and are left out: {told}." if others else ""
+    return Selection(title=title, runs=done, store=store, parent=parent, left_out=left_out)
+
+
+def _by_ids(store: Store, wanted: list[str], where: str) -> "list[Run]":
+    """Return runs by their ids, or by the beginnings of these, in that order."""
+    known = {run.info.run_id: run for run in store.search("")}
+    found = []
+    for name in dict.fromkeys(wanted):
+        runs = [run for run_id, run in known.items() if run_id.startswith(name)]
+        runs = runs or [
+            run for run in known.values() if run.data.tags.get("identity") == name or run.info.run_name == name
+        ]
+        require(
+            len(runs) == 1 and len(name) >= SHORTEST_ID,
+            f"runs={name} is {'no run' if not runs else f'{len(runs)} runs'} in {where}: give an MLflow id of "
+            f"{SHORTEST_ID} letters or more; python -m sentexp runs lists all.",
+        )
+        require(
+            runs[0].info.status == "FINISHED",
+            f"runs={name} ({runs[0].info.run_name}) is {runs[0].info.status}, so it has no predictions: give the "
+            "command of that run again, which goes on.",
+        )
+        found.append(runs[0])
+    return found
+
+
+def _search(store: Store, query: str, where: str) -> "list[Run]":
+    try:
+        return store.search(query)
+    except UserError as error:
+        raise UserError(
+            f"filter={query} is nothing that MLflow can search {where} by ({error.__cause__ or error}): write it as in "
+            "filter=\"params.peft = 'lora'\"."
+        ) from error
+
+
+def settings_of(run: "Run") -> dict[str, Any]:
+    """Return the parameters of a run that say what it computes, its seed apart."""
+    from sentexp.config import BOOKKEEPING
+
+    return {key: value for key, value in run.data.params.items() if key != "seed" and not key.startswith(BOOKKEEPING)}

@@ -1,0 +1,58 @@
+"""Shards of a model: each process holds a part of every parameter, and a layer is whole only while it computes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from sentexp.distributed import processes
+
+
+def shard(parts: Sequence[nn.Module], device: torch.device) -> None:
+    """Shard a model over all processes, part by part; on a GPU, one part at a time moves there.
+
+    Every part is whole during its own pass only, so that elsewhere `model.parameters()` are the shards.
+
+    Args:
+        parts: of the model, the inner ones first; see `shardable_parts`.
+        device: where the run computes.
+    """
+    mesh = init_device_mesh(device.type, (processes.count(),))
+    for part in parts:
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Tell whether a model was sharded."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """Return a shard put together, on the CPU of the leading process; elsewhere nothing of it is kept.
+
+    All processes must ask for it. A tensor that is no shard is returned as it is.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    whole = tensor.full_tensor()
+    return whole.cpu() if processes.leads() else torch.empty(0)
+
+
+def cut_like(value: Tensor, like: Tensor) -> Tensor:
+    """Return this process's shard of a whole value, if `like` is one."""
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def gathered_state(model: nn.Module) -> dict[str, Tensor] | None:
+    """Return the whole weights of a sharded model by name, tied ones as one tensor; None if it is not sharded."""
+    if not is_sharded(model):
+        return None
+    own = model.state_dict(keep_vars=True)
+    different = {id(tensor): tensor for tensor in own.values()}
+    whole = {key: gathered(tensor.detach()) for key, tensor in different.items()}
+    return {name: whole[id(tensor)] for name, tensor in own.items()}

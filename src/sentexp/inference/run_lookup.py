@@ -1,0 +1,205 @@
+"""Which run is meant by `run=`: one by its identity or MLflow id, the best of the latest sweep, or a folder."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sentexp.config import TrackingBackend, TrackingConfig
+from sentexp.config.metric_names import LOWER_IS_BETTER
+from sentexp.errors import UserError, require
+from sentexp.models.saved import FACTS, FOLDERS, Trained, read_trained, require_no_pickle
+from sentexp.tracking.queries import find_sweeps, is_run, runs_of_sweep
+from sentexp.tracking.run_dir import STATE
+from sentexp.tracking.store import Store, describe_store, find_store, read_artifact
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+RESULT = "result.json"
+BEST, REGISTERED = "best", "models:/"
+SHORTEST = 4
+LISTED = 5
+
+
+@dataclass(kw_only=True, slots=True)
+class Finished:
+    """A finished run: its trained weights, what people call it, and its MLflow run where it has one."""
+
+    name: str
+    trained: Trained
+    run: "Run | None" = None
+    store: Store | None = None
+
+
+def find_finished(wanted: str, tracking: TrackingConfig, output_dir: str) -> Finished:
+    """Return the run that is wanted.
+
+    Args:
+        wanted: an identity or MLflow run id or its beginning, `best`, a run's folder, its folder of weights, or a
+            registered model, as `models:/name@alias` or `models:/name/version`.
+        tracking: where runs are recorded.
+        output_dir: where runs have their folders.
+
+    Raises:
+        UserError: there is no such run, there are several, it is not finished, or its weights are gone.
+    """
+    path = Path(wanted).expanduser()
+    if wanted.startswith(REGISTERED):
+        return _registered(wanted, tracking)
+    store = None if tracking.backend is TrackingBackend.none else find_store(tracking)
+    if wanted == BEST:
+        return _best(store, tracking)
+    if path.exists() and (path.is_file() or _is_folder_of_a_run(path)):
+        return _in_folder(path, store)
+    require(
+        "/" not in wanted,
+        f"run={wanted} {'holds no run' if path.exists() else 'does not exist'}: name a run's folder, or its folder of "
+        "weights in it.",
+    )
+    require(
+        len(wanted) >= SHORTEST,
+        f"run={wanted} is too short: give {SHORTEST} letters or more of an identity or MLflow run id; python -m "
+        "sentexp runs lists them.",
+    )
+    runs = _recorded(store, wanted)
+    folders = [folder for folder in Path(output_dir).glob("*") if folder.name.startswith(wanted) and _begun(folder)]
+    _require_one(wanted, {**{_identity(run): run.info.run_name for run in runs}, **{f.name: "" for f in folders}})
+    if runs and store is not None:
+        return _of_store(wanted, runs, store)
+    if folders:
+        return _in_folder(folders[0], store)
+    where = f"{describe_store(tracking)} (experiment {tracking.experiment})"
+    raise UserError(
+        f"run={wanted} is no run in {where}, nor a folder in output_dir={output_dir}: it must be an identity or MLflow "
+        "run id (python -m sentexp runs lists them), best, or the path of a run's folder."
+    )
+
+
+def _best(store: Store | None, tracking: TrackingConfig) -> Finished:
+    """Return the run of the latest sweep that is best on its validation rows; the test rows select nothing (law 10)."""
+    sweeps = [] if store is None else find_sweeps(store)
+    require(
+        bool(sweeps),
+        f"run=best is the best run of the latest sweep, and {describe_store(tracking)} (experiment "
+        f"{tracking.experiment}) holds none: start one with --multirun, or name a run.",
+    )
+    assert store is not None
+    runs = [run for run in runs_of_sweep(store, sweeps[0]) if run.info.status == "FINISHED"]
+    require(bool(runs), f"run=best: no run of the latest sweep, {sweeps[0].info.run_name}, is finished.")
+    monitors = {run.data.params.get("trainer.monitor", "") for run in runs}
+    require(
+        len(monitors) == 1,
+        f"run=best: the runs of {sweeps[0].info.run_name} were selected by {', '.join(sorted(monitors))}, which cannot "
+        "be compared: name a run.",
+    )
+    metric = monitors.pop().removeprefix("validation/")
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    values = [run.data.metrics.get(f"best/{metric}", math.nan) for run in runs]
+    ranked = [place for place, value in enumerate(values) if math.isfinite(value)]
+    require(bool(ranked), f"run=best: no run of {sweeps[0].info.run_name} has a validation {metric}: name a run.")
+    best = max(ranked, key=lambda place: sign * values[place])
+    found = _of_store(BEST, [runs[best]], store)
+    found.name += f": validation/{metric} {values[best]:.4f}, the best of {sweeps[0].info.run_name}"
+    return found
+
+
+def _registered(wanted: str, tracking: TrackingConfig) -> Finished:
+    """Return the run of a version of a registered model."""
+    from mlflow.exceptions import MlflowException
+
+    where = f"run={wanted} is no version of a registered model in {describe_store(tracking)}"
+    name, _, alias = wanted.removeprefix(REGISTERED).partition("@")
+    name, _, number = name.partition("/")
+    store = None if tracking.backend is TrackingBackend.none else find_store(tracking)
+    require(
+        store is not None and bool(name) and bool(alias) != bool(number),
+        f"{where}: write it as models:/<name>@<alias> or models:/<name>/<version>; python -m sentexp register makes "
+        "one.",
+    )
+    assert store is not None
+    try:
+        client = store.client
+        version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+        run = store.client.get_run(version.run_id)
+    except (MlflowException, UserError) as error:
+        raise UserError(f"{where} ({error.__cause__ or error}): python -m sentexp register makes one.") from None
+    found = _of_store(wanted, [run], store)
+    found.name += f", {name} version {version.version}"
+    return found
+
+
+def _recorded(store: Store | None, wanted: str) -> "list[Run]":
+    """Return the MLflow runs whose id or identity begins so, the latest first."""
+    if store is None:
+        return []
+    return [
+        run
+        for run in store.search("")
+        if is_run(run) and (run.info.run_id.startswith(wanted) or _identity(run).startswith(wanted))
+    ]
+
+
+def _identity(run: "Run") -> str:
+    return str(run.data.tags.get("identity", run.info.run_id))
+
+
+def _require_one(wanted: str, found: dict[str, str]) -> None:
+    told = ", ".join(f"{identity} ({name})" if name else identity for identity, name in list(found.items())[:LISTED])
+    more = ", ..." if len(found) > LISTED else ""
+    require(len(found) < 2, f"run={wanted} is the beginning of {len(found)} runs: {told}{more}: give more of one.")  # noqa: PLR2004
+
+
+def _of_store(wanted: str, runs: "list[Run]", store: Store) -> Finished:
+    """Return the latest finished of the MLflow runs of one identity."""
+    done = [run for run in runs if run.info.status == "FINISHED"]
+    first = (done or runs)[0]
+    require(
+        bool(done),
+        f"run={wanted} ({first.info.run_name}) is {first.info.status}, not FINISHED, so it has no weights: give the "
+        "command of that run again, which goes on.",
+    )
+    text = read_artifact(store, first.info.run_id, RESULT)
+    folder = None if text is None else store.artifact(first.info.run_id, json.loads(text)["weights"])
+    if folder is None:
+        raise UserError(
+            f"run={wanted} ({first.info.run_name}) holds no weights: its artifacts were deleted; give the command of "
+            "that run again with sweep.rerun=true."
+        )
+    trained = read_trained(folder)
+    return Finished(name=f"{first.info.run_name} ({trained.identity})", trained=trained, run=first, store=store)
+
+
+def _is_folder_of_a_run(path: Path) -> bool:
+    return path.is_dir() and ((path / FACTS).is_file() or path.name in FOLDERS or _begun(path))
+
+
+def _begun(folder: Path) -> bool:
+    """Tell whether a folder is that of a run, finished or not."""
+    return folder.is_dir() and any((folder / name).exists() for name in (STATE, RESULT, *FOLDERS))
+
+
+def _in_folder(path: Path, store: Store | None) -> Finished:
+    """Return the run of a folder, of its weights or of all of it."""
+    require_no_pickle(path)
+    require(path.is_dir(), f"run={path} is a file: name the folder that it is in.")
+    folder = path
+    if not (path / FACTS).is_file() and path.name not in FOLDERS:
+        require(
+            (path / RESULT).is_file() and not (path / STATE).is_file(),
+            f"run={path} is not finished: give the command of that run again, which goes on.",
+        )
+        folder = path / json.loads((path / RESULT).read_text(encoding="utf-8"))["weights"]
+        require(folder.is_dir(), f"{folder}, the weights of the run, is no longer there: train it again.")
+    trained = read_trained(folder)
+    run = _run_of(trained, store)
+    name = trained.identity if run is None else f"{run.info.run_name} ({trained.identity})"
+    return Finished(name=name, trained=trained, run=run, store=store)
+
+
+def _run_of(trained: Trained, store: Store | None) -> "Run | None":
+    if store is None or trained.run_id is None or not store.exists(trained.run_id):
+        return None
+    found: Run = store.client.get_run(trained.run_id)
+    return found

@@ -1,0 +1,1 @@
+"""Layers over rows without padding, for one run or several at once."""

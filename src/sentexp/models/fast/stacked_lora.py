@@ -1,0 +1,235 @@
+"""Products with frozen weights and their LoRA adapters, for linear layers that read the same input at once.
+
+q, k and v read the same hidden states, and so do gate and up. Their frozen weights stand below each other in one
+matrix W, their adapters' A in one matrix, their scaled B on the diagonal of another:
+
+    y = x W^T + (x A^T) B^T
+
+That is three products instead of three for each layer, and the sum costs nothing, as the large product adds to it. The
+weights stay those of the modules that PEFT has wrapped, which become views into W.
+
+DoRA (Liu et al. 2024, eq. 5) multiplies each output by c = m / |W + B A|, the magnitude that it learns over the norm of
+the row, which counts as a constant (section 4.3). The norm takes one more product with W, with the rows of A:
+
+    |w + b A|^2 = |w|^2 + 2 (w A^T) b^T + b (A A^T) b^T
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sentexp.models.fast.lora_linear import Adapter, Linear
+
+ADAPTER = "default"
+
+
+class Group:
+    """Linear layers that read the same input, wrapped by PEFT or not.
+
+    Args:
+        modules: of torch or of bitsandbytes in 4 bits, all of a kind.
+    """
+
+    def __init__(self, modules: list[Any]) -> None:
+        self.modules = modules
+        bases = [base_layer(module) for module in modules]
+        self.inputs: int = bases[0].in_features
+        self.outputs: list[int] = [base.out_features for base in bases]
+        self._packed = type(bases[0]) is not nn.Linear
+        self._stacked: Tensor | None = None
+        self._squares: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor | None:
+        """W, shape (outputs, inputs), stacked anew if the modules have moved to another device; None in 4 bits."""
+        if self._packed:
+            return None
+        weights = [base_layer(module).weight for module in self.modules]
+        if self._stacked is None or self._stacked.data_ptr() != weights[0].data_ptr():
+            with torch.inference_mode(False):  # what is made in it could not be trained through
+                self._stacked = _stack(weights)
+        return self._stacked
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The biases one after the other; None where the layers have none."""
+        biases = [base_layer(module).bias for module in self.modules]
+        return None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+
+    def unpack(self) -> Tensor:
+        """Return W from 4 bits, shape (outputs, inputs), in the dtype that it had before packing."""
+        from bitsandbytes.functional import dequantize_4bit
+
+        weights = [base_layer(module).weight for module in self.modules]
+        return torch.cat([dequantize_4bit(weight.data, weight.quant_state) for weight in weights])
+
+    def norms(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the norms of the rows of W + B A, shape (outputs,), in float32 at least.
+
+        Args:
+            a: shape (ranks, inputs).
+            b: shape (outputs, ranks), scaled.
+        """
+        weight = self.weight
+        dense = (self.unpack() if weight is None else weight).to(a.dtype)
+        wide = torch.promote_types(a.dtype, torch.float32)
+        if self._squares is None or self._squares.device != a.device:
+            self._squares = dense.to(wide).square().sum(1)
+        crossed, ours = (dense @ a.mT).to(wide), (a @ a.mT).to(wide)
+        lower = b.to(wide)
+        return (self._squares + ((2 * crossed + lower @ ours) * lower).sum(1)).clamp_min(0).sqrt()
+
+    def with_adapters(self, adapters: "list[Adapter | None]") -> "Linear":
+        """Return what a product with these layers needs."""
+        return Linear(self.weight, self.unpack if self._packed else None, self.bias, adapters)
+
+
+def base_layer(module: Any) -> Any:
+    """Return the linear layer inside what PEFT has wrapped around it, or the layer itself."""
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+
+
+def _stack(weights: list[nn.Parameter]) -> Tensor:
+    """Let weights be views into one matrix, and return it; those that are so already stay where they are."""
+    first, rows = weights[0], sum(len(weight) for weight in weights)
+    if len(weights) == 1:
+        return first.data
+    place = first.storage_offset()
+    together = all(weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr() for weight in weights)
+    for weight in weights:
+        together = together and weight.storage_offset() == place and weight.is_contiguous()
+        place += weight.numel()
+    if together:
+        return first.data.as_strided((rows, first.shape[1]), (first.shape[1], 1))
+    whole = torch.cat([weight.data for weight in weights])
+    for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
+        weight.data = part
+    return whole
+
+
+class _Place(NamedTuple):
+    """Where a parameter stands: the number of its matrix, its rows and columns there; and its scale."""
+
+    matrix: int
+    rows: slice
+    columns: slice
+    scale: float
+
+
+class Adapters:
+    """The adapters of groups, converted together once for each forward pass.
+
+    The float32 weights are copied into matrices of the arithmetic's dtype, in one go; their gradients come back the
+    same way. Off the diagonal B is 0.
+
+    Args:
+        groups: of linear layers, wrapped by PEFT or not.
+        dtype: of the arithmetic.
+    """
+
+    def __init__(self, groups: list[Group], dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._modules: list[Any] = []
+        self._places: list[_Place] = []
+        self._shapes: list[tuple[int, int]] = []
+        self._groups = groups
+        self._ranks = [[_rank(module) for module in group.modules] for group in groups]
+        for group, ranks in zip(groups, self._ranks, strict=True):
+            if any(ranks):
+                self._add(group, ranks)
+
+    @property
+    def first_adapted(self) -> int:
+        """The number of the first group with an adapter; how many there are, where none has one."""
+        return next((number for number, ranks in enumerate(self._ranks) if any(ranks)), len(self._ranks))
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """A and B of every module, and DoRA's magnitudes."""
+        magnitudes = [magnitude for module in self._modules if (magnitude := _magnitude(module)) is not None]
+        return [*self._matrices, *magnitudes]
+
+    @property
+    def _matrices(self) -> list[nn.Parameter]:
+        return [matrix[ADAPTER].weight for module in self._modules for matrix in (module.lora_A, module.lora_B)]
+
+    def convert(self, training: bool, generator: torch.Generator | None = None) -> list[Adapter | None]:
+        """Return the adapter of each group as it is now; None where there is none, or it is switched off.
+
+        Args:
+            training: dropout is live.
+            generator: of its masks; None is torch's own.
+        """
+        if not self._modules or self._modules[0].disable_adapters:
+            return [None] * len(self._ranks)
+        matrices = iter(_Convert.apply(self._places, self._shapes, self.dtype, *self._matrices))  # type: ignore[no-untyped-call]
+        drop = self._modules[0].lora_dropout[ADAPTER]
+        dropout = drop.p if training and isinstance(drop, nn.Dropout) else 0.0
+        found: list[Adapter | None] = []
+        for group, ranks in zip(self._groups, self._ranks, strict=True):
+            if any(ranks):
+                a, b = next(matrices), next(matrices)
+                found.append(Adapter(a, b, ranks, group.outputs, dropout, generator, self._factor(group, a, b)))
+            else:
+                found.append(None)
+        return found
+
+    def _factor(self, group: Group, a: Tensor, b: Tensor) -> Tensor | None:
+        """Return DoRA's c of a group, 1 where a module has no magnitude; None where none has."""
+        magnitudes = [_magnitude(module) for module in group.modules]
+        if all(magnitude is None for magnitude in magnitudes):
+            return None
+        norms = group.norms(a.detach(), b.detach()).split(group.outputs)
+        parts = [
+            torch.ones_like(norm) if magnitude is None else magnitude / norm
+            for magnitude, norm in zip(magnitudes, norms, strict=True)
+        ]
+        return torch.cat(parts)
+
+    def _add(self, group: Group, ranks: list[int]) -> None:
+        first, second = len(self._shapes), len(self._shapes) + 1
+        rank = output = 0
+        for module, own, width in zip(group.modules, ranks, group.outputs, strict=True):
+            if own:
+                through = slice(rank, rank + own)
+                self._modules.append(module)
+                self._places.append(_Place(first, through, slice(None), 1.0))
+                self._places.append(
+                    _Place(second, slice(output, output + width), through, float(module.scaling[ADAPTER]))
+                )
+            rank, output = rank + own, output + width
+        self._shapes += [(rank, group.inputs), (output, rank)]
+
+
+def _rank(module: Any) -> int:
+    return len(module.lora_A[ADAPTER].weight) if hasattr(module, "lora_A") else 0
+
+
+def _magnitude(module: Any) -> nn.Parameter | None:
+    magnitudes = getattr(module, "lora_magnitude_vector", {})
+    return magnitudes[ADAPTER].weight if ADAPTER in magnitudes else None
+
+
+class _Convert(torch.autograd.Function):
+    """Copies parameters to their places in new matrices, scaled; cuts their gradients up and scales them back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, places: list[_Place], shapes: list[tuple[int, int]], dtype: torch.dtype, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.places, ctx.dtype = places, parameters[0].dtype
+        matrices = [torch.zeros(shape, dtype=dtype, device=parameters[0].device) for shape in shapes]
+        there = [matrices[place.matrix][place.rows, place.columns] for place in places]
+        torch._foreach_copy_(there, parameters)
+        torch._foreach_mul_(there[1::2], [place.scale for place in places[1::2]])
+        return tuple(matrices)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        own: list[Tensor | None] = []
+        for place in ctx.places:
+            whole = gradients[place.matrix]
+            part = None if whole is None else whole[place.rows, place.columns].to(ctx.dtype)
+            own.append(part if part is None or place.scale == 1 else part * place.scale)
+        return None, None, None, *own

@@ -1,0 +1,35 @@
+"""A trained model as one plain transformers model: adapter merged, quantised layers unpacked, head in place."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sentexp.config import Precision, Quantization
+from sentexp.models.backbone import Backbone, outline
+from sentexp.models.dequantize import restore_kinds
+from sentexp.models.saved import Trained, load_trained
+
+
+def merge(trained: Trained, base: Backbone) -> nn.Module:
+    """Return the model in float32 on the CPU, without PEFT or bitsandbytes.
+
+    A 4-bit or int8 base is unpacked, not replaced by the weights that it was packed from: the adapter was trained on
+    what it rounds to.
+
+    Args:
+        trained: the weights.
+        base: see `find_base`.
+
+    Raises:
+        UserError: weights that are missing, damaged, or do not fit the base.
+    """
+    model: Any
+    model, _ = load_trained(trained, base, Precision.fp32, torch.device("cpu"), unpacked=True)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload(safe_merge=True)
+    if trained.storage.quantization is not Quantization.none:
+        restore_kinds(model, outline(base, None if trained.answers else trained.labels))
+    model.config.use_cache = True
+    merged: nn.Module = model.float().requires_grad_(False).train(False)
+    return merged

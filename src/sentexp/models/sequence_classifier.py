@@ -1,0 +1,121 @@
+"""Scoring by a head: logits of the classes from the last token's hidden state, pooled by position (law 4)."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sentexp.data.datamodule import Texts
+from sentexp.data.packing import Packed
+from sentexp.models.backbone import Backbone, base_of, head_of
+from sentexp.models.fast.attention import PrefixCache
+from sentexp.models.fast.padding_free import PackedModel
+from sentexp.models.feature_cache import Features
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Scores(NamedTuple):
+    """What a model says about rows: `logits` are float32, shape (rows, classes), their softmax the probabilities.
+
+    A language model also gives `outside`, the probability of all that is no label; `first_token`, its most likely next
+    token; and `irregular`, whether no label begins with that token: all of shape (rows,).
+    """
+
+    logits: Tensor
+    outside: Tensor | None = None
+    first_token: Tensor | None = None
+    irregular: Tensor | None = None
+
+
+class SequenceClassifier(nn.Module):
+    """A sequence classifier whose pooling never looks for a pad token.
+
+    transformers' own classifier takes the last token that differs from the pad id, so a text that ends in that id is
+    pooled too early. Here the attention mask says where a row ends. On other texts both give the same logits.
+
+    Args:
+        model: transformers' sequence classifier, with or without a PEFT adapter.
+        compiled: see `PackedModel`.
+        known: keeps the features of texts, where no training changes them.
+    """
+
+    def __init__(self, model: nn.Module, compiled: bool = False, known: Features | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.known = known
+        self.packed = PackedModel(model, compiled)
+
+    def forward(self, texts: Texts, cache: PrefixCache | None = None) -> Scores:
+        """Return the scores of rows.
+
+        Args:
+            texts: rows, padded on either side or packed.
+            cache: of what all packed rows of an evaluation begin with.
+        """
+        pooled = self.features(texts, cache)
+        with torch.autocast(pooled.device.type, enabled=False):
+            logits: Tensor = head_of(base_of(self.model))(pooled)
+        return Scores(logits)
+
+    def features(self, texts: Texts, cache: PrefixCache | None = None) -> Tensor:
+        """Return the float32 hidden states of the last tokens, shape (rows, hidden): what the head reads."""
+        if isinstance(texts, Packed) and self.known is not None and self.packed.takes_apart(texts):
+            return self.known.of(texts, self.packed.hidden)
+        if isinstance(texts, Packed):
+            return self.packed.hidden(texts, cache).float()
+        hidden = (
+            base_of(self.model)
+            .base_model(
+                input_ids=texts.ids,
+                attention_mask=texts.mask,
+                position_ids=(texts.mask.cumsum(-1) - 1).clamp(min=0),
+                use_cache=False,
+            )
+            .last_hidden_state
+        )
+        last = texts.mask.shape[1] - 1 - texts.mask.flip(1).argmax(1)
+        return hidden[torch.arange(len(last), device=last.device), last].float()  # type: ignore[no-any-return]
+
+    def losses(self, texts: Texts, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of each row, shape (rows,)."""
+        return nn.functional.cross_entropy(self(texts).logits, targets, reduction="none")
+
+
+def start_head_at_label_words(
+    model: "PreTrainedModel", backbone: Backbone, tokenizer: "PreTrainedTokenizerBase", template: str, labels: list[str]
+) -> None:
+    """Set the head's rows to the output embeddings of the label words, so that training starts from what the
+    language model already answers to the prompt (the verbaliser of Schick & Schuetze 2021 as an initialisation).
+
+    A word of several tokens has the mean of their embeddings.
+    """  # noqa: D205
+    prompt = template.partition("{text}")[2]
+    rows = [_answer_tokens(tokenizer, prompt, label) for label in labels]
+    matrix = _output_embeddings(model, backbone)
+    head = head_of(model)
+    with torch.no_grad():
+        for index, tokens in enumerate(rows):
+            head.weight[index] = matrix[tokens].float().mean(0).to(head.weight.device)
+        if head.bias is not None:
+            head.bias.zero_()
+
+
+def _answer_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str, word: str) -> list[int]:
+    """Return the tokens that the word adds after the prompt."""
+    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    after = tokenizer(f"{prompt} {word}", add_special_tokens=False)["input_ids"]
+    same = next((i for i, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]), len(before))
+    return list(after[same:])
+
+
+def _output_embeddings(model: "PreTrainedModel", backbone: Backbone) -> Tensor:
+    """Return the language model's output matrix (vocabulary, hidden): from the files, or the tied input embeddings."""
+    from safetensors import safe_open
+
+    for file in sorted(backbone.folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            if "lm_head.weight" in tensors.keys():  # noqa: SIM118 (not a dict)
+                return tensors.get_tensor("lm_head.weight")  # type: ignore[no-any-return]
+    return model.get_input_embeddings().weight.detach()  # type: ignore[no-any-return]

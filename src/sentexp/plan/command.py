@@ -1,0 +1,183 @@
+"""`python -m sentexp plan`, and `sweep.dry_run=true`: what would be trained, what it costs, and advice. Writes nothing.
+
+Runs that cost the same are timed once: a few steps of one of them, on this machine. What other machines would take is
+arithmetic.
+"""
+
+from dataclasses import asdict, replace
+
+from sentexp.config import BOOKKEEPING, Config, Strategy, flatten
+from sentexp.data.audit import DataAudit
+from sentexp.errors import OutOfMemory, UserError
+from sentexp.plan.advice import advise
+from sentexp.plan.report import Fused, print_advice, print_fusion, print_machines, print_runs, print_times
+from sentexp.plan.run_states import Costs, Planned, survey
+from sentexp.plan.timing import measure
+from sentexp.plan.workload import reads_validation, workload
+from sentexp.run.fusing import fuse
+from sentexp.run.inputs import Materials, let_go, with_shots
+from sentexp.run.report import print_data
+from sentexp.system.console import say
+from sentexp.system.hardware import GIB
+from sentexp.tracking.identity import digest_of
+from sentexp.training.trainer import halve_micro_batch
+
+COSTLY = ("trainer.padding_free", "trainer.compile")
+"""Keys that change no result, and what it costs."""
+FREE = (
+    *(key for key in BOOKKEEPING if key not in COSTLY),
+    "seed",
+    "data.",
+    "model.path",
+    "optim.",
+    "peft.alpha",
+    "peft.usual_lr",
+    "peft.use_rslora",
+    "task.focal_gamma",
+    "task.head_init",
+    "task.shots",
+    "trainer.accumulate_grad_batches",
+    "trainer.early_stopping_patience",
+    "trainer.eval_steps",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.monitor",
+)
+"""Keys that do not change what a batch of a given shape costs; those of `data` do by the shapes alone."""
+
+
+def plan(configs: list[Config]) -> list[Planned]:
+    """Print what runs of these configurations would do, and what that costs; train nothing, and write nothing.
+
+    The cache of models, data and tokens is filled, as it would be by the runs.
+    """
+    runs = survey([_in_one_process(config) for config in configs])
+    _show_data(runs)
+    _measure(runs)
+    baselines = _baseline_seconds(runs)
+    print_runs(runs)
+    print_times(runs, baselines)
+    print_fusion(_fusions(runs))
+    print_machines(runs)
+    print_advice(advise(runs))
+    let_go()
+    return runs
+
+
+def _in_one_process(config: Config) -> Config:
+    strategy = config.trainer.strategy
+    if strategy is Strategy.single:
+        return config
+    say(f"Planned for one process: trainer={strategy.name} divides each batch between several.")
+    return replace(config, trainer=replace(config.trainer, strategy=Strategy.single))
+
+
+def _show_data(runs: list[Planned]) -> None:
+    """Print each data set once."""
+    seen: list[DataAudit] = []
+    for run in runs:
+        if run.costs is not None and run.costs.materials is not None and run.costs.materials.data_audit not in seen:
+            seen.append(run.costs.materials.data_audit)
+            print_data(run.costs.materials.data_audit)
+
+
+def _measure(runs: list[Planned]) -> None:
+    """Time a few steps for each kind of run that is left."""
+    kinds: dict[str, list[Planned]] = {}
+    for run in runs:
+        if run.costs is not None and run.costs.materials is not None:
+            kinds.setdefault(_cost_key(run.costs, run.costs.materials), []).append(run)
+    for number, alike in enumerate(kinds.values(), 1):
+        say(f"Timing a few steps, {number}/{len(kinds)}: {alike[0].name}")
+        first, *others = [run.costs for run in alike if run.costs is not None]
+        assert first.materials is not None
+        _measure_until_it_fits(first, first.materials)
+        for costs in others:
+            costs.measured, costs.unmeasured = first.measured, first.unmeasured
+            if first.halved:
+                costs.take_batches(first.trainer)
+
+
+def _measure_until_it_fits(costs: Costs, materials: Materials) -> None:
+    """Time a run, at half the micro-batch whenever memory runs out (law 9); not at all where it must."""
+    needed = costs.arithmetic.memory(costs.largest_batch, materials.precision)
+    if materials.device.type == "cuda":  # there running out is an error that tells, not the end of this process
+        needed = costs.arithmetic.weight_bytes(materials.precision)
+    if needed > costs.available:
+        costs.unmeasured = f"about {needed / GIB:.1f} GiB by arithmetic, and {costs.available / GIB:.1f} GiB are free"
+        return
+    while True:
+        config = replace(materials.config, trainer=costs.trainer)
+        try:
+            costs.measured = measure(replace(materials, config=config), costs.work)
+            return
+        except UserError as error:
+            costs.unmeasured = str(error)
+            return
+        except OutOfMemory as error:
+            least = 1 if costs.trainer.max_tokens is None else 2 * costs.largest_batch.width
+            smaller = halve_micro_batch(costs.trainer, least)
+            if smaller is None:
+                costs.unmeasured = (
+                    f"out of memory at trainer.{costs.trainer.fills_by}={costs.trainer.micro_batch} ({error})"
+                )
+                return
+            costs.take_batches(smaller)
+
+
+def _cost_key(costs: Costs, materials: Materials) -> str:
+    """Return the same digest for runs whose steps cost the same."""
+    config = replace(materials.config, trainer=costs.trainer)
+    keys = {key: value for key, value in flatten(config).items() if not key.startswith(FREE)}
+    parts = [costs.work.train, costs.work.validation, costs.work.test]
+    largest = [asdict(part.largest_size) for part in parts]
+    kinds = [type(config.peft).__name__, type(config.task).__name__, config.optim.name.name, config.optim.momentum > 0]
+    return digest_of(keys, kinds, largest, materials.backbone.revision, materials.prompt.answers)
+
+
+def _fusions(runs: list[Planned]) -> list[Fused]:
+    """Return which of the runs that are left train together, and why others do not."""
+    left = [run for run in runs if run.is_left]
+    if len(left) < 2:  # noqa: PLR2004 (a sweep)
+        return []
+    found = fuse([run.config for run in left])
+    groups = [
+        Fused(names=[left[n].name for n in group], gain=_gain([left[n] for n in group])) for group in found.groups
+    ]
+    why: dict[str, list[str]] = {}
+    for number, reason in found.reasons.items():
+        why.setdefault(reason, []).append(left[number].name)
+    return groups + [Fused(names=names, reason=reason) for reason, names in why.items()]
+
+
+def _gain(runs: list[Planned]) -> float | None:
+    """Return how many times as fast runs train together: what a batch costs beside its tokens is paid once."""
+    measured = [run.costs for run in runs if run.costs is not None and run.costs.measured is not None]
+    speeds = [costs.measured.training for costs in measured if costs.measured and costs.measured.training]
+    if len(speeds) < len(runs):
+        return None
+    alone = [
+        speed.fixed + speed.per_token * float(costs.work.train.computed.mean())
+        for speed, costs in zip(speeds, measured, strict=True)
+    ]
+    once = max(speed.fixed for speed in speeds)
+    return sum(alone) / (sum(alone) - sum(speed.fixed for speed in speeds) + once)
+
+
+def _baseline_seconds(runs: list[Planned]) -> dict[str, float]:
+    """Return how long the baselines take that are missing and read rows with the model, by identity."""
+    seconds: dict[str, float] = {}
+    for run in runs:
+        if run.costs is None or run.costs.measured is None or run.costs.materials is None:
+            continue
+        measured, work = run.costs.measured, run.costs.work
+        for kind, identity in run.costs.baselines.items():
+            if kind == "linear_probe":
+                parts = [work.train, work.validation, work.test]
+                seconds[identity] = sum(map(measured.evaluation.seconds, parts))
+            elif kind == "untuned":
+                base = with_shots(run.costs.materials)
+                shown = workload(base, base.tokens, run.costs.trainer)
+                prior = measured.evaluation.seconds(shown.validation) if reads_validation(base) else 0.0
+                seconds[identity] = measured.test_seconds(shown) + prior
+    return seconds

@@ -1,0 +1,168 @@
+"""What a plan prints: the runs, their time and memory here and elsewhere, advice. It fits 80 columns."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from rich.table import Column, Table
+from rich.text import Text
+
+from sentexp.config import TrainerConfig
+from sentexp.plan.estimate import CONTEXT, LAUNCH, MACHINES, UNPACKING, UTILISATION, Machine
+from sentexp.plan.run_states import Costs, Planned, Standing
+from sentexp.plan.timing import EVALUATION_BATCHES, TRAINING_BATCHES
+from sentexp.system.console import OUT, duration, say
+from sentexp.system.hardware import GIB, describe
+
+
+def print_runs(runs: list[Planned]) -> None:
+    """Print where each run stands, what it trains and how much it reads."""
+    counts = {standing: sum(run.standing is standing for run in runs) for standing in Standing}
+    said = ", ".join(f"{count} {standing.value}" for standing, count in counts.items() if count)
+    table = _table(
+        f"plan: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {said}",
+        "run", "state", "parameters trained", "tokens", "padding", "evaluated",
+    )  # fmt: skip
+    for run in runs:
+        table.add_row(Text(run.name), run.standing.value, *_work(run))
+    OUT.print(table)
+    for run in runs:
+        if run.result is not None and run.standing is Standing.finished:
+            accuracy, seconds = run.result.metrics["test/accuracy"], run.result.metrics["seconds"]
+            say(f"{run.name}: finished with test accuracy {accuracy:.4f} in {duration(seconds)}")
+        elif run.note:
+            say(f"{run.name}: {run.note}")
+
+
+def print_times(runs: list[Planned], baselines: dict[str, float]) -> None:
+    """Print time and peak memory of what is left, on this machine, and how they were found."""
+    left = {run.name: run.costs for run in runs if run.is_left and run.costs is not None}
+    columns = ("training", "evaluation", "in all", "peak GiB")
+    table = _table(f"estimate for this machine ({_here(left.values())})", "run", *columns)
+    spent: defaultdict[str, float] = defaultdict(float)
+    for name, costs in left.items():
+        if costs.measured is not None:
+            training, evaluation = costs.training_seconds(costs.measured), costs.evaluation_seconds(costs.measured)
+            spent["training"] += training
+            spent["evaluation"] += evaluation
+            times = map(duration, (training, evaluation, training + evaluation))
+            table.add_row(Text(name), *times, f"{costs.measured.peak_gib:.1f}")
+    if table.rows:
+        OUT.print(table)
+    for name, costs in left.items():
+        if costs.measured is None:
+            say(f"{name} was not timed here: {costs.unmeasured}")
+    kinds = {id(run.costs.measured): run.costs.measured for run in runs if run.costs and run.costs.measured}
+    spent["baselines"] = sum(baselines.values())
+    spent["loading"] = sum(kind.loading for kind in kinds.values())
+    if kinds:
+        _say_in_all(spent, len(kinds))
+
+
+def _here(left: Iterable[Costs]) -> str:
+    """Return what this machine is."""
+    device = next((costs.materials.device for costs in left if costs.materials is not None), torch.device("cpu"))
+    facts = describe(device)
+    return facts["accelerator"] if device.type == "cuda" else f"{facts['cpu']}, {facts['cpu_cores']} cores"
+
+
+def _say_in_all(spent: Mapping[str, float], kinds: int) -> None:
+    """Print how long all runs take one after the other, and what that stands on."""
+    said = ", ".join(f"{name} {duration(seconds)}" for name, seconds in spent.items() if seconds)
+    say(f"One after the other: about {duration(sum(spent.values()))} ({said}).")
+    say(
+        f"Measured: up to {TRAINING_BATCHES} training and {EVALUATION_BATCHES} evaluation batches of each of {kinds} "
+        f"{'kind' if kinds == 1 else 'kinds'} of run, after the largest, whose memory is the peak; a batch takes "
+        "a + b x tokens. Not counted: early stopping, TF-IDF, recording, pictures."
+    )
+
+
+def print_machines(runs: list[Planned]) -> None:
+    """Print what the runs that are left would take on machines that are not here."""
+    left = {run.name: run.costs for run in runs if run.is_left and run.costs is not None}
+    if not left:
+        return
+    table = _table(
+        "arithmetic for other machines, not measured", "machine", "time in all", "peak GiB", "largest batch that fits"
+    )
+    for machine in MACHINES:
+        table.add_row(machine.name, *_elsewhere(left, machine))
+    OUT.print(table)
+    say(
+        f"Assumed: {UTILISATION:.0%} of the peak rate, {LAUNCH * 1e6:.0f} microseconds to launch a kernel, {UNPACKING} "
+        f"times as long on packed weights, {CONTEXT / GIB:.1f} GiB for CUDA."
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class Fused:
+    """Runs that train together, and how many times as fast (None: not measured); or the reason why these do not."""
+
+    names: list[str]
+    gain: float | None = None
+    reason: str = ""
+
+
+def print_fusion(fusions: Iterable[Fused]) -> None:
+    """Print which runs train together, and why others do not."""
+    for fused in fusions:
+        names = ", ".join(fused.names)
+        if fused.reason:
+            say(f"One after the other: {names} ({fused.reason}).")
+            continue
+        gain = "" if fused.gain is None else f": about {fused.gain:.1f} times as fast as one after the other, measured"
+        say(f"{len(fused.names)} runs train together over one backbone{gain} ({names}).")
+
+
+def print_advice(sentences: Iterable[str]) -> None:
+    """Print advice, a line for each."""
+    for sentence in sentences:
+        say(f"Advice: {sentence}")
+
+
+def _work(run: Planned) -> list[str]:
+    """Return parameters, tokens, padding and evaluated tokens as people read them."""
+    counted = run.costs.arithmetic.parameters if run.costs else run.result.parameters if run.result else None
+    parameters = _trained(counted.trainable_total, counted.total) if counted else ""
+    if run.costs is None or not run.is_left:
+        return [parameters, "", "", ""]
+    work = run.costs.work
+    padding = f"{max(0.0, 1 - work.train.tokens / work.train.computed.sum()):.1%}" if work.micro_batches else ""
+    evaluated = work.validation.tokens * work.evaluations + work.test.tokens
+    return [parameters, f"{round(work.train.tokens * work.epochs):,}", padding, f"{evaluated:,}"]
+
+
+def _trained(trained: int, total: int) -> str:
+    return f"{trained:,} ({trained / total:.2%})"
+
+
+def _elsewhere(runs: Mapping[str, Costs], machine: Machine) -> list[str]:
+    """Return time, peak memory and batch of runs on a machine; the memory is that of the run that needs most."""
+    seconds, most = 0.0, 0.0
+    fitting: list[TrainerConfig] = []
+    without = []
+    for name, run in runs.items():
+        precision = machine.precision(run.trainer.precision)
+        most = max(most, (run.arithmetic.memory(run.largest_batch, precision) + CONTEXT) / GIB)
+        seconds += run.arithmetic.seconds(run.work, machine) * run.share_left
+        found = run.arithmetic.largest_that_fits(run.work, machine)
+        if found is None:
+            without.append(name)
+        else:
+            fitting.append(found)
+    if without:
+        return ["", f"{most:.1f}", f"none: {', '.join(without)}"]
+    return [duration(seconds), f"{most:.1f}", _batch(min(fitting, key=lambda trainer: trainer.micro_batch))]
+
+
+def _batch(trainer: TrainerConfig) -> str:
+    accumulated = f" x {trainer.accumulate_grad_batches}" if trainer.accumulate_grad_batches > 1 else ""
+    unit = "" if trainer.max_tokens is None else " tokens"
+    return f"{trainer.micro_batch}{unit}{accumulated}"
+
+
+def _table(title: str, first: str, *rest: str) -> Table:
+    table = Table(Column(first, no_wrap=True), *rest, title=title)
+    table.title_justify = "left"
+    return table

@@ -1,0 +1,178 @@
+"""What stands already of the runs of a sweep, and what each of them has to compute; nothing is written."""
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sentexp.config import Config, TrainerConfig, flatten, task_name
+from sentexp.errors import UserError
+from sentexp.models.adapters import ParameterAudit
+from sentexp.plan.estimate import Arithmetic, Shape, shape_of
+from sentexp.plan.timing import Measurement
+from sentexp.plan.workload import Size, Workload, workload
+from sentexp.run.baselines import missing_baselines
+from sentexp.run.build import outline_model
+from sentexp.run.inputs import Basis, Materials, find, gather, identify, shared, tokenize_splits
+from sentexp.run.train import Result, find_result, lacks_baselines, with_defaults
+from sentexp.system.hardware import GIB, free_memory_gib
+from sentexp.tracking.run_dir import is_locked, read_state
+from sentexp.training.checkpoint import LAST
+
+
+class Standing(StrEnum):
+    """Where a run stands."""
+
+    finished = "finished"
+    running = "running"
+    to_resume = "to resume"
+    to_do = "to do"
+    same = "same run"
+    wrong = "cannot start"
+
+
+LEFT = (Standing.to_resume, Standing.to_do)
+
+
+@dataclass(kw_only=True, slots=True)
+class Costs:
+    """What is left of a run to compute, and what that costs.
+
+    `trainer` is its loop, with the smaller batches that an earlier attempt found to fit; `share_left` the share of the
+    training that is left. `materials` are missing, with the reason in `unmeasured`, where this machine cannot do the
+    run; `available` is the memory here in bytes. `measured` comes later, and `halved` says that memory ran out then.
+    """
+
+    basis: Basis
+    materials: Materials | None
+    trainer: TrainerConfig
+    work: Workload
+    arithmetic: Arithmetic
+    available: float
+    share_left: float
+    baselines: dict[str, str] = field(default_factory=dict)
+    measured: Measurement | None = None
+    unmeasured: str = ""
+    halved: bool = False
+
+    @property
+    def largest_batch(self) -> Size:
+        """The size that no training batch exceeds."""
+        return self.work.train.largest_size
+
+    def training_seconds(self, measured: Measurement) -> float:
+        """Return how long the training will take, without evaluations."""
+        return measured.training_seconds(self.work) * self.share_left
+
+    def evaluation_seconds(self, measured: Measurement) -> float:
+        """Return how long the evaluations will take, on the validation and the test split."""
+        return measured.validation_seconds(self.work) * self.share_left + measured.test_seconds(self.work)
+
+    def take_batches(self, trainer: TrainerConfig) -> None:
+        """Go on with smaller batches of the same effective size, as the run itself would when memory runs out."""
+        self.trainer, self.halved = trainer, True
+        tokens = tokenize_splits(self.basis) if self.materials is None else self.materials.tokens
+        self.work = workload(self.basis, tokens, self.trainer)
+        self.arithmetic = replace(self.arithmetic, config=replace(self.arithmetic.config, trainer=self.trainer))
+
+
+@dataclass(kw_only=True, slots=True)
+class Planned:
+    """A run, and where it stands; `note` says more of that. `costs` are of what is left: training, or baselines."""
+
+    name: str
+    config: Config
+    standing: Standing
+    note: str = ""
+    identity: str | None = None
+    result: Result | None = None
+    costs: Costs | None = None
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the run is to be trained."""
+        return self.standing in LEFT
+
+
+def survey(configs: list[Config]) -> list[Planned]:
+    """Return where the runs stand, and what they have to compute."""
+    runs: list[Planned] = []
+    for config in configs:
+        runs.append(_look(with_defaults(config), runs))
+    return runs
+
+
+def _look(config: Config, earlier: list[Planned]) -> Planned:
+    """Return where a run stands."""
+    run = Planned(name=config.sweep.name or "this run", config=config, standing=Standing.to_do)
+    try:
+        basis = find(config)
+        run.identity = identify(basis)
+        first = next((other for other in earlier if other.identity == run.identity), None)
+        if first is not None:
+            run.standing, run.note = Standing.same, f"the same run as {first.name}"
+            return run
+        run.result = find_result(config, run.identity)
+        folder = Path(config.output_dir) / run.identity
+        state = read_state(folder)
+        if is_locked(folder):
+            run.standing, run.note = Standing.running, "another process is at it"
+        elif run.result is not None and not config.sweep.rerun:
+            run.standing = Standing.finished
+            if lacks_baselines(run.result, config):
+                run.costs = _costs(basis, 0, {})
+        else:
+            step = _last_step(folder) if state else 0
+            if state:
+                run.standing = Standing.to_resume
+                run.note = f"goes on after step {step}" if step else "begins again: no checkpoint was written"
+            run.costs = _costs(basis, step, state.get("fits", {}))
+    except UserError as error:
+        run.standing, run.note = Standing.wrong, str(error)
+    return run
+
+
+def _last_step(folder: Path) -> int:
+    """Return the optimizer step of the checkpoint in a folder; 0 without one that can be read."""
+    try:
+        return int(torch.load(folder / LAST, map_location="meta", weights_only=True)["global_step"])
+    except (OSError, RuntimeError, EOFError, KeyError):
+        return 0
+
+
+def _costs(basis: Basis, step: int, fits: dict[str, Any]) -> Costs:
+    """Return what a run has to compute after an optimizer step, with the batches that are known to fit."""
+    config, materials, available, unmeasured = basis.config, None, 0.0, ""
+    try:
+        materials = gather(basis, show=False)
+        available = free_memory_gib(materials.device) * GIB
+    except UserError as error:
+        unmeasured = str(error)
+    trainer = replace(config.trainer, **fits)
+    work = workload(basis, tokenize_splits(basis) if materials is None else materials.tokens, trainer)
+    shape, parameters = _outline(basis)
+    return Costs(
+        basis=basis,
+        materials=materials,
+        trainer=trainer,
+        work=work,
+        arithmetic=Arithmetic(config=replace(config, trainer=trainer), shape=shape, parameters=parameters),
+        available=available,
+        share_left=1 - step / work.steps if work.steps else 1.0,
+        baselines=missing_baselines(materials) if config.baseline and materials is not None else {},
+        unmeasured=unmeasured,
+    )
+
+
+def _outline(basis: Basis) -> tuple[Shape, ParameterAudit]:
+    config = basis.config
+    key: list[Any] = [basis.backbone.revision, task_name(config.task), basis.examples.labels]
+    key += [flatten(config.peft), type(config.peft).__name__]
+
+    def build() -> tuple[Shape, ParameterAudit]:
+        model, parameters = outline_model(basis)
+        return shape_of(model), parameters
+
+    return shared(config, "outline", key, build)

@@ -1,0 +1,187 @@
+"""A few steps of a run, timed on this machine: what a batch costs by its tokens, and the peak of memory."""
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import lightning as L  # noqa: N812 (the library's own abbreviation)
+import numpy as np
+import torch
+
+from sentexp.config import Untuned
+from sentexp.data.datamodule import DataModule
+from sentexp.plan.workload import Batches, Workload
+from sentexp.run.build import build_data, build_model, build_module
+from sentexp.run.inputs import Materials
+from sentexp.system.hardware import peak_memory_gib, release_memory, reset_peak_memory
+from sentexp.tracking.store import Record
+from sentexp.training.module import ClassifierModule
+from sentexp.training.trainer import build_trainer, rehearse
+
+TRAINING_BATCHES, EVALUATION_BATCHES = 5, 4
+"""Batches that are timed, after one that warms up: the largest, which also shows whether it fits."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Speed:
+    """Seconds of a batch: `fixed`, and `per_token` for each token that the model reads."""
+
+    fixed: float
+    per_token: float
+
+    def seconds(self, batches: Batches) -> float:
+        """Return how long one pass takes."""
+        return self.fixed * len(batches.order) + self.per_token * float(batches.computed.sum())
+
+
+@dataclass(kw_only=True, slots=True)
+class Measurement:
+    """What was measured. `optimizer` is seconds of an optimizer step beyond its batch, `loading` those of the model.
+
+    `written` is the speed of test batches where the model also writes its answers; None where it does not.
+    """
+
+    training: Speed | None
+    optimizer: float
+    evaluation: Speed
+    written: Speed | None
+    loading: float
+    peak_gib: float
+
+    def training_seconds(self, work: Workload) -> float:
+        """Return how long the training takes, without evaluations."""
+        if self.training is None:
+            return 0.0
+        return self.training.seconds(work.train) * work.epochs + self.optimizer * work.steps
+
+    def validation_seconds(self, work: Workload) -> float:
+        """Return how long all evaluations of the validation split take."""
+        return self.evaluation.seconds(work.validation) * work.evaluations
+
+    def test_seconds(self, work: Workload) -> float:
+        """Return how long the test takes."""
+        return (self.written or self.evaluation).seconds(work.test)
+
+
+def measure(materials: Materials, work: Workload) -> Measurement:
+    """Train and evaluate a few batches of a run and forget what was learned.
+
+    Args:
+        materials: of the run.
+        work: the batches that it has.
+
+    Raises:
+        OutOfMemory: a batch did not fit.
+        UserError: anything that would stop the run itself.
+    """
+    release_memory()
+    reset_peak_memory(materials.device)
+    began = time.monotonic()
+    model, _ = build_model(materials)
+    loading = time.monotonic() - began
+    rehearsal = _Rehearsal(materials, build_data(materials), build_module(materials, model))
+    training, optimizer = None, 0.0
+    if not isinstance(materials.config.peft, Untuned):
+        watch = rehearsal.watch("train", work.train, _few(work.train, TRAINING_BATCHES))
+        training, optimizer = watch.speed(), float(np.median(watch.optimizer[1:]))
+    looked = _few(work.validation, EVALUATION_BATCHES)
+    found = Measurement(
+        training=training,
+        optimizer=optimizer,
+        evaluation=rehearsal.watch("validation", work.validation, looked).speed(),
+        written=rehearsal.watch("test", work.test, looked).speed() if rehearsal.module.generates else None,
+        loading=loading,
+        peak_gib=peak_memory_gib(materials.device),
+    )
+    release_memory()
+    return found
+
+
+def _few(batches: Batches, most: int) -> int:
+    """Return how many batches to time: two at least, for a line, and no more than a quarter of a short run."""
+    return max(2, min(most, len(batches.order) // 4))
+
+
+def fit_line(tokens: list[int], seconds: list[float]) -> Speed:
+    """Return the line with the least absolute deviations, nowhere negative: a batch that was held up does not move it.
+
+    Args:
+        tokens: of batches.
+        seconds: that they took.
+    """
+    from scipy.optimize import linprog
+
+    line, above = np.column_stack([np.ones(len(tokens)), tokens]), np.eye(len(tokens))
+    found = linprog(
+        [0.0, 0.0, *np.ones(len(tokens))],
+        A_ub=np.block([[line, -above], [-line, -above]]),
+        b_ub=[*seconds, *(-second for second in seconds)],
+    )
+    return Speed(fixed=float(found.x[0]), per_token=float(found.x[1]))
+
+
+@dataclass(kw_only=True)
+class _Stopwatch(L.Callback):
+    """Notes how long each batch took, and how much of that the optimizer did."""
+
+    tokens: list[int]
+    device: torch.device
+    batch: list[float] = field(default_factory=list)
+    optimizer: list[float] = field(default_factory=list)
+
+    def speed(self) -> Speed:
+        """Return the line through the timed batches, the first left out."""
+        return fit_line(self.tokens[1:], self.batch[1:])
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._began = self._now()
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.batch.append(self._now() - self._began)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.optimizer.append(self._now() - self._began - self.batch[-1])
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self._began = self._now()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self.batch.append(self._now() - self._began)
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        self._began = self._now()
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        self.batch.append(self._now() - self._began)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+@dataclass
+class _Rehearsal:
+    """Runs batches as the run itself would: the same trainer, but for its end and its accumulation."""
+
+    materials: Materials
+    data: DataModule
+    module: ClassifierModule
+
+    def watch(self, stage: str, batches: Batches, count: int) -> _Stopwatch:
+        """Return the times of `count` batches of a stage, after that of the largest."""
+        numbers = [batches.largest, *batches.spread(count)]
+        config, device = self.materials.config.trainer, self.materials.device
+        watch = _Stopwatch(tokens=[int(batches.computed[number]) for number in numbers], device=device)
+        once = replace(
+            config,
+            max_epochs=1,
+            max_steps=None,
+            accumulate_grad_batches=1,
+            eval_steps=None,
+            early_stopping_patience=None,
+            progress_bar=False,
+        )
+        trainer = build_trainer(once, self.materials.precision, device, Record(), watch)
+        rehearse(trainer, self.module, self.data.loader(stage, [batches.order[number] for number in numbers]), stage)
+        return watch

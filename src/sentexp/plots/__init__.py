@@ -1,0 +1,1 @@
+"""Plots of runs, and how plots are drawn."""

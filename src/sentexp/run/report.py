@@ -1,0 +1,187 @@
+"""What a run prints: its data, the audit of its parameters, its result and what to do next."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Column, Table
+from rich.text import Text
+
+from sentexp.config import CausalLM, TaskConfig
+from sentexp.config.metric_names import SLICE_METRICS
+from sentexp.data.audit import DataAudit
+from sentexp.data.splits import NAMES
+from sentexp.system.console import OUT, say
+
+if TYPE_CHECKING:
+    from sentexp.models.adapters import ParameterAudit
+
+MOST_COLUMNS = 12
+
+
+def print_data(found: DataAudit) -> None:
+    """Print rows and labels per split, how many texts are cut at the maximum length, and what is probably wrong."""
+    labels = list(found.labels["train"])
+    many = len(labels) > MOST_COLUMNS
+    columns = ["classes", "smallest", "largest"] if many else [escape(label) for label in labels]
+    table = Table("split", "rows", "of", *columns, "cut", title=f"data={found.data}", title_justify="left")
+    for split in NAMES:
+        counts = list(found.labels[split].values())
+        shown = [sum(count > 0 for count in counts), min(counts), max(counts)] if many else counts
+        per_class = [f"{count:,}" for count in shown]
+        table.add_row(
+            split, f"{found.rows[split]:,}", f"{found.available[split]:,}", *per_class, f"{found.cut[split]:.1%}"
+        )
+    OUT.print(table)
+    for sentence in found.warnings:
+        say(f"Note: {sentence}")
+
+
+def print_findings(found: DataAudit) -> None:
+    """Print everything that was looked for, with examples, and the lengths of the texts."""
+    lengths = Table("tokens", "5 %", "median", "95 %", "longest", "cut", title="text lengths", title_justify="left")
+    for split in NAMES:
+        lengths.add_row(split, *(f"{value:,}" for value in found.token_quantiles[split]), f"{found.cut[split]:.1%}")
+    OUT.print(lengths)
+    table = Table("rows with", *NAMES, "for instance", title="findings", title_justify="left")
+    for finding in found.findings:
+        counts = [f"{finding.rows[split]:,}" if split in finding.rows else "" for split in NAMES]
+        table.add_row(Text(finding.name), *counts, Text("\n".join(finding.examples)))
+    OUT.print(table, soft_wrap=False)
+
+
+def print_parameters(method: str, audit: "ParameterAudit") -> None:
+    """Print trained and frozen parameters by kind."""
+    table = Table("parameters", "trained", "frozen", title=f"peft={method}", title_justify="left")
+    for kind in audit.trainable:
+        if audit.trainable[kind] or audit.frozen[kind]:
+            table.add_row(kind, f"{audit.trainable[kind]:,}", f"{audit.frozen[kind]:,}")
+    share = audit.trainable_total / audit.total
+    table.add_section()
+    table.add_row("sum", f"{audit.trainable_total:,} ({share:.2%})", f"{audit.total - audit.trainable_total:,}")
+    OUT.print(table)
+    if audit.targets:
+        leaves = sorted({path.split(".")[-1] for path in audit.targets})
+        say(f"{len(audit.targets)} modules adapted: {', '.join(leaves)}")
+
+
+def print_result(metrics: Mapping[str, float], labels: list[str], confusion: list[list[int]]) -> None:
+    """Print validation and test metrics side by side, and the confusion matrix of the test split."""
+    table = Table("metric", "validation", "test", title="result", title_justify="left")
+    for name in _plain_names(metrics):
+        table.add_row(Text(name), _number(name, metrics.get(f"best/{name}")), _number(name, metrics[f"test/{name}"]))
+    OUT.print(table)
+    _print_confusion(labels, confusion)
+    _print_slices(metrics)
+
+
+def print_evaluation(
+    title: str,
+    metrics: Mapping[str, float],
+    own: Mapping[str, float],
+    labels: list[str],
+    confusion: list[list[int]],
+) -> None:
+    """Print the metrics of a finished run on other data, beside those of its own test split where they are known."""
+    columns = ["here", *(["own test split"] if own else [])]
+    table = Table("metric", *columns, title=escape(title), title_justify="left")
+    for name in _plain_names(metrics):
+        values = [metrics[f"test/{name}"], *([own.get(f"test/{name}")] if own else [])]
+        table.add_row(Text(name), *(_number(name, value) for value in values))
+    OUT.print(table)
+    _print_confusion(labels, confusion)
+    _print_slices(metrics)
+
+
+def _plain_names(metrics: Mapping[str, float]) -> list[str]:
+    """Return the names of the test metrics that are of no slice."""
+    return [name for key in metrics if (name := key.removeprefix("test/")) != key and "/" not in name]
+
+
+def print_answers(counts: Mapping[str, str]) -> None:
+    """Print what a language model answered where it named no label."""
+    titles = {
+        "irregular_outputs": "irregular outputs by first token",
+        "irregular_generations": "irregular written answers by first word",
+    }
+    for name, counted in counts.items():
+        say(f"{titles[name]}: {counted}")
+
+
+def print_comparison(metrics: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the run beside its baselines, by their titles, on the same test rows, and how far its accuracy is above."""
+    if not baselines:
+        return
+    beside = dict(sorted(baselines.items(), key=lambda item: item[1]["test/accuracy"])) | {"this run": metrics}
+    title = "beside the baselines (difference: accuracy of this run minus theirs)"
+    table = Table(Column("test split", no_wrap=True), *beside, title=title, title_justify="left")
+    for metric in (*SLICE_METRICS, "off_label_mass", "irregular_outputs"):
+        values = [_number(metric, found.get(f"test/{metric}")) for found in beside.values()]
+        if any(values):
+            table.add_row(metric, *values)
+    table.add_section()
+    ahead = [f"{metrics['test/accuracy'] - found['test/accuracy']:+.4f}" for found in list(beside.values())[:-1]]
+    table.add_row("difference", *ahead, "")
+    OUT.print(table)
+
+
+def _number(metric: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if metric.startswith("irregular") else f"{value:.4f}"
+
+
+def _print_confusion(labels: list[str], confusion: list[list[int]]) -> None:
+    """Print the confusion matrix, unless it has too many columns for a terminal."""
+    if len(labels) > MOST_COLUMNS:
+        say(f"The confusion matrix of {len(labels)} classes is in result.json.")
+        return
+    matrix = Table("true \\ predicted", *map(escape, labels), title="test split", title_justify="left")
+    for label, row in zip(labels, confusion, strict=True):
+        matrix.add_row(Text(label), *(f"{count:,}" for count in row))
+    OUT.print(matrix)
+
+
+def _print_slices(metrics: Mapping[str, float]) -> None:
+    """Print the test metrics of each slice, and of the rows that stand nowhere else."""
+    slices: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        name, _, metric = key.removeprefix("test/").rpartition("/")
+        if key.startswith("test/") and name:
+            slices.setdefault(name, {})[metric] = value
+    table = Table("slice", "rows", *SLICE_METRICS, title="test split by slice", title_justify="left")
+    for name, values in slices.items():
+        scores = [f"{values[metric]:.4f}" if metric in values else "" for metric in SLICE_METRICS]
+        table.add_row(Text(name), f"{values['rows']:,.0f}", *scores)
+    if slices:
+        OUT.print(table)
+
+
+def print_costs(metrics: Mapping[str, float]) -> None:
+    """Print what the run took."""
+    say(f"{metrics['seconds']:.0f} s in all; peak memory {metrics['peak_memory_gib']:.1f} GiB")
+
+
+def print_whereabouts(run_id: str | None, where: str, folder: Path, weights: Path, task: TaskConfig) -> None:
+    """Print where the run is recorded, and commands to try next."""
+    say(f"MLflow run {run_id} in {where}" if run_id else f"recorded {where}")
+    say(f"weights in {weights}, result in {folder / 'result.json'}")
+    say("")
+    say("Next, for instance:")
+    if run_id:
+        say("  make ui                                          # look at the run in the MLflow UI")
+    if isinstance(task, CausalLM):
+        say("  python -m sentexp task=causal_lm peft=none task.shots=4  # the untuned base with examples")
+    else:
+        say("  python -m sentexp peft=head                      # the same without an adapter: what does it add?")
+        say("  python -m sentexp task=causal_lm                 # a prompt that is answered by a label word")
+    say("  python -m sentexp data.train_subset=null         # all training rows")
+    say("  python -m sentexp --multirun peft.r=4,8,16       # a sweep")
+    say("  python -m sentexp --help                         # every group and option")
+
+
+def print_audit_whereabouts(run_id: str | None, where: str, folder: Path) -> None:
+    """Print where an audit is recorded."""
+    say(f"MLflow run {run_id} in {where}" if run_id else f"recorded {where}")
+    say(f"audit in {folder / 'data_audit.json'}, its picture in {folder / 'data_audit.png'}")

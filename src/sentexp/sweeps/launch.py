@@ -1,0 +1,157 @@
+"""Starting the runs of a sweep with any launcher of hydra's, and gathering how they ended.
+
+What happens in the launcher's processes is `run_job`.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.utils import JobReturn
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from sentexp.config import Config, TrackingBackend
+from sentexp.errors import complain
+from sentexp.run.failures import explain_failure
+from sentexp.run.fusing import fuse
+from sentexp.sweeps.fused import FusedLauncher, play
+
+if TYPE_CHECKING:
+    from hydra.plugins.launcher import Launcher
+
+    from sentexp.sweeps.sweep_dir import Outcome, SweepFolder
+
+ATTEMPTS = 2
+"""How often a run is started that takes its launcher down with it, before it counts as killed."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Job:
+    """A run of the sweep: its number, overrides, configuration, and identity where it could be found."""
+
+    number: int
+    overrides: list[str]
+    config: Config
+    identity: str | None = None
+
+
+def is_one_by_one(launcher: "Launcher") -> bool:
+    """Tell whether the launcher is hydra's own, which runs one job after the other in this process.
+
+    By name: hydra loads the modules of its plugins anew when it looks for them, so that a class can be there twice.
+    """
+    return type(launcher).__name__ == BasicLauncher.__name__
+
+
+def fit_to_cluster(config: DictConfig) -> None:
+    """Let Ray's launcher ask a running cluster for no object store, and give its workers the name of MLflow's store."""
+    from sentexp.tracking.store import URI_VARIABLE
+
+    init = OmegaConf.select(config, "hydra.launcher.ray.init", default={})
+    if init.get("address"):
+        with open_dict(init):
+            init.setdefault("object_store_memory", None)  # the launcher has a default, which such a cluster refuses
+            if URI_VARIABLE in os.environ:
+                init.setdefault("runtime_env", {"env_vars": {URI_VARIABLE: os.environ[URI_VARIABLE]}})
+
+
+def launch(launcher: "Launcher", jobs: list[Job], folder: "SweepFolder") -> None:
+    """Run the jobs; one after the other where the launcher is hydra's own, which works in this process."""
+    for job in jobs:
+        path = quoted(str(folder.path.absolute()))  # workers may have been started in another folder
+        job.overrides += [f"hydra.sweep.dir={path}", f"hydra.sweep.subdir={job.number}"]
+    if is_one_by_one(launcher) or isinstance(launcher, FusedLauncher):
+        for job in _fused(launcher, jobs, folder) if isinstance(launcher, FusedLauncher) else jobs:
+            note([job], launcher.launch([job.overrides], initial_job_idx=job.number), folder)
+        return
+    for attempt in range(1, ATTEMPTS + 1):
+        left = [job for job in jobs if job.number not in folder.outcomes()]
+        if not left:
+            return
+        overrides = [[*job.overrides, "trainer.progress_bar=false"] for job in left]
+        try:
+            results = launcher.launch(overrides, initial_job_idx=left[0].number)
+        except Exception as error:
+            _tell_of_launcher(error, attempt)
+            continue
+        note(left, results, folder)
+
+
+def _fused(launcher: FusedLauncher, jobs: list[Job], folder: "SweepFolder") -> list[Job]:
+    """Do the jobs that train together, and return the others."""
+    found = fuse([job.config for job in jobs])
+    for group in found.groups:
+        play(launcher, [jobs[number] for number in group], partial(_in_thread, launcher, folder))
+    return [jobs[number] for number in found.reasons]
+
+
+def _in_thread(launcher: FusedLauncher, folder: "SweepFolder", job: Job) -> None:
+    """Do one of several runs that move in turn."""
+    results = launcher.launch([[*job.overrides, "trainer.progress_bar=false"]], initial_job_idx=job.number)
+    note([job], results, folder)
+
+
+def _tell_of_launcher(error: Exception, attempt: int) -> None:
+    again = "starting what is left again" if attempt < ATTEMPTS else "what is left counts as killed"
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    complain(f"The launcher stopped ({type(error).__name__}: {reason[:200]}): {again}.")
+
+
+def note(jobs: list[Job], results: Sequence[JobReturn], folder: "SweepFolder") -> None:
+    """Write down the ends of runs that could not: on machines that do not share the folder, or on a full disk."""
+    from sentexp.sweeps.job import report
+    from sentexp.sweeps.sweep_dir import Outcome, State
+
+    ended = folder.outcomes()
+    for job, result in zip(jobs, results, strict=True):
+        if job.number in ended:
+            continue
+        outcome = result._return_value
+        if isinstance(outcome, Exception):
+            told = explain_failure(outcome, job.config.output_dir) or f"{type(outcome).__name__}: {outcome}"
+            complain(f"{job.config.sweep.name}: {told}")
+            outcome = Outcome(name=str(job.config.sweep.name), state=State.failed, identity=job.identity, error=told)
+        report(outcome, job.config, folder, job.number)
+
+
+def collect(jobs: list[Job], folder: "SweepFolder") -> "list[Outcome]":
+    """Return the outcome of every job; one that has none was killed."""
+    from sentexp.sweeps.sweep_dir import Outcome, State
+    from sentexp.tracking.store import open_store
+
+    ended = folder.outcomes()
+    by_identity = {job.identity: ended[job.number] for job in jobs if job.identity and job.number in ended}
+    for job in jobs:
+        name = str(job.config.sweep.name)
+        if job.number not in ended and job.identity in by_identity:  # the same run under two names
+            folder.write(job.number, replace(by_identity[job.identity], name=name))
+        elif job.number not in ended:
+            tracking = job.config.tracking
+            if tracking.backend is not TrackingBackend.none and job.identity is not None:
+                store = open_store(tracking)
+                for run in store.search(f"attributes.status = 'RUNNING' AND tags.identity = '{job.identity}'"):
+                    store.client.set_terminated(run.info.run_id, status="KILLED")
+            error = "its process was killed"
+            folder.write(job.number, Outcome(name=name, state=State.killed, identity=job.identity, error=error))
+    ended = folder.outcomes()
+    return [ended[job.number] for job in jobs]
+
+
+def once_each(jobs: list[Job]) -> list[Job]:
+    """Return the jobs without those whose identity an earlier one has."""
+    seen: set[str] = set()
+    different = []
+    for job in jobs:
+        if job.identity is None or job.identity not in seen:
+            different.append(job)
+        seen |= {job.identity} if job.identity is not None else set()
+    return different
+
+
+def quoted(text: str) -> str:
+    """Return a text as hydra's override grammar takes it."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

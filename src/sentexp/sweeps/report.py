@@ -1,0 +1,60 @@
+"""What a sweep prints: its beginning, a line for every run that ends, the table of all."""
+
+import math
+from pathlib import Path
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from sentexp.sweeps.sweep_dir import Outcome, Progress, State, best_of
+from sentexp.system.console import OUT, duration, say
+
+LONGEST_NAME = 36
+METRICS = ("accuracy", "f1_macro", "auroc_macro")
+
+
+def print_beginning(what: str, total: int, finished: int, interrupted: int, run_id: str | None, folder: Path) -> None:
+    """Print what kind of sweep begins, how many runs it has, and how many of them need nothing more."""
+    where = f", MLflow run {run_id}" if run_id else ""
+    say(f"{what} of {total} {'run' if total == 1 else 'runs'} in {folder}{where}")
+    going_on = f", {interrupted} to go on with" if interrupted else ""
+    say(f"{finished} finished before{going_on}, {total - finished - interrupted} to do")
+
+
+def print_progress(outcome: Outcome, progress: Progress, monitor: str) -> None:
+    """Print a line: which run has ended and how, the best so far, and how long the rest will take."""
+    said = outcome.state.value
+    if outcome.state is State.finished:
+        said = f"{monitor} {outcome.objective:.4f}, {outcome.metrics['seconds']:.0f} s"
+    parts = [f"{progress.ended}/{progress.total}", outcome.name, said]
+    if progress.best is not None:
+        parts.append(f"best {progress.best.name} {progress.best.objective:.4f}")
+    if progress.ended < progress.total and math.isfinite(progress.seconds_left):
+        parts.append(f"about {duration(progress.seconds_left)} left")
+    OUT.print(Text(" | ".join(parts)))
+
+
+def print_outcomes(outcomes: list[Outcome], monitor: str) -> None:
+    """Print the table of all runs, and below it why runs failed."""
+    numbers = [monitor.replace("/", "\n"), *(f"test\n{name.replace('_', ' ')}" for name in METRICS), "seconds"]
+    table = Table(
+        Column("run", no_wrap=True, max_width=LONGEST_NAME), Column("state", no_wrap=True), *numbers, title="sweep"
+    )
+    table.title_justify = "left"
+    best = best_of(outcomes, monitor)
+    for outcome in outcomes:
+        values = [outcome.objective, *(outcome.metrics.get(f"test/{name}", math.nan) for name in METRICS)]
+        seconds = outcome.metrics.get("seconds")
+        table.add_row(
+            Text(outcome.name),
+            outcome.state.value,
+            *("" if math.isnan(value) else f"{value:.4f}" for value in values),
+            "" if seconds is None else f"{seconds:.0f}",
+            style="bold" if best is not None and outcome.name == best.name else "",
+        )
+    OUT.print(table)
+    for outcome in outcomes:
+        if outcome.error:
+            say(f"{outcome.name}: {outcome.error}")
+    if best is not None:
+        say(f"Best {monitor}: {best.name} ({best.objective:.4f}); the test columns selected nothing.")

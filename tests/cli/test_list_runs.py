@@ -1,0 +1,53 @@
+"""`python -m sentexp runs`: every run, its identity, state and result."""
+
+import json
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from sentexp.cli.list_runs import list_runs
+from sentexp.run import train
+
+RECORDED = ("tracking=mlflow", "tracking.system_metrics=false", "baseline=false")
+
+
+def interrupt(config, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train.run(config)
+
+
+@pytest.fixture(params=["mlflow", "none"])
+def tracked(request, store):
+    return (*RECORDED, f"tracking.uri={store}") if request.param == "mlflow" else ("tracking=none", "baseline=false")
+
+
+def test_every_run_is_listed_with_its_state_and_result(config, tracked, monkeypatch, capsys):
+    result = train.run(config(*tracked))
+    interrupt(config(*tracked, "seed=2"), monkeypatch)
+    capsys.readouterr()
+    list_runs(config(*tracked))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert len(lines) == 2
+    (finished,) = [line for line in lines if "finished" in line]
+    assert result.identity in finished
+    assert f"{result.metrics['test/accuracy']:.4f}" in finished
+    assert any(state in line for line in lines for state in ("killed", "interrupted"))
+
+
+def test_a_run_that_another_process_is_at_is_running(config, monkeypatch, capsys):
+    settings = config("tracking=none")
+    interrupt(settings, monkeypatch)
+    (state,) = list(Path(settings.output_dir).glob("*/state.json"))
+    assert json.loads(state.read_text())["identity"] == state.parent.name
+    with FileLock(state.parent / ".lock"):
+        list_runs(settings)
+    assert "running" in capsys.readouterr().out
+    list_runs(settings)
+    assert "interrupted" in capsys.readouterr().out
+
+
+def test_a_store_without_runs_says_so(config, store, capsys):
+    list_runs(config(*RECORDED, f"tracking.uri={store}"))
+    assert "No runs in experiment sentexp of sqlite:" in capsys.readouterr().out

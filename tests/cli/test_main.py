@@ -1,0 +1,230 @@
+"""The command line in a process of its own: speed of the light commands, sentences, exit codes, sweeps that go on."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hydra import compose, initialize_config_dir
+from mlflow import MlflowClient
+
+from sentexp.cli.main import OWN_KEYS, help_text, main
+from sentexp.config import conf_dir, register_schemas
+from sentexp.system import hardware
+
+
+@pytest.fixture
+def started(command_environment, tmp_path):
+    """Return a function that starts the command in an empty folder and returns (exit code, output, errors)."""
+
+    def command(*words):
+        done = subprocess.run(
+            [sys.executable, "-m", "sentexp", *words],
+            cwd=tmp_path, env=command_environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    return command
+
+
+@pytest.fixture(params=["here", pytest.param("process", marks=pytest.mark.slow)])
+def sentexp(request, reviews, started, command_line, tmp_path):
+    """Return the command line, in this process or in one of its own, in an empty folder: words of a quick run added."""
+    do = command_line if request.param == "here" else started
+    added = [
+        "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation",
+        "data.splits.test=test", "trainer.progress_bar=false", "trainer.batch_size=8", "tracking.system_metrics=false",
+    ]  # fmt: skip
+    if request.param == "here":  # MLflow keeps a store for the whole process by its address: it must name the folder
+        added.append(f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}")
+    return lambda *words, quick=True: do(*words, *(added if quick else []))
+
+
+def test_help_names_every_option_of_every_group():
+    text = help_text()
+    for file in conf_dir().glob("*/*.yaml"):
+        assert f"  {file.stem} " in text, file.stem
+        assert f"{file.parent.name}=" in text
+
+
+@pytest.mark.parametrize("verb", OWN_KEYS)
+def test_a_verb_tells_its_keys(verb, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sentexp", verb, "--help"])
+    main()
+    register_schemas()
+    told = capsys.readouterr().out
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        keys = set(compose(verb)) - {"tracking", "data"}
+    assert {line.partition(":")[0] for line in told.splitlines() if re.match(r"\w+: .*#", line)} == keys
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["--cfg", "job"], ["serve", "-h"]])
+def test_light_commands_do_not_import_torch(words, monkeypatch, tmp_path):
+    code = (
+        f"import sys; sys.argv[1:] = {words!r}; sys.modules['torch'] = None; from sentexp.cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["peft=loraa"], "sentexp: peft=loraa is no option of peft: it must be one of dora"),
+        (["peft.r=0"], "sentexp: peft.r=0 must be 1 or more."),
+        (["-m", "peft.r=4,x"], "sentexp: peft.r=x: "),
+        (["experiment=nope"], "sentexp: experiment=nope is no option of experiment"),
+        (["+foo=1", "model=tiny"], "sentexp: The configuration does not fit together ("),
+        (["peft=null"], "sentexp: "),
+        (["~data"], "sentexp: "),
+        (["trian"], "sentexp: trian is no verb: it must be train"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_a_failure(started, words, sentence):
+    code, _, errors = started(*words)
+    assert code == 1
+    assert errors.startswith(sentence)
+    assert errors.count("\n") == 1
+
+
+def test_a_run_prints_result_audit_and_whereabouts_and_is_recorded(sentexp, tmp_path, store):
+    code, output, errors = sentexp("train", "peft.r=3")
+    assert code == 0, errors
+    for part in (
+        "data=sst2",
+        "peft=lora",
+        "auroc_macro",
+        "true \\ predicted",
+        "MLflow run",
+        "make ui",
+        "modules adapted",
+    ):
+        assert part in output, part
+    (run,) = MlflowClient(store).search_runs(["1"])
+    assert run.info.run_id in output
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["command"].startswith("python -m sentexp peft.r=3 model=tiny")
+    assert (
+        json.loads((tmp_path / "outputs" / run.data.tags["identity"] / "result.json").read_text())["run_id"]
+        == run.info.run_id
+    )
+    assert "Traceback" not in errors
+
+
+def test_a_sweep_goes_on_after_a_failure_and_tells_of_it(sentexp, tmp_path, store):
+    code, output, errors = sentexp("peft.r=4,8", "--multirun", "peft.target_modules=[nothing],[q_proj]")
+    assert code == 1
+    everything = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
+    baselines = sorted(run.data.tags["baseline"] for run in everything if "baseline" in run.data.tags)
+    assert baselines == ["linear_probe", "majority", "tfidf"]  # once for the sweep
+    runs = [run for run in everything if not {"baseline", "sweep.identity"} & set(run.data.tags)]
+    finished = [run.data.params["peft.r"] for run in runs if run.info.status == "FINISHED"]
+    assert sorted(finished) == ["4", "8"]
+    assert sum(run.info.status == "FAILED" for run in runs) == 2
+    assert errors.count("peft.target_modules: 'nothing' matches no module") == 2
+    assert "4/4 | " in output
+    assert "sentexp: 2 of 4 runs failed: " in errors
+
+
+def test_prepare_trains_nothing(sentexp, tmp_path):
+    code, output, errors = sentexp("prepare")
+    assert code == 0, errors
+    assert "a run of this configuration needs no network" in output
+    assert not (tmp_path / "mlflow.db").exists()
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_users_own_group_options_are_found(sentexp, tmp_path, reviews):
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    (tmp_path / "mine" / "data" / "films.yaml").write_text(
+        f"defaults: [csv, _self_]\nname: films\npath: {reviews}\nlabels: [negative, positive]\ntext: sentence\n"
+        "splits: {train: train, validation: validation, test: test}\n"
+    )
+    words = ["--config-dir", "mine", "model=tiny", "data=films", "tracking=none", "trainer.progress_bar=false"]
+    code, output, errors = sentexp(*words, quick=False)
+    assert code == 0, errors
+    assert "data=films" in output
+    (tmp_path / "mine" / "data" / "bare.yaml").write_text("name: bare\npath: x.csv\ntext: sentence\n")
+    code, _, errors = sentexp("--config-dir", "mine", "data=bare", quick=False)
+    assert "In 'data/bare': Key 'text' not in 'DataConfig'; a file of your own begins with `defaults:" in errors
+    code, _, errors = sentexp("--config-dir", "mine", "data=filmz", quick=False)
+    assert "films" in errors
+    assert code == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_terminated_run_is_killed_in_mlflow_and_goes_on(number, command_environment, tmp_path, reviews):
+    words = [
+        "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation", "data.splits.test=test",
+        "trainer.progress_bar=false", "trainer.max_epochs=400", "trainer.save_steps=5", "tracking.system_metrics=false",
+        "trainer.batch_size=4",
+    ]  # fmt: skip
+    # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sentexp", *words], cwd=tmp_path, env=command_environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
+    while process.poll() is None and not list(tmp_path.glob("outputs/*/last.ckpt")):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the same command goes on from its last checkpoint" in errors
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "KILLED"
+    assert "traceback.txt" in {item.path for item in client.list_artifacts(run.info.run_id)}
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence(command_environment, tmp_path, reviews):
+    code = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from sentexp.cli.main import main
+import sentexp.run.train
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+main()
+"""
+    words = [
+        "model=tiny",
+        "data=sst2",
+        f"data.path={reviews}",
+        "data.splits.validation=validation",
+        "data.splits.test=test",
+    ]
+    words += ["trainer.progress_bar=false", "tracking=none", "trainer.batch_size=8"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=tmp_path,
+        env=command_environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "sentexp: No space is left to write" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_exit_code_of_a_clean_run_is_zero(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sentexp", "--version"])
+    main()
+    assert capsys.readouterr().out.startswith("sentexp 0.")
+    assert os.environ.get("HYDRA_FULL_ERROR") is None
+
+
+def test_a_training_skips_its_imports_when_it_collects_garbage(words, command_line, monkeypatch):
+    frozen = []
+    monkeypatch.setattr(hardware, "freeze_imports", lambda *modules: frozen.append(modules))
+    assert command_line(*words)[0] == 0
+    assert command_line(*words, "peft=head")[0] == 0
+    assert command_line("runs", *words)[0] == 0
+    assert frozen == [("peft",), ()]

@@ -1,0 +1,91 @@
+"""The output of `predict` on disk: whole or not there, by one process at a time, gone on with where it was left."""
+
+import pytest
+
+from sentexp.errors import UserError
+from sentexp.inference.row_formats import Chunk
+from sentexp.inference.writers import FileOutput
+
+ADDED = ["label", "probability_a", "probability_b"]
+
+
+def chunk(*texts):
+    return Chunk(rows=[{"text": text} for text in texts], texts=list(texts))
+
+
+def said(count):
+    return [["a", 0.75, 0.25]] * count
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Return a function that opens the output of a task; all are closed at the end."""
+    outputs = []
+
+    def make(task="t", form="csv", name="out.csv"):
+        outputs.append(FileOutput(tmp_path / name, form, ["text"], ADDED, ",", task))
+        return outputs[-1]
+
+    yield make
+    for output in outputs:
+        output.close()
+
+
+def test_one_process_writes_at_a_time(opened):
+    first = opened()
+    with pytest.raises(UserError, match=r"out.csv is being written by another process: wait for it"):
+        opened()
+    first.close()
+    assert opened().rows == 0
+
+
+def test_what_was_written_after_the_state_is_cut_off(opened, tmp_path):
+    output = opened()
+    output.write(chunk("one", None), [*said(1), [None, None, None]])
+    output.stream.write(b"three,a,0.75,0.25\nfour,a,0.75,0.25\nfi")  # longer than what is still to come
+    output.close()
+    again = opened()
+    assert (again.rows, again.empty) == (2, 1)
+    again.write(chunk("three"), said(1))
+    again.finish()
+    assert (tmp_path / "out.csv").read_text().splitlines() == [
+        f"text,{','.join(ADDED)}", "one,a,0.75,0.25", ",,,", "three,a,0.75,0.25",
+    ]  # fmt: skip
+    assert again.rows == 3
+
+
+@pytest.mark.parametrize("damage", ["state", "partial", "short", "task"])
+def test_what_does_not_fit_together_begins_anew(damage, opened, tmp_path):
+    output = opened()
+    output.write(chunk("one"), said(1))
+    output.close()
+    if damage == "state":
+        (tmp_path / "out.csv.state.json").write_text("{")
+    elif damage == "partial":
+        (tmp_path / "out.csv.partial").unlink()
+    elif damage == "short":
+        (tmp_path / "out.csv.partial").write_text("text")
+    assert opened("other" if damage == "task" else "t").rows == 0
+
+
+def test_without_a_task_nothing_is_gone_on_with(opened):
+    output = opened(None)
+    output.write(chunk("one"), said(1))
+    output.close()
+    assert opened(None).rows == 0
+
+
+def test_a_part_that_was_not_counted_is_written_again(opened, tmp_path):
+    output = opened(form="parquet", name="out.parquet")
+    output.write(chunk("one"), said(1))
+    (tmp_path / "out.parquet.partial" / "unfinished").write_bytes(b"half")
+    (tmp_path / "out.parquet.partial" / "0000001.parquet").write_bytes(b"not counted")
+    output.close()
+    again = opened(form="parquet", name="out.parquet")
+    assert again.rows == 1
+    again.write(chunk("two"), said(1))
+    again.finish()
+    from pyarrow import parquet
+
+    assert parquet.read_table(tmp_path / "out.parquet").column("text").to_pylist() == ["one", "two"]
+    assert [path.name for path in tmp_path.iterdir() if "lock" not in path.name] == ["out.parquet"]

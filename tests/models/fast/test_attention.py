@@ -1,0 +1,52 @@
+"""PyTorch's variable-length attention, of whatever release, gives what the grid of padded rows gives."""
+
+import itertools
+
+import pytest
+import torch
+from rounding import rounding
+
+from sentexp.data.packing import Packer
+from sentexp.models.fast import attention
+from sentexp.models.fast.attention import _flash, attend
+
+
+def reference(query, key, value, starts, scale):
+    """Return causal attention within each row, one row and one head at a time."""
+    rows = []
+    for start, end in itertools.pairwise(starts):
+        heads = []
+        for head in range(query.shape[1]):
+            q, k, v = (part[start:end, head] for part in (query, key, value))
+            unseen = torch.ones(len(q), len(q), dtype=torch.bool).triu(1)
+            heads.append((q @ k.T * scale).masked_fill(unseen, -torch.inf).softmax(-1) @ v)
+        rows.append(torch.stack(heads, 1))
+    return torch.cat(rows)
+
+
+def of_torch_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
+    assert window_size == (-1, 0)
+    assert key.shape[1] == value.shape[1] == query.shape[1]
+    return reference(query, key, value, cu_seq_q.tolist(), scale)
+
+
+def of_torch_2_13(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
+    assert window_size == (-1, 0)
+    if enable_gqa:
+        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+    assert key.shape[1] == query.shape[1]
+    return reference(query, key, value, cu_seq_q.tolist(), scale)
+
+
+@pytest.mark.parametrize("kernel", [of_torch_2_11, of_torch_2_13])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_the_kernel_of_any_release_reads_grouped_heads(kernel, key_heads, monkeypatch):
+    monkeypatch.setattr(attention.varlen, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "TAKES_GROUPED_HEADS", kernel is of_torch_2_13)
+    packed = Packer().score([[1] * length for length in (3, 1, 5)], 0)
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(9, heads, 8, generator=draw) for heads in (4, key_heads, key_heads))
+    found = _flash(query, key, value, packed, 0.3)
+    torch.testing.assert_close(
+        found, attend(query, key, value, packed, 0.3), rtol=0, atol=rounding(float(value.abs().max()))
+    )

@@ -1,0 +1,336 @@
+"""Runs that read together: each gets what it would alone, whatever becomes of the others."""
+
+import threading
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from rounding import agree, rounding
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from sentexp.data.packing import Packer
+from sentexp.models.backbone import twin
+from sentexp.models.fast import llama, multi_run
+from sentexp.models.fast.attention import PrefixCache
+from sentexp.models.fast.llama import Reading, read_together
+from sentexp.models.fast.multi_run import Conductor, apart
+from sentexp.models.fast.padding_free import PackedModel
+
+ADAPTERS = (
+    {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
+    {"r": 8, "lora_alpha": 3, "target_modules": "all-linear", "lora_dropout": 0.3},
+    {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1, "use_rslora": True},
+    {"r": 4, "lora_alpha": 8, "target_modules": ["down_proj"]},
+    {"r": 3, "lora_alpha": 6, "target_modules": "all-linear", "lora_dropout": 0.2, "use_dora": True},
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def base():
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, num_labels=2, max_position_embeddings=64,
+    )  # fmt: skip
+    model = LlamaForSequenceClassification(shape)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(std=0.2)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture
+def runs(base):
+    """Return runs with adapters of different kinds over the same weights."""
+    return adapted(base, ADAPTERS)
+
+
+def adapted(base, adapters):
+    torch.manual_seed(1)
+    models = []
+    for options in adapters:
+        with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by an old name
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            model = get_peft_model(twin(base), LoraConfig(task_type="SEQ_CLS", **options)).train()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.2)
+        models.append(PackedModel(model))
+    return models
+
+
+def rows(seed, prefix):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 20, (5,), generator=generator).tolist()
+    texts = [[5, 6, 7, *torch.randint(1, 60, (length,), generator=generator).tolist()] for length in lengths]
+    return Packer().score(texts, prefix)
+
+
+def adapter(run):
+    return [parameter for name, parameter in run.model.named_parameters() if "lora" in name]
+
+
+def gradients_of(run):
+    return {name: part.grad.clone() for name, part in run.model.named_parameters() if "lora" in name}
+
+
+def learn(run, seed, prefix=0):
+    """Return the loss of a step of a run, and leave the gradients in its adapter."""
+    torch.manual_seed(seed)
+    for parameter in adapter(run):
+        parameter.grad = None
+    weights = torch.randn(5, 32, generator=torch.Generator().manual_seed(seed))
+    loss = (run.hidden(rows(seed, prefix)) * weights).sum()
+    loss.backward()
+    run.finish()
+    return {"loss": loss.detach()} | gradients_of(run)
+
+
+@pytest.mark.parametrize("prefix", [0, 3])
+def test_states_and_gradients_are_those_of_each_run_alone(runs, prefix):
+    alone = [learn(run, seed, prefix) for seed, run in enumerate(runs)]
+    readings = [Reading(run._own(), rows(seed, prefix), None, seed) for seed, run in enumerate(runs)]
+    states = read_together(readings)
+    losses = []
+    for seed, own in enumerate(states):
+        weights = torch.randn(5, 32, generator=torch.Generator().manual_seed(seed))
+        losses.append((own * weights).sum())
+    for run in runs:
+        for parameter in adapter(run):
+            parameter.grad = None
+    sum(losses).backward()
+    for run, loss, expected in zip(runs, losses, alone, strict=True):
+        assert_alike([{"loss": loss.detach()} | gradients_of(run)], [expected])
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("prefix", [0, 3])
+def test_below_the_first_adapter_the_same_rows_are_computed_once(base, monkeypatch, prefix, trains):
+    tokens, original = [], llama._layer
+
+    def layer(hidden, *rest):
+        tokens.append(len(hidden))
+        return original(hidden, *rest)
+
+    monkeypatch.setattr(llama, "_layer", layer)
+    runs = adapted(base, [ADAPTERS[2] | {"layers_to_transform": layers} for layers in ([1, 2], [2], [1], [2])])
+    for run in runs:
+        run.model.train(trains)
+    caches = [[PrefixCache() if not trains else None for _ in runs] for _ in range(2)]
+    for batch, seeds in enumerate([(0, 0, 1, 0), (2, 3, 3, 3)]):
+        texts = [rows(seed, prefix) for seed in seeds]
+        with torch.set_grad_enabled(trains):
+            expected = [
+                read_together([Reading(run._own(), text, cache, 5)])[0]
+                for run, text, cache in zip(runs, texts, caches[0], strict=True)
+            ]
+            tokens.clear()
+            readings = [
+                Reading(run._own(), text, cache, 5) for run, text, cache in zip(runs, texts, caches[1], strict=True)
+            ]
+            found = read_together(readings)
+        for own, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(own, other, rtol=0, atol=rounding(float(other.detach().abs().max())))
+        sizes = [len(text.ids) - (prefix if batch and not trains else 0) for text in texts]
+        once = sum(dict(zip(seeds, sizes, strict=True)).values())
+        assert tokens == [once, sum(sizes), sum(sizes)]
+        if trains:
+            weights = torch.randn(5, 32, generator=torch.Generator().manual_seed(batch))
+            parameters = [parameter for run in runs for parameter in adapter(run)]
+            gradients = [
+                torch.autograd.grad(sum((own * weights).sum() for own in states), parameters)
+                for states in (found, expected)
+            ]
+            agree(*({str(number): part for number, part in enumerate(parts)} for parts in gradients))
+
+
+def test_what_one_run_reads_does_not_enter_another(runs):
+    readings = [Reading(run._own(), rows(seed, 0), None, seed) for seed, run in enumerate(runs)]
+    states = read_together(readings)
+    gradients = torch.autograd.grad(states[0].sum(), adapter(runs[1]), allow_unused=True)
+    assert all(gradient is None or not gradient.any() for gradient in gradients)
+
+
+def steps_of(run, results, name, count=3, fails_at=None):
+    """Return the work of a run: some steps, whose losses and gradients are noted."""
+
+    def work():
+        for step in range(count):
+            if step == fails_at:
+                raise ValueError("absurd")
+            results.setdefault(name, []).append(learn(run, 10 * name + step))
+
+    def guarded():
+        try:
+            work()
+        except Exception as error:
+            results.setdefault(name, []).append(error)
+
+    return guarded
+
+
+def assert_alike(found, expected):
+    """Compare the losses and gradients of steps."""
+    for one, other in zip(found, expected, strict=True):
+        agree(one, other)
+
+
+def played(runs, most=16, **options):
+    results = {}
+    conductor = Conductor(CPU, most)
+    conductor.play([steps_of(run, results, name, **options.get(str(name), {})) for name, run in enumerate(runs)])
+    return results, conductor
+
+
+@pytest.fixture
+def alone(runs):
+    results = {}
+    for name, run in enumerate(runs):
+        steps_of(run, results, name)()
+    return results
+
+
+def test_runs_under_a_conductor_do_what_they_do_alone(runs, alone):
+    results, conductor = played(runs)
+    assert conductor.together == len(runs)
+    for name in alone:
+        assert_alike(results[name], alone[name])
+
+
+def test_a_run_that_fails_leaves_the_others_as_they_are(runs, alone):
+    results, _ = played(runs, **{"1": {"fails_at": 1}})
+    assert isinstance(results[1][-1], ValueError)
+    for name in (0, 2, 3):
+        assert_alike(results[name], alone[name])
+
+
+def test_a_run_that_ends_gives_its_place_to_the_next(runs, alone):
+    results, conductor = played(runs, most=2, **{"0": {"count": 1}})
+    assert conductor.together == 2
+    assert_alike(results[0], alone[0][:1])
+    for name in (1, 2, 3):
+        assert_alike(results[name], alone[name])
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_out_of_memory_splits_the_pass_and_changes_no_number(runs, alone, monkeypatch, where):
+    sizes = []
+    read, grad = multi_run.read_together, torch.autograd.grad
+
+    def reading(readings):
+        sizes.append(len(readings))
+        if where == "forward" and len(readings) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(readings)
+
+    def backward(outputs, *rest, **more):
+        if where == "backward" and isinstance(outputs, list) and len(outputs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return grad(outputs, *rest, **more)
+
+    monkeypatch.setattr(multi_run, "read_together", reading)
+    monkeypatch.setattr(torch.autograd, "grad", backward)
+    results, _ = played(runs)
+    assert max(sizes) > 1
+    assert sizes[-1] <= 2
+    for name in alone:
+        assert_alike(results[name], alone[name])
+
+
+def test_a_run_whose_own_batch_does_not_fit_is_told_so(runs, alone, monkeypatch):
+    read = multi_run.read_together
+
+    def reading(readings):
+        if any(one.layers is runs[2]._own() for one in readings):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(readings)
+
+    monkeypatch.setattr(multi_run, "read_together", reading)
+    results, _ = played(runs)
+    assert isinstance(results[2][-1], torch.OutOfMemoryError)
+    for name in (0, 1, 3):
+        assert_alike(results[name], alone[name])
+
+
+def test_memory_bounds_how_many_runs_begin(runs, alone, monkeypatch):
+    monkeypatch.setattr(multi_run, "free_memory_gib", lambda _: 0.0)
+    results, conductor = played(runs)
+    assert conductor.together == multi_run.FIRST
+    for name in alone:
+        assert_alike(results[name], alone[name])
+
+
+def test_each_run_finds_the_state_of_the_process_as_it_left_it(runs):
+    seen = {}
+
+    def work(name, run):
+        def live():
+            torch.manual_seed(name)
+            first = torch.rand(3)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore" if name else "error")
+                learn(run, name)
+                torch.manual_seed(name + 100)
+                before = list(warnings.filters)
+                learn_state = torch.get_rng_state()
+                with torch.no_grad():
+                    run.hidden(rows(name, 0))  # all meet, and each draws nothing
+                assert torch.equal(torch.get_rng_state(), learn_state)
+                assert warnings.filters == before
+            seen[name] = first
+
+        return live
+
+    outside = list(warnings.filters)
+    Conductor(CPU, 4).play([work(name, run) for name, run in enumerate(runs)])
+    assert len(seen) == len(runs)
+    assert warnings.filters == outside
+    assert threading.active_count() < 20
+
+
+def test_what_is_read_apart_waits_for_nobody(runs):
+    order = []
+
+    def alone_first():
+        with apart():
+            order.append(float(learn(runs[0], 0)["loss"]))
+        order.append("met")
+        learn(runs[0], 1)
+
+    def other():
+        order.append("other")
+        learn(runs[1], 2)
+
+    Conductor(CPU, 2).play([alone_first, other])
+    assert [type(entry).__name__ for entry in order] == ["float", "str", "str"]
+
+
+def test_an_interrupt_ends_every_run(runs, monkeypatch):
+    ended = []
+
+    def work(name, run):
+        def live():
+            try:
+                for step in range(100):
+                    learn(run, step)
+            except multi_run.Interrupted:
+                ended.append(name)
+                raise
+
+        return live
+
+    original = Conductor._backward
+    count = []
+
+    def interrupted(self, members):
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        original(self, members)
+
+    monkeypatch.setattr(Conductor, "_backward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Conductor(CPU, 4).play([work(name, run) for name, run in enumerate(runs)])
+    assert sorted(ended) == [0, 1, 2, 3]

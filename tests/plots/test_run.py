@@ -1,0 +1,13 @@
+"""Pictures are written and are pictures."""
+
+import pytest
+
+from sentexp.plots.run import draw_confusion_matrix, draw_learning_curve
+
+
+@pytest.mark.draws
+def test_pictures_are_written(tmp_path):
+    draw_learning_curve([(1, 0.7), (2, 0.5)], [(2, 0.6)], [], tmp_path / "curve.png")
+    draw_confusion_matrix([[5, 1], [0, 0]], ["negative", "positive"], tmp_path / "matrix.png")
+    for name in ("curve.png", "matrix.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -1,8 +1,0 @@
-"""Rows in the forms that are written."""
-
-from sentexp.serving.rows import arrow
-
-
-def test_json_becomes_columns_of_texts_whatever_its_values():
-    found = arrow([{"a": 1, "b": "x"}, {"a": [1.5, None]}], ["a", "b"])
-    assert found.to_pylist() == [{"a": "1", "b": "x"}, {"a": "[1.5, null]", "b": None}]

@@ -1,0 +1,68 @@
+"""What the tests of serving share: finished runs of the tiny model, trained once for each file of tests."""
+
+import shutil
+
+import pytest
+
+from sentexp.config import load_config
+from sentexp.export import verify
+from sentexp.models.backbone import locate_backbone
+from sentexp.run.train import run
+
+
+@pytest.fixture
+def fresh():
+    """Let the proofs of a test start their processes."""
+
+
+@pytest.fixture(autouse=True)
+def proved_here(request, monkeypatch):
+    """Let a proof read in this process what another one would read, unless a test asks for `fresh` ones."""
+    if "fresh" not in request.fixturenames:
+        monkeypatch.setattr(verify, "_read_in_a_fresh_process", verify._read)
+
+
+@pytest.fixture(scope="module")
+def finished(quick_words, tmp_path_factory):
+    """Return a function that trains a run with these words, once, and returns its result."""
+    folder, kept = tmp_path_factory.mktemp("runs"), {}
+
+    def train(*words):
+        if words not in kept:
+            kept[words] = run(load_config(*quick_words, f"output_dir={folder}", "tracking=none", *words))
+        return kept[words]
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def quick_words(reviews):
+    """Return the overrides of a quick run."""
+    return [
+        "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation",
+        "data.splits.test=test", "trainer.batch_size=8", "trainer.precision=fp32", "trainer.progress_bar=false",
+        "optim.lr=1e-2", "baseline=false", "plots=false",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def texts(reviews):
+    """Return the test sentences."""
+    return [line.partition("\t")[0] for line in (reviews / "test.tsv").read_text().splitlines()[1:]]
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory):
+    """Return a folder of a base model whose weights are random."""
+    folder = locate_backbone(load_config("model=tiny").model).folder
+    return shutil.copytree(folder, tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="session")
+def many_reviews(tmp_path_factory):
+    """Return a folder in GLUE's layout: 64 train, 60 validation and 40 test sentences that are easily told apart."""
+    folder = tmp_path_factory.mktemp("many")
+    for start, (name, rows) in enumerate({"train": 64, "validation": 60, "test": 40}.items()):
+        lines = [f"{'gggg' if row % 2 else 'bbbb'} film {1000 * start + row}\t{row % 2}" for row in range(rows)]
+        (folder / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    return folder
