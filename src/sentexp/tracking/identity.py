@@ -10,7 +10,7 @@ NUMERICS_VERSION = "b3d63fd2ec16d744601a819c533c39ec4e7998ded9dd8194f6948c4b4baa
 """The version of what sentexp computes, a part of every identity.
 
 Give it a new value, "2" and so on, in the commit that lets the same configuration compute other numbers, beyond
-rounding: every run is then trained again. `tests/tracking/test_numerics.py` says when that is. Its first value is the
+rounding: every run is then trained again. `tests/run/test_numerics.py` says when that is. Its first value is the
 digest of the sources that identities used to hold, so that the runs of that release are still found.
 """
 
