@@ -90,7 +90,17 @@ def test_no_module_imports_itself_by_way_of_others():
     list(graphlib.TopologicalSorter(below).static_order())
 
 
-LIGHT = ("__main__", "errors", "cli/main", "config/__init__", "config/explain", "distributed/processes", "system/hub")
+LIGHT = (
+    "__main__",
+    "errors",
+    "cli/main",
+    "cli/commands",
+    "cli/help",
+    "config/__init__",
+    "config/explain",
+    "distributed/processes",
+    "system/hub",
+)
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -178,7 +188,7 @@ from sentexp.models.adapters import attach
 from sentexp.models.backbone import Loading, load_classifier, load_tokenizer, locate_backbone
 from sentexp.models.sequence_classifier import SequenceClassifier
 from sentexp.config import Attention, Precision
-from sentexp.tracking.store import open_record
+from sentexp.tracking.store import open_run_logger
 from sentexp.training.checkpoint import Checkpoints
 from sentexp.training.module import ClassifierModule
 from sentexp.training.trainer import build_trainer, evaluate, fit
@@ -199,7 +209,7 @@ model = load_classifier(backbone, tokenizer, ["a", "b"], load)
 model, _ = attach(model, config.peft)
 module = ClassifierModule(SequenceClassifier(model), ["a", "b"], config.optim, 0, 1)
 checkpoints = Checkpoints(Path("."), "validation/loss", 5)
-trainer = build_trainer(config.trainer, Precision.fp32, device, open_record(config.tracking, "x", None), checkpoints)
+trainer = build_trainer(config.trainer, Precision.fp32, device, open_run_logger(config.tracking, "x", None), checkpoints)
 packer = Packer() if config.trainer.padding_free else None
 data = DataModule({"train": rows, "validation": rows, "test": rows}, tokenizer, config.trainer, 0, packer=packer)
 fit(trainer, module, data, checkpoints)

@@ -8,27 +8,29 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from sentexp.cli.main import VERBS, root_of
+from sentexp.cli.commands import COMMANDS
 from sentexp.config import TEMPLATE_GROUP, conf_dir, register_schemas
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = sorted(set(re.findall(r"^ +python -m sentexp(.*?)(?: +#.*)?$", README, re.MULTILINE)))
+WRITTEN = sorted(set(re.findall(r"^ +python -m sentexp(.*?)(?: +#.*)?$", README, re.MULTILINE)))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", WRITTEN)
 def test_every_command_composes(command, tmp_path):
     words = shlex.split(re.sub(r" < \S+$", "", command).replace("<folder>", "/somewhere"))
     if "--text" in words:  # the command line takes it and its sentence before hydra
         del words[words.index("--text") : words.index("--text") + 2]
     overrides = [first_of(word) for word in words if "=" in word]
-    assert all(word in VERBS or word.startswith("--") or word in ("job", "mine") for word in words if "=" not in word)
+    assert all(
+        word in COMMANDS or word.startswith("--") or word in ("job", "mine") for word in words if "=" not in word
+    )
     if "mine" in words:
         write_examples(tmp_path)
         overrides.append(f"hydra.searchpath=[file://{tmp_path}]")
     register_schemas()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose(root_of(next(iter(words), "")), overrides)
+        config = compose(COMMANDS.get(next(iter(words), ""), COMMANDS["train"]).root, overrides)
     if "mine" in words:
         assert config.data.labels == ["bad", "good"]
         assert config.peft.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]

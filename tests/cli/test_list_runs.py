@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from sentexp.cli.list_runs import list_runs
+from sentexp.cli.list_runs import runs
 from sentexp.run import train
 
 RECORDED = ("tracking=mlflow", "tracking.system_metrics=false", "baseline=false")
@@ -27,7 +27,7 @@ def test_every_run_is_listed_with_its_state_and_result(config, tracked, monkeypa
     result = train.run(config(*tracked))
     interrupt(config(*tracked, "seed=2"), monkeypatch)
     capsys.readouterr()
-    list_runs(config(*tracked))
+    runs(config(*tracked))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     assert len(lines) == 2
     (finished,) = [line for line in lines if "finished" in line]
@@ -42,12 +42,12 @@ def test_a_run_that_another_process_is_at_is_running(config, monkeypatch, capsys
     (state,) = list(Path(settings.output_dir).glob("*/state.json"))
     assert json.loads(state.read_text())["identity"] == state.parent.name
     with FileLock(state.parent / ".lock"):
-        list_runs(settings)
+        runs(settings)
     assert "running" in capsys.readouterr().out
-    list_runs(settings)
+    runs(settings)
     assert "interrupted" in capsys.readouterr().out
 
 
 def test_a_store_without_runs_says_so(config, store, capsys):
-    list_runs(config(*RECORDED, f"tracking.uri={store}"))
+    runs(config(*RECORDED, f"tracking.uri={store}"))
     assert "No runs in experiment sentexp of sqlite:" in capsys.readouterr().out

@@ -12,7 +12,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
-from sentexp.cli.main import OWN_KEYS, help_text, main
+from sentexp.cli.commands import COMMANDS
+from sentexp.cli.help import help_text
+from sentexp.cli.main import main
 from sentexp.config import conf_dir, register_schemas
 from sentexp.system import hardware
 
@@ -51,7 +53,7 @@ def test_help_names_every_option_of_every_group():
         assert f"{file.parent.name}=" in text
 
 
-@pytest.mark.parametrize("verb", OWN_KEYS)
+@pytest.mark.parametrize("verb", [name for name, command in COMMANDS.items() if command.has_own_keys])
 def test_a_verb_tells_its_keys(verb, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sentexp", verb, "--help"])
     main()
@@ -82,7 +84,7 @@ def test_light_commands_do_not_import_torch(words, monkeypatch, tmp_path):
         (["+foo=1", "model=tiny"], "sentexp: The configuration does not fit together ("),
         (["peft=null"], "sentexp: "),
         (["~data"], "sentexp: "),
-        (["trian"], "sentexp: trian is no verb: it must be train"),
+        (["trian"], "sentexp: Unknown command 'trian'. Commands: train, plan"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_failure(started, words, sentence):
@@ -176,7 +178,7 @@ def test_a_terminated_run_is_killed_in_mlflow_and_goes_on(number, command_enviro
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "the same command goes on from its last checkpoint" in errors
+    assert "the same command resumes from its last checkpoint" in errors
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (run,) = client.search_runs(["1"])
     assert run.info.status == "KILLED"

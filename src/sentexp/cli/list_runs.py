@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 METRICS = {"validation": "best/accuracy", "test": "test/accuracy"}
 
 
-def list_runs(config: Config) -> None:
+def runs(config: Config) -> None:
     """Print the runs that MLflow holds of `tracking.experiment`, the oldest first.
 
     With `tracking=none` they are those in `output_dir`.
