@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from sentexp.config import load_config
-from sentexp.run.train import run
+from sentexp.run.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def test_every_way_of_training_runs_on_the_real_backbone(method, task, tmp_path)
     if (method, task) == ("head", "causal_lm"):
         pytest.skip("a language model has no classification head")
     words = (f"peft={method}", f"task={task}", "tracking=none", "baseline=false", "trainer.progress_bar=false", *QUICK)
-    metrics = run(load_config(*words, f"output_dir={tmp_path}")).metrics
+    metrics = train(load_config(*words, f"output_dir={tmp_path}")).metrics
     assert metrics["train/steps"] == (0 if method == "none" else 3)
     assert 0 < metrics["test/loss"] < 3
 

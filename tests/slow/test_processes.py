@@ -164,4 +164,4 @@ def test_a_mistake_is_told_once(strategy, mistake, sentence, words, torchrun, ra
     done = torchrun(f"trainer={strategy}", *words, *ragged, mistake)
     assert done.returncode == 1
     assert done.stderr.count(f"sentexp: {sentence}") == 1
-    assert "sentexp/cli.py" not in done.stderr
+    assert "sentexp/cli/main.py" not in done.stderr

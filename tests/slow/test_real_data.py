@@ -31,7 +31,7 @@ from sentexp.export.prompt_tokenizer import save_framed
 from sentexp.inference.scorer import Scorer
 from sentexp.models.backbone import Backbone, load_tokenizer, locate_backbone
 from sentexp.models.saved import read_trained
-from sentexp.run.train import run
+from sentexp.run.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -313,4 +313,4 @@ def test_presets_train_on_the_real_files(preset, shared, tmp_path):
         quick += ["data.languages=[german]"]
     if isinstance(plain.task, CausalLM):
         quick += [f"task.label_words={WORDS[len(plain.data.class_names())]}"]
-    assert run(load_config(f"experiment={preset}", *quick)).metrics["train/steps"] == 2
+    assert train(load_config(f"experiment={preset}", *quick)).metrics["train/steps"] == 2

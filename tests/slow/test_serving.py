@@ -17,7 +17,7 @@ import pytest
 from sentexp.config import load_config
 from sentexp.inference.scorer import Scorer
 from sentexp.models.saved import read_trained
-from sentexp.run.train import run
+from sentexp.run.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ def trained(reviews, tmp_path):
     words += ["data.splits.test=test", "trainer.batch_size=8", "trainer.progress_bar=false", "optim.lr=1e-2"]
     words += ["trainer.precision=fp32", "baseline=false", "tracking.system_metrics=false"]
     words += [f"output_dir={tmp_path / 'outputs'}", f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"]
-    return run(load_config(*words))
+    return train(load_config(*words))
 
 
 @pytest.fixture

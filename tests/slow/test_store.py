@@ -3,14 +3,14 @@
 import pytest
 
 from sentexp.config import TrackingBackend, TrackingConfig
-from sentexp.tracking.store import open_record, open_store, read_artifact
+from sentexp.tracking.store import open_run_logger, open_store, read_artifact
 
 pytestmark = pytest.mark.slow
 
 
 def test_an_artifact_of_a_server_is_read(mlflow_server, tmp_path):
     tracking = TrackingConfig(backend=TrackingBackend.mlflow, uri=mlflow_server(tmp_path), system_metrics=False)
-    record = open_record(tracking, "a run")
+    record = open_run_logger(tracking, "a run")
     record.log_text("what was said", "predictions/said.txt")
     record.finish("FINISHED")
     store = open_store(tracking)

@@ -86,8 +86,8 @@ def recorded(folder, store=None):
 def test_a_sweep_killed_five_times_ends_as_an_undisturbed_one(words, start, tmp_path):
     axes, failing, code = ["peft.r=2,4,8", f"optim.lr=1e-3,2e-3,{RATE},1e30"], 3, 1  # a rate of 1e30 always fails
     axes += ["trainer.precision=fp32", f"optim.eps={EPS}", "trainer.monitor=validation/loss", "trainer.eval_steps=1000"]
-    undisturbed = start(tmp_path / "undisturbed", *words, *axes)
-    assert undisturbed.wait() == code
+    defer_signals = start(tmp_path / "defer_signals", *words, *axes)
+    assert defer_signals.wait() == code
     seed = random.randrange(1 << 30)
     print(f"moments of the kills: random.Random({seed})")
     moments = random.Random(seed)
@@ -97,8 +97,8 @@ def test_a_sweep_killed_five_times_ends_as_an_undisturbed_one(words, start, tmp_
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert start(tmp_path / "killed", *words, *axes).wait() == code
-    assert_alike(table(tmp_path / "killed"), table(tmp_path / "undisturbed"))
-    for folder in ("undisturbed", "killed"):
+    assert_alike(table(tmp_path / "killed"), table(tmp_path / "defer_signals"))
+    for folder in ("defer_signals", "killed"):
         parent, children = recorded(tmp_path / folder)
         assert parent.info.status == "FAILED"
         states = sorted(run.info.status for run in children)
@@ -212,33 +212,29 @@ def cluster(serve, command_environment, free_port):
         yield partial(begin, Path(folder))
 
 
-def test_launchers_give_the_table_of_the_launcher_in_this_process(words, start, tmp_path, cluster):
-    axes = ["peft.r=2,4", "optim.lr=1e-3,2e-3"]
-    assert start(tmp_path / "here", *words, *axes, "hydra/launcher=sequential").wait() == 0
-    for launcher, chosen in {**LAUNCHERS, "ray-cluster": cluster()}.items():
-        code = start(tmp_path / launcher, *words, *axes, *chosen).wait()
-        assert code == 0, (tmp_path / launcher / "console.txt").read_text()
-        assert table(tmp_path / launcher) == table(tmp_path / "here")
-        parent, children = recorded(tmp_path / launcher)
-        assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 5
-        assert parent.data.metrics["sweep/ended"] == 4
-
-
-def test_workers_that_share_no_folder_give_the_same_table(words, start, tmp_path, cluster, mlflow_server):
-    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs the right to mount a tmpfs")
-    assert start(tmp_path / "here", *words, "peft.r=2,4", "hydra/launcher=sequential").wait() == 0
-    (tmp_path / "server").mkdir()
-    (tmp_path / "machine").mkdir()
-    store, folder = mlflow_server(tmp_path / "server"), tmp_path / "machine" / "apart"
-    chosen = [*cluster(tmp_path / "machine"), f"tracking.uri={store}"]
-    assert start(folder, *words, "peft.r=2,4", *chosen).wait() == 0, (folder / "console.txt").read_text()
-    assert table(folder) == table(tmp_path / "here")
-    assert not (folder / "outputs").exists()
+def assert_same_sweep(folder, expected, store=None):
+    assert table(folder) == table(expected)
     parent, children = recorded(folder, store)
     assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 3
     assert parent.data.metrics["sweep/ended"] == 2
-    for run in children:
+    return children
+
+
+def test_launchers_give_the_table_of_the_launcher_in_this_process(words, start, tmp_path, cluster, mlflow_server):
+    words = [*words, "peft.r=2,4"]
+    assert start(tmp_path / "here", *words, "hydra/launcher=sequential").wait() == 0
+    for launcher, chosen in LAUNCHERS.items():
+        code = start(tmp_path / launcher, *words, *chosen).wait()
+        assert code == 0, (tmp_path / launcher / "console.txt").read_text()
+        assert_same_sweep(tmp_path / launcher, tmp_path / "here")
+    may_mount = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
+    (tmp_path / "server").mkdir()
+    (tmp_path / "machine").mkdir()
+    store, folder = mlflow_server(tmp_path / "server"), tmp_path / "machine" / "apart"
+    chosen = [*cluster(tmp_path / "machine" if may_mount else None), f"tracking.uri={store}"]
+    assert start(folder, *words, *chosen).wait() == 0, (folder / "console.txt").read_text()
+    assert may_mount is not (folder / "outputs").exists()
+    for run in assert_same_sweep(folder, tmp_path / "here", store):
         assert "result.json" in {file.path for file in MlflowClient(store).list_artifacts(run.info.run_id)}
 
 
