@@ -35,15 +35,16 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from sentexp.config import CausalLM, Lora, Quantization
-from sentexp.data.datamodule import MEGABATCH, BatchOrder, DataModule, pad
+from sentexp.data.batching import MEGABATCH, RowBatches
+from sentexp.data.datamodule import DataModule, pad
 from sentexp.data.packing import Packed
-from sentexp.models.backbone import DTYPES
+from sentexp.models.loading import DTYPES
 from sentexp.run.build import build_data, build_model, build_module
-from sentexp.run.inputs import Materials
-from sentexp.system.hardware import peak_memory_gib, release_memory, reset_peak_memory
-from sentexp.tracking.store import Record
+from sentexp.run.inputs import RunInputs
+from sentexp.system.memory import peak_memory_gib, release_memory, reset_peak_memory
+from sentexp.tracking.run_logger import RunLogger
 from sentexp.training.module import ClassifierModule
-from sentexp.training.trainer import build_trainer, rehearse
+from sentexp.training.trainer import build_trainer, run_batches
 
 OURS, LIMIT = "sentexp", "frozen products alone"
 RANK, ALPHA, RATE = 16, 32, 5e-4
@@ -115,39 +116,39 @@ class Clock:
 
 @dataclass
 class Ground:
-    """What all arms stand on: the materials of a run of sentexp. An optimizer step has `batch_size` rows."""
+    """What all arms stand on: the inputs of a run of sentexp. An optimizer step has `batch_size` rows."""
 
-    materials: Materials
+    inputs: RunInputs
 
     @property
     def batch_size(self) -> int:
         """Rows of an optimizer step."""
-        return self.materials.config.trainer.batch_size
+        return self.inputs.config.trainer.batch_size
 
     @property
     def device(self) -> torch.device:
         """Where it runs."""
-        return self.materials.device
+        return self.inputs.device
 
     @property
     def answers(self) -> bool:
         """Whether the task is `causal_lm`."""
-        return isinstance(self.materials.config.task, CausalLM)
+        return isinstance(self.inputs.config.task, CausalLM)
 
     @property
     def four_bit(self) -> bool:
         """Whether the frozen weights are stored in 4 bits."""
-        return self.materials.config.peft.quantization is not Quantization.none
+        return self.inputs.config.peft.quantization is not Quantization.none
 
     def draw(self, number: int, train: int, test: int) -> Rows:
         """Return the rows of a round."""
-        tokens = self.materials.tokens
+        tokens = self.inputs.tokens
         drawn = (spread(tokens[name].lengths, count, number) for name, count in (("train", train), ("test", test)))
         return Rows(number, *drawn)
 
     def examples(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Return training rows as transformers takes them, with labels that leave a prompt out of the loss."""
-        tokens, prompt = self.materials.tokens["train"], self.materials.prompt
+        tokens, prompt = self.inputs.tokens["train"], self.inputs.prompt
         found = []
         for ids, label in zip(tokens.ids(numbers), tokens.labels[list(numbers)].tolist(), strict=True):
             answer = [*prompt.answers[label], *prompt.end] if self.answers else []
@@ -158,17 +159,17 @@ class Ground:
     def tokens(self, rows: Rows) -> tuple[int, int]:
         """Return how many tokens the training rows, answers included, and the test rows have."""
         train = sum(len(example["input_ids"]) for example in self.examples(rows.train))
-        return train, int(self.materials.tokens["test"].lengths[rows.test].sum())
+        return train, int(self.inputs.tokens["test"].lengths[rows.test].sum())
 
     def order(self, stage: str, rows: Rows) -> Order:
         """Return the batches of sentexp over the rows of a stage, the first twice."""
-        trainer = self.materials.config.trainer
+        trainer = self.inputs.config.trainer
         if stage == "train":
-            lengths = self.materials.tokens["train"].lengths[rows.train]
-            batches = BatchOrder(lengths, self.batch_size, 1, rows.number, trainer.group_by_length).batches()
+            lengths = self.inputs.tokens["train"].lengths[rows.train]
+            batches = RowBatches(lengths, self.batch_size, 1, rows.number, trainer.group_by_length).batches()
             found = [([rows.train[row] for row in batch], size) for batch, size in batches]
         else:
-            lengths = self.materials.tokens["test"].lengths
+            lengths = self.inputs.tokens["test"].lengths
             ordered, size = sorted(rows.test, key=lambda row: lengths[row]), trainer.eval_batch_size
             parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
             found = [(part, len(part)) for part in parts]
@@ -229,11 +230,11 @@ class Sentexp:
     padding_free: bool = True
 
     @cached_property
-    def materials(self) -> Materials:
+    def inputs(self) -> RunInputs:
         """Those of the ground, with padding or without."""
-        config = self.ground.materials.config
+        config = self.ground.inputs.config
         trainer = replace(config.trainer, padding_free=self.padding_free)
-        return replace(self.ground.materials, config=replace(config, trainer=trainer))
+        return replace(self.ground.inputs, config=replace(config, trainer=trainer))
 
     def turn(self, rows: Rows) -> Turn:
         """Load a model, train and evaluate it on these rows."""
@@ -244,16 +245,16 @@ class Sentexp:
 
     def load(self) -> tuple[ClassifierModule, DataModule]:
         """Return a module and the data."""
-        model, _ = build_model(self.materials)
-        return build_module(self.materials, model), build_data(self.materials)
+        model, _ = build_model(self.inputs)
+        return build_module(self.inputs, model), build_data(self.inputs)
 
     def run(self, stage: str, rows: Rows, module: ClassifierModule, data: DataModule, *watching: L.Callback) -> float:
         """Train or evaluate on the rows of a stage; return the seconds."""
-        order, materials = self.ground.order(stage, rows), self.materials
-        clock = Clock(steps=len(order), device=materials.device)
+        order, inputs = self.ground.order(stage, rows), self.inputs
+        clock = Clock(steps=len(order), device=inputs.device)
         watching = _LightningClock(clock), *watching
-        trainer = build_trainer(materials.config.trainer, materials.precision, materials.device, Record(), *watching)
-        rehearse(trainer, module, data.loader(stage, order), "train" if stage == "train" else "validation")
+        trainer = build_trainer(inputs.config.trainer, inputs.precision, inputs.device, RunLogger(), *watching)
+        run_batches(trainer, module, data.loader(stage, order), "train" if stage == "train" else "validation")
         return clock.seconds
 
 
@@ -280,7 +281,7 @@ class HuggingFace:
                 model=get_peft_model(self._load(), lora(self.ground)),
                 args=TrainingArguments(folder, bf16=self.tuned, **_arguments(self.ground, self.batch_size)),
                 train_dataset=Dataset.from_list(examples),
-                data_collator=collator(self.ground.materials.tokenizer),
+                data_collator=collator(self.ground.inputs.tokenizer),
             )
             seconds = _timed(trainer, trainer.train, len(examples))
             peak = peak_memory_gib(self.ground.device)
@@ -303,19 +304,19 @@ class HuggingFace:
 
     def _evaluate(self, trainer: Trainer, rows: Rows) -> float:
         """Return the seconds of a prediction; a language model's logits of the labels after each prompt are kept."""
-        tokens = self.ground.materials.tokens["test"]
+        tokens = self.ground.inputs.tokens["test"]
         numbers = sorted(rows.test, key=lambda row: tokens.lengths[row]) if self.tuned else rows.test
         examples = [{"input_ids": ids} for ids in tokens.ids([*numbers[: self.batch_size], *numbers])]
         if self.ground.answers:
             trainer.data_collator = self._prompts
-            first = [answer[0] for answer in self.ground.materials.prompt.answers]
+            first = [answer[0] for answer in self.ground.inputs.prompt.answers]
             trainer.preprocess_logits_for_metrics = lambda logits, _: logits[:, -1, first]
         predict = lambda: trainer.predict(Dataset.from_list(examples))  # noqa: E731
         return _timed(trainer, predict, len(examples))
 
     def _prompts(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return prompts padded on the left, so that each ends in the last column."""
-        pad_id = self.ground.materials.tokenizer.pad_token_id
+        pad_id = self.ground.inputs.tokenizer.pad_token_id
         ids, mask = pad([example["input_ids"] for example in examples], pad_id, "left")
         only_last = {"logits_to_keep": 1} if self.tuned else {}
         return {"input_ids": ids, "attention_mask": mask, **only_last}
@@ -355,7 +356,7 @@ class Trl:
                 model=load(self.ground, torch.bfloat16),
                 args=arguments,
                 train_dataset=data,
-                processing_class=self.ground.materials.tokenizer,
+                processing_class=self.ground.inputs.tokenizer,
                 peft_config=lora(self.ground),
             )
             return Turn(_timed(trainer, trainer.train, len(data)), None, peak_memory_gib(self.ground.device))
@@ -410,7 +411,7 @@ class Limit:
 
     def products(self, stage: str, rows: Rows, weights: list[Tensor]) -> list[list[Product]]:
         """Return the products of each batch of sentexp, in their order."""
-        data = build_data(self.ground.materials)
+        data = build_data(self.ground.inputs)
         found: list[list[Product]] = []
         for batch in data.loader(stage, self.ground.order(stage, rows)):
             packed = batch.texts
@@ -430,7 +431,7 @@ class Limit:
 
     @cached_property
     def _config(self) -> Any:
-        return AutoConfig.from_pretrained(self.ground.materials.backbone.folder)
+        return AutoConfig.from_pretrained(self.ground.inputs.backbone.folder)
 
     def _shapes(self) -> list[tuple[int, int]]:
         """Return (outputs, inputs) of the four matrices of each layer, and of the output matrix."""
@@ -443,7 +444,7 @@ class Limit:
         return layer * config.num_hidden_layers + output
 
     def _weights(self) -> list[Tensor]:
-        dtype = DTYPES[self.ground.materials.precision]
+        dtype = DTYPES[self.ground.inputs.precision]
         return [torch.randn(shape, dtype=dtype, device=self.ground.device) for shape in self._shapes()]
 
     def _time(self, batches: list[list[Product]]) -> float:
@@ -510,8 +511,8 @@ def take(arm: Arm, rows: Rows, device: torch.device) -> Turn:
 
 def load(ground: Ground, dtype: torch.dtype) -> Any:
     """Return transformers' model of the task, in 4 bits where the ground says so."""
-    materials = ground.materials
-    options: dict[str, Any] = {} if ground.answers else {"num_labels": len(materials.examples.labels)}
+    inputs = ground.inputs
+    options: dict[str, Any] = {} if ground.answers else {"num_labels": len(inputs.examples.labels)}
     if ground.four_bit:
         options["device_map"] = {"": ground.device}
         options["quantization_config"] = BitsAndBytesConfig(
@@ -521,14 +522,14 @@ def load(ground: Ground, dtype: torch.dtype) -> Any:
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     auto = AutoModelForCausalLM if ground.answers else AutoModelForSequenceClassification
-    model = auto.from_pretrained(materials.backbone.folder, dtype=dtype, **options)
-    model.config.pad_token_id = materials.tokenizer.pad_token_id
+    model = auto.from_pretrained(inputs.backbone.folder, dtype=dtype, **options)
+    model.config.pad_token_id = inputs.tokenizer.pad_token_id
     return model
 
 
 def lora(ground: Ground) -> LoraConfig:
     """Return the same adapter as sentexp's."""
-    peft = ground.materials.config.peft
+    peft = ground.inputs.config.peft
     assert isinstance(peft, Lora)
     kind = TaskType.CAUSAL_LM if ground.answers else TaskType.SEQ_CLS
     return LoraConfig(

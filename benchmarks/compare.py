@@ -26,7 +26,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from sentexp.tracking.store import Record
+    from sentexp.tracking.run_logger import RunLogger
 
 HERE = Path(__file__).parent
 LABELS = ["negative", "positive"]
@@ -135,18 +135,18 @@ def _texts(targets: Any) -> "pa.Table":
     return pa.table(columns)
 
 
-def _record(name: str, tags: dict[str, str], own: dict[str, Any]) -> "Record":
+def _record(name: str, tags: dict[str, str], own: dict[str, Any]) -> "RunLogger":
     """Return a run with the parameters, tags and metrics of a real one, still running."""
     import random
 
-    from sentexp.config import TrackingBackend, TrackingConfig, flatten, load_config
+    from sentexp.config import TrackingBackend, TrackingConfig, flatten, from_conf, load_config
     from sentexp.config.metric_names import METRICS
     from sentexp.tracking.provenance import library_versions
-    from sentexp.tracking.store import open_record
+    from sentexp.tracking.run_logger import open_run_logger
 
     versions = {f"version.{library}": version for library, version in library_versions().items()}
-    tracking = TrackingConfig(backend=TrackingBackend.mlflow, system_metrics=False)
-    record = open_record(tracking, name, None, tags | versions | {"command": "python -m sentexp --multirun ..."})
+    tracking = from_conf(TrackingConfig, backend=TrackingBackend.mlflow, system_metrics=False)
+    record = open_run_logger(tracking, name, None, tags | versions | {"command": "python -m sentexp --multirun ..."})
     if "sweep.identity" not in tags:
         record.log_params({"peft": "lora", "task": "seq_cls", **flatten(load_config()), **own})
         costs = ("train/seconds", "seconds", "peak_memory_gib", "parameters/trainable", "saved_mib", "temperature")
@@ -159,13 +159,13 @@ def _say(run_id: str | None, table: "pa.Table", skill: float, targets: Any, hard
     """Give a run its answers and end it: surer of the truth with more skill, less so on rows that are hard for all."""
     import numpy as np
 
-    from sentexp.config import TrackingBackend, TrackingConfig
+    from sentexp.config import TrackingBackend, TrackingConfig, from_conf
     from sentexp.tracking.predictions import file_name, write_predictions
     from sentexp.tracking.store import open_store
 
     margin = (2 * targets - 1) * skill + hard + 0.5 * chance.normal(size=len(targets))
     positive = 1 / (1 + np.exp(-margin))
-    store = open_store(TrackingConfig(backend=TrackingBackend.mlflow, system_metrics=False))
+    store = open_store(from_conf(TrackingConfig, backend=TrackingBackend.mlflow, system_metrics=False))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / file_name("test")
         write_predictions(table, LABELS, np.stack([1 - positive, positive], 1), file)
@@ -181,10 +181,12 @@ def stages() -> dict[str, dict[str, float]]:
         marks[stage] = (time.perf_counter(), time.process_time())
 
     from sentexp.compare import command
-    from sentexp.config import CompareConfig, TrackingBackend, TrackingConfig
+    from sentexp.config import CompareConfig, TrackingBackend, TrackingConfig, from_conf
     from sentexp.tracking.store import find_store
 
-    config = CompareConfig(tracking=TrackingConfig(backend=TrackingBackend.mlflow, system_metrics=False))
+    config = from_conf(
+        CompareConfig, tracking=from_conf(TrackingConfig, backend=TrackingBackend.mlflow, system_metrics=False)
+    )
     find_store(config.tracking)
     mark("start")
     comparison = command.load(config)
@@ -194,8 +196,8 @@ def stages() -> dict[str, dict[str, float]]:
     best = [comparison.find("run", name) for name in board.table["configuration"][: command.MOST_SLICED]]
     slices = command.slice_table(comparison, configurations=best)
     mark("slices")
-    weighed = command.Weighed(comparison=comparison, board=board, slices=slices, title="simulated")
-    command.write(weighed, config, Path("stages"))
+    analysis = command.Analysis(comparison=comparison, board=board, slices=slices, title="simulated")
+    command.write(analysis, config, Path("stages"))
     mark("report")
     names = list(marks)
     return {
@@ -222,7 +224,7 @@ def show(found: dict[str, Any]) -> None:
 
 def write(found: dict[str, Any]) -> None:
     """Write what was measured, on which machine, and how busy that was."""
-    from sentexp.system.hardware import choose_device, describe
+    from sentexp.system.device import choose_device, describe
 
     circumstances = {"load_average": os.getloadavg(), "omp_num_threads": os.environ.get("OMP_NUM_THREADS")}
     machine = describe(choose_device("auto")) | {"niceness": os.nice(0)} | circumstances

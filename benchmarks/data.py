@@ -51,7 +51,8 @@ def with_sentexp(file: Path) -> dict[str, float]:
     from sentexp.data.prompts import Prompt
     from sentexp.data.splits import NAMES, load_examples
     from sentexp.data.tokens import tokenize
-    from sentexp.models.backbone import load_tokenizer, locate_backbone, max_positions
+    from sentexp.models.loading import load_tokenizer
+    from sentexp.models.pretrained import locate_backbone, max_positions
 
     bare = ["data.max_length=128", "trainer.progress_bar=false"]
     config = load_config("data=csv", f"data.path={file}", *bare)
@@ -77,7 +78,8 @@ def with_datasets(file: Path) -> dict[str, float]:
     import datasets
 
     from sentexp.config import load_config
-    from sentexp.models.backbone import load_tokenizer, locate_backbone
+    from sentexp.models.loading import load_tokenizer
+    from sentexp.models.pretrained import locate_backbone
 
     datasets.disable_progress_bars()
     tokenizer = load_tokenizer(locate_backbone(load_config().model))
@@ -141,7 +143,7 @@ def main() -> None:
     Console(width=120).print(table)
     import torch
 
-    from sentexp.system.hardware import describe
+    from sentexp.system.device import describe
 
     machine = describe(torch.device("cpu"))
     report = {"rows": given.rows, "bytes": size, "machine": machine, "medians": medians, "runs": runs}

@@ -27,10 +27,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sentexp.config import load_config
-from sentexp.models.fast.llama import Reading, read_together
+from sentexp.models.fast.fused_forward import ForwardInput, fused_forward
 from sentexp.run.build import build_data, build_model, build_module
-from sentexp.run.inputs import find, gather, let_go
-from sentexp.system.hardware import choose_device, describe
+from sentexp.run.cache import clear_cache
+from sentexp.run.inputs import prepare_inputs, resolve_inputs
+from sentexp.system.device import choose_device, describe
 
 HERE = Path(__file__).parent
 SST2 = HERE.parents[1] / "shared" / "data" / "sst2"
@@ -130,7 +131,7 @@ def train_with_trainer(options: argparse.Namespace) -> None:
     )
 
     rank, rate = int(options.trainer_run[0]), float(options.trainer_run[1])
-    folder = find(load_config(f"model={options.model}", "tracking=none")).backbone.folder
+    folder = resolve_inputs(load_config(f"model={options.model}", "tracking=none")).backbone.folder
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
@@ -179,21 +180,21 @@ def measure_curve(options: argparse.Namespace) -> None:
     """Time passes of 1 to 32 runs over one backbone, forward and backward, 16 rows of SST-2 each."""
     device = choose_device("auto")
     overrides = [*words(options), "sweep.name=x", "tracking=none", "peft.r=8", "data.train_subset=640"]
-    materials = gather(find(load_config(*overrides)), show=False)
+    inputs = prepare_inputs(resolve_inputs(load_config(*overrides)), show=False)
     runs = []
     for number in range(max(COUNTS)):
-        materials.config.seed = number
-        model, _ = build_model(materials)
-        module = build_module(materials, model).to(device).train()
-        runs.append(module.classifier.packed._own())
-    batches = [batch.texts for batch in build_data(materials).train_dataloader()]
+        inputs.config.seed = number
+        model, _ = build_model(inputs)
+        module = build_module(inputs, model).to(device).train()
+        runs.append(module.classifier.packed.fast_layers)
+    batches = [batch.texts for batch in build_data(inputs).train_dataloader()]
     result: dict[str, dict[str, float]] = {}
     times: dict[int, list[float]] = {count: [] for count in COUNTS}
     memory: dict[int, float] = {}
     for repeat in range(max(3, options.repeats) + 1):
         for count in COUNTS:
             readings = [
-                Reading(run, batches[(repeat + number) % len(batches)]) for number, run in enumerate(runs[:count])
+                ForwardInput(run, batches[(repeat + number) % len(batches)]) for number, run in enumerate(runs[:count])
             ]
             if repeat:
                 times[count].append(timed_pass(readings, device))
@@ -214,13 +215,13 @@ def measure_curve(options: argparse.Namespace) -> None:
     }
     (HERE / "fused_curve.json").write_text(json.dumps(facts, indent=2) + "\n")
     draw(result)
-    let_go()
+    clear_cache()
 
 
-def timed_pass(readings: list[Reading], device: torch.device) -> float:
+def timed_pass(readings: list[ForwardInput], device: torch.device) -> float:
     """Return the seconds of a pass, forward and backward."""
     began = time.perf_counter()
-    sum(state.float().sum() for state in read_together(readings)).backward()  # type: ignore[union-attr]
+    sum(state.float().sum() for state in fused_forward(readings)).backward()  # type: ignore[union-attr]
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
@@ -230,7 +231,7 @@ def timed_pass(readings: list[Reading], device: torch.device) -> float:
     return seconds
 
 
-def kept_gib(readings: list[Reading]) -> float:
+def kept_gib(readings: list[ForwardInput]) -> float:
     """Return what a pass keeps for its backward pass, the frozen weights left out, in GiB."""
     sizes: dict[int, int] = {}
 
@@ -240,7 +241,7 @@ def kept_gib(readings: list[Reading]) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        states = read_together(readings)
+        states = fused_forward(readings)
     weights = (part for reading in readings for part in reading.layers.backbone.parameters())
     frozen = {part.untyped_storage().data_ptr() for part in weights}  # the pass may have moved them
     kept = sum(size for place, size in sizes.items() if place not in frozen) / 2**30

@@ -10,6 +10,7 @@ learning_curve.json and learning_curve.png beside this.
 import argparse
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -22,9 +23,8 @@ METRICS = ("accuracy", "auroc_macro")
 def main() -> None:
     """Train, and write down what came out."""
     from sentexp.config import load_config
-    from sentexp.plots.run import draw_rows_curve
-    from sentexp.run.train import run
-    from sentexp.system.hardware import choose_device, describe
+    from sentexp.run.train import train
+    from sentexp.system.device import choose_device, describe
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", help="SST-2: a folder in GLUE's layout, or a hub id")
@@ -37,7 +37,7 @@ def main() -> None:
         for rows in given.rows:
             store = [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"output_dir={folder}/outputs"]
             short = ["data.validation_subset=200", "trainer.progress_bar=false"]
-            result = run(
+            result = train(
                 load_config(
                     "task=causal_lm", "data=sst2", f"data.path={given.path}", *short, *store,
                     f"data.train_subset={rows}", *given.override,
@@ -59,6 +59,33 @@ def main() -> None:
         answers = f"{tuned['test/off_label_mass']:.4f}", f"{tuned['test/irregular_outputs']:.0f}"
         table.add_row(f"{rows:,}", *scores, *answers)
     Console().print(table)
+
+
+def draw_rows_curve(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
+    levels: Mapping[str, Mapping[str, float]],
+    file: Path,
+) -> None:
+    """Draw metrics over the number of training rows.
+
+    Args:
+        curves: by metric and name, (training rows, value) pairs.
+        levels: by metric and name, a value that does not depend on the rows, such as the untuned base's.
+        file: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(curves), 3.5), layout="constrained")
+    styles = (("black", "-", "o"), ("dimgrey", "--", "s"), ("darkgrey", ":", "^"))
+    for axes, metric in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+        for (name, points), (color, style, marker) in zip(curves[metric].items(), styles, strict=False):
+            rows, values = zip(*points, strict=True)
+            axes.plot(rows, values, style, color=color, marker=marker, label=name, linewidth=1)
+        for (name, level), style in zip(levels.get(metric, {}).items(), ("--", ":", "-."), strict=False):
+            axes.axhline(level, color="black", linestyle=style, linewidth=0.8, label=name)
+        axes.set(xscale="log", xlabel="training rows", title=metric)
+        axes.legend()
+    figure.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":

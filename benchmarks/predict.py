@@ -36,7 +36,7 @@ def main() -> None:
     import torch
 
     from sentexp.models.saved import read_trained
-    from sentexp.system.hardware import choose_device, describe
+    from sentexp.system.device import choose_device, describe
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="SST-2: a folder in GLUE's layout")
@@ -66,11 +66,11 @@ def main() -> None:
 def train(path: Path, folder: Path, overrides: list[str]) -> Path:
     """Return the folder of a short run on SST-2: how right it is does not matter here."""
     from sentexp.config import load_config
-    from sentexp.run.train import run
+    from sentexp.run.train import train as train_run
 
     words = ["data=sst2", f"data.path={path}", "data.train_subset=1000", "data.validation_subset=100", "baseline=false"]
     words += ["tracking=none", "trainer.progress_bar=false", f"output_dir={folder}/outputs"]
-    return run(load_config(*words, *overrides)).folder
+    return train_run(load_config(*words, *overrides)).folder
 
 
 def write_rows(path: Path, folder: Path, rows: int) -> Path:
@@ -86,7 +86,7 @@ def write_rows(path: Path, folder: Path, rows: int) -> Path:
 def side_by_side(trained: Any, file: Path, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return the speeds in chunks that all have read, and how far their probabilities are apart."""
     from sentexp.config import Precision
-    from sentexp.inference.predict import say_of
+    from sentexp.inference.predict import score_chunk
     from sentexp.inference.readers import open_source
     from sentexp.inference.scorer import Scorer
     from sentexp.inference.writers import FileOutput
@@ -106,7 +106,7 @@ def side_by_side(trained: Any, file: Path, given: argparse.Namespace, folder: Pa
             if number % every:
                 continue
             began = time.perf_counter()
-            said = say_of(scorer, chunk)
+            said = score_chunk(scorer, chunk)
             output.write(chunk, said)
             seconds.append(time.perf_counter() - began)
             rows.append(len(said))
@@ -159,7 +159,7 @@ def pipeline_of(scorer: Any, folder: Path, batch: int, precision: Any) -> Any:
     import torch
     from transformers import pipeline
 
-    from sentexp.models.backbone import DTYPES
+    from sentexp.models.loading import DTYPES
     from sentexp.models.saved import find_base, load_trained
 
     trained = scorer.trained
@@ -192,7 +192,7 @@ def killed(run: Path, file: Path, chunk: int) -> dict[str, Any]:
     """Kill the command when something is written, give it again, and compare with the output of `command`."""
     output = file.with_name("killed.jsonl")
     process = start(run, file, output, chunk)
-    state = output.with_name(f"{output.name}.state.json")
+    state = output.with_name(f"{output.name}.partial") / "state.json"
     while process.poll() is None and not state.is_file():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

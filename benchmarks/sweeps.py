@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sentexp.system.hardware import choose_device, describe
+from sentexp.system.device import choose_device, describe
 
 HERE = Path(__file__).parent
 QUICK = [
@@ -37,8 +37,8 @@ KINDS = ("skip 21", "skip 1", "one sweep", "four commands", "20 runs", "20 runs,
 COMMAND = ("-m", "sentexp")
 UNFROZEN = (
     "-c",
-    "from sentexp.cli.main import main; from sentexp.system import hardware; "
-    "hardware.freeze_imports = lambda *_: None; main()",
+    "from sentexp.cli.main import main; from sentexp.system import memory; "
+    "memory.freeze_imports = lambda *_: None; main()",
 )
 
 

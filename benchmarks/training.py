@@ -53,8 +53,8 @@ from torch.profiler import ProfilerActivity
 from sentexp.config import load_config
 from sentexp.data.splits import load_examples
 from sentexp.errors import OutOfMemory
-from sentexp.run.inputs import find, gather
-from sentexp.system.hardware import choose_device, describe
+from sentexp.run.inputs import prepare_inputs, resolve_inputs
+from sentexp.system.device import choose_device, describe
 from sentexp.tracking.provenance import library_versions
 
 HERE = Path(__file__).parent
@@ -200,7 +200,7 @@ def prepared(setting: Setting, given: argparse.Namespace, folder: Path) -> tuple
         "trainer.progress_bar=false",
         "tracking=none",
     )
-    ground = Ground(gather(find(config), show=False))
+    ground = Ground(prepare_inputs(resolve_inputs(config), show=False))
     return ground, ground.draw(0, given.steps * size, given.rows)
 
 
@@ -298,7 +298,7 @@ def summary(turns: dict[str, list[Turn]], ground: Ground, given: argparse.Namesp
     for name, of in turns.items():
         found[name]["peak_gib"] = max(turn.peak_gib for turn in of) if DEVICE.type == "cuda" else None
     means = {stage: float(lengths.mean() / sizes[stage]) for stage, lengths in zip(sizes, tokens, strict=True)}
-    precision = ground.materials.precision.name
+    precision = ground.inputs.precision.name
     return {"rows": sizes, "tokens_per_row": means, "rounds": given.repeats, "precision": precision, "arms": found}
 
 

@@ -26,7 +26,8 @@ from sqlalchemy import Engine, event
 from sentexp import config as config_module
 from sentexp.cli.main import main
 from sentexp.config import Config
-from sentexp.run.train import Result, run
+from sentexp.run.result import Result
+from sentexp.run.train import train as train_run
 from sentexp.training.module import ClassifierModule
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def config(words: list[str]) -> Callable[..., Config]:
 @pytest.fixture
 def train(config: Callable[..., Config]) -> Callable[..., Result]:
     """Return a function that runs a quick configuration."""
-    return lambda *overrides: run(config(*overrides))
+    return lambda *overrides: train_run(config(*overrides))
 
 
 @pytest.fixture(scope="session", autouse=True)

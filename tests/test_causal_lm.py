@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sentexp.config import load_config
 from sentexp.data.splits import load_examples
 from sentexp.errors import UserError
-from sentexp.models.backbone import locate_backbone
 from sentexp.models.label_scorer import label_prior, without_prior
-from sentexp.run import train
-from sentexp.run.train import run
+from sentexp.models.pretrained import locate_backbone
+from sentexp.run import summary
+from sentexp.run.train import train
 from sentexp.training.calibration import fit_temperature
 from sentexp.training.module import ClassifierModule
 
@@ -33,15 +33,15 @@ def near(found, expected):
 @pytest.fixture
 def answer(config):
     """Return a function that runs an answering configuration."""
-    return lambda *overrides: run(config(*ANSWERING, *overrides))
+    return lambda *overrides: train(config(*ANSWERING, *overrides))
 
 
 @pytest.fixture
 def evaluations(monkeypatch):
     """Return what the modules said about the test rows, in the order of the runs."""
     seen = []
-    original = train.count_answers
-    monkeypatch.setattr(train, "count_answers", lambda *given: seen.append(given[1]) or original(*given))
+    original = summary.count_answers
+    monkeypatch.setattr(summary, "count_answers", lambda *given: seen.append(given[1]) or original(*given))
     return seen
 
 
@@ -233,7 +233,7 @@ def test_answers_are_written_within_the_positions_of_the_model(config, tmp_path,
     (tmp_path / "x.csv").write_text(f"sentence,label\n{rows}\n")
     data = [f"data.path={tmp_path / 'x.csv'}", "data.splits.validation=null", "data.splits.test=null"]
     model = [f"model.path={tmp_path / 'gpt2'}", "data.max_length=48", "data.validation_fraction=0.2"]
-    result = run(config(*ANSWERING, *data, *model, "task.generate=true", "trainer.max_steps=1"))
+    result = train(config(*ANSWERING, *data, *model, "task.generate=true", "trainer.max_steps=1"))
     assert "test/generated_accuracy" in result.metrics
 
 
@@ -259,7 +259,7 @@ def test_long_texts_lose_their_end_and_are_counted(config, tmp_path, llama, caps
     (tmp_path / "x.csv").write_text(f"sentence,label\n{rows}\n")
     data = [f"data.path={tmp_path / 'x.csv'}", "data.splits.validation=null", "data.splits.test=null"]
     carve = ["data.validation_fraction=0.2", "data.test_fraction=0.2", "trainer.max_steps=1"]
-    result = run(config(*ANSWERING, "task.system='Say {labels}.'", *model, *data, *carve))
+    result = train(config(*ANSWERING, "task.system='Say {labels}.'", *model, *data, *carve))
     assert result.metrics["train/steps"] == 1
     output = capsys.readouterr().out
     assert "50.0%" in output
@@ -278,10 +278,10 @@ def test_other_labels_need_words_of_their_own(config, tmp_path):
     data = ["data=csv", f"data.path={tmp_path / 'x.csv'}", "data.text=sentence"]
     settings = ["model=tiny", "task=causal_lm", "tracking=none", f"output_dir={tmp_path}", "trainer.progress_bar=false"]
     with pytest.raises(UserError, match=r"'very bad' and 'very good' begin with the same token"):
-        run(load_config(*data, *settings))
+        train(load_config(*data, *settings))
     words = "task.label_words={very bad: bad, very good: good}"
     assert (
-        run(load_config(*data, *settings, words, "trainer.max_steps=1", "baseline=false")).metrics["train/steps"] == 1
+        train(load_config(*data, *settings, words, "trainer.max_steps=1", "baseline=false")).metrics["train/steps"] == 1
     )
 
 

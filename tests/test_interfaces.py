@@ -18,13 +18,8 @@ from torch.utils.data import DataLoader, Sampler
 from sentexp.config import Attention, Precision, load_config, register_schemas
 from sentexp.export.pyfunc import quiet_pyfunc
 from sentexp.models.adapters import attach
-from sentexp.models.backbone import (
-    Loading,
-    load_classifier,
-    load_language_model,
-    load_tokenizer,
-    locate_backbone,
-)
+from sentexp.models.loading import Loading, load_classifier, load_language_model, load_tokenizer
+from sentexp.models.pretrained import locate_backbone
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -67,7 +62,7 @@ def tiny():
 
 
 def test_the_filters_of_warnings_can_be_put_back():
-    used = "sentexp.models.fast.multi_run"
+    used = "sentexp.models.fast.run_thread"
     has(warnings, "_filters_mutated", "filters", "showwarning", used=used)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -148,11 +143,11 @@ def test_optuna_gives_a_trial_by_its_id_and_the_storage_of_a_study():
 
 
 def test_torch_tells_what_the_processor_multiplies():
-    has(torch.cpu, "_is_amx_tile_supported", "_is_avx512_bf16_supported", used="sentexp.system.hardware")
-    assert isinstance(torch.cpu._is_amx_tile_supported(), bool), "sentexp.system.hardware"
-    assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool), "sentexp.system.hardware"
-    takes(torch.cuda.is_bf16_supported, "including_emulation", used="sentexp.system.hardware")
-    assert torch.backends.cpu.get_cpu_capability(), "sentexp.system.hardware"
+    has(torch.cpu, "_is_amx_tile_supported", "_is_avx512_bf16_supported", used="sentexp.system.device")
+    assert isinstance(torch.cpu._is_amx_tile_supported(), bool), "sentexp.system.device"
+    assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool), "sentexp.system.device"
+    takes(torch.cuda.is_bf16_supported, "including_emulation", used="sentexp.system.device")
+    assert torch.backends.cpu.get_cpu_capability(), "sentexp.system.device"
 
 
 def test_torch_copies_and_scales_many_tensors_at_once():
@@ -239,9 +234,9 @@ def test_transformers_lets_a_model_attend_by_a_registered_function(tiny):
 def test_transformers_has_layers_of_llama_in_the_parts_that_are_taken_out_of_them(kind):
     import transformers
 
-    from sentexp.models.fast.llama import ARCHITECTURES, LAYERS, LINEAR, fits
+    from sentexp.models.fast.support import ARCHITECTURES, LAYERS, LINEAR, supports
 
-    used = "sentexp.models.fast.llama"
+    used = "sentexp.models.fast.llama, sentexp.models.fast.support"
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 8}
     config = getattr(transformers, f"{kind}Config")(**sizes, num_attention_heads=2, num_key_value_heads=1)
     with torch.device("meta"):
@@ -260,7 +255,7 @@ def test_transformers_has_layers_of_llama_in_the_parts_that_are_taken_out_of_the
     assert layer.mlp.config.hidden_act == "silu", used
     cosine, sine = backbone.rotary_emb(torch.zeros(1, 3, 16, device="meta"), torch.zeros(1, 3, device="meta"))
     assert cosine.shape == sine.shape == (1, 3, 8), used
-    assert fits(backbone, 3), used
+    assert supports(backbone, 3), used
 
 
 def test_transformers_tells_what_a_model_is_made_of(tiny):
@@ -283,8 +278,8 @@ def test_transformers_reports_what_it_did_not_find(tiny, tmp_path):
 
     tiny(language_model=True).save_pretrained(tmp_path)
     _, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
-    assert {"score.weight"} == set(report["missing_keys"]), "sentexp.models.backbone"
-    assert not report["mismatched_keys"], "sentexp.models.backbone"
+    assert {"score.weight"} == set(report["missing_keys"]), "sentexp.models.loading"
+    assert not report["mismatched_keys"], "sentexp.models.loading"
 
 
 def test_transformers_opens_its_tokenizers_and_gguf_files():
@@ -303,8 +298,8 @@ def test_transformers_opens_its_tokenizers_and_gguf_files():
     has(backend, "encode_special_tokens", used=used)
     backend.encode_special_tokens = True
     assert backend.encode("<s>", add_special_tokens=False).ids == [0], f"{used}: special tokens cannot be text"
-    takes(GgufConfig.__init__, "dequantize", used="sentexp.models.backbone, sentexp.export.exporters")
-    assert GgufConfig(dequantize=True).dequantize is True, "sentexp.models.backbone, sentexp.export.exporters"
+    takes(GgufConfig.__init__, "dequantize", used="sentexp.models.pretrained, sentexp.export.exporters")
+    assert GgufConfig(dequantize=True).dequantize is True, "sentexp.models.pretrained, sentexp.export.exporters"
 
 
 def test_transformers_keeps_the_layers_of_gpt2_transposed():
@@ -328,9 +323,9 @@ def test_bitsandbytes_packs_in_4_bits_and_unpacks_again(tiny):
     from bitsandbytes.functional import dequantize_4bit
 
     layer = tiny("peft=qlora").model.layers[0].self_attn.k_proj
-    assert type(layer).__name__ == "Linear4bit", "sentexp.models.fast.llama"
-    has(layer, "compute_dtype", used="sentexp.models.fast.llama")
-    has(layer, "support_avx512bf16_for_cpu", "quant_state", used="sentexp.models.backbone")
+    assert type(layer).__name__ == "Linear4bit", "sentexp.models.fast.support"
+    has(layer, "compute_dtype", used="sentexp.models.fast.support")
+    has(layer, "support_avx512bf16_for_cpu", "quant_state", used="sentexp.models.loading")
     assert tuple(layer.weight.quant_state.shape) == (32, 64), "sentexp.models.adapters"
     plain = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     assert tuple(plain.shape) == (32, 64), "sentexp.models.fast.stacked_lora"
@@ -345,7 +340,7 @@ def test_bitsandbytes_names_what_it_keeps_in_8_bits_and_its_optimizers(tiny):
     for name in ("AdamW8bit", "PagedAdamW32bit", "PagedAdamW8bit"):
         has(bitsandbytes.optim, name, used="sentexp.training.optim")
         takes(getattr(bitsandbytes.optim, name), "lr", "betas", "eps", used="sentexp.training.optim")
-    logs_as("bitsandbytes.backends.cpu.ops", "sentexp.models.backbone", "logger")
+    logs_as("bitsandbytes.backends.cpu.ops", "sentexp.models.loading", "logger")
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
@@ -365,14 +360,14 @@ def test_peft_keeps_the_parts_of_an_adapter_where_they_are_looked_for(tiny, meth
     with wrapped.disable_adapter():
         assert layer.disable_adapters is True, used
     assert type(layer.get_base_layer()) is nn.Linear, used
-    has(layer, "lora_variant", "merged", used="sentexp.models.fast.llama")
-    assert layer.merged is False, "sentexp.models.fast.llama"
+    has(layer, "lora_variant", "merged", used="sentexp.models.fast.support")
+    assert layer.merged is False, "sentexp.models.fast.support"
     variants = [type(variant).__name__ for variant in layer.lora_variant.values()]
     if method == "dora":
-        assert variants == ["DoraLinearVariant"], "sentexp.models.fast.llama"
+        assert variants == ["DoraLinearVariant"], "sentexp.models.fast.support"
         assert layer.lora_magnitude_vector["default"].weight.shape == (64,), used
     else:
-        assert variants == [], "sentexp.models.fast.llama"
+        assert variants == [], "sentexp.models.fast.support"
         assert "default" not in layer.lora_magnitude_vector, used
 
 
@@ -382,8 +377,8 @@ def test_peft_keeps_the_head_beside_its_copy_and_merges_what_was_trained(tiny):
     peft = load_config("model=tiny", "peft=lora").peft
     wrapped, _ = attach(tiny(), peft)
     head = wrapped.get_base_model().score
-    has(head, "modules_to_save", "original_module", used="sentexp.models.backbone, sentexp.models.adapters")
-    assert list(head.modules_to_save) == ["default"], "sentexp.models.backbone"
+    has(head, "modules_to_save", "original_module", used="sentexp.models.structure, sentexp.models.adapters")
+    assert list(head.modules_to_save) == ["default"], "sentexp.models.structure"
     assert list(wrapped.peft_config) == ["default"], "sentexp.models.saving"
     takes(wrapped.save_pretrained, "save_embedding_layers", used="sentexp.models.saving")
     takes(wrapped.merge_and_unload, "safe_merge", used="sentexp.models.merge")
@@ -593,7 +588,7 @@ def test_smaller_libraries_have_the_functions_that_are_called():
     from rensa import RMinHash
     from rich.cells import cell_len
 
-    assert (is_bad("sch\u00c3\u00b6n"), is_bad("sch\u00f6n")) == (True, False), "sentexp.data.audit"
+    assert (is_bad("sch\u00c3\u00b6n"), is_bad("sch\u00f6n")) == (True, False), "sentexp.data.findings"
     takes(find_label_issues, "return_indices_ranked_by", "n_jobs", used="sentexp.compare.error_analysis")
     rows = RMinHash.digest_matrix_from_token_sets([{"a", "b"}, {"b", "a"}], num_perm=8, seed=0).to_rows()
     assert [list(row) for row in rows] == [list(rows[0])] * 2, "sentexp.data.near_duplicates"

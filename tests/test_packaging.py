@@ -40,6 +40,8 @@ def test_what_is_imported_is_required():
     brought = {
         "sqlalchemy": "mlflow",
         "fastapi": "mlflow",
+        "starlette": "mlflow",
+        "pydantic": "mlflow",
         "uvicorn": "mlflow",
         "tokenizers": "transformers",
         "yaml": "omegaconf",

@@ -7,15 +7,16 @@ import pytest
 from filelock import FileLock
 
 from sentexp.cli.list_runs import runs
-from sentexp.run import train
+from sentexp.run import fitting
+from sentexp.run.train import train
 
 RECORDED = ("tracking=mlflow", "tracking.system_metrics=false", "baseline=false")
 
 
 def interrupt(config, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        train.run(config)
+        patch.setattr(fitting, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(config)
 
 
 @pytest.fixture(params=["mlflow", "none"])
@@ -24,7 +25,7 @@ def tracked(request, store):
 
 
 def test_every_run_is_listed_with_its_state_and_result(config, tracked, monkeypatch, capsys):
-    result = train.run(config(*tracked))
+    result = train(config(*tracked))
     interrupt(config(*tracked, "seed=2"), monkeypatch)
     capsys.readouterr()
     runs(config(*tracked))

@@ -16,7 +16,7 @@ from sentexp.cli.commands import COMMANDS
 from sentexp.cli.help import help_text
 from sentexp.cli.main import main
 from sentexp.config import conf_dir, register_schemas
-from sentexp.system import hardware
+from sentexp.system import memory
 
 
 @pytest.fixture
@@ -77,10 +77,10 @@ def test_light_commands_do_not_import_torch(words, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["peft=loraa"], "sentexp: peft=loraa is no option of peft: it must be one of dora"),
-        (["peft.r=0"], "sentexp: peft.r=0 must be 1 or more."),
+        (["peft=loraa"], "sentexp: peft=loraa is not an option of peft: it must be one of dora"),
+        (["peft.r=0"], "sentexp: peft.r=0 must be at least 1."),
         (["-m", "peft.r=4,x"], "sentexp: peft.r=x: "),
-        (["experiment=nope"], "sentexp: experiment=nope is no option of experiment"),
+        (["experiment=nope"], "sentexp: experiment=nope is not an option of experiment"),
         (["+foo=1", "model=tiny"], "sentexp: The configuration does not fit together ("),
         (["peft=null"], "sentexp: "),
         (["~data"], "sentexp: "),
@@ -225,7 +225,7 @@ def test_the_exit_code_of_a_clean_run_is_zero(monkeypatch, capsys):
 
 def test_a_training_skips_its_imports_when_it_collects_garbage(words, command_line, monkeypatch):
     frozen = []
-    monkeypatch.setattr(hardware, "freeze_imports", lambda *modules: frozen.append(modules))
+    monkeypatch.setattr(memory, "freeze_imports", lambda *modules: frozen.append(modules))
     assert command_line(*words)[0] == 0
     assert command_line(*words, "peft=head")[0] == 0
     assert command_line("runs", *words)[0] == 0

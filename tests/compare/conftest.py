@@ -6,10 +6,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from sentexp.compare import command
 from sentexp.compare.comparison import Comparison, Configuration, Scored
-from sentexp.config import CompareConfig, TrackingBackend, TrackingConfig
+from sentexp.config import CompareConfig, TrackingBackend, TrackingConfig, from_conf
 from sentexp.tracking.predictions import write_predictions
-from sentexp.tracking.store import PARENT, open_record
+from sentexp.tracking.run_logger import open_run_logger
+from sentexp.tracking.store import PARENT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _frozen_imports():
+    """Spare the garbage collector the libraries: statsmodels calls it at every correction of p-values."""
+    command._freeze_imports()
 
 
 def answers(chance, targets, skill, shared=None, noise=1.0):
@@ -71,7 +79,7 @@ def record(store, tmp_path):
     ):  # fmt: skip
         chance = np.random.default_rng([7, round(skill * 1000), seed])
         targets = np.arange(rows) % 2
-        found = open_record(tracking_of(store), name, None, {"identity": name, **(tags or {})})
+        found = open_run_logger(tracking_of(store), name, None, {"identity": name, **(tags or {})})
         if parent is not None:
             found.set_tags({PARENT: parent})
         found.log_params({"peft": "lora", "seed": seed, "tracking.uri": store, **params})
@@ -97,7 +105,7 @@ def record(store, tmp_path):
 @pytest.fixture
 def sweep(record, store):
     """Return the id of a sweep of three ranks and two seeds each, one of whose runs has failed."""
-    parent = open_record(tracking_of(store), "sweep r=2,4,8 seed=1,2", None, {"sweep.identity": "a sweep"})
+    parent = open_run_logger(tracking_of(store), "sweep r=2,4,8 seed=1,2", None, {"sweep.identity": "a sweep"})
     for rank, skill in ((2, 0.2), (4, 2.0), (8, 2.1)):
         for seed in (1, 2):
             failed = (rank, seed) == (8, 2)
@@ -115,10 +123,10 @@ def sweep(record, store):
 
 
 def tracking_of(store):
-    return TrackingConfig(backend=TrackingBackend.mlflow, uri=store, system_metrics=False)
+    return from_conf(TrackingConfig, backend=TrackingBackend.mlflow, uri=store, system_metrics=False)
 
 
 @pytest.fixture
 def comparing(store):
     """Return a function from keys of `compare` to its configuration over the store."""
-    return lambda **keys: CompareConfig(tracking=tracking_of(store), **keys)
+    return lambda **keys: from_conf(CompareConfig, tracking=tracking_of(store), **keys)

@@ -22,7 +22,7 @@ def test_the_latest_sweep_is_ranked_and_written(sentexp, sweep, tmp_path, compar
     assert "1 of 6 runs did not finish and are left out: r=8 seed=2" in output
     assert "loses most on" in output
     assert max(map(len, output[: output.index("1 of 6")].splitlines())) <= 80
-    files = {"leaderboard.md", "leaderboard.csv", "leaderboard.json", "leaderboard.tex", "slices.csv", "report.html"}
+    files = {"leaderboard.md", "leaderboard.csv", "leaderboard.json", "slices.csv", "report.html"}
     assert {file.name for file in (tmp_path / "comparison").iterdir()} == files
     rows = list(csv.DictReader((tmp_path / "comparison" / "leaderboard.csv").read_text().splitlines()))
     facts = json.loads((tmp_path / "comparison" / "leaderboard.json").read_text())
@@ -47,9 +47,9 @@ def test_two_runs_are_set_against_each_other(sentexp, record):
 @pytest.mark.parametrize(
     ("word", "named"),
     [
-        ("runs=[12345e67,00501234]", "runs=12345e67 is no run"),
-        ("runs=[00501234]", "runs=00501234 is no run"),
-        ("sweep=12345e67", "sweep=12345e67 is no sweep"),
+        ("runs=[12345e67,00501234]", "runs=12345e67 is not a run"),
+        ("runs=[00501234]", "runs=00501234 is not a run"),
+        ("sweep=12345e67", "sweep=12345e67 is not a sweep"),
         ("base=1_000", "base=1_000 "),
         ("sweep=null", "0 errors"),
     ],
@@ -90,10 +90,10 @@ def test_slices_are_printed_by_their_column(sentexp, sweep):
         (["confidence=95"], "confidence=95.0 must be above 0 and below 1"),
         (["peft.r=8"], "peft.r: the configuration has no key 'peft': its keys are tracking, sweep, runs"),
         (["split=train"], "split=train: Invalid value 'train', expected one of [validation, test]"),
-        (["by=colour"], "by=colour is no slice of these rows: it must be one of language, length"),
+        (["by=colour"], "by=colour is not a slice of these rows: it must be one of language, length"),
         (["base=llama"], "base=llama is not among what is compared"),
         (["split=validation"], "holds no predictions for the validation split"),
-        (["sweep=missing"], "sweep=missing is no sweep in experiment sentexp"),
+        (["sweep=missing"], "sweep=missing is not a sweep in experiment sentexp"),
         (["tracking=none"], "compare reads what MLflow holds, so tracking=none has nothing to compare"),
     ],
 )

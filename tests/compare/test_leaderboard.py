@@ -149,7 +149,7 @@ def test_costs_and_answers_are_means_over_seeds(simulate):
     [
         ({"metric": "speed"}, "metric=speed must be one of loss, accuracy"),
         ({"confidence": 95}, "confidence=95 must be above 0 and below 1"),
-        ({"resamples": 0}, "resamples=0 must be 100 or more"),
+        ({"resamples": 0}, "resamples=0 must be at least 100"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(simulate, given, said):

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from sentexp.compare.leaderboard import leaderboard
-from sentexp.compare.leaderboard_tables import latex, markdown, terminal_tables, write_tables
+from sentexp.compare.leaderboard_tables import markdown, terminal_tables, write_tables
 
 NAMES = (("r=1 a|b_c", 0.5, 1), ("50% & $x$", 1.5, 2))
 
@@ -24,23 +24,12 @@ def test_markdown_keeps_its_columns(board):
     assert r"r=1 a\|b_c" in "".join(lines)
 
 
-def test_latex_escapes_what_are_commands_there(board):
-    text = latex(board, "a_b 100 %")
-    assert r"50\% \& \$x\$" in text
-    assert r"a\_b 100 \%" in text
-    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
-    assert len({line.replace(r"\&", "").count("&") for line in body.splitlines() if line.endswith(r"\\")}) == 1
-    assert body.count(r"\midrule") == 2  # below the heads, and above the baselines
-
-
 def test_every_format_has_the_same_value(board, tmp_path):
     write_tables(board, "title", tmp_path)
     facts = json.loads((tmp_path / "leaderboard.json").read_text())
     for row in facts["rows"]:
-        for ending in ("md", "tex"):
-            assert (
-                f"{row['accuracy']:.4f} [{row['accuracy_low']:.4f}" in (tmp_path / f"leaderboard.{ending}").read_text()
-            )
+        interval = f"{row['accuracy']:.4f} [{row['accuracy_low']:.4f}"
+        assert interval in (tmp_path / "leaderboard.md").read_text()
         assert str(row["accuracy"]) in (tmp_path / "leaderboard.csv").read_text()
     assert facts["rows"][-1]["rank"] is None
     assert facts["rows"][-1]["to_best"] is None
@@ -110,5 +99,3 @@ def test_what_ties_exactly_is_compared_and_the_best_is_not(simulate):
 def test_the_confidence_is_told_with_its_digits(simulate, confidence, told):
     board = leaderboard(simulate(NAMES), resamples=200, confidence=confidence)
     assert f"accuracy {told} interval" in markdown(board, "title")
-    assert told.replace("%", r"\%") in latex(board, "a < b | c > d")
-    assert r"a \textless{} b \textbar{} c \textgreater{} d" in latex(board, "a < b | c > d")

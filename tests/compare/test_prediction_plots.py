@@ -18,7 +18,7 @@ from sentexp.compare.prediction_plots import (
 )
 from sentexp.compare.roc_pr_curves import GRID, band, on_resamples, precision_recall, roc
 from sentexp.compare.settings import differing, lines_along, shared, swept
-from sentexp.compare.sweep_plots import axis_picture, parallel_picture, pareto_picture
+from sentexp.compare.sweep_plots import axis_picture, pareto_picture
 from sentexp.plots.style import plain, to_svg
 
 RANKS = (4, 8, 16, 32)
@@ -73,7 +73,7 @@ def test_what_was_said_is_drawn_of_the_four_best(draw, sweep, board):
     assert shown(figure).tag.endswith("svg")
 
 
-@pytest.mark.parametrize("draw", [axis_picture, pareto_picture, parallel_picture])
+@pytest.mark.parametrize("draw", [axis_picture, pareto_picture])
 def test_a_sweep_is_drawn(draw, board):
     assert shown(draw(board)).tag.endswith("svg")
 
@@ -111,10 +111,10 @@ def test_the_metric_is_drawn_along_each_setting_of_its_own(board):
 def test_nothing_is_drawn_where_nothing_is_said(simulate):
     made = simulate([("r=4", 1.0, 1), ("r=8", 1.2, 1)])
     few = leaderboard(made, resamples=100)
-    draws = (axis_picture, pareto_picture, learning_curve_picture, parallel_picture)
-    assert [draw(few) for draw in draws] == [None] * 4
+    draws = (axis_picture, pareto_picture, learning_curve_picture)
+    assert [draw(few) for draw in draws] == [None] * 3
     words = leaderboard(simulate([(f"peft={name}", 1.0, 1) for name in ("lora", "full", "head")]), resamples=100)
-    assert [draw(words) for draw in draws] == [None] * 4
+    assert [draw(words) for draw in draws] == [None] * 3
 
 
 def test_metrics_of_which_less_is_better_are_drawn(sweep, growing):
@@ -225,4 +225,3 @@ def test_a_setting_that_some_lack_is_drawn_of_the_others(simulate):
     board = leaderboard(made, resamples=100)
     (panel,) = axis_picture(board).axes
     assert [text.get_text() for text in panel.get_xticklabels()] == ["4", "8", "16"]
-    assert "not set" in texts(parallel_picture(board))

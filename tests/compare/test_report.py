@@ -142,8 +142,8 @@ def test_every_picture_is_whole_and_told(written):
     page = Page(text)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     captions = [tag for tag, _ in page.tags if tag == "figcaption"]
-    assert len(images) == len(captions) == 7  # all but the learning curve
-    assert len({image["alt"] for image in images}) == 7
+    assert len(images) == len(captions) == 6  # all but the learning curve
+    assert len({image["alt"] for image in images}) == 6
     for image in images:
         tree = ET.fromstring(base64.b64decode(image["src"].partition(",")[2]))
         assert tree.tag.endswith("svg")

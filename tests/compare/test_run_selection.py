@@ -5,9 +5,9 @@ import json
 import pytest
 
 from sentexp.compare.run_selection import select
-from sentexp.config import TrackingBackend, TrackingConfig
+from sentexp.config import TrackingBackend, TrackingConfig, from_conf
 from sentexp.errors import UserError
-from sentexp.tracking.store import open_record
+from sentexp.tracking.run_logger import open_run_logger
 
 
 def names(selection):
@@ -19,8 +19,8 @@ def later(store, record):
     """Return the id of a later sweep, which has skipped a run of an earlier one, and its own run."""
 
     def begin(skipped, tmp_path):
-        tracking = TrackingConfig(backend=TrackingBackend.mlflow, uri=store, system_metrics=False)
-        parent = open_record(tracking, "later", None, {"sweep.identity": "another"})
+        tracking = from_conf(TrackingConfig, backend=TrackingBackend.mlflow, uri=store, system_metrics=False)
+        parent = open_run_logger(tracking, "later", None, {"sweep.identity": "another"})
         own = record("own", 1.5, parent=parent.run_id)
         (tmp_path / "runs.json").write_text(json.dumps([{"run_id": skipped}, {"run_id": own}, {"run_id": None}]))
         parent.log_files(tmp_path / "runs.json")
@@ -67,8 +67,8 @@ def test_a_filter_is_mlflows(sweep, comparing):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"sweep": "missing"}, "sweep=missing is no sweep in experiment sentexp of sqlite:"),
-        ({"runs": ["missing"]}, "runs=missing is no run in experiment sentexp"),
+        ({"sweep": "missing"}, "sweep=missing is not a sweep in experiment sentexp of sqlite:"),
+        ({"runs": ["missing"]}, "runs=missing is not a run in experiment sentexp"),
         ({"runs": ["r=8 seed=2"]}, "is FAILED, so it has no predictions: give the command of that run again"),
         ({"experiment_name": "elsewhere"}, "There is no experiment elsewhere of sqlite:"),
         ({"filter": "nonsense ="}, "filter=nonsense = is nothing that MLflow can search"),
@@ -85,7 +85,7 @@ def test_what_is_not_there_is_one_sentence(sweep, comparing, keys, said):
 def test_an_empty_store_and_a_missing_one(store, comparing, tmp_path):
     with pytest.raises(UserError, match="There is no experiment sentexp of"):
         select(comparing())
-    tracking = TrackingConfig(backend=TrackingBackend.mlflow, uri=f"sqlite:///{tmp_path / 'missing.db'}")
+    tracking = from_conf(TrackingConfig, backend=TrackingBackend.mlflow, uri=f"sqlite:///{tmp_path / 'missing.db'}")
     settings = comparing()
     settings.tracking = tracking
     with pytest.raises(UserError, match="There is no experiment sentexp of"):

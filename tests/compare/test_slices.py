@@ -40,5 +40,5 @@ def test_a_small_slice_has_no_interval(simulate):
 
 
 def test_an_unknown_slice_is_refused(simulate):
-    with pytest.raises(UserError, match="by=colour is no slice of these rows: it must be one of length"):
+    with pytest.raises(UserError, match="by=colour is not a slice of these rows: it must be one of length"):
         slice_table(simulate((("r=1", 1.0, 1),)), by="colour")

@@ -10,12 +10,12 @@ from sentexp.config.explain import explain
     [
         (
             ["peft=loraa"],
-            ["peft=loraa is no option of peft", "dora, full, head, ia3, lora, none, qlora", "Did you mean lora?"],
+            ["peft=loraa is not an option of peft", "dora, full, head, ia3, lora, none, qlora", "Did you mean lora?"],
         ),
         (
             ["data=sst3"],
             [
-                "data=sst3 is no option of data",
+                "data=sst3 is not an option of data",
                 "csv, fpb, imdb, multilingual, rotten_tomatoes, sst2, tweets",
                 "Did you mean sst2?",
             ],
@@ -38,10 +38,10 @@ from sentexp.config.explain import explain
         (["trainer.precision=bfloat16"], ["trainer.precision=bfloat16", "auto, fp32, bf16, fp16"]),
         (["peft=head", "peft.r=8"], ["peft.r: peft has no key 'r'", "usual_lr, quantization"]),
         (["-m", "peft.r=4,x"], ["peft.r=x", "could not be converted to Integer"]),
-        (["-m", "peft=lora,qlorra"], ["peft=qlorra is no option of peft", "Did you mean qlora?"]),
-        (["peft.r=[8"], ["peft.r=[8 is no override that hydra can read"]),
-        (["experiment=nope"], ["experiment=nope is no option of experiment", "llama2_7b_qlora_sst2"]),
-        (["peft.r=4", "foo"], ["foo is no override: write key=value"]),
+        (["-m", "peft=lora,qlorra"], ["peft=qlorra is not an option of peft", "Did you mean qlora?"]),
+        (["peft.r=[8"], ["peft.r=[8 is not an override that hydra can read"]),
+        (["experiment=nope"], ["experiment=nope is not an option of experiment", "llama2_7b_qlora_sst2"]),
+        (["peft.r=4", "foo"], ["foo is not an override: write key=value"]),
         (["--config-dir", "nowhere", "peft=att"], ["--config-dir nowhere does not exist"]),
         (["peft.r=null"], ["peft.r=null", "cannot be null"]),
         (["peft.r=eight"], ["it must be a whole number"]),

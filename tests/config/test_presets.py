@@ -3,7 +3,7 @@
 import pytest
 
 from sentexp.config import CausalLM, Quantization, conf_dir, load_config, method_name
-from sentexp.run.train import run
+from sentexp.run.train import train
 
 PRESETS = sorted(file.stem for file in (conf_dir() / "experiment").glob("*.yaml"))
 WORDS = {2: "[bad,good]", 3: "[bad,even,good]"}  # bytes are the tokens of the tiny model: first letters must differ
@@ -26,7 +26,7 @@ def test_every_preset_trains_a_few_steps(preset, corpora, tmp_path):
         quick += [f"task.label_words={WORDS[len(plain.data.class_names())]}"]
     config = load_config(f"experiment={preset}", *quick, f"output_dir={tmp_path}")
     assert (config.task.__class__, method_name(config.peft)) == (plain.task.__class__, method_name(plain.peft))
-    result = run(config)
+    result = train(config)
     assert result.metrics["train/steps"] == 2
     assert 0 <= result.metrics["test/auroc_macro"] <= 1
     assert bool(result.baselines) == bool(config.baseline or isinstance(config.task, CausalLM))

@@ -9,8 +9,8 @@ import pytest
 from pyarrow import parquet
 
 from sentexp.config import load_config
-from sentexp.data import arrow_spill, tables
-from sentexp.data.arrow_spill import collect
+from sentexp.data import arrow_spill, delimited
+from sentexp.data.arrow_spill import concat_or_spill
 from sentexp.data.splits import NAMES, load_examples
 from sentexp.errors import UserError
 
@@ -18,8 +18,7 @@ from sentexp.errors import UserError
 @pytest.fixture
 def small_memory(monkeypatch):
     monkeypatch.setattr(arrow_spill, "LARGE", 2_000)
-    monkeypatch.setattr(tables, "LARGE", 2_000)
-    monkeypatch.setattr(tables, "BLOCK", 1_000)
+    monkeypatch.setattr(delimited, "BLOCK", 1_000)
 
 
 def spilled():
@@ -34,10 +33,10 @@ def pieces():
 
 def test_pieces_are_one_table(small_memory, monkeypatch):
     before = pa.total_allocated_bytes()
-    on_disk = collect(pieces())
+    on_disk = concat_or_spill(pieces())
     assert pa.total_allocated_bytes() - before < 2_000  # its values are in the mapped file
     monkeypatch.setattr(arrow_spill, "LARGE", 1 << 28)
-    assert on_disk.equals(collect(pieces()))
+    assert on_disk.equals(concat_or_spill(pieces()))
     assert spilled() == []
 
 
@@ -47,7 +46,7 @@ def test_a_failure_leaves_no_file(small_memory):
         raise UserError("a row")
 
     with pytest.raises(UserError):
-        collect(failing())
+        concat_or_spill(failing())
     assert spilled() == []
 
 
@@ -80,5 +79,5 @@ def test_a_large_file_gives_the_same_examples(tmp_path, ending, request):
 
 def test_a_ragged_row_of_a_large_file_is_named(tmp_path, small_memory):
     (tmp_path / "x.csv").write_text("text,label\n" + "a film,1\n" * 700 + "b,1,2\n")
-    with pytest.raises(UserError, match=r"Row 701 of .*x.csv has not the 2 columns"):
+    with pytest.raises(UserError, match=r"Row 701 of .*x.csv has 3 of the 2 columns"):
         load_examples(load_config("data=csv", f"data.path={tmp_path / 'x.csv'}").data)

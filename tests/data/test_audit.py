@@ -5,11 +5,13 @@ import json
 import pytest
 
 from sentexp.config import load_config
-from sentexp.data.audit import MOJIBAKE, audit, duplicate_free
+from sentexp.data.audit import audit
+from sentexp.data.findings import MOJIBAKE
 from sentexp.data.prompts import Prompt
-from sentexp.data.splits import NAMES, load_examples
+from sentexp.data.splits import NAMES, duplicate_free, load_examples
 from sentexp.data.tokens import tokenize
-from sentexp.models.backbone import load_tokenizer, locate_backbone
+from sentexp.models.loading import load_tokenizer
+from sentexp.models.pretrained import locate_backbone
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 from sentexp.config import load_config
+from sentexp.data.batching import RowBatches
 from sentexp.data.class_balance import class_weights, row_weights
-from sentexp.data.datamodule import BatchOrder
 from sentexp.data.splits import load_examples
 from sentexp.errors import UserError
 
@@ -60,7 +60,7 @@ def test_balanced_sampling_draws_each_kind_equally_often(load, sampling):
     data, examples = load(f"data.sampling={sampling}")
     column = "label" if sampling == "balanced_labels" else "slice.region"
     kinds = examples.train.column(column).to_pylist()
-    order = BatchOrder([5] * len(kinds), 16, 1, 3, True, row_weights(data, examples))
+    order = RowBatches([5] * len(kinds), 16, 1, 3, True, row_weights(data, examples))
     drawn: Counter[object] = Counter()
     for epoch in range(40):
         order.set_epoch(epoch)

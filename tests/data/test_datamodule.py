@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from sentexp.data.datamodule import BatchOrder, pad
+from sentexp.data.batching import RowBatches, TokenBudgetBatches
+from sentexp.data.datamodule import pad
 from sentexp.errors import UserError
 
 LENGTHS = torch.randint(3, 60, (203,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
 def order(batch_size=8, accumulate=1, seed=0, group=True, epoch=0):
-    batches = BatchOrder(LENGTHS, batch_size, accumulate, seed, group)
+    batches = RowBatches(LENGTHS, batch_size, accumulate, seed, group)
     batches.set_epoch(epoch)
     return batches
 
@@ -26,7 +27,7 @@ def test_an_epoch_holds_every_row_once(group, batch_size, accumulate):
 @pytest.mark.parametrize("accumulate", [1, 7, 32, 39])
 def test_a_budget_leaves_no_micro_batch_empty(accumulate):
     lengths = [60, *[3] * 38]  # a row of more tokens than a micro-batch has on average
-    batches = list(BatchOrder(lengths, 8, accumulate, 0, True, max_tokens=120))
+    batches = list(TokenBudgetBatches(lengths, 120, accumulate, 0, True))
     assert sorted(row for rows, _ in batches for row in rows) == list(range(39))
     assert all(rows for rows, _ in batches)
     assert len(batches) % accumulate == 0
@@ -35,14 +36,14 @@ def test_a_budget_leaves_no_micro_batch_empty(accumulate):
 @pytest.mark.parametrize("seed", range(8))
 def test_no_step_of_a_budget_has_fewer_rows_than_micro_batches(seed):
     lengths = [60] * 12 + [46, 46, 45, 45]  # in most orders two steps of as many tokens would be of 7 rows and 9
-    batches = list(BatchOrder(lengths, 8, 8, seed, False, max_tokens=120))
+    batches = list(TokenBudgetBatches(lengths, 120, 8, seed, False))
     assert sorted(row for rows, _ in batches for row in rows) == list(range(16))
     assert [len(rows) for rows, _ in batches] == [1] * 16
 
 
 def test_more_micro_batches_than_rows_are_refused():
     with pytest.raises(UserError, match=r"accumulate_grad_batches=40 .* makes 40 micro-batches of 39 training rows"):
-        BatchOrder([60, *[3] * 38], 8, 40, 0, True, max_tokens=120)
+        TokenBudgetBatches([60, *[3] * 38], 120, 40, 0, True)
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():

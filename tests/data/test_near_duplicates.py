@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sentexp.data.near_duplicates import NEAR, near_pairs
-from sentexp.data.splits import normalise
+from sentexp.data.text_hash import normalise
 
 
 def brute_force(texts):

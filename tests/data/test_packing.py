@@ -11,7 +11,8 @@ from sentexp.config import AnswerLoss, load_config
 from sentexp.data.packing import Packed, Packer
 from sentexp.data.prompts import Prompt
 from sentexp.data.tokens import WORTH_SHARING, TokenRows, tokenize
-from sentexp.models.backbone import load_tokenizer, locate_backbone
+from sentexp.models.loading import load_tokenizer
+from sentexp.models.pretrained import locate_backbone
 
 SEEN, NOT = 0.0, -torch.inf
 

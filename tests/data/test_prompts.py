@@ -18,7 +18,8 @@ from sentexp.data.prompts import (
 from sentexp.data.splits import load_examples
 from sentexp.data.tokens import encode
 from sentexp.errors import UserError
-from sentexp.models.backbone import load_tokenizer, locate_backbone
+from sentexp.models.loading import load_tokenizer
+from sentexp.models.pretrained import locate_backbone
 
 LABELS = ["negative", "positive"]
 WORDS = "task.label_words=[bad,good]"
@@ -73,7 +74,7 @@ def test_plain_completion_is_for_tokenizers_without_a_chat_template(tokenizer):
     prompt = build(tokenizer, WORDS)
     assert prompt.frame("a film") == "Text: a film\nSentiment:"
     assert prompt.end == [tokenizer.eos_token_id]
-    assert tokenizer.decode(prompt.lead) == " "  # of bytes, so that the blank is a token of its own
+    assert tokenizer.decode(prompt.answer_prefix_ids) == " "  # of bytes, so that the blank is a token of its own
     tokenizer.chat_template = CHATML
     assert build(tokenizer, WORDS, "task.template=completion").frame("x") == "Text: x\nSentiment:"
 
@@ -114,10 +115,10 @@ def test_prompt_and_answer_are_the_tokens_of_the_whole_text(vocabulary, name, te
 def test_a_blank_that_all_numbers_begin_with_is_a_part_of_the_prompt(vocabulary):
     tokenizer = vocabulary("llama3")
     prompt = build(tokenizer, labels=["1", "2"])
-    assert tokenizer.decode(prompt.lead) == " "
+    assert tokenizer.decode(prompt.answer_prefix_ids) == " "
     assert [tokenizer.decode(answer) for answer in prompt.answers] == ["1", "2"]
     (row,), (full,) = encode(["a film"], tokenizer, prompt, 500)
-    assert row[-1:] == prompt.lead
+    assert row[-1:] == prompt.answer_prefix_ids
     assert full == len(row)
 
 
@@ -233,7 +234,7 @@ def test_own_templates_are_a_file_or_a_mapping(tokenizer, tmp_path):
         (["task.system='Say {label}.'"], r"holds \{label\}, which stands for nothing there: use \{labels\}\."),
         (["task.system='Say {text}.'"], r"holds \{text\}, which stands for nothing there"),
         (["task.template='{text} {foo}'"], r"holds \{foo\}, which stands for nothing there: use \{text\} and \{labels"),
-        (["task.shots=-1"], r"task.shots=-1 must be 0 or more"),
+        (["task.shots=-1"], r"task.shots=-1 must be at least 0"),
         (["task.shots=2", "baseline=false"], r"task.shots=2 is for the prompt of the untuned base"),
         (["task.loss=full", "task.focal_gamma=1"], r"task.focal_gamma=1.0 weighs answers"),
         (["peft=head"], r"peft=head trains a classification head, and task=causal_lm has none"),
@@ -248,7 +249,7 @@ def test_what_cannot_be_is_told(tokenizer, overrides, message):
 def test_a_file_that_is_no_yaml_is_told(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("user: [")
-    with pytest.raises(UserError, match=r"mine.yaml is no YAML file"):
+    with pytest.raises(UserError, match=r"mine.yaml is not a YAML file"):
         task(f"task.template={file}")
 
 

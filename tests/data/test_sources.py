@@ -10,7 +10,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from sentexp.config import load_config
-from sentexp.data.sources import LARGEST_MEMBER, load_source
+from sentexp.data.sources import load_source
+from sentexp.data.sources.phrasebank import LARGEST_MEMBER
 from sentexp.errors import UserError
 from sentexp.system.hub import hub_splits, hub_tables
 
@@ -85,7 +86,7 @@ def test_a_repository_in_the_hubs_layout_is_read_by_its_card(tmp_path, monkeypat
 
 def test_a_data_set_of_the_hub_becomes_rows(tmp_path, monkeypatch):
     table = pa.table({"sentence": ["fine ", "dull"], "label": [1, 0], "idx": [0, 1]})
-    monkeypatch.setattr("sentexp.data.sources.hub_tables", lambda *given: dict.fromkeys(given[-1], table))
+    monkeypatch.setattr("sentexp.data.sources.table.hub_tables", lambda *given: dict.fromkeys(given[-1], table))
     found = load_source(load_config("data=sst2").data)
     assert set(found.splits) == {"train", "test"}
     assert texts(found.splits["test"]) == ["fine", "dull"]
@@ -214,8 +215,8 @@ def test_splits_of_the_usual_names_are_taken_where_they_are(tmp_path):
 
 def test_splits_of_the_usual_names_are_taken_from_the_hub(monkeypatch):
     table = pa.table({"text": ["fine ", "dull"], "label": [1, 0]})
-    monkeypatch.setattr("sentexp.data.sources.hub_splits", lambda *_: ["train", "test", "unsupervised"])
-    monkeypatch.setattr("sentexp.data.sources.hub_tables", lambda *given: dict.fromkeys(given[-1], table))
+    monkeypatch.setattr("sentexp.data.sources.table.hub_splits", lambda *_: ["train", "test", "unsupervised"])
+    monkeypatch.setattr("sentexp.data.sources.table.hub_tables", lambda *given: dict.fromkeys(given[-1], table))
     assert set(load_source(load_config("data=imdb", "data.path=stanfordnlp/imdb").data).splits) == {"train", "test"}
 
 

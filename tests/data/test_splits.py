@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sentexp.config import load_config
-from sentexp.data.splits import NAMES, carve, hash64, load_examples, normalise, subset, text_keys
+from sentexp.data.splits import NAMES, carve, load_examples, subset
+from sentexp.data.text_hash import hash64, normalise, text_keys
 from sentexp.errors import UserError
 
 FRACTIONS = {"validation": 0.1, "test": 0.2}

@@ -107,7 +107,7 @@ def test_a_wrong_encoding_names_the_line_and_the_likely_one(tmp_path):
 )
 def test_a_ragged_row_is_named(tmp_path, content, row):
     with pytest.raises(
-        UserError, match=rf"Row {row} of .*x.csv has not the 2 columns of its header .*on_bad_rows=skip"
+        UserError, match=rf"Row {row} of .*x.csv has \d of the 2 columns of its header .*on_bad_rows=skip"
     ):
         read(tmp_path / "x.csv", content)
 
@@ -175,7 +175,7 @@ def test_blank_lines_are_no_rows(tmp_path):
         ),
         ("x.jsonl", "", r"is empty"),
         ("x.jsonl", '{"text": "a", "label": 1}\n{"text"\n', r"Line 2 of .*x.jsonl is not JSON"),
-        ("x.jsonl", '{"text": "a", "label": 1}\n3\n', r"Row 2 of .*x.jsonl is no JSON object"),
+        ("x.jsonl", '{"text": "a", "label": 1}\n3\n', r"Row 2 of .*x.jsonl is not a JSON object"),
         (
             "x.jsonl",
             '{"body": "a", "label": 1}\n',
@@ -209,7 +209,7 @@ def test_a_column_of_lists_is_refused(tmp_path):
 
 
 def test_many_rows_are_read_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr("sentexp.data.tables.BLOCK", 1 << 12)
+    monkeypatch.setattr("sentexp.data.delimited.BLOCK", 1 << 12)
     rows = [(f"text number {index}", str(index % 3)) for index in range(3000)]
     assert read(tmp_path / "x.csv", "text,label\n" + "".join(f"{t},{v}\n" for t, v in rows))[0] == rows
     lines = "".join(json.dumps({"text": t, "label": v}) + "\n" for t, v in rows)

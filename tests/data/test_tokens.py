@@ -13,7 +13,8 @@ from sentexp.config import load_config
 from sentexp.data.prompts import Prompt
 from sentexp.data.tokens import encode, tokenize
 from sentexp.errors import UserError
-from sentexp.models.backbone import load_tokenizer, locate_backbone
+from sentexp.models.loading import load_tokenizer
+from sentexp.models.pretrained import locate_backbone
 
 FRAME = "Review: {text}\nSentiment:"
 
@@ -67,7 +68,7 @@ def test_token_ids_are_those_of_the_tokenizer(tokenizer, vocabulary):
 def test_a_text_cannot_end_its_own_turn(tokenizer):
     end = tokenizer.eos_token
     assert tokenizer.eos_token_id in encode([f"a{end}b"], tokenizer, prompt(FRAME), 500)[0][0]
-    answered = Prompt(head=f"Say{end}: ", tail=f"{end}?", written="x", answers=[[5], [7]])
+    answered = Prompt(head=f"Say{end}: ", tail=f"{end}?", example_answer="x", answers=[[5], [7]])
     (plain, odd), lengths = encode(["a film", f"a{end}b"], tokenizer, answered, 500)
     assert plain == tokenizer(f"Say{end}: a film{end}?")["input_ids"]
     assert tokenizer.decode(odd) == f"Say{end}: a{end}b{end}?"
@@ -125,7 +126,7 @@ def test_the_frame_is_no_part_of_the_maximum_length(tokenizer):
 
 
 def test_the_positions_of_the_model_are_kept_for_the_frame_and_the_answer(tokenizer):
-    answered = Prompt(head="Review: ", tail="\nSentiment:", written="no", answers=[[5, 6], [7, 8]], end=[8])
+    answered = Prompt(head="Review: ", tail="\nSentiment:", example_answer="no", answers=[[5, 6], [7, 8]], end=[8])
     frame = len("Review: \nSentiment:")
     tokens = tokenize(rows("abcdef"), tokenizer, answered, 100, frame + 4 + 2 + 3, progress=False)
     assert tokenizer.decode(tokens.ids([0])[0]) == "Review: abcd\nSentiment:"

@@ -1,15 +1,13 @@
-"""Several processes of one run: who started them, what they say to each other, and the result of one process."""
-
-import os
+"""Several processes of one run: what they tell each other, and the result of one process."""
 
 import pytest
 import torch
 
 from sentexp.config import Strategy, load_config
 from sentexp.distributed import processes
-from sentexp.distributed.processes import Launch
+from sentexp.distributed.group import Group
+from sentexp.distributed.launch import Launch
 from sentexp.errors import UserError
-from sentexp.run.train import run
 
 CPU = torch.device("cpu")
 
@@ -17,73 +15,69 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def third(monkeypatch):
     """Let this process be the third of four, without any other to speak to."""
-    group = processes._Group(Launch("torchrun", 2, 4, 2), None)
-    monkeypatch.setattr(processes._own, "group", group)
-
-
-@pytest.mark.parametrize(
-    ("environment", "found"),
-    [
-        ({}, Launch()),
-        (
-            {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"},
-            Launch("torchrun", rank=5, count=8, local_rank=1),
-        ),
-        (
-            {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"},
-            Launch("srun", rank=5, count=8, local_rank=1),
-        ),
-        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, Launch()),  # a batch script without srun
-    ],
-)
-def test_the_launcher_is_told_by_the_environment(environment, found, monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("TORCHELASTIC", "SLURM"))]:
-        monkeypatch.delenv(name)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert processes.launch() == found
+    group = Group(Launch("torchrun", 2, 4, 2), None)
+    monkeypatch.setattr(processes._state, "group", group)
 
 
 def test_alone_everything_is_one_s_own():
-    assert (processes.rank(), processes.count(), processes.leads()) == (0, 1, True)
-    assert processes.share([4, 2, 7]) == [4, 2, 7]
-    assert processes.exchange("word") == ["word"]
-    assert processes.led(lambda: 3) == 3
+    assert (processes.rank(), processes.world_size(), processes.is_main()) == (0, 1, True)
+    assert processes.shard_rows([4, 2, 7]) == [4, 2, 7]
+    assert processes.all_gather("word") == ["word"]
+    assert processes.run_on_main(lambda: 3) == 3
+
+
+def test_what_the_main_process_alone_does_nests_and_returns_its_value():
+    calls = []
+
+    @processes.main_process_only
+    def outer(value, *, more):
+        calls.append(value)
+        return inner(value) + more
+
+    @processes.main_process_only
+    def inner(value):
+        return 2 * value
+
+    assert outer(3, more=1) == 7
+    assert calls == [3]
+
+
+@pytest.mark.usefixtures("third")
+def test_only_the_main_process_writes():
+    written = []
+    processes.main_process_writes(written.append)("by another")
+    assert written == []
+
+
+@pytest.mark.usefixtures("third")
+def test_no_message_is_sent_while_the_others_wait_for_the_main_process(monkeypatch):
+    monkeypatch.setattr(processes._state, "in_main", True)
+    assert processes.run_on_main(lambda: 3) == 3
+    with pytest.raises(AssertionError, match="wait elsewhere"):
+        processes.all_gather()
 
 
 @pytest.mark.usefixtures("third")
 def test_each_row_of_a_batch_is_one_process_s(monkeypatch):
-    assert processes.share([10, 11, 12, 13, 14, 15, 16]) == [12, 16]
-    assert processes.share([10, 11]) == []
+    assert processes.shard_rows([10, 11, 12, 13, 14, 15, 16]) == [12, 16]
+    assert processes.shard_rows([10, 11]) == []
     every = []
     for rank in range(4):
-        monkeypatch.setattr(processes._own, "group", processes._Group(Launch("srun", rank, 4, rank), None))
-        every += processes.share(list(range(11)))
+        monkeypatch.setattr(processes._state, "group", Group(Launch("srun", rank, 4, rank), None))
+        every += processes.shard_rows(list(range(11)))
     assert sorted(every) == list(range(11))
 
 
 @pytest.mark.usefixtures("launched")
 def test_words_of_any_shape_are_exchanged_and_sums_are_in_place():
-    with processes.joined(Strategy.ddp, CPU):
-        (found,) = processes.exchange([torch.ones(3, 2), None])
+    with processes.process_group(Strategy.ddp, CPU):
+        (found,) = processes.all_gather([torch.ones(3, 2), None])
         assert found[0].shape == (3, 2)
         assert found[1] is None
         tensor = torch.tensor([2.0])
-        processes.add_up([tensor])
+        processes.all_reduce_sum([tensor])
         assert tensor == 2.0
-    assert processes.count() == 1
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_several_processes_need_a_launcher(strategy, config):
-    with pytest.raises(UserError, match=f"torchrun --nproc-per-node 2 -m sentexp trainer={strategy}"):
-        run(config(f"trainer={strategy}"))
-
-
-def test_one_process_is_not_started_twice(config, launched, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"torchrun has started 2 processes.*trainer=ddp"):
-        run(config())
+    assert processes.world_size() == 1
 
 
 def test_what_shards_cannot_do_is_refused():
@@ -93,9 +87,9 @@ def test_what_shards_cannot_do_is_refused():
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_one_process_of_torchrun_gives_the_same(strategy, config, train, launched, ragged, same, monkeypatch, tmp_path):
+def test_one_process_of_torchrun_gives_the_same(strategy, train, launched, ragged, same, monkeypatch, tmp_path):
     """Shards go through other layers and another AdamW."""
-    together = run(config(f"trainer={strategy}", *ragged))
+    together = train(f"trainer={strategy}", *ragged)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     same(train(*ragged, f"output_dir={tmp_path / 'alone'}"), together.folder)
 

@@ -5,11 +5,11 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from sentexp.config import Strategy
-from sentexp.distributed.processes import joined
+from sentexp.distributed.processes import process_group
 from sentexp.distributed.sharding import cut_like, gathered, gathered_state, is_sharded
 from sentexp.models.adapters import load_trainable_state, trainable_state
 from sentexp.run.build import build_model
-from sentexp.run.inputs import find, gather
+from sentexp.run.inputs import prepare_inputs, resolve_inputs
 
 pytestmark = pytest.mark.usefixtures("launched")
 CPU = torch.device("cpu")
@@ -23,7 +23,9 @@ def models(config):
         built = []
         for strategy in ("single", "fsdp"):
             torch.manual_seed(0)
-            built.append(build_model(gather(find(config(*overrides, f"trainer.strategy={strategy}"))))[0])
+            built.append(
+                build_model(prepare_inputs(resolve_inputs(config(*overrides, f"trainer.strategy={strategy}"))))[0]
+            )
         return built
 
     return build
@@ -31,7 +33,7 @@ def models(config):
 
 @pytest.mark.parametrize("overrides", [("peft=lora",), ("peft=full",), ("peft=full", "task=causal_lm"), ("peft=head",)])
 def test_all_that_trains_is_sharded_and_comes_together_as_it_was(models, overrides):
-    with joined(Strategy.fsdp, CPU):
+    with process_group(Strategy.fsdp, CPU):
         whole, sharded = models(*overrides)
         assert (is_sharded(whole), is_sharded(sharded)) == (False, True)
         trained = [parameter for parameter in sharded.parameters() if parameter.requires_grad]
@@ -47,7 +49,7 @@ def test_all_that_trains_is_sharded_and_comes_together_as_it_was(models, overrid
 
 
 def test_tied_weights_come_together_once(models):
-    with joined(Strategy.fsdp, CPU):
+    with process_group(Strategy.fsdp, CPU):
         whole, sharded = models("peft=full", "task=causal_lm")
         state = gathered_state(sharded)
         assert gathered_state(whole) is None
@@ -56,7 +58,7 @@ def test_tied_weights_come_together_once(models):
 
 
 def test_a_value_is_cut_like_its_parameter(models):
-    with joined(Strategy.fsdp, CPU):
+    with process_group(Strategy.fsdp, CPU):
         parameter = next(p for p in models("peft=full")[1].parameters() if p.ndim == 2)
         value = torch.randn(parameter.shape)
         assert torch.equal(gathered(cut_like(value, parameter)), value)

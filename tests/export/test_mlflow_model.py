@@ -8,14 +8,14 @@ import pytest
 import yaml
 from mlflow.exceptions import MlflowException
 
-from sentexp.config import TrackingBackend, TrackingConfig
+from sentexp.config import TrackingBackend, TrackingConfig, from_conf
 from sentexp.export.mlflow_model import read_model, requirements, save_model
 from sentexp.export.pyfunc import quiet_pyfunc, read_texts
-from sentexp.inference.run_lookup import find_finished
+from sentexp.inference.run_lookup import resolve_run
 from sentexp.inference.scorer import Scorer
 from sentexp.models.saved import read_trained
 
-NONE = TrackingConfig(backend=TrackingBackend.none)
+NONE = from_conf(TrackingConfig, backend=TrackingBackend.none)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def saved(finished, tmp_path_factory):
     """Return the folder of an MLflow model, and the run's result."""
     result = finished("peft=lora")
     folder = tmp_path_factory.mktemp("flavor") / "model"
-    save_model(find_finished(str(result.folder), NONE, "outputs"), folder)
+    save_model(resolve_run(str(result.folder), NONE, "outputs"), folder)
     return folder, result
 
 
@@ -63,7 +63,7 @@ def test_a_base_that_is_carried_may_be_gone_elsewhere(finished, tmp_path, texts,
     base = shutil.copytree(base_model, tmp_path / "base")
     result = finished("peft=lora", f"model.path={base}", "model.random=null")
     wanted = Scorer(read_trained(result.weights)).probabilities(texts)
-    save_model(find_finished(str(result.folder), NONE, "outputs"), tmp_path / "model", carry_base=True)
+    save_model(resolve_run(str(result.folder), NONE, "outputs"), tmp_path / "model", carry_base=True)
     shutil.rmtree(base)
     np.testing.assert_allclose(read_model(tmp_path / "model")(texts), wanted, atol=1e-5)
 

@@ -3,12 +3,13 @@
 import pytest
 from transformers import AutoTokenizer
 
-from sentexp.config import SequenceClassification, load_config
+from sentexp.config import SequenceClassification, from_conf, load_config
 from sentexp.data.prompts import build_prompt
 from sentexp.data.tokens import encode, row_limit
 from sentexp.errors import UserError
 from sentexp.export.prompt_tokenizer import save_framed
-from sentexp.models.backbone import load_tokenizer, locate_backbone
+from sentexp.models.loading import load_tokenizer
+from sentexp.models.pretrained import locate_backbone
 
 TEMPLATES = ["{text}", "{text}\nSentiment:", "Review: {text}\nSentiment:", "Is this good?\n{text}"]
 TEXTS = ["a warm film", "  blanks around\n", "dull and slow " * 150, "1999, (a year) – très bien!", "好看"]
@@ -30,7 +31,7 @@ def tokenizer_of(vocabulary, llama):
 
 def same(tokenizer, template, folder, cut=True):
     """Check that texts have the tokens of the run; cut ones, unless a vocabulary joins texts to the frame."""
-    prompt = build_prompt(SequenceClassification(template=template), tokenizer, ["bad", "good"])
+    prompt = build_prompt(from_conf(SequenceClassification, template=template), tokenizer, ["bad", "good"])
     limit, _ = row_limit(tokenizer, prompt, 128, 512)
     save_framed(tokenizer, prompt, 128, 512, True, folder)
     framed = AutoTokenizer.from_pretrained(folder)

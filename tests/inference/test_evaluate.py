@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from sentexp.config import load_config
-from sentexp.run.train import run
+from sentexp.run.train import train
 from sentexp.tracking.predictions import file_name, read_predictions
 from sentexp.tracking.store import PARENT
 
@@ -21,7 +21,7 @@ def recorded(quick_words, tmp_path_factory, empty_store):
     folder = tmp_path_factory.mktemp("recorded")
     uri = f"sqlite:///{shutil.copy(empty_store, folder / 'mlflow.db')}"
     words = [*quick_words, f"tracking.uri={uri}", "tracking.system_metrics=false", f"output_dir={folder}"]
-    return uri, folder, {name: run(load_config(*words, *own)) for name, own in RUNS.items()}
+    return uri, folder, {name: train(load_config(*words, *own)) for name, own in RUNS.items()}
 
 
 @pytest.fixture
@@ -170,9 +170,9 @@ def test_a_run_that_is_not_in_the_store_cannot_have_a_child(finished, sentexp, t
     [
         (["data=csv", "data.path=x.csv"], "evaluate needs a finished run: give run=<identity or MLflow run id>"),
         (["run=abcdef"], "evaluate needs a data set: give data=<one of the group data>"),
-        (["run=abcdef", "data=nope"], "data=nope is no option of data: it must be one of csv, fpb"),
+        (["run=abcdef", "data=nope"], "data=nope is not an option of data: it must be one of csv, fpb"),
         (["run=abcdef", "data=csv", "data.path=x.csv", "split=train"], "split=train: "),
-        (["run=abcdef", "data=csv", "data.path=x.csv"], "run=abcdef is no run in "),
+        (["run=abcdef", "data=csv", "data.path=x.csv"], "run=abcdef is not a run in "),
     ],
 )
 def test_what_is_wrong_is_one_sentence(words, said, sentexp):

@@ -110,7 +110,7 @@ def test_a_kill_in_the_middle_costs_no_row_and_no_byte(form, sentexp, tmp_path, 
     write(tmp_path / f"in.{form}", rows)
     words = [f"input=in.{form}", "chunk_rows=4"]
     assert sentexp(*words, f"output=whole.{form}")[0] == 0
-    original, calls = module.say_of, []
+    original, calls = module.score_chunk, []
 
     def killed(*arguments, **options):
         calls.append(arguments)
@@ -119,29 +119,27 @@ def test_a_kill_in_the_middle_costs_no_row_and_no_byte(form, sentexp, tmp_path, 
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "say_of", killed)
+        patch.setattr(module, "score_chunk", killed)
         code, _, errors = sentexp(*words, f"output=out.{form}")
         assert code == 130
-        assert "the same command goes on" in errors
+        assert "the same command resumes" in errors
     assert not (tmp_path / f"out.{form}").exists()
     partial = tmp_path / f"out.{form}.partial"
-    if form != "parquet":  # a chunk that was being written when the process was killed
-        with partial.open("ab") as stream:
-            stream.write(b"half a chu")
+    (partial / "unfinished").write_bytes(b"half a chu")  # that was being written when the process was killed
     calls.clear()
-    monkeypatch.setattr(module, "say_of", lambda *a, **o: calls.append(a) or original(*a, **o))
+    monkeypatch.setattr(module, "score_chunk", lambda *a, **o: calls.append(a) or original(*a, **o))
     code, _, errors = sentexp(*words, f"output=out.{form}")
     assert code == 0, errors
     assert "Going on after row 12" in errors
     assert len(calls) == 3
     assert (tmp_path / f"out.{form}").read_bytes() == (tmp_path / f"whole.{form}").read_bytes()
     assert [row["number"] for row in read(tmp_path / f"out.{form}")] == [row["number"] for row in rows]
-    assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob("*.state.json"))
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_another_input_or_other_keys_begin_anew(sentexp, tmp_path, monkeypatch):
     write(tmp_path / "in.csv", ROWS)
-    original = module.say_of
+    original = module.score_chunk
     for change in (lambda: write(tmp_path / "in.csv", ROWS[:5]), lambda: None):
         calls = []
 
@@ -152,7 +150,7 @@ def test_another_input_or_other_keys_begin_anew(sentexp, tmp_path, monkeypatch):
             return original(*arguments, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(module, "say_of", killed)
+            patch.setattr(module, "score_chunk", killed)
             assert sentexp("input=in.csv", "output=out.csv", "chunk_rows=2")[0] == 130
         change()
         code, _, errors = sentexp("input=in.csv", "output=out.csv", "chunk_rows=2", "calibrated=true")
@@ -211,6 +209,35 @@ def test_other_encodings_and_delimiters(sentexp, tmp_path):
     assert (tmp_path / "wide_said.csv").read_text().splitlines()[1].startswith("süß,1,")
 
 
+def test_an_encoding_is_detected_and_told_as_in_training(sentexp, tmp_path):
+    (tmp_path / "in.csv").write_bytes(
+        "text\nle café était très agréable et la crème brûlée délicieuse\n".encode("cp1252")
+    )
+    code, _, errors = sentexp("input=in.csv", "output=out.csv")
+    assert code == 0, errors
+    assert "in.csv is not UTF-8 (line 2); read as cp1252, which was detected: 'le café" in errors
+    assert "name its encoding with encoding." in errors
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith("le café était")
+
+
+def test_a_json_array_is_read_too(sentexp, tmp_path):
+    (tmp_path / "in.json").write_text(json.dumps(ROWS))
+    code, _, errors = sentexp("input=in.json", "output=out.jsonl", "chunk_rows=2")
+    assert code == 0, errors
+    assert [row["id"] for row in read(tmp_path / "out.jsonl")] == [row["id"] for row in ROWS]
+    code, _, errors = sentexp("input=in.json", "output=out.json")
+    assert "output=out.json has the ending '.json': it must be one of .csv, .tsv, .jsonl, .parquet" in errors
+
+
+def test_parquet_comes_by_standard_input_too(sentexp, monkeypatch, tmp_path):
+    parquet.write_table(pa.table({"text": ["a warm film"], "n": [3]}), tmp_path / "in.parquet")
+    content = io.BytesIO((tmp_path / "in.parquet").read_bytes())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content))
+    code, output, errors = sentexp("input=-", "output=-")
+    assert code == 0, errors
+    assert json.loads(output)["n"] == 3
+
+
 def test_an_output_that_is_there_is_refused_or_replaced_when_it_is_whole(sentexp, tmp_path):
     write(tmp_path / "in.csv", ROWS)
     (tmp_path / "out.csv").write_text("mine")
@@ -236,9 +263,9 @@ BAD = {
     "empty": (b"", "input=in.csv is empty"),
     "no text column": (b"a,b\n1,2\n", "has no column sentence or text: name the one that holds the texts with "
                        "text=<column>; its columns are a, b."),
-    "utf-8": (b"text\nfine\ns\xfc\xdf und gut\n", "Line 3 of in.csv is not utf-8: save it as UTF-8, or name its"),
-    "ragged": (b"text,b\nfine,1\nfine\n", "Row 2 of in.csv has 1 of the 2 columns of its header: quote texts"),
-    "quotes": (b'text,b\nfine,1\n"fine,2\n', "Row 2 of in.csv cannot be read (unexpected end of data)"),
+    "utf-8": ("text\nfine\nとても良い映画です\n".encode("cp932"), "Line 3 of in.csv is not utf-8: name its"),
+    "ragged": (b"text,b\nfine,1\nfine\n", "Row 2 of in.csv has 1 of the 2 columns of its header ("),
+    "quotes": (b'text,b\nfine,1\n"fine,2\n', "Row 2 of in.csv has a quotation mark that is not closed, or"),
     "label": (b"text,label\nfine,1\n", "in.csv has a column label already, and predict never replaces one: add"),
     "twice": (b"text,text\nfine,1\n", "text=text is the name of 2 columns of in.csv"),
 }  # fmt: skip
@@ -258,8 +285,8 @@ def test_a_bad_csv_is_one_sentence(name, sentexp, tmp_path):
 
 BAD_LINES = {
     b'{"text": "a"}\nnonsense\n': "Line 2 of in.jsonl is not JSON",
-    b'{"text": "a"}\n[1]\n': "Line 2 of in.jsonl is no JSON object",
-    b'{"text": "a \\ud800"}\n': "Line 1 of in.jsonl holds half of a surrogate pair",
+    b'{"text": "a"}\n[1]\n': "Row 2 of in.jsonl is not a JSON object",
+    b'{"text": "a \\ud800"}\n': "Row 1 of in.jsonl holds half of a surrogate pair",
     b'{"text": "a", "label": 1}\n': "in.jsonl has a column label already",
     b"\n\n": "in.jsonl has no rows",
 }
@@ -305,7 +332,10 @@ def test_parquet_that_is_none_or_has_no_texts_is_told(sentexp, tmp_path):
         (["input=in.csv", "output=none/out.csv"], "there is no folder none: make it first."),
         (["input=in.csv", "output=in.csv", "overwrite=true"], "output=in.csv is the input: name another file."),
         (["input=in.csv", "output=out.csv", "text=body"], "text=body is not a column of in.csv: its columns are id,"),
-        (["input=in.csv", "output=out.csv", "encoding=klingon"], "encoding=klingon is no encoding that Python knows"),
+        (
+            ["input=in.csv", "output=out.csv", "encoding=klingon"],
+            "encoding=klingon is not an encoding that Python knows",
+        ),
         (["--text", " "], "--text is empty: give it a sentence."),
         (["input=in.csv", "output=out.csv", "peft.r=8"], "peft.r: the configuration has no key 'peft'"),
     ],

@@ -1,4 +1,4 @@
-"""How far a prediction is, in a log: rows per second and the time left, by what was read."""
+"""How far a prediction is, in a log: rows per second and the time left."""
 
 from types import SimpleNamespace
 
@@ -16,12 +16,9 @@ def clock(monkeypatch):
 
 
 def test_a_log_gets_a_line_now_and_then(clock, capsys):
-    source = SimpleNamespace(size=1000, done=200)
-    meter = Meter(source)
-    with meter:
-        meter.skip()  # an earlier start has done a fifth
-        source.done = 600
-        meter.begin(40)
+    with Meter(100, before=20) as meter:  # an earlier start has done a fifth
+        clock.seconds += 50  # the model is loaded
+        meter.begin()
         clock.seconds += 10
         meter.advance(10)
         clock.seconds += 30
@@ -34,9 +31,15 @@ def test_a_log_gets_a_line_now_and_then(clock, capsys):
 
 
 def test_without_an_end_that_is_known_no_time_is_left(clock, capsys):
-    meter = Meter(SimpleNamespace(size=None, done=0))
-    with meter:
-        meter.begin(4)
+    with Meter(None, before=0) as meter:
         clock.seconds += 40
         meter.advance(4)
     assert capsys.readouterr().err == "4 rows, 0.1 rows/s\n"
+
+
+def test_a_terminal_gets_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with Meter(100, before=0) as meter:
+        meter.advance(50)
+    assert "50%" in capsys.readouterr().err

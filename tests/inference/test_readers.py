@@ -50,7 +50,7 @@ def test_chunks_hold_every_row_once_in_order(table):
     assert [len(chunk.texts) for chunk in chunks] == [6, 6, 6, 5]
     assert [text for chunk in chunks for text in chunk.texts] == [f"film {n}" for n in range(23)]
     assert [n for chunk in chunks for n in chunk.rows.column("n").to_pylist()] == [str(n) for n in range(23)]
-    assert source.done == source.size
+    assert source.rows == 23
 
 
 def test_long_texts_end_a_chunk_sooner(table, monkeypatch):

@@ -1,4 +1,4 @@
-"""Which run `run=` means, and one sentence for what is no finished run."""
+"""Which run `run=` means, and one sentence for what is not a finished run."""
 
 import json
 import shutil
@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from sentexp.config import ModelConfig, TrackingBackend, TrackingConfig, load_config
+from sentexp.config import ModelConfig, TrackingBackend, TrackingConfig, from_conf, load_config
 from sentexp.errors import UserError
-from sentexp.inference.run_lookup import find_finished
+from sentexp.inference.run_lookup import resolve_run
 from sentexp.inference.scorer import Scorer
-from sentexp.models.backbone import locate_backbone
+from sentexp.models.pretrained import locate_backbone
 from sentexp.models.saved import find_base, load_trained, read_trained
-from sentexp.run.train import run
+from sentexp.run.train import train
 from sentexp.tracking.store import open_store
 
-NONE = TrackingConfig(backend=TrackingBackend.none)
+NONE = from_conf(TrackingConfig, backend=TrackingBackend.none)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def copy(finished, tmp_path):
 @pytest.fixture
 def find(tmp_path):
     """Return a function that finds a run without MLflow."""
-    return lambda wanted: find_finished(str(wanted), NONE, str(tmp_path / "outputs"))
+    return lambda wanted: resolve_run(str(wanted), NONE, str(tmp_path / "outputs"))
 
 
 def test_a_run_is_found_by_its_identity_its_beginning_and_its_folders(copy, find):
@@ -45,7 +45,7 @@ def test_weights_are_found_wherever_they_were_taken(copy, find, tmp_path):
 
 
 def test_what_is_no_run_is_told(copy, find):
-    with pytest.raises(UserError, match=r"run=abcdef is no run in nowhere .* nor a folder in output_dir="):
+    with pytest.raises(UserError, match=r"run=abcdef is not a run in nowhere .* nor a folder in output_dir="):
         find("abcdef")
     with pytest.raises(UserError, match=r"run=abc is too short: give 4 letters or more"):
         find("abc")
@@ -95,14 +95,14 @@ def test_facts_that_are_missing_or_of_another_version_are_told(copy, find):
 def test_a_base_that_is_gone_or_another_is_refused_and_one_that_has_moved_is_named(quick_words, tmp_path):
     tiny = load_config("model=tiny").model
     base = shutil.copytree(locate_backbone(tiny).folder, tmp_path / "base")
-    result = run(load_config(*quick_words, f"model.path={base}", f"output_dir={tmp_path}", "tracking=none"))
+    result = train(load_config(*quick_words, f"model.path={base}", f"output_dir={tmp_path}", "tracking=none"))
     trained = read_trained(result.weights)
     wanted = Scorer(trained).probabilities(["fine"])
     moved = base.rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"The base model of run \w+ is no longer at .*base: put it back, or name its"):
         find_base(trained)
     assert (Scorer(trained, str(moved)).probabilities(["fine"]) == wanted).all()
-    other = ModelConfig(name="other", random=replace(tiny.random, hidden_size=32))
+    other = from_conf(ModelConfig, name="other", random=replace(tiny.random, hidden_size=32))
     shutil.copytree(locate_backbone(other).folder, base)
     with pytest.raises(UserError, match=r"has the revision \w{12}, and run \w+ was trained on \w{12}: its weights fit"):
         find_base(trained)
@@ -129,14 +129,14 @@ def swept(quick_words, tmp_path_factory, empty_store):
     """Return tracking and folder of a sweep of three runs, whose best on validation is the worst on test."""
     folder = tmp_path_factory.mktemp("swept")
     uri = f"sqlite:///{shutil.copy(empty_store, folder / 'mlflow.db')}"
-    tracking = TrackingConfig(backend=TrackingBackend.mlflow, uri=uri, system_metrics=False)
+    tracking = from_conf(TrackingConfig, backend=TrackingBackend.mlflow, uri=uri, system_metrics=False)
     store = open_store(tracking)
     parent = store.client.create_run(store.experiment, run_name="sweep seed=1,2,3", tags={"sweep.identity": "s"})
     words = [*quick_words, f"tracking.uri={uri}", "tracking.system_metrics=false", f"output_dir={folder}"]
     results = []
     for seed, validation in ((1, 0.5), (2, 0.9), (3, 0.7)):
         given = [f"seed={seed}", f"sweep.name='seed={seed}'", f"sweep.parent={parent.info.run_id}"]
-        results.append(run(load_config(*words, *given)))
+        results.append(train(load_config(*words, *given)))
         store.client.log_metric(results[-1].run_id, "best/accuracy", validation, step=1000)
         store.client.log_metric(results[-1].run_id, "test/accuracy", 1 - validation, step=1000)
     return tracking, str(folder), results
@@ -145,16 +145,16 @@ def swept(quick_words, tmp_path_factory, empty_store):
 def test_recorded_runs_are_found_by_either_id(swept):
     tracking, folder, results = swept
     for wanted in (results[0].run_id, results[0].run_id[:8], results[0].identity, results[0].identity[:8]):
-        found = find_finished(wanted, tracking, folder)
+        found = resolve_run(wanted, tracking, folder)
         assert found.trained.run_id == found.run.info.run_id == results[0].run_id
         assert found.name == f"seed=1 ({results[0].identity})"
-    assert find_finished(str(results[0].weights), tracking, folder).run.info.run_id == results[0].run_id
-    assert find_finished(results[0].identity, tracking, "nowhere").trained.identity == results[0].identity
+    assert resolve_run(str(results[0].weights), tracking, folder).run.info.run_id == results[0].run_id
+    assert resolve_run(results[0].identity, tracking, "nowhere").trained.identity == results[0].identity
 
 
 def test_the_best_run_is_that_of_validation_never_of_test(swept):
     tracking, folder, results = swept
-    found = find_finished("best", tracking, folder)
+    found = resolve_run("best", tracking, folder)
     assert found.trained.identity == results[1].identity
     assert found.name.endswith("validation/accuracy 0.9000, the best of sweep seed=1,2,3")
 
@@ -165,12 +165,12 @@ def test_a_recorded_run_that_failed_is_told(swept):
     failed = store.client.create_run(store.experiment, run_name="seed=9", tags={"identity": "feedfacefeedface"})
     store.client.set_terminated(failed.info.run_id, "FAILED")
     with pytest.raises(UserError, match=r"run=feedface \(seed=9\) is FAILED, not FINISHED, so it has no weights"):
-        find_finished("feedface", tracking, folder)
+        resolve_run("feedface", tracking, folder)
     store.client.delete_run(failed.info.run_id)
 
 
 def test_without_a_sweep_there_is_no_best(store, find):
-    tracking = TrackingConfig(backend=TrackingBackend.mlflow, uri=store, system_metrics=False)
+    tracking = from_conf(TrackingConfig, backend=TrackingBackend.mlflow, uri=store, system_metrics=False)
     for where in (tracking, NONE):
         with pytest.raises(UserError, match=r"run=best is the best run of the latest sweep, and .* holds none"):
-            find_finished("best", where, "outputs")
+            resolve_run("best", where, "outputs")

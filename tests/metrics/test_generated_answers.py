@@ -7,7 +7,8 @@ import torch
 
 from sentexp.config import load_config
 from sentexp.metrics.generated_answers import irregular_tokens, read_answers
-from sentexp.models.backbone import load_tokenizer, locate_backbone
+from sentexp.models.loading import load_tokenizer
+from sentexp.models.pretrained import locate_backbone
 
 
 @pytest.fixture(scope="module")

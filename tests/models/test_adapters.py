@@ -10,7 +10,8 @@ from sentexp.data.packing import Packer
 from sentexp.errors import UserError
 from sentexp.models import adapters
 from sentexp.models.adapters import attach, load_trainable_state, trainable_state
-from sentexp.models.backbone import Loading, load_classifier, load_tokenizer, locate_backbone
+from sentexp.models.loading import Loading, load_classifier, load_tokenizer
+from sentexp.models.pretrained import locate_backbone
 from sentexp.models.sequence_classifier import SequenceClassifier
 
 # Llama layers of the tiny model: q and o 64x64, k and v 64x32, gate and up 64x128, down 128x64; 2 layers; head 2x64.

@@ -52,7 +52,9 @@ class Case:
 
     def scorer(self):
         """Return what is tested."""
-        return LabelScorer(self.model, self.prompt.answers, self.prompt.end, self.task, 0, self.prompt.room)
+        return LabelScorer(
+            self.model, self.prompt.answers, self.prompt.end, self.task, 0, self.prompt.max_answer_tokens
+        )
 
     def plain(self, ids):
         """Return the log-likelihood of every next token, by a pass of its own, without our code."""
@@ -67,7 +69,7 @@ class Case:
             for label in self.labels:
                 framed = self.prompt.frame(text)
                 start = len(self.tokenizer(framed, add_special_tokens=self.prompt.special_tokens)["input_ids"])
-                start += len(self.prompt.lead)
+                start += len(self.prompt.answer_prefix_ids)
                 whole = self.tokenizer(f"{framed} {label}", add_special_tokens=self.prompt.special_tokens)["input_ids"]
                 likely = self.plain(whole)
                 row.append(sum(float(likely[place - 1, whole[place]]) for place in range(start, len(whole))))

@@ -13,8 +13,10 @@ from transformers import (
 
 from sentexp.config import load_config
 from sentexp.data.datamodule import pad
-from sentexp.models.backbone import Backbone, head_of, load_tokenizer, locate_backbone
+from sentexp.models.loading import load_tokenizer
+from sentexp.models.pretrained import Backbone, locate_backbone
 from sentexp.models.sequence_classifier import SequenceClassifier, start_head_at_label_words
+from sentexp.models.structure import head_of
 
 ROWS = [[5, 6, 7, 8], [9, 10], [11, 12, 3], [4, 5, 0]]  # the last row ends in the pad id
 

@@ -8,8 +8,8 @@ import pytest
 from sentexp.plan import advice, run_states
 from sentexp.plan.advice import USUAL_ACCURACY, Outlook, advise, outlook
 from sentexp.plan.timing import Measurement, Speed
-from sentexp.run import train
-from sentexp.system.hardware import choose_precision
+from sentexp.run.train import train
+from sentexp.system.device import choose_precision
 
 ASSUMED = Outlook(accuracy=USUAL_ACCURACY, seen=False)
 
@@ -38,7 +38,7 @@ def test_packed_weights_are_advised_against_where_plain_ones_fit(costs):
 def test_a_batch_that_does_not_fit_is_halved_then_recomputed_then_packed(costs):
     run = costs("model.random.hidden_size=128", "model.random.intermediate_size=512")
     assert advice.does_not_fit(run, ASSUMED) is None
-    precision = run.materials.precision
+    precision = run.inputs.precision
     needed = run.arithmetic.memory(run.largest_batch, precision)
     run.available = 0.8 * needed
     assert re.search(r"use trainer.batch_size=[124] trainer.accumulate", advice.does_not_fit(run, ASSUMED))
@@ -56,7 +56,7 @@ def test_float32_is_advised_against_where_bfloat16_is_native(costs, monkeypatch)
     for native in (True, False):
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda native=native: native)
         monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
-        assert choose_precision(auto.basis.config.trainer.precision, slow.materials.device).name == (
+        assert choose_precision(auto.spec.config.trainer.precision, slow.inputs.device).name == (
             "bf16" if native else "fp32"
         )
         told = advice.slow_arithmetic(slow, ASSUMED)
@@ -80,7 +80,7 @@ def test_cut_texts_are_told_with_the_length_that_leaves_them_whole(costs):
     told = advice.cut_texts(costs("data.max_length=20"), ASSUMED)
     length = int(re.search(r"would leave|data.max_length=(\d+) would", told)[1])
     whole = costs(f"data.max_length={length}")
-    assert whole.materials.tokens["train"].cut.mean() <= 0.01
+    assert whole.inputs.tokens["train"].cut.mean() <= 0.01
     assert advice.cut_texts(whole, ASSUMED) is None
 
 
@@ -130,7 +130,7 @@ def test_one_seed_is_told_of_sweeps_only(config):
 
 
 def test_the_accuracy_of_finished_runs_is_expected(config):
-    result = train.run(config("peft.r=4"))
+    result = train(config("peft.r=4"))
     runs = run_states.survey([config("peft.r=4"), config("peft.r=8")])
     expected = outlook(runs)
     assert expected.seen

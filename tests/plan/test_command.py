@@ -12,7 +12,8 @@ from sentexp.plan import command as planning
 from sentexp.plan import run_states
 from sentexp.plan.command import plan
 from sentexp.plan.timing import fit_line
-from sentexp.run import train
+from sentexp.run import fitting
+from sentexp.run.train import train
 
 
 def contents(folder):
@@ -75,7 +76,7 @@ def test_another_sweeper_trains_nothing_either(sentexp, tmp_path):
 def test_a_wrong_value_is_refused_and_a_missing_folder_told(sentexp, reviews, tmp_path):
     code, output, errors = sentexp("plan", "--multirun", "peft.r=4,0")
     assert code == 1
-    assert "peft.r=0 must be 1 or more" in errors
+    assert "peft.r=0 must be at least 1" in errors
     assert "plan:" not in output
     code, output, _ = sentexp("plan", "--multirun", "peft.target_modules=q_proj,nothing")
     assert code == 0
@@ -86,16 +87,15 @@ def test_a_wrong_value_is_refused_and_a_missing_folder_told(sentexp, reviews, tm
 def test_states_are_those_of_the_runs(config, store, monkeypatch, capsys):
     recorded = ("tracking=mlflow", "tracking.system_metrics=false", f"tracking.uri={store}", "baseline=false")
     finished = config("peft.r=4", *recorded)
-    result = train.run(finished)
+    result = train(finished)
     interrupted = config("peft.r=8", "trainer.save_steps=3", *recorded)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        patch.setattr(train, "remove_checkpoints", lambda _: None)
-        train.run(interrupted)
+        patch.setattr(fitting, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(interrupted)
     unbegun = config("peft.r=8", "seed=7", *recorded)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        train.run(unbegun)
+        patch.setattr(fitting, "fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(unbegun)
     capsys.readouterr()
     again = config("peft.r=4", "trainer.save_steps=7", *recorded)
     runs = plan([finished, interrupted, unbegun, config("peft.r=16", *recorded), again])
@@ -117,9 +117,9 @@ def timed(monkeypatch):
     sizes = []
     original = planning.measure
 
-    def measure(materials, work):
-        sizes.append(materials.config.trainer.batch_size)
-        return original(materials, work)
+    def measure(inputs, work):
+        sizes.append(inputs.config.trainer.batch_size)
+        return original(inputs, work)
 
     monkeypatch.setattr(planning, "measure", measure)
     return sizes
@@ -173,12 +173,11 @@ def test_what_does_not_fit_is_not_timed_and_counted_all_the_same(config, timed, 
     assert timed == []
     assert "was not timed here: about" in output
     assert "32,896 (26.66%)" in output
-    assert "H100" in output
     assert "This batch does not fit" in output
     told = re.search(r"trainer.batch_size=(\d) trainer.accumulate_grad_batches=(\d)", output)
     assert int(told[1]) * int(told[2]) == 8
     smaller = run.costs.largest_batch.cut(run.costs.trainer, replace(run.costs.trainer, batch_size=int(told[1])))
-    smaller = run.costs.arithmetic.memory(smaller, run.costs.materials.precision)
+    smaller = run.costs.arithmetic.memory(smaller, run.costs.inputs.precision)
     assert smaller <= 0.003 * 2**30
 
 
@@ -189,7 +188,6 @@ def test_a_machine_without_the_device_counts_all_the_same(config, capsys):
     assert run.costs.measured is None
     output = capsys.readouterr().out
     assert "no CUDA GPU is visible here" in output
-    assert "A100 80 GB" in output
 
 
 @pytest.mark.parametrize(
@@ -208,7 +206,7 @@ def test_baselines_that_are_recorded_cost_nothing(config, capsys):
     settings = config("baseline=true")
     (before,) = plan([settings])
     assert set(before.costs.baselines) == {"majority", "tfidf", "linear_probe"}
-    train.run(settings)
+    train(settings)
     (after,) = plan([config("baseline=true", "peft.r=4")])
     assert after.costs.baselines == {}
     assert "baselines" not in capsys.readouterr().out.rpartition("One after the other")[2]

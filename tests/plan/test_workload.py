@@ -2,17 +2,17 @@
 
 import pytest
 
-from sentexp.models.backbone import base_of
+from sentexp.models.structure import base_of
 from sentexp.plan.workload import workload
-from sentexp.run import train
 from sentexp.run.build import build_data, build_model, build_module
-from sentexp.run.inputs import find, gather
+from sentexp.run.inputs import prepare_inputs, resolve_inputs
+from sentexp.run.train import train
 from sentexp.training.checkpoint import Checkpoints
 
 
 def planned(config):
-    materials = gather(find(config), show=False)
-    return materials, workload(materials, materials.tokens, config.trainer)
+    inputs = prepare_inputs(resolve_inputs(config), show=False)
+    return inputs, workload(inputs, inputs.tokens, config.trainer)
 
 
 @pytest.mark.parametrize(
@@ -29,14 +29,14 @@ def planned(config):
     ],
 )
 def test_tokens_are_those_of_the_batches(config, overrides):
-    materials, work = planned(config(*overrides))
-    data = build_data(materials)
+    inputs, work = planned(config(*overrides))
+    data = build_data(inputs)
     loaders = {"train": data.train_dataloader(), "validation": data.val_dataloader(), "test": data.test_dataloader()}
     for split, loader in loaders.items():
         batches, counted = list(loader), getattr(work, split)
         assert counted.computed.tolist() == [batch.texts.ids.numel() for batch in batches]
         assert counted.rows.tolist() == [batch.texts.rows for batch in batches]
-        assert counted.tokens == sum(int(materials.tokens[split].lengths[batch.rows].sum()) for batch in batches)
+        assert counted.tokens == sum(int(inputs.tokens[split].lengths[batch.rows].sum()) for batch in batches)
         assert counted.computed[counted.largest] == max(batch.texts.ids.numel() for batch in batches)
 
 
@@ -51,9 +51,9 @@ def test_a_language_model_reads_what_stands_behind_the_prompt(config, loss, free
         f"trainer.padding_free={free}",
         "peft=ia3",  # transformers' own layers, which a hook sees
     )
-    materials, work = planned(settings)
-    model, _ = build_model(materials)
-    module, data = build_module(materials, model), build_data(materials)
+    inputs, work = planned(settings)
+    model, _ = build_model(inputs)
+    module, data = build_module(inputs, model), build_data(inputs)
     read = []
 
     def note(_, __, given):
@@ -86,6 +86,6 @@ def test_steps_and_evaluations_are_those_of_the_run(config, monkeypatch, overrid
     evaluated = []
     monkeypatch.setattr(Checkpoints, "on_validation_start", lambda *_: evaluated.append(1), raising=False)
     settings = config(*overrides)
-    result = train.run(settings)
+    result = train(settings)
     _, work = planned(settings)
     assert (work.steps, work.evaluations) == (result.metrics["train/steps"], len(evaluated))

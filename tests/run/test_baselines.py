@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from sentexp.compare.metric_sums import measured
 from sentexp.run import baselines
-from sentexp.run.train import run
+from sentexp.run.train import train
 from sentexp.tracking.predictions import read_predictions, read_rows
 
 ANSWERING = ["task=causal_lm", "task.template=auto", "task.label_words=[bad,good]"]
@@ -24,7 +24,7 @@ def recorded(config, store):
     """Return a function that runs an answering configuration and returns its result and the MLflow runs."""
 
     def build(*overrides):
-        result = run(
+        result = train(
             config(*ANSWERING, "tracking=mlflow", "tracking.system_metrics=false", f"tracking.uri={store}", *overrides)
         )
         runs = MlflowClient(store).search_runs(["1"])
@@ -163,17 +163,17 @@ def test_an_unfinished_baseline_is_not_taken(recorded, store, monkeypatch):
 
 
 def test_without_a_store_baselines_are_kept_in_their_folders(config, capsys):
-    first = run(config(*ANSWERING))
+    first = train(config(*ANSWERING))
     assert capsys.readouterr().out.count("Baseline: ") == 3
-    second = run(config(*ANSWERING, "seed=7"))
+    second = train(config(*ANSWERING, "seed=7"))
     assert "Baseline: " not in capsys.readouterr().out
     assert second.baselines == first.baselines
     assert [baseline.run_id for baseline in second.baselines.values()] == [None] * 3
 
 
 def test_a_head_stands_beside_a_linear_probe_where_that_is_asked_for(config):
-    assert run(config("peft=lora")).baselines == {}
-    result = run(config("peft=lora", "baseline=true"))
+    assert train(config("peft=lora")).baselines == {}
+    result = train(config("peft=lora", "baseline=true"))
     assert set(result.baselines) == {"majority", "tfidf", "linear_probe"}
     assert all(
         f"test/{m}" in b.metrics
@@ -184,8 +184,8 @@ def test_a_head_stands_beside_a_linear_probe_where_that_is_asked_for(config):
 
 def test_measuring_baselines_does_not_change_the_training(config, tmp_path):
     for task in ([], ANSWERING):
-        with_them = run(config("peft.dropout=0.3", "baseline=true", f"output_dir={tmp_path / 'a'}", *task))
-        without = run(config("peft.dropout=0.3", "baseline=false", f"output_dir={tmp_path / 'b'}", *task))
+        with_them = train(config("peft.dropout=0.3", "baseline=true", f"output_dir={tmp_path / 'a'}", *task))
+        without = train(config("peft.dropout=0.3", "baseline=false", f"output_dir={tmp_path / 'b'}", *task))
         assert with_them.metrics["test/loss"] == without.metrics["test/loss"]
         assert with_them.identity == without.identity
 
@@ -194,7 +194,7 @@ def test_the_majority_class_is_that_of_train(config, reviews, tmp_path):
     rows = [f"text number {i},{'good' if i % 4 else 'bad'}" for i in range(80)]
     (tmp_path / "x.csv").write_text("body,stars\n" + "\n".join(rows) + "\n")
     words = ["data.text=body", "data.label=stars", "data.labels=[bad,good]", "data.splits.validation=null"]
-    result = run(
+    result = train(
         config(
             f"data.path={tmp_path / 'x.csv'}",
             *words,
@@ -211,16 +211,16 @@ def test_the_majority_class_is_that_of_train(config, reviews, tmp_path):
 
 
 def test_tfidf_is_scikit_learns(config):
-    result = run(config("baseline=true", "peft=none"))
+    result = train(config("baseline=true", "peft=none"))
     from sentexp.data.splits import load_examples
 
     examples = load_examples(config().data)
     texts = {name: examples.split(name).column("text").to_pylist() for name in ("train", "validation", "test")}
     vectorizer = TfidfVectorizer(token_pattern=r"\w+", ngram_range=(1, 2), sublinear_tf=True)
-    train = vectorizer.fit_transform(texts["train"])
+    features = vectorizer.fit_transform(texts["train"])
     losses, scores = [], []
     for strength in baselines.TFIDF_STRENGTHS:
-        fitted = LogisticRegression(C=strength, max_iter=1000).fit(train, examples.targets("train"))
+        fitted = LogisticRegression(C=strength, max_iter=1000).fit(features, examples.targets("train"))
         likely = fitted.predict_log_proba(vectorizer.transform(texts["validation"]))
         losses.append(-likely[np.arange(8), examples.targets("validation")].mean())
         scores.append(
@@ -262,7 +262,7 @@ def test_the_probe_reads_the_rows_in_their_order(config, monkeypatch):
     monkeypatch.setattr(
         baselines, "_regression", lambda features, targets, *_: seen.update(f=features, t=targets) or torch.zeros(8, 2)
     )
-    run(config("baseline=true", "peft=none", "trainer.eval_batch_size=3"))
+    train(config("baseline=true", "peft=none", "trainer.eval_batch_size=3"))
     from sentexp.data.splits import load_examples
 
     examples = load_examples(config().data)

@@ -16,11 +16,13 @@ from sentexp.config import load_config
 from sentexp.config.metric_names import METRICS
 from sentexp.data.datamodule import pad
 from sentexp.errors import UserError
-from sentexp.models.backbone import load_tokenizer, locate_backbone
+from sentexp.models.loading import load_tokenizer
+from sentexp.models.pretrained import locate_backbone
 from sentexp.models.sequence_classifier import SequenceClassifier
-from sentexp.run import build, train
-from sentexp.run.recording import PLOTS
-from sentexp.run.train import run
+from sentexp.run import build, fitting, plotting, summary
+from sentexp.run.audit import audit
+from sentexp.run.plotting import PLOTS, plot_finished
+from sentexp.run.train import train
 from sentexp.tracking.predictions import file_name, read_predictions, read_rows
 
 TEXTS = ["a warm and funny film", "a cold and clumsy film that wastes its cast", "fine"]
@@ -55,18 +57,18 @@ save_file(said, out)
 
 def test_what_was_trained_loads_in_a_fresh_process_without_sentexp(config, tmp_path, monkeypatch, command_environment):
     trained = []
-    original = train.save_trained
+    original = fitting.save_trained
 
     def save(model, *rest):
         trained.append(model)
         return original(model, *rest)
 
-    monkeypatch.setattr(train, "save_trained", save)
+    monkeypatch.setattr(fitting, "save_trained", save)
     framed = [f"{text} It was" for text in TEXTS]
     results, here = {}, {}
     for method in ("lora", "dora", "ia3", "head", "full", "none"):
         settings = config(f"peft={method}", "optim.lr=3e-2", "task.template='{text} It was'", "trainer.max_epochs=2")
-        results[method] = run(settings)
+        results[method] = train(settings)
         backbone = locate_backbone(settings.model)
         tokenizer = load_tokenizer(backbone)
         with torch.no_grad():
@@ -102,7 +104,7 @@ def test_one_backbone_is_in_memory_at_a_time(config, monkeypatch):
 
     monkeypatch.setattr(build, "load_classifier", load)
     for rank in (2, 4, 8):
-        run(config(f"peft.r={rank}"))
+        train(config(f"peft.r={rank}"))
     assert alive == [alive[0]] * 3
 
 
@@ -136,12 +138,12 @@ def test_the_confusion_matrix_agrees_with_the_accuracy(train):
 def test_a_damaged_checkpoint_is_named(config, monkeypatch):
     settings = config("peft=lora")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        run(settings)
+        patch.setattr(fitting, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(settings)
     (file,) = settings_folder(settings).glob("*/last.ckpt")
     file.write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match=r"last.ckpt cannot be read .*: delete it"):
-        run(settings)
+        train(settings)
 
 
 def settings_folder(settings):
@@ -152,7 +154,7 @@ def settings_folder(settings):
 
 def test_more_positions_than_the_model_has_are_refused(config, llama):
     with pytest.raises(UserError, match=r"data.max_length=513 is more than the 512 positions"):
-        run(config(f"model.path={llama}", "data.max_length=513"))
+        train(config(f"model.path={llama}", "data.max_length=513"))
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
@@ -172,10 +174,10 @@ def test_a_folder_with_damaged_weights_is_named(config, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(UserError, match=r"cannot be loaded"):
-        run(config(f"model.path={tmp_path}"))
+        train(config(f"model.path={tmp_path}"))
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks weights"):
-        run(config(f"model.path={tmp_path}"))
+        train(config(f"model.path={tmp_path}"))
 
 
 def write_regions(reviews, folder):
@@ -191,7 +193,7 @@ def test_slices_and_duplicate_free_rows_have_metrics_of_their_own(config, review
     write_regions(reviews, tmp_path)
     words = ["data.text=body", "data.label=stars", "data.slices=region", f"data.path={tmp_path}"]
     tracked = ("tracking=mlflow", f"tracking.uri={store}", "tracking.system_metrics=false", "plots=true")
-    result = run(config(*words, *tracked))
+    result = train(config(*words, *tracked))
     metrics = result.metrics
     assert metrics["test/duplicate_free/rows"] == 8
     assert metrics["test/region/north_west/rows"] + metrics["test/region/süd/rows"] == 10
@@ -211,7 +213,7 @@ def test_slices_and_duplicate_free_rows_have_metrics_of_their_own(config, review
 def test_what_a_run_said_of_every_row_is_kept(config, reviews, tmp_path, store):
     write_regions(reviews, tmp_path)
     words = ["data.text=body", "data.label=stars", "data.slices=region", f"data.path={tmp_path}", "optim.lr=1e-2"]
-    result = run(config(*words, "tracking=mlflow", f"tracking.uri={store}", "tracking.system_metrics=false"))
+    result = train(config(*words, "tracking=mlflow", f"tracking.uri={store}", "tracking.system_metrics=false"))
     names = [item.path for item in MlflowClient(store).list_artifacts(result.run_id, "predictions")]
     assert names == ["predictions/test.parquet", "predictions/validation.parquet"]
     for split, prefix in (("test", "test"), ("validation", "best")):
@@ -235,7 +237,7 @@ def test_slices_whose_values_are_written_alike_stay_apart(config, tmp_path):
     ]
     (tmp_path / "x.csv").write_text("sentence,label,x\n" + "\n".join(rows) + "\n")
     none = ["data.splits.validation=null", "data.splits.test=null", "trainer.max_steps=1"]
-    metrics = run(config(f"data.path={tmp_path / 'x.csv'}", "data.slices=x", *none)).metrics
+    metrics = train(config(f"data.path={tmp_path / 'x.csv'}", "data.slices=x", *none)).metrics
     counted = {key: value for key, value in metrics.items() if key.startswith("test/x/") and key.endswith("/rows")}
     assert len(counted) == 5
     assert sum(counted.values()) == sum(
@@ -248,7 +250,7 @@ def test_many_classes_do_not_fill_the_terminal(config, tmp_path, capsys):
     (tmp_path / "x.csv").write_text("sentence,label\n" + "\n".join(rows) + "\n")
     none = ["data.splits.validation=null", "data.splits.test=null", "trainer.max_steps=1"]
     labels = f"data.labels=[{','.join(f'c{i}' for i in range(20))}]"
-    run(config(f"data.path={tmp_path / 'x.csv'}", labels, "data.validation_fraction=0.1", *none))
+    train(config(f"data.path={tmp_path / 'x.csv'}", labels, "data.validation_fraction=0.1", *none))
     output = capsys.readouterr().out
     assert "classes ┃ smallest ┃ largest" in output
     assert "The confusion matrix of 20 classes is in result.json" in output
@@ -258,22 +260,22 @@ def test_many_classes_do_not_fill_the_terminal(config, tmp_path, capsys):
 def test_the_other_embedded_data_sets_train(config, words, tmp_path):
     subsets = ["data.train_subset=16", "data.validation_subset=8", "data.test_fraction=0.002", "trainer.max_steps=1"]
     quick = ["model=tiny", "tracking=none", "trainer.progress_bar=false", f"output_dir={tmp_path}"]
-    assert run(load_config(*words, *subsets, *quick)).metrics["train/steps"] == 1
+    assert train(load_config(*words, *subsets, *quick)).metrics["train/steps"] == 1
 
 
 def test_the_logits_of_the_test_split_are_in_its_order(config, monkeypatch):
     seen = []
-    original = train.count_answers
-    monkeypatch.setattr(train, "count_answers", lambda *given: seen.append(given) or original(*given))
-    run(config("trainer.eval_batch_size=3"))
-    ((materials, test),) = seen
-    assert test.targets.tolist() == materials.examples.targets("test").tolist()
+    original = summary.count_answers
+    monkeypatch.setattr(summary, "count_answers", lambda *given: seen.append(given) or original(*given))
+    train(config("trainer.eval_batch_size=3"))
+    ((inputs, test),) = seen
+    assert test.targets.tolist() == inputs.examples.targets("test").tolist()
     assert test.logits.shape == (8, 2)
 
 
 def test_weights_and_gamma_change_the_training_and_are_recorded(config, tmp_path, store):
     def losses(*overrides):
-        result = run(
+        result = train(
             config("optim.lr=1e-2", f"output_dir={tmp_path / str(len(overrides))}{hash(overrides)}", *overrides)
         )
         return result.metrics["best/loss"], result
@@ -293,7 +295,7 @@ def test_class_weights_keep_the_loss_of_a_step_however_it_is_cut(config, tmp_pat
     def loss(size, accumulate):
         cut = [f"trainer.batch_size={size}", f"trainer.accumulate_grad_batches={accumulate}"]
         cut += ["optim.lr=1e-3", "optim.eps=1e-2"]
-        result = run(config("data.class_weights=[1,9]", f"output_dir={tmp_path / str(size)}", *cut))
+        result = train(config("data.class_weights=[1,9]", f"output_dir={tmp_path / str(size)}", *cut))
         return result.metrics["best/loss"]
 
     whole = loss(8, 1)
@@ -303,7 +305,7 @@ def test_class_weights_keep_the_loss_of_a_step_however_it_is_cut(config, tmp_pat
 def test_an_audit_is_written_down_and_trains_nothing(config, reviews, tmp_path, store, capsys):
     write_regions(reviews, tmp_path)
     words = ["data.text=body", "data.label=stars", f"data.path={tmp_path}", "data.train_subset=4"]
-    found = train.audit(config(*words, "tracking=mlflow", f"tracking.uri={store}"))
+    found = audit(config(*words, "tracking=mlflow", f"tracking.uri={store}"))
     assert found.rows == {"train": 32, "validation": 8, "test": 10}
     output = capsys.readouterr().out
     assert "text also in train" in output
@@ -324,35 +326,35 @@ def test_pictures_are_drawn_at_the_end_of_a_single_run_and_of_others_when_asked(
         return {name for name in PLOTS if (folder / name).is_file() and (folder / name).stat().st_size > 5000}
 
     swept = ("sweep.name=x", "baseline=false", "plots=null")
-    result = run(config(*swept))
+    result = train(config(*swept))
     assert not any((result.folder / name).exists() for name in PLOTS)
-    monkeypatch.setattr(train, "_attempt", None)  # from here on nothing is trained
-    run(config(*swept, "plots=true"))
+    monkeypatch.setattr("sentexp.run.train.fit_and_test", None)  # from here on nothing is trained
+    train(config(*swept, "plots=true"))
     assert drawn(result.folder) == set(PLOTS)
     for name in PLOTS:
         (result.folder / name).unlink()
-    run(config("plots=false"))
+    train(config("plots=false"))
     assert drawn(result.folder) == set()
-    run(config("plots=null"))
+    train(config("plots=null"))
     assert drawn(result.folder) == set(PLOTS)
 
 
 def test_a_run_whose_metrics_are_gone_is_not_drawn(config, monkeypatch):
-    result = run(config("plots=false"))
+    result = train(config("plots=false"))
     (result.folder / "metrics.jsonl").unlink()
-    run(config("plots=true"))
+    train(config("plots=true"))
     assert not any((result.folder / name).exists() for name in PLOTS)
 
 
 def test_a_fault_in_the_pictures_fails_no_run(config, monkeypatch, capsys):
-    monkeypatch.setattr(train, "plot_run", lambda *_: 1 / 0)
-    result = run(config("plots=true"))
+    monkeypatch.setattr(plotting, "plot_run", lambda *_: 1 / 0)
+    result = train(config("plots=true"))
     assert (result.folder / "result.json").is_file()
     assert "The pictures failed (ZeroDivisionError: division by zero)" in capsys.readouterr().out
 
 
 def test_another_attempt_is_not_drawn_as_the_finished_run(config):
-    result = run(config("plots=false"))
+    result = train(config("plots=false"))
     (result.folder / "state.json").write_text('{"identity": "x"}')
-    train.plot_finished(result, config("plots=true"))
+    plot_finished(result, config("plots=true"))
     assert not any((result.folder / name).exists() for name in PLOTS)

@@ -4,23 +4,23 @@ import pytest
 import torch
 from scipy import stats
 
-from sentexp.config import Pruner, SearchConfig
+from sentexp.config import Pruner, SearchConfig, from_conf
 from sentexp.metrics.split_metrics import split_metrics
 from sentexp.search.policies import TrialJudge, compare, paired_gap, row_scores
 from sentexp.search.study import open_study, storage_url
-from sentexp.training.pruning import Looked
+from sentexp.training.pruning import EvaluationSnapshot
 
 ROWS = 200
 TARGETS = torch.arange(ROWS) % 2
 
 
-def looked(folder, step, right, value=None):
+def snapshot(folder, step, right, value=None):
     """Return an evaluation in which the first `right` rows are right."""
     folder.mkdir(exist_ok=True)
     said = torch.where(torch.arange(ROWS) < right, TARGETS, 1 - TARGETS)
     logits = torch.nn.functional.one_hot(said, 2).float() * 3
     accuracy = right / ROWS if value is None else value
-    return Looked(step=step, value=accuracy, logits=logits, targets=TARGETS, folder=folder)
+    return EvaluationSnapshot(step=step, value=accuracy, logits=logits, targets=TARGETS, folder=folder)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def judges(config, tmp_path):
     """Return a function that starts a trial of a search and returns its judge."""
 
     def start(pruner, **options):
-        search = SearchConfig(pruner=pruner, storage=f"sqlite:///{tmp_path / 'optuna.db'}", **options)
+        search = from_conf(SearchConfig, pruner=pruner, storage=f"sqlite:///{tmp_path / 'optuna.db'}", **options)
         run = config()
         study = open_study(storage_url(search, run.tracking), "one", [run.trainer.monitor])
         run.sweep.study, run.sweep.trial = "one", study.ask().number
@@ -46,7 +46,7 @@ def test_halving_stops_what_is_not_in_the_best_third(judges, tmp_path):
     said = {}
     for number, right in enumerate((150, 140, 160, 120)):
         judge = judges(Pruner.halving, reduction_factor=3)
-        said[right] = judge(looked(tmp_path / str(number), 4, right))
+        said[right] = judge(snapshot(tmp_path / str(number), 4, right))
     assert said[150] is None
     assert said[160] is None
     assert said[140] == "validation/accuracy 0.7000 at step 4 is not in the best 1/3 of the runs there"
@@ -57,32 +57,32 @@ def test_the_median_rule_waits_for_trials_to_end_and_for_the_first_steps(judges,
     for number, right in enumerate((150, 140, 160)):
         judge = judges(Pruner.median, startup_trials=3, min_steps=8)
         for step in (4, 8):
-            assert judge(looked(tmp_path / str(number), step, right)) is None
+            assert judge(snapshot(tmp_path / str(number), step, right)) is None
         end(judge, right / ROWS)
     worse = judges(Pruner.median, startup_trials=3, min_steps=8)
-    assert worse(looked(tmp_path / "worse", 4, 10)) is None
-    assert worse(looked(tmp_path / "worse", 8, 149)) == (
+    assert worse(snapshot(tmp_path / "worse", 4, 10)) is None
+    assert worse(snapshot(tmp_path / "worse", 8, 149)) == (
         "validation/accuracy 0.7450 at step 8 is worse than the median of the runs there"
     )
     better = judges(Pruner.median, startup_trials=3)
-    assert better(looked(tmp_path / "better", 8, 151)) is None
-    assert judges(Pruner.median, startup_trials=4)(looked(tmp_path / "early", 8, 10)) is None
+    assert better(snapshot(tmp_path / "better", 8, 151)) is None
+    assert judges(Pruner.median, startup_trials=4)(snapshot(tmp_path / "early", 8, 10)) is None
 
 
 def test_the_confident_rule_stops_only_what_the_rows_tell_from_the_leader(judges, tmp_path):
     def judge():
         return judges(Pruner.confident, confidence=0.99)
 
-    assert judge()(looked(tmp_path / "leader", 4, 150)) is None
-    assert judge()(looked(tmp_path / "near", 4, 144)) is None  # 6 rows differ: p = 0.03
-    assert judge()(looked(tmp_path / "alike", 4, 150)) is None
-    assert judge()(looked(tmp_path / "other step", 8, 100)) is None
-    said = judge()(looked(tmp_path / "far", 4, 140))  # 10 rows differ: p = 0.002
+    assert judge()(snapshot(tmp_path / "leader", 4, 150)) is None
+    assert judge()(snapshot(tmp_path / "near", 4, 144)) is None  # 6 rows differ: p = 0.03
+    assert judge()(snapshot(tmp_path / "alike", 4, 150)) is None
+    assert judge()(snapshot(tmp_path / "other step", 8, 100)) is None
+    said = judge()(snapshot(tmp_path / "far", 4, 140))  # 10 rows differ: p = 0.002
     assert said.startswith(
         "at step 4 trial 0 is better by 0.0500 of validation/accuracy on the same rows, 99% interval"
     )
-    assert judge()(looked(tmp_path / "new leader", 4, 180)) is None
-    assert "trial 5 is better" in judge()(looked(tmp_path / "old level", 4, 150))
+    assert judge()(snapshot(tmp_path / "new leader", 4, 180)) is None
+    assert "trial 5 is better" in judge()(snapshot(tmp_path / "old level", 4, 150))
 
 
 def test_the_confident_rule_follows_losses_downwards(config, judges, tmp_path):
@@ -91,13 +91,13 @@ def test_the_confident_rule_follows_losses_downwards(config, judges, tmp_path):
         made.monitor = "validation/loss"
         return made
 
-    assert judge()(looked(tmp_path / "leader", 4, 150, value=0.3)) is None
-    assert "better by" in judge()(looked(tmp_path / "far", 4, 100, value=0.9))
+    assert judge()(snapshot(tmp_path / "leader", 4, 150, value=0.3)) is None
+    assert "better by" in judge()(snapshot(tmp_path / "far", 4, 100, value=0.9))
 
 
 def test_other_rows_are_compared_with_nothing(judges, tmp_path):
-    assert judges(Pruner.confident)(looked(tmp_path / "leader", 4, 200)) is None
-    other = looked(tmp_path / "other", 4, 0)
+    assert judges(Pruner.confident)(snapshot(tmp_path / "leader", 4, 200)) is None
+    other = snapshot(tmp_path / "other", 4, 0)
     other.targets = 1 - other.targets
     assert judges(Pruner.confident)(other) is None
     assert compare(tmp_path / "gone", tmp_path / "other", 4, 0.99) is None
@@ -106,7 +106,7 @@ def test_other_rows_are_compared_with_nothing(judges, tmp_path):
 def test_a_run_goes_on_where_the_storage_is_lost(judges, tmp_path, capsys):
     judge = judges(Pruner.median)
     judge.url = "sqlite:////proc/no/optuna.db"
-    assert judge(looked(tmp_path / "run", 4, 10)) is None
+    assert judge(snapshot(tmp_path / "run", 4, 10)) is None
     assert "The run goes on unpruned." in capsys.readouterr().err
 
 

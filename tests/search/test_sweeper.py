@@ -10,9 +10,9 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from sentexp.config import Sampler, SearchConfig, load_config
-from sentexp.run import train
-from sentexp.run.train import RESULT
+from sentexp.config import Sampler, SearchConfig, from_conf, load_config
+from sentexp.run import fitting
+from sentexp.run.result import RESULT
 from sentexp.search.policies import TrialJudge
 from sentexp.search.study import build_sampler, storage_url
 from sentexp.search.sweeper import OptunaSweeper
@@ -47,14 +47,14 @@ def proposed(folder):
 
 def interrupted_at(monkeypatch, number):
     """Let the run of this number, counted from 1, be interrupted by its user."""
-    original, count = train.build_model, iter(range(1, 100))
+    original, count = fitting.build_model, iter(range(1, 100))
 
-    def build(materials):
+    def build(inputs):
         if next(count) == number:
             raise KeyboardInterrupt
-        return original(materials)
+        return original(inputs)
 
-    monkeypatch.setattr(train, "build_model", build)
+    monkeypatch.setattr(fitting, "build_model", build)
 
 
 def test_trials_are_runs_of_one_search(sentexp, tmp_path):
@@ -106,16 +106,16 @@ def test_a_search_that_was_stopped_proposes_what_it_would_have_proposed(sentexp,
 
 
 def test_a_trial_that_failed_is_tried_again_by_the_next_start(sentexp, tmp_path, monkeypatch):
-    original = train.build_model
+    original = fitting.build_model
 
-    def build(materials):
-        if materials.config.peft.r == 4:
+    def build(inputs):
+        if inputs.config.peft.r == 4:
             raise RuntimeError("the roof fell in")
-        return original(materials)
+        return original(inputs)
 
     words = (*OPTUNA, "hydra.sweeper.sampler=grid", "peft.r=2,4,8")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "build_model", build)
+        patch.setattr(fitting, "build_model", build)
         code, output, errors = sentexp(*words)
     assert code == 1
     assert "1 of 3 runs failed: r=4" in errors
@@ -197,9 +197,9 @@ def test_the_confident_rule_prunes_by_rows(sentexp, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["peft.r=0,4"], "peft.r=0 must be 1 or more"),
+        (["peft.r=0,4"], "peft.r=0 must be at least 1"),
         (["peft.r=4"], "hydra/sweeper=optuna has nothing to search"),
-        (["peft.r=2,4", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0 must be 1 or more"),
+        (["peft.r=2,4", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0 must be at least 1"),
         (["peft.r=2,4", "hydra.sweeper.objectives=[test/accuracy]"], "the test split selects nothing"),
         (["peft.r=2,4", "hydra.sweeper.confidence=1"], "hydra.sweeper.confidence=1.0 must be above 0 and below 1"),
         (["peft.r=2,4", "hydra.sweeper.pruner=median"], "give trainer.eval_steps=25, for instance"),
@@ -253,8 +253,8 @@ def test_a_trial_that_is_killed_between_evaluations_keeps_what_it_has_reported(s
     words = (*OPTUNA, *WHOLE, "hydra.sweeper.n_trials=2", *SPACE, "hydra.sweeper.pruner=median", "trainer.save_steps=1")
     original, looks = TrialJudge.__call__, iter(range(1, 100))
 
-    def call(self, looked):
-        said = original(self, looked)
+    def call(self, snapshot):
+        said = original(self, snapshot)
         if next(looks) == 6:  # the second trial, after its second evaluation
             raise KeyboardInterrupt
         return said
@@ -299,7 +299,7 @@ def test_each_sampler_proposes_and_models_learn_where_the_best_is(sampler):
     space = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
     tried = []
     for number in range(20):
-        study.sampler = build_sampler(SearchConfig(sampler=sampler), number)
+        study.sampler = build_sampler(from_conf(SearchConfig, sampler=sampler), number)
         trial = study.ask(space)
         tried.append(trial.params["x"])
         study.tell(trial, -((trial.params["x"] - 0.3) ** 2))
@@ -319,11 +319,11 @@ def test_without_optuna_the_way_to_it_is_told(sentexp, monkeypatch):
 def test_the_storage_stands_beside_mlflows_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     beside = load_config("tracking.uri=sqlite:////data/runs/mlflow.db").tracking
-    assert storage_url(SearchConfig(), beside) == "sqlite:////data/runs/optuna.db"
+    assert storage_url(from_conf(SearchConfig), beside) == "sqlite:////data/runs/optuna.db"
     here = f"sqlite:///{tmp_path / 'optuna.db'}"
     for words in (["tracking=none"], ["tracking.uri=http://127.0.0.1:5000"], []):
-        assert storage_url(SearchConfig(), load_config(*words).tracking) == here
-    assert storage_url(SearchConfig(storage="sqlite:///x.db"), beside) == "sqlite:///x.db"
+        assert storage_url(from_conf(SearchConfig), load_config(*words).tracking) == here
+    assert storage_url(from_conf(SearchConfig, storage="sqlite:///x.db"), beside) == "sqlite:///x.db"
 
 
 def test_a_launcher_that_runs_one_after_the_other_is_asked_for_one_at_a_time(sentexp, tmp_path, monkeypatch):

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sentexp.config import EvaluatedSplit, RegisterConfig, TrackingBackend, TrackingConfig, load_config
+from sentexp.config import EvaluatedSplit, RegisterConfig, TrackingBackend, TrackingConfig, from_conf, load_config
 from sentexp.errors import UserError
-from sentexp.inference.run_lookup import find_finished
-from sentexp.run.train import run
+from sentexp.inference.run_lookup import resolve_run
+from sentexp.run.train import train
 from sentexp.serving import register as module
 from sentexp.serving.register import register
 from sentexp.tracking.store import open_store
@@ -19,7 +19,7 @@ from sentexp.tracking.store import open_store
 def place(tmp_path_factory, quick_words, many_reviews):
     """Return words for runs of 60 validation rows in a store of their own, and what names that store."""
     folder = tmp_path_factory.mktemp("registry")
-    tracking = TrackingConfig(backend=TrackingBackend.mlflow, uri=f"sqlite:///{folder / 'mlflow.db'}")
+    tracking = from_conf(TrackingConfig, backend=TrackingBackend.mlflow, uri=f"sqlite:///{folder / 'mlflow.db'}")
     words = [*quick_words, f"data.path={many_reviews}", f"tracking.uri={tracking.uri}", f"output_dir={folder / 'runs'}"]
     return [*words, "tracking.system_metrics=false"], tracking
 
@@ -27,13 +27,13 @@ def place(tmp_path_factory, quick_words, many_reviews):
 @pytest.fixture(scope="module")
 def good(place):
     """Return a run that learns."""
-    return run(load_config(*place[0], "trainer.max_epochs=6"))
+    return train(load_config(*place[0], "trainer.max_epochs=6"))
 
 
 @pytest.fixture(scope="module")
 def bad(place):
     """Return a run that learns nothing."""
-    return run(load_config(*place[0], "optim.lr=1e-9"))
+    return train(load_config(*place[0], "optim.lr=1e-9"))
 
 
 @pytest.fixture
@@ -41,7 +41,9 @@ def ask(place):
     """Return a function that registers a run."""
 
     def registered(result, name, **keys):
-        return register(RegisterConfig(tracking=place[1], run=result.identity, name=name, resamples=200, **keys))
+        return register(
+            from_conf(RegisterConfig, tracking=place[1], run=result.identity, name=name, resamples=200, **keys)
+        )
 
     return registered
 
@@ -76,7 +78,7 @@ def test_what_has_the_alias_is_not_registered_again(place, good, ask, capsys):
 
 
 def test_equal_runs_are_not_told_apart(place, good, ask):
-    twin = run(load_config(*place[0], "trainer.max_epochs=6", "trainer.log_every_n_steps=7", "seed=1"))
+    twin = train(load_config(*place[0], "trainer.max_epochs=6", "trainer.log_every_n_steps=7", "seed=1"))
     ask(good, "equal")
     difference = abs(twin.metrics["best/accuracy"] - good.metrics["best/accuracy"])
     assert difference < 0.1
@@ -86,36 +88,36 @@ def test_equal_runs_are_not_told_apart(place, good, ask):
 
 
 def test_other_rows_cannot_be_compared(place, good, ask, capsys, reviews):
-    other = run(load_config(*place[0], "data.validation_subset=40"))
+    other = train(load_config(*place[0], "data.validation_subset=40"))
     ask(good, "rows")
     with pytest.raises(UserError, match="does not become rows@champion"):
         ask(other, "rows")
     assert "were measured on different validation rows" in capsys.readouterr().out
 
 
-def test_the_model_is_proved_and_found_by_its_name(place, good, ask, texts, capsys):
+def test_the_model_is_checked_and_found_by_its_name(place, good, ask, texts, capsys):
     ask(good, "found", split=EvaluatedSplit.test)
     for wanted in ("models:/found@champion", "models:/found/1"):
-        found = find_finished(wanted, place[1], "nowhere")
+        found = resolve_run(wanted, place[1], "nowhere")
         assert found.trained.identity == good.identity
     for wanted in ("models:/found@nobody", "models:/found/9", "models:/nothing@champion", "models:/found"):
-        with pytest.raises(UserError, match=rf"run={wanted} is no version of a registered model"):
-            find_finished(wanted, place[1], "nowhere")
+        with pytest.raises(UserError, match=rf"run={wanted} is not a version of a registered model"):
+            resolve_run(wanted, place[1], "nowhere")
 
 
-def test_a_model_that_fails_its_proof_is_not_registered(place, quick_words, ask, monkeypatch):
-    fresh = run(load_config(*place[0], "seed=5"))
+def test_a_model_that_fails_its_check_is_not_registered(place, quick_words, ask, monkeypatch):
+    fresh = train(load_config(*place[0], "seed=5"))
     monkeypatch.setattr(module, "expected", lambda scorer: (["good"], np.array([[0.5, 0.25]], np.float32)))
     with pytest.raises(UserError, match="differ from the run's by"):
-        ask(fresh, "unproved")
+        ask(fresh, "unchecked")
     client = open_store(place[1]).client
-    assert client.search_model_versions("name='unproved'") == []
+    assert client.search_model_versions("name='unchecked'") == []
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh")
-def test_a_run_in_16_bits_is_proved_in_them(place, ask, capsys):
-    run_of_16_bits = run(load_config(*place[0], "trainer.precision=bf16"))
+def test_a_run_in_16_bits_is_checked_in_them(place, ask, capsys):
+    run_of_16_bits = train(load_config(*place[0], "trainer.precision=bf16"))
     ask(run_of_16_bits, "halved")
     assert "differ from the run's by 0.0e+00 at most (allowed: 0.001)" in capsys.readouterr().out
     client = open_store(place[1]).client
@@ -125,10 +127,10 @@ def test_a_run_in_16_bits_is_proved_in_them(place, ask, capsys):
 
 
 def test_a_run_outside_mlflow_is_told(good, tmp_path):
-    elsewhere = TrackingConfig(backend=TrackingBackend.mlflow, uri=f"sqlite:///{tmp_path / 'other.db'}")
+    elsewhere = from_conf(TrackingConfig, backend=TrackingBackend.mlflow, uri=f"sqlite:///{tmp_path / 'other.db'}")
     with pytest.raises(UserError, match=r"register takes the model of an MLflow run, and that of \w+ is not in"):
-        register(RegisterConfig(tracking=elsewhere, run=str(good.folder), name="x"))
+        register(from_conf(RegisterConfig, tracking=elsewhere, run=str(good.folder), name="x"))
     with pytest.raises(UserError, match=r"register writes to MLflow's registry, and tracking=none has none"):
-        RegisterConfig(tracking=replace(elsewhere, backend=TrackingBackend.none), run="x", name="x")
+        from_conf(RegisterConfig, tracking=replace(elsewhere, backend=TrackingBackend.none), run="x", name="x")
     with pytest.raises(UserError, match="register needs the name of a model"):
-        RegisterConfig(tracking=elsewhere, run="x")
+        from_conf(RegisterConfig, tracking=elsewhere, run="x")

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from sentexp.config import ServeConfig, TrackingBackend, TrackingConfig
+from sentexp.config import ServeConfig, TrackingBackend, TrackingConfig, from_conf
 from sentexp.errors import UserError
 from sentexp.export import pyfunc
 from sentexp.export.mlflow_model import save_model
-from sentexp.inference.run_lookup import find_finished
+from sentexp.inference.run_lookup import resolve_run
 from sentexp.inference.scorer import Scorer
 from sentexp.models.saved import read_trained
 from sentexp.serving.serve import _listen, build_app
 
-NONE = TrackingConfig(backend=TrackingBackend.none)
+NONE = from_conf(TrackingConfig, backend=TrackingBackend.none)
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def served(finished, tmp_path_factory):
     """Return a client of a server that takes 4 texts and 1,000 bytes, and the run's result."""
     result = finished("peft=lora")
     folder = tmp_path_factory.mktemp("served") / "model"
-    save_model(find_finished(str(result.folder), NONE, "outputs"), folder)
-    config = ServeConfig(tracking=NONE, run=str(result.folder), max_rows=4, max_bytes=1000)
+    save_model(resolve_run(str(result.folder), NONE, "outputs"), folder)
+    config = from_conf(ServeConfig, tracking=NONE, run=str(result.folder), max_rows=4, max_bytes=1000)
     with TestClient(build_app(folder, config, "my run")) as client:
         yield client, result
 
@@ -63,7 +63,7 @@ def test_csv_is_answered(served):
         ('{"dataframe_records": [{"words": "x"}]}', 400, "text"),
         ('{"dataframe_records": [%s{"text": "x"}]}' % ('{"text": "x"}, ' * 4), 400, "There are 5 texts, and 4 are"),
         ('{"dataframe_records": [{"text": "%s"}]}' % ("x" * 2000), 413, "larger than 1,000 bytes"),
-        ("no json", 400, "The request is no JSON"),
+        ("no json", 400, "The request is not JSON"),
         ("", 400, "The request is empty"),
     ],
 )
@@ -83,9 +83,9 @@ def test_the_page_and_mlflows_own_paths(served):
 
 def test_device_and_batch_reach_the_model(finished, tmp_path, monkeypatch):
     result, asked = finished("peft=lora"), []
-    save_model(find_finished(str(result.folder), NONE, "outputs"), tmp_path / "model")
+    save_model(resolve_run(str(result.folder), NONE, "outputs"), tmp_path / "model")
     monkeypatch.setattr(pyfunc, "Scorer", lambda *_, **keys: asked.append(keys) or Scorer(read_trained(result.weights)))
-    config = ServeConfig(tracking=NONE, run=str(result.folder), accelerator="cpu", max_tokens=77)
+    config = from_conf(ServeConfig, tracking=NONE, run=str(result.folder), accelerator="cpu", max_tokens=77)
     build_app(tmp_path / "model", config, "my run")
     assert asked == [{"accelerator": "cpu", "max_tokens": 77}]
 
@@ -102,6 +102,6 @@ def test_a_port_that_is_taken_is_told():
 
 
 def test_it_listens_on_loopback_unless_told_otherwise():
-    assert ServeConfig(tracking=NONE, run="x").host == "127.0.0.1"
-    with pytest.raises(UserError, match="port=70000 must be from 1 to 65535"):
-        ServeConfig(tracking=NONE, run="x", port=70000)
+    assert from_conf(ServeConfig, tracking=NONE, run="x").host == "127.0.0.1"
+    with pytest.raises(UserError, match="port=70000 must be at least 0 and at most 65535"):
+        from_conf(ServeConfig, tracking=NONE, run="x", port=70000)

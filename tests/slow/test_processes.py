@@ -13,9 +13,9 @@ DRIVER = """
 import os, signal, sys
 import torch
 from sentexp.cli.main import main
-from sentexp.models.fast.padding_free import PackedModel
+from sentexp.models.fast.padding_free import PaddingFreeModel
 
-hidden, calls = PackedModel.hidden, []
+hidden, calls = PaddingFreeModel.hidden, []
 
 def disturbed(self, packed, cache=None):
     if torch.is_grad_enabled():
@@ -23,7 +23,7 @@ def disturbed(self, packed, cache=None):
         {disturbance}
     return hidden(self, packed, cache)
 
-PackedModel.hidden = disturbed
+PaddingFreeModel.hidden = disturbed
 if __name__ == "__main__":
     main()
 """

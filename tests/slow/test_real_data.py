@@ -16,6 +16,7 @@ from sentexp.config import (
     TrackingBackend,
     TrackingConfig,
     conf_dir,
+    from_conf,
     load_config,
 )
 from sentexp.data.audit import audit
@@ -29,7 +30,8 @@ from sentexp.export.command import export
 from sentexp.export.exporters import read
 from sentexp.export.prompt_tokenizer import save_framed
 from sentexp.inference.scorer import Scorer
-from sentexp.models.backbone import Backbone, load_tokenizer, locate_backbone
+from sentexp.models.loading import load_tokenizer
+from sentexp.models.pretrained import Backbone, locate_backbone
 from sentexp.models.saved import read_trained
 from sentexp.run.train import train
 
@@ -185,7 +187,7 @@ def test_the_tokenizer_of_llama_2_reads_its_published_form(vocabularies):
 def test_a_blank_before_numbers_is_a_part_of_the_prompt_of_llama_3(vocabularies):
     tokenizer = vocabularies["llama3"]
     prompt = build(tokenizer, labels=["1", "2"])
-    assert tokenizer.decode(prompt.lead) == " "
+    assert tokenizer.decode(prompt.answer_prefix_ids) == " "
     assert [tokenizer.decode(answer) for answer in prompt.answers] == ["1", "2"]
 
 
@@ -242,7 +244,7 @@ def test_texts_framed_by_a_tokenizer_have_the_tokens_of_the_run(name, template, 
     stories = shared / "models" / "stories260K-hf"
     tokenizer = AutoTokenizer.from_pretrained(stories) if name == "stories" else vocabularies[name]
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)  # a rare one
-    prompt = build_prompt(SequenceClassification(template=template), tokenizer, LABELS)
+    prompt = build_prompt(from_conf(SequenceClassification, template=template), tokenizer, LABELS)
     limit, _ = row_limit(tokenizer, prompt, 128, 512)
     save_framed(tokenizer, prompt, 128, 512, True, tmp_path)
     framed = AutoTokenizer.from_pretrained(tmp_path)
@@ -255,7 +257,7 @@ def test_texts_framed_by_a_tokenizer_have_the_tokens_of_the_run(name, template, 
 
 
 def test_words_that_gpt_2_joins_to_a_frame_are_refused(vocabularies, tmp_path):
-    prompt = build_prompt(SequenceClassification(template="film{text}ness"), vocabularies["gpt2"], LABELS)
+    prompt = build_prompt(from_conf(SequenceClassification, template="film{text}ness"), vocabularies["gpt2"], LABELS)
     with pytest.raises(UserError, match="joins the words of task"):
         save_framed(vocabularies["gpt2"], prompt, 128, 512, True, tmp_path)
 
@@ -289,9 +291,10 @@ def test_long_texts_of_a_real_llama_lose_their_end(train, shared, tmp_path, caps
 def test_llama_cpps_file_of_a_real_llama_says_what_the_run_says(train, shared, tmp_path):
     words = [f"model.path={shared / 'models' / 'stories260K-hf'}", "task.label_words=[awful,great]", "optim.lr=1e-2"]
     result = train(*ANSWERING, "task.calibration=batch", *words)
-    none, form = TrackingConfig(backend=TrackingBackend.none), ExportFormat.gguf
+    none, form = from_conf(TrackingConfig, backend=TrackingBackend.none), ExportFormat.gguf
     folder = export(
-        ExportConfig(
+        from_conf(
+            ExportConfig,
             tracking=none,
             run=str(result.folder),
             format=form,

@@ -2,14 +2,17 @@
 
 import pytest
 
-from sentexp.config import TrackingBackend, TrackingConfig
-from sentexp.tracking.store import open_run_logger, open_store, read_artifact
+from sentexp.config import TrackingBackend, TrackingConfig, from_conf
+from sentexp.tracking.run_logger import open_run_logger
+from sentexp.tracking.store import open_store, read_artifact
 
 pytestmark = pytest.mark.slow
 
 
 def test_an_artifact_of_a_server_is_read(mlflow_server, tmp_path):
-    tracking = TrackingConfig(backend=TrackingBackend.mlflow, uri=mlflow_server(tmp_path), system_metrics=False)
+    tracking = from_conf(
+        TrackingConfig, backend=TrackingBackend.mlflow, uri=mlflow_server(tmp_path), system_metrics=False
+    )
     record = open_run_logger(tracking, "a run")
     record.log_text("what was said", "predictions/said.txt")
     record.finish("FINISHED")

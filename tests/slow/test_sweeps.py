@@ -159,12 +159,12 @@ import gc, sys
 import psutil
 from sentexp.run import train
 from sentexp.cli.main import main
-original = train.run
+original = train.train
 def run(*arguments):
     result = original(*arguments)
     print("RESIDENT", psutil.Process().memory_info().rss, file=sys.stderr, flush=True)
     return result
-train.run = run
+train.train = run
 main()
 """
 

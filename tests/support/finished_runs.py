@@ -6,18 +6,18 @@ import pytest
 
 from sentexp.config import load_config
 from sentexp.export import verify
-from sentexp.models.backbone import locate_backbone
-from sentexp.run.train import run
+from sentexp.models.pretrained import locate_backbone
+from sentexp.run.train import train as train_run
 
 
 @pytest.fixture
 def fresh():
-    """Let the proofs of a test start their processes."""
+    """Let the checks of a test start their processes."""
 
 
 @pytest.fixture(autouse=True)
-def proved_here(request, monkeypatch):
-    """Let a proof read in this process what another one would read, unless a test asks for `fresh` ones."""
+def checked_here(request, monkeypatch):
+    """Let a check read in this process what another one would read, unless a test asks for `fresh` ones."""
     if "fresh" not in request.fixturenames:
         monkeypatch.setattr(verify, "_read_in_a_fresh_process", verify._read)
 
@@ -27,12 +27,12 @@ def finished(quick_words, tmp_path_factory):
     """Return a function that trains a run with these words, once, and returns its result."""
     folder, kept = tmp_path_factory.mktemp("runs"), {}
 
-    def train(*words):
+    def finished_run(*words):
         if words not in kept:
-            kept[words] = run(load_config(*quick_words, f"output_dir={folder}", "tracking=none", *words))
+            kept[words] = train_run(load_config(*quick_words, f"output_dir={folder}", "tracking=none", *words))
         return kept[words]
 
-    return train
+    return finished_run
 
 
 @pytest.fixture(scope="module")

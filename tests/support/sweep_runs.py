@@ -7,9 +7,9 @@ import torch
 
 from sentexp.metrics.split_metrics import confusion_matrix, split_metrics
 from sentexp.models.adapters import ParameterAudit
-from sentexp.run import train
-from sentexp.run.recording import Sinks, keep_predictions
-from sentexp.run.train import Result
+from sentexp.run import fitting, train
+from sentexp.run.recording import MetricSinks, save_predictions
+from sentexp.run.result import Result
 from sentexp.tracking import provenance
 
 
@@ -43,33 +43,33 @@ def scripted(request, monkeypatch):
     """Let runs end at once, with numbers that follow from their identity: these tests look at what is around a run.
 
     All that reads a finished run finds what it would of a real one: metrics by step, predictions of every row, a folder
-    of weights, `result.json`, the MLflow run. `train.build_model` is called where a run would begin to build its
+    of weights, `result.json`, the MLflow run. `fitting.build_model` is called where a run would begin to build its
     model, and does nothing: a test replaces it to let runs fail.
     """
     if "trains" in request.fixturenames:
         return
-    monkeypatch.setattr(train, "build_model", lambda materials: None)
-    monkeypatch.setattr(train, "_attempt", _end_at_once)
+    monkeypatch.setattr(fitting, "build_model", lambda inputs: None)
+    monkeypatch.setattr(train, "fit_and_test", _end_at_once)
     monkeypatch.setattr(train, "release_memory", lambda: None)
     monkeypatch.setattr(provenance, "_git", lambda *_: None)
 
 
-def _end_at_once(materials, record, folder, identity, judge):
-    assert judge is None, "a search that prunes looks at evaluations, which only a run that trains has"
-    train.build_model(materials)
-    config, examples = materials.config, materials.examples
+def _end_at_once(inputs, logger, run_dir, policy, batches):
+    assert policy is None, "a search that prunes looks at evaluations, which only a run that trains has"
+    fitting.build_model(inputs)
+    config, examples, identity = inputs.config, inputs.examples, run_dir.path.name
     generator = torch.Generator().manual_seed(int(identity, 16) % 2**32)
     targets = {split: torch.tensor(examples.targets(split)).long() for split in ("validation", "test")}
     logits = {split: torch.randn(len(own), 2, generator=generator) for split, own in targets.items()}
     said = {split: split_metrics(examples.labels, logits[split], targets[split]) for split in targets}
-    sinks, steps = Sinks(record, folder), 4
+    sinks, steps = MetricSinks(logger, run_dir), 4
     sinks.log_metrics({"train/loss": 0.7}, 1)
     for split, metrics in said.items():
         sinks.log_metrics({f"{split}/{name}": value for name, value in metrics.items()}, steps)
-    keep_predictions(materials, logits["validation"], logits["test"], folder.path)
-    weights = folder.path / "adapter"
+    save_predictions(inputs, logits["validation"], logits["test"], run_dir.path)
+    weights = run_dir.path / "adapter"
     weights.mkdir(exist_ok=True)
-    (weights / "sentexp.json").write_text(json.dumps({"identity": identity, "run_id": record.run_id}))
+    (weights / "sentexp.json").write_text(json.dumps({"identity": identity, "run_id": logger.run_id}))
     parameters = ParameterAudit(
         trainable={"adapter": 1000 * getattr(config.peft, "r", 1)}, frozen={"embeddings": 10_000}, targets=["q_proj"]
     )
@@ -79,9 +79,9 @@ def _end_at_once(materials, record, folder, identity, judge):
     metrics |= {"parameters/trainable": parameters.trainable_total, "parameters/total": parameters.total}
     metrics |= {"peak_memory_gib": 0.1, "saved_mib": 0.1}
     return Result(
-        run_id=record.run_id,
+        run_id=logger.run_id,
         identity=identity,
-        folder=folder.path,
+        folder=run_dir.path,
         weights=weights,
         metrics=metrics,
         labels=examples.labels,
@@ -99,11 +99,11 @@ def _end_at_once(materials, record, folder, identity, judge):
 def trained(monkeypatch):
     """Return the list of runs that were really done, and not skipped, by the name that the sweep gave them."""
     names = []
-    original = train._attempt
+    original = train.fit_and_test
 
-    def attempt(materials, *rest):
-        names.append(materials.config.sweep.name)
-        return original(materials, *rest)
+    def attempt(inputs, *rest):
+        names.append(inputs.config.sweep.name)
+        return original(inputs, *rest)
 
-    monkeypatch.setattr(train, "_attempt", attempt)
+    monkeypatch.setattr(train, "fit_and_test", attempt)
     return names

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from sentexp.config import load_config
 from sentexp.errors import UserError
 from sentexp.models.fast import multi_run
-from sentexp.models.fast.padding_free import PackedModel
+from sentexp.models.fast.padding_free import PaddingFreeModel
 from sentexp.plan.command import plan
 from sentexp.run.fusing import fuse
 from sentexp.sweeps.fused import FusedLauncher
@@ -21,13 +21,13 @@ from sentexp.sweeps.fused import FusedLauncher
 def passes(monkeypatch):
     """Return the list of how many runs each pass took."""
     sizes = []
-    original = multi_run.read_together
+    original = multi_run.fused_forward
 
-    def read(readings):
-        sizes.append(len(readings))
-        return original(readings)
+    def forward(inputs):
+        sizes.append(len(inputs))
+        return original(inputs)
 
-    monkeypatch.setattr(multi_run, "read_together", read)
+    monkeypatch.setattr(multi_run, "fused_forward", forward)
     return sizes
 
 
@@ -183,7 +183,7 @@ def test_a_pruned_run_leaves_the_others(sentexp, tmp_path, passes, worsening):
 def test_an_interrupted_sweep_goes_on_with_all_of_its_runs(sentexp, tmp_path, monkeypatch):
     words = ("--multirun", "peft.r=2,4", "trainer.max_epochs=2", "trainer.save_steps=3")
     words = (*words, *TRAINING, ONCE, "output_dir=fused")
-    original, count = multi_run.Conductor._backward, []
+    original, count = multi_run.RunScheduler._backward, []
 
     def killed(self, members):
         count.append(1)
@@ -191,7 +191,7 @@ def test_an_interrupted_sweep_goes_on_with_all_of_its_runs(sentexp, tmp_path, mo
             raise KeyboardInterrupt
         original(self, members)
 
-    monkeypatch.setattr(multi_run.Conductor, "_backward", killed)
+    monkeypatch.setattr(multi_run.RunScheduler, "_backward", killed)
     assert sentexp(*words)[0] == 130
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     killed_runs = [run for run in client.search_runs(["1"]) if run.info.status == "KILLED"]
@@ -209,13 +209,13 @@ def test_an_interrupted_sweep_goes_on_with_all_of_its_runs(sentexp, tmp_path, mo
 
 def test_head_only_runs_read_each_text_once(sentexp, monkeypatch):
     read = []
-    original = PackedModel.hidden
+    original = PaddingFreeModel.hidden
 
     def hidden(self, packed, cache=None):
         read.append(packed.rows)
         return original(self, packed, cache)
 
-    monkeypatch.setattr(PackedModel, "hidden", hidden)
+    monkeypatch.setattr(PaddingFreeModel, "hidden", hidden)
     words = ("--multirun", "peft=head", "optim.lr=1e-3,1e-2", "trainer.max_epochs=2", "tracking=none")
     assert sentexp(*words)[0] == 0
     assert sum(read) == 32 + 8 + 8

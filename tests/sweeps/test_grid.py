@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 
 from sentexp.compare import command
 from sentexp.errors import UserError
-from sentexp.run import build, train
-from sentexp.run.recording import PLOTS
+from sentexp.run import build, fitting
+from sentexp.run.plotting import PLOTS
 from sentexp.sweeps import grid, sweeper
 from sentexp.sweeps.sweep_dir import SweepFolder
 from sentexp.tracking.store import PARENT
@@ -38,14 +38,14 @@ def write_tsvs(folder, test_rows=8):
 
 def failing_at(monkeypatch, rank):
     """Let runs of this rank fail."""
-    original = train.build_model
+    original = fitting.build_model
 
-    def build(materials):
-        if getattr(materials.config.peft, "r", None) == rank:
+    def build(inputs):
+        if getattr(inputs.config.peft, "r", None) == rank:
             raise RuntimeError("the roof fell in")
-        return original(materials)
+        return original(inputs)
 
-    monkeypatch.setattr(train, "build_model", build)
+    monkeypatch.setattr(fitting, "build_model", build)
 
 
 def test_runs_are_children_of_the_sweep_and_named_by_what_differs(sentexp, tmp_path):
@@ -102,7 +102,7 @@ def test_a_sweep_ends_with_a_comparison_where_it_has_the_rows_for_one(sentexp, t
 
 
 def test_a_fault_in_the_report_fails_no_sweep(sentexp, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "weigh", lambda _: 1 / 0)
+    monkeypatch.setattr(command, "analyse", lambda _: 1 / 0)
     code, _, errors = sentexp("--multirun", "peft.r=4,8")
     assert code == 0
     assert "The report failed (ZeroDivisionError: division by zero)" in errors
@@ -257,7 +257,7 @@ def test_the_same_run_under_two_names_fails_under_both(sentexp, tmp_path, monkey
 def test_a_value_out_of_range_is_refused_before_anything_starts(sentexp, tmp_path):
     code, _, errors = sentexp("--multirun", "peft.r=4,0", "optim.lr=1e-3,-1")
     assert code == 1
-    assert "peft.r=0 must be 1 or more" in errors
+    assert "peft.r=0 must be at least 1" in errors
     assert "optim.lr=-1" in errors
     assert MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_experiment_by_name("sentexp") is None
     assert not (tmp_path / "outputs").exists()
@@ -430,7 +430,7 @@ def test_an_unknown_key_stops_a_sweep_with_a_sentence(sentexp):
 def test_max_failures_is_at_least_one():
     from sentexp.config import load_config
 
-    with pytest.raises(UserError, match=r"sweep.max_failures=0 must be 1 or more"):
+    with pytest.raises(UserError, match=r"sweep.max_failures=0 must be at least 1"):
         load_config("sweep.max_failures=0")
 
 

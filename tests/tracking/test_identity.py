@@ -12,7 +12,7 @@ from sentexp.config import load_config
 from sentexp.data.splits import load_examples
 from sentexp.run import train
 from sentexp.run.baselines import missing_baselines
-from sentexp.run.inputs import find, gather, identify
+from sentexp.run.inputs import prepare_inputs, resolve_inputs, run_identity
 from sentexp.tracking import identity as module
 from sentexp.tracking.identity import fingerprint
 
@@ -83,7 +83,7 @@ def test_identities_are_those_of_earlier_releases(overrides, tmp_path, monkeypat
         for number in range(60)
     ]
     Path("films.csv").write_text("\n".join(["text,mood", *rows]) + "\n")
-    assert identify(find(load_config("model=tiny", *CARVED, *overrides.split()))) == IDENTITIES[overrides]
+    assert run_identity(resolve_inputs(load_config("model=tiny", *CARVED, *overrides.split()))) == IDENTITIES[overrides]
 
 
 def restore(uri):
@@ -104,7 +104,7 @@ def restore(uri):
 def test_runs_of_the_release_before_are_found(command_line, reviews, store, tmp_path, monkeypatch):
     restore(store)
     shutil.copytree(reviews, tmp_path / "reviews")
-    monkeypatch.setattr(train, "_attempt", None)  # nothing may be trained
+    monkeypatch.setattr(train, "fit_and_test", None)  # nothing may be trained
     words = [
         "model=tiny", "data=sst2", "data.path=reviews", "data.splits.validation=validation", "data.splits.test=test",
         "trainer.batch_size=8", "trainer.precision=fp32", "tracking.system_metrics=false", "trainer.progress_bar=false",
@@ -123,4 +123,9 @@ def test_runs_of_the_release_before_are_found(command_line, reviews, store, tmp_
     assert all(identity in output for identity in known)
     parents = MlflowClient(store).search_runs(["1"], "tags.`sweep.identity` != ''")
     assert len(parents) == 1  # the sweep is the one of before
-    assert missing_baselines(gather(find(load_config("peft.r=2", "task.template='{text}'", *words)), show=False)) == {}
+    assert (
+        missing_baselines(
+            prepare_inputs(resolve_inputs(load_config("peft.r=2", "task.template='{text}'", *words)), show=False)
+        )
+        == {}
+    )

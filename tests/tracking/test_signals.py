@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from sentexp.config import TrackingBackend, TrackingConfig
-from sentexp.tracking.signals import undisturbed
-from sentexp.tracking.store import open_record
+from sentexp.config import TrackingBackend, TrackingConfig, from_conf
+from sentexp.tracking.run_logger import open_run_logger
+from sentexp.tracking.signals import defer_signals
 
 
 class Ended(BaseException):
@@ -33,7 +33,7 @@ def handlers():
 def test_a_first_signal_waits(handlers, number, raised):
     known = signal.getsignal(number)
     done = []
-    with pytest.raises(raised), undisturbed():
+    with pytest.raises(raised), defer_signals():
         signal.raise_signal(number)
         done.append("to the end")
     assert done == ["to the end"]
@@ -42,7 +42,7 @@ def test_a_first_signal_waits(handlers, number, raised):
 
 def test_a_second_signal_does_not_wait(handlers):
     done = []
-    with pytest.raises(KeyboardInterrupt), undisturbed():
+    with pytest.raises(KeyboardInterrupt), defer_signals():
         signal.raise_signal(signal.SIGINT)
         done.append("after the first")
         signal.raise_signal(signal.SIGINT)
@@ -53,13 +53,13 @@ def test_a_second_signal_does_not_wait(handlers):
 
 def test_within_another_a_first_signal_waits_for_the_outer_end_and_a_second_for_none(handlers):
     done = []
-    with pytest.raises(KeyboardInterrupt), undisturbed():
-        with undisturbed():
+    with pytest.raises(KeyboardInterrupt), defer_signals():
+        with defer_signals():
             signal.raise_signal(signal.SIGINT)
             done.append("the inner end")
         done.append("the outer end")
     assert done == ["the inner end", "the outer end"]
-    with pytest.raises(KeyboardInterrupt), undisturbed(), undisturbed():
+    with pytest.raises(KeyboardInterrupt), defer_signals(), defer_signals():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         done.append("after the second")
@@ -69,7 +69,7 @@ def test_within_another_a_first_signal_waits_for_the_outer_end_and_a_second_for_
 
 def test_without_a_signal_nothing_is_left(handlers):
     known = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with undisturbed():
+    with defer_signals():
         pass
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == known
 
@@ -78,7 +78,7 @@ def test_other_threads_do_without(handlers):
     found = []
 
     def work():
-        with undisturbed():
+        with defer_signals():
             found.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)
@@ -91,10 +91,10 @@ def test_an_interrupted_write_is_whole_and_the_store_is_free(handlers, tmp_path)
     """The interrupt comes when metrics are written and not yet committed, with the lock in hand."""
     from sqlalchemy import Engine, event
 
-    tracking = TrackingConfig(
-        backend=TrackingBackend.mlflow, uri=f"sqlite:///{tmp_path / 'mlflow.db'}", system_metrics=False
+    tracking = from_conf(
+        TrackingConfig, backend=TrackingBackend.mlflow, uri=f"sqlite:///{tmp_path / 'mlflow.db'}", system_metrics=False
     )
-    record = open_record(tracking, "a run")
+    record = open_run_logger(tracking, "a run")
     interrupts = [signal.SIGINT]
 
     def interrupt(_, __, statement, *___):

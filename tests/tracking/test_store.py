@@ -15,9 +15,12 @@ from sqlalchemy.exc import IntegrityError
 
 from sentexp.config import load_config
 from sentexp.errors import UserError
-from sentexp.run import train
-from sentexp.tracking import store as store_module
-from sentexp.tracking.store import is_disk_full, open_record, open_store, store_uri
+from sentexp.run import fitting
+from sentexp.run.train import train
+from sentexp.tracking import client as client_module
+from sentexp.tracking.client import is_disk_full
+from sentexp.tracking.run_logger import open_run_logger
+from sentexp.tracking.store import open_store, store_uri
 
 RECORDED = ("tracking=mlflow", "tracking.system_metrics=false")
 
@@ -31,7 +34,7 @@ def recorded(tmp_path_factory, reviews):
         "trainer.progress_bar=false", "trainer.log_every_n_steps=1", "trainer.batch_size=8", "trainer.max_epochs=2",
         f"output_dir={folder / 'outputs'}", f"tracking.uri={uri}",
     )  # fmt: skip
-    result = train.run(config)
+    result = train(config)
     client = MlflowClient(uri)
     return result, client, client.get_run(result.run_id), folder
 
@@ -77,7 +80,7 @@ def test_parameters_tags_and_data_are_recorded(recorded):
 
 def test_the_whole_configuration_is_an_artifact_though_parameters_are_cut(config, store):
     template = "x" * 900 + "{text}"
-    result = train.run(
+    result = train(
         config("peft=head", *RECORDED, f"tracking.uri={store}", f"task.template='{template}'", "data.max_length=1100")
     )
     client = MlflowClient(store)
@@ -103,7 +106,7 @@ def test_the_adapter_and_the_pictures_are_artifacts(recorded):
 
 def test_system_metrics_are_recorded_over_time(recorded, monkeypatch, config, store):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
-    result = train.run(config("peft=lora", "tracking=mlflow", f"tracking.uri={store}", "trainer.max_epochs=8"))
+    result = train(config("peft=lora", "tracking=mlflow", f"tracking.uri={store}", "trainer.max_epochs=8"))
     metrics = MlflowClient(store).get_run(result.run_id).data.metrics
     assert any(name.startswith("system/") for name in metrics)
 
@@ -112,9 +115,9 @@ def test_a_failed_run_is_failed_with_its_traceback(config, store, monkeypatch):
     def broken(*_):
         raise RuntimeError("the roof fell in")
 
-    monkeypatch.setattr(train, "fit", broken)
+    monkeypatch.setattr(fitting, "fit", broken)
     with pytest.raises(RuntimeError):
-        train.run(config(*RECORDED, f"tracking.uri={store}"))
+        train(config(*RECORDED, f"tracking.uri={store}"))
     (run,) = MlflowClient(store).search_runs(["1"])
     assert run.info.status == "FAILED"
     text = Path(MlflowClient(store).download_artifacts(run.info.run_id, "traceback.txt")).read_text()
@@ -125,11 +128,11 @@ def test_a_failed_run_is_failed_with_its_traceback(config, store, monkeypatch):
 def test_an_interrupted_run_is_killed_and_the_same_command_goes_on_with_it(config, store, monkeypatch):
     settings = config(*RECORDED, f"tracking.uri={store}")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        train.run(settings)
+        patch.setattr(fitting, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(settings)
     (run,) = MlflowClient(store).search_runs(["1"])
     assert run.info.status == "KILLED"
-    result = train.run(settings)
+    result = train(settings)
     (run,) = MlflowClient(store).search_runs(["1"])
     assert run.info.run_id == result.run_id
     assert run.info.status == "FINISHED"
@@ -137,14 +140,14 @@ def test_an_interrupted_run_is_killed_and_the_same_command_goes_on_with_it(confi
 
 def test_a_password_in_the_uri_is_not_recorded(config, monkeypatch, tmp_path):
     settings = config("tracking.uri=http://me:secret@127.0.0.1:1")
-    train.run(settings)  # tracking=none: the configuration is written to the run's folder only
+    train(settings)  # tracking=none: the configuration is written to the run's folder only
     assert "secret" not in next((tmp_path / "outputs").glob("*/config.yaml")).read_text()
 
 
 @pytest.fixture
 def impatient(monkeypatch):
     """Let a store that is locked be given up soon: MLflow lets SQLite wait for 20 seconds at each try."""
-    monkeypatch.setattr(store_module, "PATIENCE", 1.0)
+    monkeypatch.setattr(client_module, "PATIENCE", 1.0)
     waits = []
 
     def shorten(connection, cursor, statement, parameters, *_):
@@ -160,14 +163,14 @@ def impatient(monkeypatch):
 
 def test_a_locked_store_is_named(store, impatient):
     file = store.removeprefix("sqlite:///")
-    open_record(load_config(f"tracking.uri={store}", *RECORDED).tracking, "first", None).finish("FINISHED")
+    open_run_logger(load_config(f"tracking.uri={store}", *RECORDED).tracking, "first", None).finish("FINISHED")
     holder = sqlite3.connect(file)
     holder.execute("BEGIN EXCLUSIVE")
     try:
         with pytest.raises(
             UserError, match=r"The MLflow store sqlite:.* is locked by another process: end that process"
         ):
-            open_record(load_config(f"tracking.uri={store}", *RECORDED).tracking, "second", None)
+            open_run_logger(load_config(f"tracking.uri={store}", *RECORDED).tracking, "second", None)
     finally:
         holder.rollback()
         holder.close()
@@ -189,7 +192,7 @@ from sentexp.tracking.store import open_store
 open_store(load_config("tracking.uri=sqlite:///{tmp_path / "mlflow.db"}").tracking)
 """
     subprocess.run([sys.executable, "-c", code], env=command_environment, capture_output=True, check=False)
-    open_record(load_config(f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}", *RECORDED).tracking, "x", None)
+    open_run_logger(load_config(f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}", *RECORDED).tracking, "x", None)
 
 
 def test_a_row_that_another_process_was_faster_with_is_written_again(store):
@@ -207,15 +210,15 @@ def test_a_row_that_another_process_was_faster_with_is_written_again(store):
 
 def test_a_store_of_another_mlflow_is_named(store, command_environment):
     file = store.removeprefix("sqlite:///")
-    open_record(load_config(f"tracking.uri={store}", *RECORDED).tracking, "first", None).finish("FINISHED")
+    open_run_logger(load_config(f"tracking.uri={store}", *RECORDED).tracking, "first", None).finish("FINISHED")
     with sqlite3.connect(file) as database:
         database.execute("UPDATE alembic_version SET version_num = 'fffffffffffe'")
     database.close()
     # MLflow checks a store once per process, so another process must meet it.
     code = f"""
 from sentexp.config import load_config
-from sentexp.tracking.store import open_record
-open_record(load_config("tracking.uri={store}").tracking, "second", None)
+from sentexp.tracking.run_logger import open_run_logger
+open_run_logger(load_config("tracking.uri={store}").tracking, "second", None)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], env=command_environment, capture_output=True, text=True, check=False
@@ -227,17 +230,17 @@ open_record(load_config("tracking.uri={store}").tracking, "second", None)
 def test_a_store_that_cannot_be_reached_is_named(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match=r"The MLflow store http://me:\*\*\*@127.0.0.1:1 cannot be used"):
-        open_record(load_config("tracking.uri=http://me:pw@127.0.0.1:1", *RECORDED).tracking, "x", None)
+        open_run_logger(load_config("tracking.uri=http://me:pw@127.0.0.1:1", *RECORDED).tracking, "x", None)
     with pytest.raises(UserError, match="cannot be used"):
-        open_record(load_config("tracking.uri=sqlite:////proc/no/mlflow.db", *RECORDED).tracking, "x", None)
+        open_run_logger(load_config("tracking.uri=sqlite:////proc/no/mlflow.db", *RECORDED).tracking, "x", None)
 
 
 def test_a_deleted_experiment_is_named(store):
     settings = load_config(f"tracking.uri={store}", *RECORDED).tracking
-    open_record(settings, "first", None).finish("FINISHED")
+    open_run_logger(settings, "first", None).finish("FINISHED")
     MlflowClient(store).delete_experiment("1")
     with pytest.raises(UserError, match=r"tracking.experiment=sentexp was deleted"):
-        open_record(settings, "second", None)
+        open_run_logger(settings, "second", None)
 
 
 def test_a_full_disk_is_recognised_from_any_library():

@@ -6,7 +6,8 @@ import torch
 from sklearn.metrics import brier_score_loss
 from torch import nn
 
-from sentexp.metrics.split_metrics import BINS, split_metrics
+from sentexp.config.metric_names import BINS
+from sentexp.metrics.split_metrics import split_metrics
 from sentexp.training.calibration import fit_temperature, reliability
 
 LABELS = ["negative", "neutral", "positive"]

@@ -9,8 +9,8 @@ from safetensors import safe_open
 
 from sentexp.data.datamodule import DataModule
 from sentexp.models.adapters import trainable_state
-from sentexp.run import train
-from sentexp.run.train import run
+from sentexp.run import fitting
+from sentexp.run.train import train
 from sentexp.training.checkpoint import Checkpoints
 from sentexp.training.module import ClassifierModule
 
@@ -72,14 +72,14 @@ def test_gradients_that_are_accumulated_so_far_are_never_lost(setting, moments, 
         common = ("trainer.batch_size=3", "trainer.max_epochs=2", "optim.lr=5e-3", "trainer.monitor=validation/loss")
         return config("peft.r=2", *common, *ACCUMULATED[setting], f"output_dir={tmp_path / folder}")
 
-    whole = run(configured("whole"))
+    whole = train(configured("whole"))
     for kills in moments:
         folder = "-".join(map(str, kills))
         for kill in kills:
             with monkeypatch.context() as patch, pytest.raises(Killed):
                 killed_at(patch, kill)
-                run(configured(folder))
-        resumed = run(configured(folder))
+                train(configured(folder))
+        resumed = train(configured(folder))
         assert resumed.metrics["test/loss"] == whole.metrics["test/loss"], kills
         assert curve(resumed.folder) == curve(whole.folder), kills
 
@@ -96,13 +96,13 @@ def test_a_killed_run_ends_with_the_same_numbers(setting, kills, config, tmp_pat
     def configured(folder):
         return config("peft=lora", "peft.r=2", *SETTINGS[setting], f"output_dir={tmp_path / folder}")
 
-    whole = run(configured("whole"))
+    whole = train(configured("whole"))
     micro_batches = 22 if setting == "accumulation" else int(whole.metrics["train/steps"])
     for kill in sorted({{"half": micro_batches // 2, "last": micro_batches - 1}.get(kill, kill) for kill in kills}):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             killed_at(patch, kill)
-            run(configured(f"killed{kill}"))
-        resumed = run(configured(f"killed{kill}"))
+            train(configured(f"killed{kill}"))
+        resumed = train(configured(f"killed{kill}"))
         for name, value in whole.metrics.items():
             if "seconds" not in name and "memory" not in name:
                 assert resumed.metrics[name] == value, f"killed in micro-batch {kill}: {name}"
@@ -113,7 +113,7 @@ def test_the_seconds_of_a_training_that_goes_on_hold_those_before_the_kill(confi
     words = ("peft.r=2", "trainer.save_steps=1", "trainer.max_epochs=2")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         killed_at(patch, 6)
-        run(config(*words))
+        train(config(*words))
     (file,) = Path(config().output_dir).glob("*/last.ckpt")
     states = torch.load(file, weights_only=True)["callbacks"]
     (before,) = [state["seconds"] for state in states.values() if "seconds" in state]
@@ -121,7 +121,7 @@ def test_the_seconds_of_a_training_that_goes_on_hold_those_before_the_kill(confi
     with monkeypatch.context() as patch:  # the earlier process was a slow one
         original = Checkpoints.load_state_dict
         patch.setattr(Checkpoints, "load_state_dict", lambda self, state: original(self, state | {"seconds": 1000.0}))
-        resumed = run(config(*words)).metrics
+        resumed = train(config(*words)).metrics
     assert resumed["seconds"] > resumed["train/seconds"] > 1000
 
 
@@ -138,8 +138,8 @@ def test_a_checkpoint_holds_adapter_and_head_only(config, monkeypatch):
             names["best"] = set(best.keys())
         names["last"] = set(torch.load(folder / "last.ckpt", weights_only=True)["state_dict"])
 
-    monkeypatch.setattr(train, "remove_checkpoints", look)
-    run(config("peft=lora"))
+    monkeypatch.setattr("sentexp.run.train.remove_checkpoints", look)
+    train(config("peft=lora"))
     assert names["best"] == names["last"] | {"validation/logits", "validation/targets"}
     assert all("lora_" in name or "score" in name for name in names["last"])
     assert len(names["last"]) == 2 * 14 + 1
@@ -160,14 +160,14 @@ def test_the_test_split_selects_nothing(config, monkeypatch):
 
     monkeypatch.setattr(DataModule, "test_dataloader", loader)
     monkeypatch.setattr(Checkpoints, "restore_best", restore)
-    run(config("peft=lora", "trainer.max_epochs=2", "trainer.early_stopping_patience=1"))
+    train(config("peft=lora", "trainer.max_epochs=2", "trainer.early_stopping_patience=1"))
     assert read == ["restored", "test"]
 
 
 def test_the_best_weights_are_tested_not_the_last(config, monkeypatch, worsening):
     worsening(lambda module: module.trainer.global_step > 4)
     evaluated, tested = [], []
-    original, evaluate = Checkpoints.on_validation_end, train.evaluate
+    original, evaluate = Checkpoints.on_validation_end, fitting.evaluate
 
     def weights(module):
         return {name: value.clone() for name, value in trainable_state(module.classifier).items()}
@@ -181,8 +181,8 @@ def test_the_best_weights_are_tested_not_the_last(config, monkeypatch, worsening
         return evaluate(trainer, module, data, split)
 
     monkeypatch.setattr(Checkpoints, "on_validation_end", ended)
-    monkeypatch.setattr(train, "evaluate", evaluating)
-    result = run(config("peft=lora", "trainer.max_epochs=3", "optim.lr=1e-2", "trainer.monitor=validation/loss"))
+    monkeypatch.setattr(fitting, "evaluate", evaluating)
+    result = train(config("peft=lora", "trainer.max_epochs=3", "optim.lr=1e-2", "trainer.monitor=validation/loss"))
     assert (result.metrics["best/step"], result.metrics["train/steps"]) == (4, 12)
     assert len(evaluated) == 3
     ((split, state),) = tested

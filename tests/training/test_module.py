@@ -5,7 +5,7 @@ import json
 import pytest
 from rounding import rounding
 
-from sentexp.run.train import run
+from sentexp.run.train import train
 
 
 def losses(result):
@@ -33,7 +33,7 @@ def test_the_untuned_model_is_only_evaluated(train):
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(config, tmp_path):
     def metrics(folder, *overrides):
-        result = run(config("peft=lora", "peft.dropout=0.2", f"output_dir={tmp_path / folder}", *overrides))
+        result = train(config("peft=lora", "peft.dropout=0.2", f"output_dir={tmp_path / folder}", *overrides))
         return {name: value for name, value in result.metrics.items() if "seconds" not in name and "memory" not in name}
 
     first = metrics("a")

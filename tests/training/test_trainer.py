@@ -11,9 +11,9 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 import sentexp.models.fast.llama
 from sentexp.config import load_config
 from sentexp.models.sequence_classifier import SequenceClassifier
-from sentexp.run.train import run
+from sentexp.run.train import train
+from sentexp.training.batch_plan import halve_micro_batch
 from sentexp.training.module import ClassifierModule
-from sentexp.training.trainer import halve_micro_batch
 
 
 def losses(result):
@@ -40,7 +40,7 @@ def test_dropout_is_live_in_training_after_an_evaluation_and_dead_in_it(config, 
 
     monkeypatch.setattr(ClassifierModule, "training_step", spy(0))
     monkeypatch.setattr(ClassifierModule, "validation_step", spy(1))
-    run(config("peft=lora", "peft.dropout=0.5", "trainer.eval_steps=2"))
+    train(config("peft=lora", "peft.dropout=0.5", "trainer.eval_steps=2"))
     assert [index for index, *_ in modes] == [0, 0, 1, 0, 0, 1]
     assert all(present for *_, present in modes)
     assert all(everywhere for index, everywhere, _, _ in modes if index == 0)
@@ -48,7 +48,8 @@ def test_dropout_is_live_in_training_after_an_evaluation_and_dead_in_it(config, 
 
 
 @pytest.mark.parametrize(
-    ("padding_free", "owner", "name"), [("false", LlamaMLP, "forward"), ("true", sentexp.models.fast.llama, "_layer")]
+    ("padding_free", "owner", "name"),
+    [("false", LlamaMLP, "forward"), ("true", sentexp.models.fast.llama, "decoder_layer")],
 )
 def test_gradient_checkpointing_is_live_and_changes_no_number(padding_free, owner, name, config, monkeypatch, tmp_path):
     calls = []
@@ -60,10 +61,10 @@ def test_gradient_checkpointing_is_live_and_changes_no_number(padding_free, owne
 
     monkeypatch.setattr(owner, name, spy)
     settings = ("peft=lora", "peft.dropout=0.2", f"trainer.padding_free={padding_free}")
-    plain = run(config(*settings, f"output_dir={tmp_path / 'plain'}"))
+    plain = train(config(*settings, f"output_dir={tmp_path / 'plain'}"))
     once = sum(calls)
     calls.clear()
-    on = run(config(*settings, "trainer.gradient_checkpointing=true"))
+    on = train(config(*settings, "trainer.gradient_checkpointing=true"))
     assert once == 4 * 2  # four steps, two layers
     assert sum(calls) == 2 * once
     assert losses(on) == pytest.approx(losses(plain), abs=rounding())
@@ -74,7 +75,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
     batch_size, config, monkeypatch, capsys, tmp_path
 ):
     words = ("peft=lora", f"trainer.batch_size={batch_size}", "optim.eps=1e-2")
-    plain = run(config(*words, f"output_dir={tmp_path / 'plain'}"))
+    plain = train(config(*words, f"output_dir={tmp_path / 'plain'}"))
     original = SequenceClassifier.forward
     seen = []
 
@@ -85,7 +86,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
         return original(self, texts, *given)
 
     monkeypatch.setattr(SequenceClassifier, "forward", forward)
-    halved = run(config(*words, "trainer.eval_batch_size=2"))
+    halved = train(config(*words, "trainer.eval_batch_size=2"))
     assert "Out of memory: starting again with batches of" in capsys.readouterr().out
     assert seen[-1] <= 2
     assert halved.metrics["train/steps"] == plain.metrics["train/steps"]
@@ -105,8 +106,8 @@ def test_halving_keeps_the_product(size, accumulate, halved):
 def test_accumulation_is_the_larger_batch(config, tmp_path):
     # Plain gradient descent: it shows a wrong scale of the loss, which Adam would hide.
     settings = ("peft=full", "optim=sgd", "optim.lr=0.1", "optim.momentum=0", "trainer.gradient_clip_val=null")
-    whole = run(config(*settings, "trainer.batch_size=6", f"output_dir={tmp_path / 'whole'}"))
-    parts = run(config(*settings, "trainer.batch_size=2", "trainer.accumulate_grad_batches=3"))
+    whole = train(config(*settings, "trainer.batch_size=6", f"output_dir={tmp_path / 'whole'}"))
+    parts = train(config(*settings, "trainer.batch_size=2", "trainer.accumulate_grad_batches=3"))
     assert parts.metrics["train/steps"] == whole.metrics["train/steps"] == 6  # 32 rows: five steps of 6 and one of 2
     assert parts.metrics["test/loss"] == pytest.approx(whole.metrics["test/loss"], abs=rounding() + drift(0.1, 6))
 

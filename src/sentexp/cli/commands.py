@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentexp.config import IA3, Config, Lora, SearchConfig, TrackingBackend
-from sentexp.distributed import processes
+from sentexp.distributed import launch
 from sentexp.errors import require
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Command:
         """Run the command; return the objective of a run, what became of a run of a sweep, or NaN."""
         function = getattr(import_module(self.module), self.name)
         if self.name != "train":
-            processes.require_one(f"sentexp {self.name}")
+            launch.require_one(f"sentexp {self.name}")
         result: float | Outcome | None = function(config, *arguments)
         return result if self.name == "train" and result is not None else math.nan
 
@@ -58,8 +58,8 @@ COMMANDS = {
             interrupted=": the same command resumes from its last checkpoint, or starts again without one",
         ),
         Command(name="plan", module="sentexp.cli.commands", override="sweep.dry_run=true"),
-        Command(name="audit", module="sentexp.run.train", override=BASIC),
-        Command(name="prepare", module="sentexp.run.train", override=BASIC),
+        Command(name="audit", module="sentexp.run.audit", override=BASIC),
+        Command(name="prepare", module="sentexp.run.prepare", override=BASIC),
         Command(name="runs", module="sentexp.cli.list_runs", override=BASIC),
         Command(name="compare", module="sentexp.compare.command", has_own_keys=True),
         Command(
@@ -89,9 +89,9 @@ def train(config: Config) -> "float | Outcome | None":
         return None
     _freeze_imports(config)
     if config.sweep.name is None:
-        from sentexp.run.train import run
+        from sentexp.run.train import train as train_run
 
-        return run(config).objective
+        return train_run(config).objective
     from sentexp.search.policies import judge_of
     from sentexp.sweeps.job import run_job
     from sentexp.sweeps.sweep_dir import SweepFolder
@@ -104,7 +104,7 @@ def plan(config: Config) -> None:
     """Print what a run would do and cost."""
     from sentexp.plan.command import plan as plan_runs
 
-    processes.require_one("sentexp plan")
+    launch.require_one("sentexp plan")
     _search()
     plan_runs([config])
 
@@ -131,7 +131,7 @@ def _search() -> SearchConfig | None:
 
 def _freeze_imports(config: Config) -> None:
     """Import what the run needs, and let the garbage collector leave it alone."""
-    from sentexp.system.hardware import freeze_imports
+    from sentexp.system.memory import freeze_imports
 
     adapters = ["peft"] if isinstance(config.peft, Lora | IA3) else []
     tracking = ["mlflow"] if config.tracking.backend is TrackingBackend.mlflow else []

@@ -16,7 +16,7 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp --multirun hydra/sweeper=optuna 'optim.lr=tag(log,interval(1e-5,1e-3))'     a search
   python -m sentexp runs                             every run that is recorded: identity, state, result
   python -m sentexp compare                          the latest sweep: who is better, and how surely; with a report
-  python -m sentexp predict run=best input=new.csv output=said.csv   labels and probabilities of other texts
+  python -m sentexp predict run=best input=new.csv output=predictions.csv   labels and probabilities of other texts
   python -m sentexp predict run=best --text "..."    the same of one sentence
   python -m sentexp evaluate run=best data=imdb      a finished run on other data
   python -m sentexp export run=best format=merged    for other programs: peft, merged, onnx, gguf, safetensors; proved
@@ -54,5 +54,5 @@ def help_of(command: Command) -> str:
     if not command.has_own_keys:
         return help_text()
     about, _, keys = (conf_dir() / f"{command.root}.yaml").read_text().partition("\n")
-    own = keys.partition("\nhydra:")[0].split("\n\n", 1)[1]
-    return f"python -m sentexp {command.name} key=value ...\n\n{about.removeprefix('# ')}\n\n{own.strip()}"
+    lines = keys.partition("\nhydra:")[0].split("\n\n", 1)[1]
+    return f"python -m sentexp {command.name} key=value ...\n\n{about.removeprefix('# ')}\n\n{lines.strip()}"

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sentexp.config import Config, TrackingBackend
 from sentexp.run.recording import PRUNED
-from sentexp.run.train import RESULT
+from sentexp.run.result import RESULT
 from sentexp.system.console import OUT, say
 from sentexp.tracking.queries import is_run
 from sentexp.tracking.run_dir import STATE, is_locked
@@ -35,8 +35,8 @@ def runs(config: Config) -> None:
         rows, where = list(_in_folder(folder)), str(folder)
     else:
         store = open_store(config.tracking)
-        found = [run for run in store.search("") if is_run(run)]
-        rows = [_recorded(run, folder) for run in reversed(found)]
+        recorded = [run for run in store.search("") if is_run(run)]
+        rows = [_recorded(run, folder) for run in reversed(recorded)]
         where = f"experiment {config.tracking.experiment} of {describe_store(config.tracking)}"
     if not rows:
         say(f"No runs in {where}.")
@@ -65,8 +65,8 @@ def _in_folder(folder: Path) -> "list[list[str]]":
     for path in sorted(folder.glob("*")):
         result, state = path / RESULT, path / STATE
         if state.is_file():
-            told = "running" if is_locked(path) else "interrupted"
-            rows.append([path.name, "", told, *_numbers({})])
+            state_name = "running" if is_locked(path) else "interrupted"
+            rows.append([path.name, "", state_name, *_numbers({})])
         elif result.is_file():
             metrics = json.loads(result.read_text())["metrics"]
             rows.append([path.name, "", "finished", *_numbers(metrics)])

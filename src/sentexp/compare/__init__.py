@@ -12,7 +12,7 @@ from sentexp.compare.comparison import Comparison, load
 from sentexp.compare.error_analysis import confident_errors, disagreements, head_to_head, label_errors
 from sentexp.compare.leaderboard import Leaderboard, leaderboard
 from sentexp.compare.slices import slice_table, worst_slices
-from sentexp.config import CompareConfig, EvaluatedSplit, TrackingBackend, TrackingConfig
+from sentexp.config import CompareConfig, EvaluatedSplit, TrackingBackend, TrackingConfig, from_conf
 from sentexp.errors import require
 
 __all__ = [
@@ -45,5 +45,5 @@ def load_runs(uri: str | None = None, within: str = "sentexp", split: str = "tes
     require(split in splits, f"split={split} must be one of {', '.join(splits)}.")
     if isinstance(what.get("runs"), str):
         what["runs"] = [what["runs"]]
-    tracking = TrackingConfig(backend=TrackingBackend.mlflow, uri=uri, experiment=within)
-    return load(CompareConfig(tracking=tracking, split=EvaluatedSplit[split], **what))
+    tracking = from_conf(TrackingConfig, backend=TrackingBackend.mlflow, uri=uri, experiment=within)
+    return load(from_conf(CompareConfig, tracking=tracking, split=EvaluatedSplit[split], **what))

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sentexp.compare.metric_sums import Measured, resampled
 
-Array = np.ndarray[Any, np.dtype[Any]]
 CELLS = 1 << 24
 """Weights that are in memory at one time."""
 TOGETHER = 16
@@ -22,7 +22,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def weights(rows: int, resamples: int, seed: int) -> Iterator[Array]:
+def weights(rows: int, resamples: int, seed: int) -> Iterator[NDArray[Any]]:
     """Yield how often each row stands in each resample, float32, in blocks of shape (some resamples, rows).
 
     Args:
@@ -39,7 +39,7 @@ def weights(rows: int, resamples: int, seed: int) -> Iterator[Array]:
         yield drawn
 
 
-def replicate(runs: Sequence[Measured], rows: int, resamples: int, seed: int) -> dict[str, Array]:
+def replicate(runs: Sequence[Measured], rows: int, resamples: int, seed: int) -> dict[str, NDArray[Any]]:
     """Return every metric of every run on every resample, by name, shape (runs, resamples).
 
     The resamples are the same for all runs, so that differences between runs are paired (Efron and Tibshirani 1993,
@@ -53,7 +53,7 @@ def replicate(runs: Sequence[Measured], rows: int, resamples: int, seed: int) ->
     }
 
 
-def bca(value: float, replicates: Array, without_each: Array, confidence: float) -> Interval:
+def bca(value: float, replicates: NDArray[Any], without_each: NDArray[Any], confidence: float) -> Interval:
     """Return the bias-corrected and accelerated interval (Efron 1987, JASA 82; Efron and Tibshirani 1993, 14.3).
 
     Args:
@@ -64,31 +64,31 @@ def bca(value: float, replicates: Array, without_each: Array, confidence: float)
     """
     from scipy.special import ndtr, ndtri
 
-    known, left = replicates[np.isfinite(replicates)], without_each[np.isfinite(without_each)]
-    if len(known) == 0 or len(left) == 0:
-        return percentile(value, known, confidence)
+    finite, left = replicates[np.isfinite(replicates)], without_each[np.isfinite(without_each)]
+    if len(finite) == 0 or len(left) == 0:
+        return percentile(value, finite, confidence)
     spread = left.mean() - left
     squares = spread * spread
     scale = squares.sum() ** 1.5
     if scale == 0:
-        return percentile(value, known, confidence)
+        return percentile(value, finite, confidence)
     # ties with the value count half, as the metrics are steps
-    share = (np.sum(known < value) + np.sum(known <= value)) / (2 * len(known))
-    edge = 1 / (2 * len(known))
+    share = (np.sum(finite < value) + np.sum(finite <= value)) / (2 * len(finite))
+    edge = 1 / (2 * len(finite))
     bias = ndtri(np.clip(share, edge, 1 - edge))
     bend = np.sum(squares * spread) / (6 * scale)
     tails = ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
     levels = ndtr(bias + (bias + tails) / (1 - bend * (bias + tails)))
-    low, high = np.quantile(known, levels)
+    low, high = np.quantile(finite, levels)
     return Interval(value, float(low), float(high))
 
 
-def percentile(value: float, replicates: Array, confidence: float) -> Interval:
+def percentile(value: float, replicates: NDArray[Any], confidence: float) -> Interval:
     """Return the interval between two quantiles of the replicates; the value itself where there are none."""
-    known = replicates[np.isfinite(replicates)]
-    if len(known) == 0:
+    finite = replicates[np.isfinite(replicates)]
+    if len(finite) == 0:
         return Interval(value, value, value)
-    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(finite, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value, float(low), float(high))
 
 
@@ -112,7 +112,7 @@ def half_width(by_rows: float, by_seeds: float, freedom: float, confidence: floa
     return float(t.ppf((1 + confidence) / 2, satterthwaite(by_rows, by_seeds, freedom)) * np.sqrt(total))
 
 
-def satterthwaite(by_rows: Array | float, by_seeds: Array | float, freedom: float) -> Array:
+def satterthwaite(by_rows: NDArray[Any] | float, by_seeds: NDArray[Any] | float, freedom: float) -> NDArray[Any]:
     """Return the degrees of freedom of a sum of two variances; the first is taken to be known."""
-    known = np.equal(by_seeds, 0)
-    return np.where(known, np.inf, freedom * (np.add(by_rows, by_seeds) / np.where(known, 1, by_seeds)) ** 2)
+    no_seeds = np.equal(by_seeds, 0)
+    return np.where(no_seeds, np.inf, freedom * (np.add(by_rows, by_seeds) / np.where(no_seeds, 1, by_seeds)) ** 2)

@@ -1,10 +1,10 @@
 """`python -m sentexp compare`: who is better, and how surely; printed, and written to a folder. Sweeps end with it."""
 
+import functools
 import gc
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ LONGEST_TEXT = 100
 
 
 @dataclass(kw_only=True, slots=True)
-class Weighed:
+class Analysis:
     """A comparison, its leaderboard, and the metric of each slice for the best configurations."""
 
     comparison: Comparison
@@ -45,41 +45,33 @@ def compare(config: CompareConfig) -> None:
     """Print the leaderboard of what a configuration names, and write tables and the report to `output`.
 
     Raises:
-        UserError: anything in the configuration or the store that the user can mend.
+        UserError: anything in the configuration or the store that the user can fix.
     """
-    with _garbage_left():
-        _compare(config)
-
-
-@contextmanager
-def _garbage_left() -> Iterator[None]:
-    """Look for no garbage meanwhile: among all that the libraries hold it takes seconds."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-
-
-def _compare(config: CompareConfig) -> None:
+    _freeze_imports()
     folder = _writable(config.output)
-    weighed = weigh(config)
-    for table in terminal_tables(weighed.board, weighed.title, OUT.width):
+    analysis = analyse(config)
+    for table in terminal_tables(analysis.board, analysis.title, OUT.width):
         OUT.print(table, soft_wrap=False)
-    for note in weighed.board.notes:
+    for note in analysis.board.notes:
         say(note)
-    for sentence in slice_summary(worst_slices(weighed.slices), weighed.board.metric):
+    for sentence in slice_summary(worst_slices(analysis.slices), analysis.board.metric):
         say(sentence)
     if config.by is not None:
-        _print_slices(weighed, config.by)
-    names = [one.name for one in weighed.comparison.configurations]
+        _print_slices(analysis, config.by)
+    names = [one.name for one in analysis.comparison.configurations]
     if len(names) == 2:  # noqa: PLR2004 (run against run)
-        _print_pair(weighed, names[0], names[1], config)
-    files = write(weighed, config, folder)
-    where = "" if weighed.comparison.parent_id is None else ", and among the artifacts of the sweep's MLflow run"
+        _print_pair(analysis, names[0], names[1], config)
+    files = write(analysis, config, folder)
+    where = "" if analysis.comparison.parent_id is None else ", and among the artifacts of the sweep's MLflow run"
     say(f"{', '.join(file.name for file in files)} are in {folder}{where}.")
+
+
+@functools.cache
+def _freeze_imports() -> None:
+    """Let the garbage collector skip what the libraries hold: statsmodels calls it for each correction of p-values."""
+    for module in ("mlflow", "pandas", "scipy.stats", "statsmodels.stats.multitest"):
+        import_module(module)
+    gc.freeze()
 
 
 def _writable(output: str) -> Path:
@@ -97,11 +89,11 @@ def _writable(output: str) -> Path:
     return folder
 
 
-def weigh(config: CompareConfig) -> Weighed:
+def analyse(config: CompareConfig) -> Analysis:
     """Find and measure what a configuration names.
 
     Raises:
-        UserError: anything in the configuration or the store that the user can mend.
+        UserError: anything in the configuration or the store that the user can fix.
     """
     comparison = load(config)
     measured = {"confidence": config.confidence, "resamples": config.resamples, "seed": config.seed}
@@ -110,24 +102,24 @@ def weigh(config: CompareConfig) -> Weighed:
     best = [comparison.find("run", name) for name in ranked[:MOST_SLICED]]
     slices = slice_table(comparison, config.metric, config.by, best, **measured)  # type: ignore[arg-type]
     title = f"{comparison.title}: {len(comparison.targets):,} {comparison.split} rows"
-    return Weighed(comparison=comparison, board=board, slices=slices, title=title)
+    return Analysis(comparison=comparison, board=board, slices=slices, title=title)
 
 
-def write(weighed: Weighed, config: CompareConfig, folder: Path) -> list[Path]:
+def write(analysis: Analysis, config: CompareConfig, folder: Path) -> list[Path]:
     """Write tables and report to a folder, and log them on the sweep's MLflow run; return the files."""
     from sentexp.compare.report import write_report
 
-    comparison, board = weighed.comparison, weighed.board
-    files = write_tables(board, weighed.title, folder)
-    weighed.slices.to_csv(folder / "slices.csv", index=False)
+    comparison, board = analysis.comparison, analysis.board
+    files = write_tables(board, analysis.title, folder)
+    analysis.slices.to_csv(folder / "slices.csv", index=False)
     best = board.table["configuration"].tolist()
     tables = [(f"{best[0]}: its most confident errors", confident_errors(comparison, best[0]))]
     if len(comparison.configurations) > 1:
-        told = f"{best[0]} against {best[1]}: rows that one gets right and the other wrong"
-        tables.insert(0, (told, disagreements(comparison, best[0], best[1])))
+        title = f"{best[0]} against {best[1]}: rows that one gets right and the other wrong"
+        tables.insert(0, (title, disagreements(comparison, best[0], best[1])))
     doubted = label_errors(comparison)
     tables += [("labels that are probably wrong", doubted)] if len(doubted) else []
-    write_report(board, comparison, folder / REPORT, slices=weighed.slices, tables=tables, seed=config.seed)
+    write_report(board, comparison, folder / REPORT, slices=analysis.slices, tables=tables, seed=config.seed)
     files += [folder / "slices.csv", folder / REPORT]
     if comparison.parent_id is not None and comparison.store is not None:
         for file in files:
@@ -135,11 +127,11 @@ def write(weighed: Weighed, config: CompareConfig, folder: Path) -> list[Path]:
     return files
 
 
-def _print_slices(weighed: Weighed, by: str) -> None:
+def _print_slices(analysis: Analysis, by: str) -> None:
     """Print the metric of each slice of a column."""
-    metric, table = weighed.board.metric, Table("slice", "rows", "configuration", weighed.board.metric, "interval")
+    metric, table = analysis.board.metric, Table("slice", "rows", "configuration", analysis.board.metric, "interval")
     table.title, table.title_justify = f"{metric} by {by}", "left"
-    for _, row in weighed.slices.iterrows():
+    for _, row in analysis.slices.iterrows():
         low, high = row[f"{metric}_low"], row[f"{metric}_high"]
         ends = "" if low != low else f"[{low:.4f}, {high:.4f}]"  # noqa: PLR0124 (not a number)
         table.add_row(
@@ -148,22 +140,22 @@ def _print_slices(weighed: Weighed, by: str) -> None:
     OUT.print(table, soft_wrap=False)
 
 
-def _print_pair(weighed: Weighed, a: str, b: str, config: CompareConfig) -> None:
+def _print_pair(analysis: Analysis, a: str, b: str, config: CompareConfig) -> None:
     """Print how two configurations agree, and the clearest rows that one gets right and the other wrong."""
-    found = head_to_head(weighed.comparison, a, b, config.metric, config.resamples, config.seed)
+    counts = head_to_head(analysis.comparison, a, b, config.metric, config.resamples, config.seed)
     permuted = (
         ""
-        if "permutation_p" not in found
-        else f", permutation test of {config.metric} p {small(found['permutation_p'])}"
+        if "permutation_p" not in counts
+        else f", permutation test of {config.metric} p {small(counts['permutation_p'])}"
     )
-    several = any(len(weighed.comparison.find("run", name).runs) > 1 for name in (a, b))
+    several = any(len(analysis.comparison.find("run", name).runs) > 1 for name in (a, b))
     averaged = " Where there are several seeds, these are the answers of their mean probabilities." if several else ""
     say(
-        f"{a} against {b}: both right {found['both_right']:,}, only {a} {found['only_a_right']:,}, only {b} "
-        f"{found['only_b_right']:,}, both wrong {found['both_wrong']:,}; McNemar's exact test p "
-        f"{small(found['mcnemar_p'])}{permuted}.{averaged}"
+        f"{a} against {b}: both right {counts['both_right']:,}, only {a} {counts['only_a_right']:,}, only {b} "
+        f"{counts['only_b_right']:,}, both wrong {counts['both_wrong']:,}; McNemar's exact test p "
+        f"{small(counts['mcnemar_p'])}{permuted}.{averaged}"
     )
-    rows = disagreements(weighed.comparison, a, b)
+    rows = disagreements(analysis.comparison, a, b)
     for name in (a, b):
         shown = rows[rows["right"] == name].head(config.rows)
         table = Table("text", "label", f"{a} p", f"{b} p", title=f"only {name} is right", title_justify="left")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sentexp.compare.run_selection import SHORTEST_ID, Selection, select, settings_of
 from sentexp.config import CompareConfig
@@ -18,7 +19,6 @@ from sentexp.tracking.store import Store, read_artifact
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-Array = np.ndarray[Any, np.dtype[Any]]
 FEWEST_ROWS = 30
 """Fewer rows tell nothing apart, and no interval of them is to be trusted."""
 BASES = ("untuned", "linear_probe", "tfidf", "majority")
@@ -32,7 +32,7 @@ class Scored:
     run_id: str
     name: str
     seed: str
-    probabilities: Array
+    probabilities: NDArray[Any]
     file: Path
     settings: dict[str, Any]
     metrics: dict[str, float]
@@ -58,9 +58,9 @@ class Comparison:
     title: str
     split: str
     labels: list[str]
-    ids: Array
-    targets: Array
-    slices: dict[str, tuple[Array, list[str]]]
+    ids: NDArray[Any]
+    targets: NDArray[Any]
+    slices: dict[str, tuple[NDArray[Any], list[str]]]
     configurations: list[Configuration]
     baselines: list[Configuration] = field(default_factory=list)
     parent_id: str | None = None
@@ -152,25 +152,25 @@ class _Rows:
                 "deleted, or an older version of sentexp recorded it. Leave it out with runs=[...], or train it again "
                 "with sweep.rerun=true."
             )
-        said = read_predictions(file)
+        predictions = read_predictions(file)
         if not self.groups:
-            self.first = said
-            self.groups.append((said, []))
-        for known, names in self.groups:
-            order = _order(known, said)
+            self.first = predictions
+            self.groups.append((predictions, []))
+        for group, names in self.groups:
+            order = _order(group, predictions)
             if order is not None:
                 names.append(name)
                 break
         else:
             if not required:
                 return None
-            self.groups.append((said, [name]))
-            order = np.arange(len(said.targets))
+            self.groups.append((predictions, [name]))
+            order = np.arange(len(predictions.targets))
         return Scored(
             run_id=run.info.run_id,
             name=run.info.run_name,
             seed=run.data.params.get("seed", ""),
-            probabilities=said.probabilities[order],
+            probabilities=predictions.probabilities[order],
             file=file,
             settings=settings_of(run),
             metrics=dict(run.data.metrics),
@@ -179,27 +179,29 @@ class _Rows:
 
     def require_alike(self) -> None:
         """Refuse runs that were tested on different rows."""
-        told = "; ".join(f"{len(said.targets):,} rows: {', '.join(names)}" for said, names in self.groups)
+        groups = "; ".join(
+            f"{len(predictions.targets):,} rows: {', '.join(names)}" for predictions, names in self.groups
+        )
         require(
             len(self.groups) < 2,  # noqa: PLR2004
             f"{self.selection.title} holds runs that were measured on different {self.split} rows, so their metrics "
-            f"cannot be ranked ({told}): choose runs of the same rows with runs=[...] or filter=...",
+            f"cannot be ranked ({groups}): choose runs of the same rows with runs=[...] or filter=...",
         )
 
 
-def _order(known: Predictions, said: Predictions) -> Array | None:
+def _order(reference: Predictions, other: Predictions) -> NDArray[Any] | None:
     """Return where the rows of one are in the other; None where they are not the same rows with the same labels."""
-    if known.labels != said.labels or len(known.ids) != len(said.ids):
+    if reference.labels != other.labels or len(reference.ids) != len(other.ids):
         return None
-    if np.array_equal(known.ids, said.ids):
-        order = np.arange(len(said.ids))
+    if np.array_equal(reference.ids, other.ids):
+        order = np.arange(len(other.ids))
     else:
-        ours, theirs = np.argsort(known.ids, kind="stable"), np.argsort(said.ids, kind="stable")
-        if not np.array_equal(known.ids[ours], said.ids[theirs]):
+        ours, theirs = np.argsort(reference.ids, kind="stable"), np.argsort(other.ids, kind="stable")
+        if not np.array_equal(reference.ids[ours], other.ids[theirs]):
             return None
         order = np.empty(len(ours), np.int64)
         order[ours] = theirs
-    return order if np.array_equal(known.targets, said.targets[order]) else None
+    return order if np.array_equal(reference.targets, other.targets[order]) else None
 
 
 def _together(scored: list[Scored]) -> list[Configuration]:
@@ -228,7 +230,7 @@ def _without_seed(name: str) -> str:
 
 def _baselines(selection: Selection, rows: _Rows) -> list[Configuration]:
     """Return what the runs were compared with when they were tested, once each, where it was on the same rows."""
-    found: dict[str, Configuration] = {}
+    baselines: dict[str, Configuration] = {}
     seen: set[str | None] = {None}
     for run in selection.runs:
         text = read_artifact(selection.store, run.info.run_id, "result.json")
@@ -241,7 +243,7 @@ def _baselines(selection: Selection, rows: _Rows) -> list[Configuration]:
                 continue
             scored = rows.read(selection.store.client.get_run(run_id), required=False)
             if scored is not None:
-                found[run_id] = Configuration(name=facts["title"], runs=[scored], baseline=kind)
-    own = {run.info.run_id for run in selection.runs}
-    kept = [one for run_id, one in found.items() if run_id not in own]
+                baselines[run_id] = Configuration(name=facts["title"], runs=[scored], baseline=kind)
+    compared_ids = {run.info.run_id for run in selection.runs}
+    kept = [one for run_id, one in baselines.items() if run_id not in compared_ids]
     return sorted(kept, key=lambda one: BASES.index(one.baseline) if one.baseline in BASES else len(BASES))

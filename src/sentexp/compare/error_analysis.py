@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sentexp.compare import significance
 from sentexp.compare.comparison import Comparison, Configuration
@@ -13,8 +14,6 @@ from sentexp.tracking.predictions import read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def head_to_head(
@@ -35,11 +34,11 @@ def head_to_head(
     """
     check_measure(metric)
     first, second = comparison.find("a", a), comparison.find("b", b)
-    said = [_mean_probabilities(one) for one in (first, second)]
-    right = np.stack([each.argmax(1) == comparison.targets for each in said])
-    runs = [measured(comparison.targets, each) for each in said]
-    whole = [run.whole()[metric] for run in runs]
-    found = {
+    both = [_mean_probabilities(one) for one in (first, second)]
+    right = np.stack([each.argmax(1) == comparison.targets for each in both])
+    runs = [measured(comparison.targets, each) for each in both]
+    values = [run.whole()[metric] for run in runs]
+    counts = {
         "a": first.name,
         "b": second.name,
         "both_right": int((right[0] & right[1]).sum()),
@@ -47,12 +46,12 @@ def head_to_head(
         "only_b_right": int((~right[0] & right[1]).sum()),
         "both_wrong": int((~right[0] & ~right[1]).sum()),
         "metric": metric,
-        "difference": whole[0] - whole[1],
+        "difference": values[0] - values[1],
         "mcnemar_p": float(significance.mcnemar(right)[0, 1]),
     }
     if metric != AREA:
-        found["permutation_p"] = significance.permutation(runs[0], runs[1], metric, permutations, seed)
-    return found
+        counts["permutation_p"] = significance.permutation(runs[0], runs[1], metric, permutations, seed)
+    return counts
 
 
 def disagreements(comparison: Comparison, a: str, b: str) -> "pd.DataFrame":
@@ -71,14 +70,14 @@ def disagreements(comparison: Comparison, a: str, b: str) -> "pd.DataFrame":
     """
     first, second = comparison.find("a", a), comparison.find("b", b)
     require(first is not second, f"a={a} and b={b} are the same configuration: name two.")
-    said = [_mean_probabilities(one) for one in (first, second)]
-    right = [each.argmax(1) == comparison.targets for each in said]
+    both = [_mean_probabilities(one) for one in (first, second)]
+    right = [each.argmax(1) == comparison.targets for each in both]
     numbers = np.flatnonzero(right[0] != right[1])
-    sure = [_of_truth(comparison, each)[numbers] for each in said]
+    sure = [_of_truth(comparison, each)[numbers] for each in both]
     order = np.argsort(-np.abs(sure[0] - sure[1]), kind="stable")
     numbers = numbers[order]
     table = _texts(comparison, numbers)
-    for place, (one, each, p) in enumerate(zip((first, second), said, sure, strict=True)):
+    for place, (one, each, p) in enumerate(zip((first, second), both, sure, strict=True)):
         table.insert(2 + 2 * place, f"{one.name} says", _labels(comparison, each.argmax(1)[numbers]))
         table.insert(3 + 2 * place, f"{one.name} p", p[order])
     table.insert(0, "right", np.where(right[0][numbers], first.name, second.name))
@@ -98,12 +97,12 @@ def confident_errors(comparison: Comparison, name: str, most: int = 50) -> "pd.D
     Raises:
         UserError: there is no such configuration.
     """
-    said = _mean_probabilities(comparison.find("name", name))
-    wrong = np.flatnonzero(said.argmax(1) != comparison.targets)
-    numbers = wrong[np.argsort(-said.max(1)[wrong], kind="stable")][:most]
+    probabilities = _mean_probabilities(comparison.find("name", name))
+    wrong = np.flatnonzero(probabilities.argmax(1) != comparison.targets)
+    numbers = wrong[np.argsort(-probabilities.max(1)[wrong], kind="stable")][:most]
     table = _texts(comparison, numbers)
-    table.insert(2, "predicted", _labels(comparison, said.argmax(1)[numbers]))
-    table.insert(3, "p", said.max(1)[numbers])
+    table.insert(2, "predicted", _labels(comparison, probabilities.argmax(1)[numbers]))
+    table.insert(3, "p", probabilities.max(1)[numbers])
     return table
 
 
@@ -121,30 +120,32 @@ def label_errors(comparison: Comparison, most: int = 50) -> "pd.DataFrame":
     """
     from cleanlab.filter import find_label_issues
 
-    said = np.mean([_mean_probabilities(one) for one in comparison.configurations], axis=0)
-    numbers = find_label_issues(comparison.targets, said, return_indices_ranked_by="self_confidence", n_jobs=1)[:most]
+    probabilities = np.mean([_mean_probabilities(one) for one in comparison.configurations], axis=0)
+    numbers = find_label_issues(
+        comparison.targets, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
+    )[:most]
     table = _texts(comparison, numbers)
-    table.insert(2, "suggested", _labels(comparison, said.argmax(1)[numbers]))
-    table.insert(3, "p", said.max(1)[numbers])
+    table.insert(2, "suggested", _labels(comparison, probabilities.argmax(1)[numbers]))
+    table.insert(3, "p", probabilities.max(1)[numbers])
     return table
 
 
-def _mean_probabilities(one: Configuration) -> Array:
+def _mean_probabilities(one: Configuration) -> NDArray[Any]:
     """Return what a configuration says, as the mean over its seeds, shape (rows, classes)."""
-    mean: Array = np.mean([run.probabilities for run in one.runs], axis=0)
+    mean: NDArray[Any] = np.mean([run.probabilities for run in one.runs], axis=0)
     return mean
 
 
-def _of_truth(comparison: Comparison, said: Array) -> Array:
-    probabilities: Array = said[np.arange(len(said)), comparison.targets]
+def _of_truth(comparison: Comparison, said: NDArray[Any]) -> NDArray[Any]:
+    probabilities: NDArray[Any] = said[np.arange(len(said)), comparison.targets]
     return probabilities
 
 
-def _labels(comparison: Comparison, numbers: Array) -> list[str]:
+def _labels(comparison: Comparison, numbers: NDArray[Any]) -> list[str]:
     return [comparison.labels[number] for number in numbers]
 
 
-def _texts(comparison: Comparison, numbers: Array) -> "pd.DataFrame":
+def _texts(comparison: Comparison, numbers: NDArray[Any]) -> "pd.DataFrame":
     """Return text, true label, id and slices of some rows."""
     import pandas as pd
 

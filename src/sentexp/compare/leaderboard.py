@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sentexp.compare import significance
 from sentexp.compare.comparison import BASES, Comparison, Configuration
-from sentexp.compare.statistics import Evidence, gather
+from sentexp.compare.statistics import Evidence, measure_configurations
 from sentexp.config import check_measure
 from sentexp.config.metric_names import METRICS, is_better_higher
 
@@ -79,49 +80,49 @@ def leaderboard(
     import pandas as pd
 
     check_measure(metric, confidence, resamples)
-    found = gather(comparison, comparison.everything(), resamples, seed, confidence)
+    evidence = measure_configurations(comparison, comparison.everything(), resamples, seed, confidence)
     count = len(comparison.configurations)
-    p = found.p_values(metric)
+    p = evidence.p_values(metric)
     corrected = {method: significance.correct(p[:count, :count], method) for method in ("holm", "fdr_bh")}
-    values = np.array([found.value(number, metric) for number in range(count)])
+    values = np.array([evidence.value(number, metric) for number in range(count)])
     higher = is_better_higher(metric)
     ranks = significance.ranks(values, corrected["holm"], higher, 1 - confidence)
     order = [int(number) for number in np.lexsort((-values if higher else values, ranks))]
     best, base_number = order[0], _base(comparison, base)
     to_base = _against(p, base_number, count)
     rows = []
-    for number in [*order, *range(count, len(found.configurations))]:
-        one = found.configurations[number]
+    for number in [*order, *range(count, len(evidence.configurations))]:
+        one = evidence.configurations[number]
         row: dict[str, Any] = {"rank": int(ranks[number]) if number < count else None, "configuration": one.name}
         row["seeds"] = len(one.runs)
         for name in METRICS:
-            row[name], row[f"{name}_low"], row[f"{name}_high"] = found.interval(number, name)
+            row[name], row[f"{name}_low"], row[f"{name}_high"] = evidence.interval(number, name)
         if number < count:
-            row |= _difference(found, number, best, metric, "to_best")
+            row |= _difference(evidence, number, best, metric, "to_best")
             row["to_best_p"] = p[number, best]
             row |= {f"to_best_p_{m.removeprefix('fdr_')}": matrix[number, best] for m, matrix in corrected.items()}
         if base_number is not None and number < count:
-            row |= _difference(found, number, base_number, metric, "to_base")
+            row |= _difference(evidence, number, base_number, metric, "to_base")
             row |= {f"to_base_p{name}": column[number] for name, column in to_base.items()}
         rows.append(row | _recorded(one) | {"run_ids": [run.run_id for run in one.runs]})
     table = pd.DataFrame(rows).astype({"rank": "Int64"})
     board = Leaderboard(
         metric=metric,
         confidence=confidence,
-        base=None if base_number is None else found.configurations[base_number].name,
+        base=None if base_number is None else evidence.configurations[base_number].name,
         table=table,
-        evidence=found,
+        evidence=evidence,
     )
     board.notes = [*comparison.notes, *_findings(board, order, comparison)]
     return board
 
 
-def _difference(found: Evidence, number: int, other: int, metric: str, name: str) -> dict[str, float]:
-    value, low, high = found.difference(number, other, metric)
+def _difference(evidence: Evidence, number: int, other: int, metric: str, name: str) -> dict[str, float]:
+    value, low, high = evidence.difference(number, other, metric)
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
-def _against(p: np.ndarray[Any, np.dtype[Any]], base: int | None, count: int) -> dict[str, Any]:
+def _against(p: NDArray[Any], base: int | None, count: int) -> dict[str, Any]:
     """Return the p-values of the configurations against the base, raw and corrected for these comparisons."""
     if base is None:
         return {}
@@ -149,17 +150,17 @@ def _base(comparison: Comparison, wanted: str | None) -> int | None:
 def _recorded(one: Configuration) -> dict[str, float]:
     """Return costs, calibration and answers, as means over the seeds; what was not recorded is missing."""
     wanted = {} if one.baseline else COSTS | CALIBRATION
-    found = {}
+    means = {}
     for column, name in (wanted | ANSWERS).items():
         values = [run.metrics[name] for run in one.runs if name in run.metrics]
         if values:
-            found[column] = float(np.mean(values))
-    return found
+            means[column] = float(np.mean(values))
+    return means
 
 
 def _findings(board: Leaderboard, order: list[int], comparison: Comparison) -> list[str]:
     """Return what the table shows, in sentences."""
-    found, metric = board.evidence, board.metric
+    evidence, metric = board.evidence, board.metric
     rows, split = f"{len(comparison.targets):,}", comparison.split
     notes = []
     ranked = board.table[board.table["rank"].notna()]
@@ -170,15 +171,15 @@ def _findings(board: Leaderboard, order: list[int], comparison: Comparison) -> l
         if len(tied) == 1:
             verdict = f"{tied[0]} is the best by {metric}."
         first, second = order[:2]
-        gap = abs(found.value(first, metric) - found.value(second, metric))
-        smallest = found.detectable(first, second, metric)
+        gap = abs(evidence.value(first, metric) - evidence.value(second, metric))
+        smallest = evidence.detectable(first, second, metric)
         notes.append(
             f"{verdict} Two such runs must differ by {smallest:.4f} to be told apart in four of five times (one test "
             f"at 5 %); the first two differ by {gap:.4f}."
             if smallest > 0
             else verdict
         )
-        needed = found.rows_to_settle(first, second, metric)
+        needed = evidence.rows_to_settle(first, second, metric)
         if gap == 0:
             notes.append("The first two have the same value: no number of rows would settle which is better.")
         elif gap < smallest:
@@ -188,7 +189,7 @@ def _findings(board: Leaderboard, order: list[int], comparison: Comparison) -> l
                 if math.isinf(needed)
                 else f"It would take about {math.ceil(needed):,} rows to settle the first two."
             )
-    if found.seed_freedom() == 0 and len(order) > 1:
+    if evidence.seed_freedom() == 0 and len(order) > 1:
         notes.append(
             "Each configuration was trained with one seed: intervals and ranks hold the noise of the rows, not that "
             "from seed to seed. Add seed=1,2,3 to the sweep to see both."
@@ -198,6 +199,6 @@ def _findings(board: Leaderboard, order: list[int], comparison: Comparison) -> l
 
 def ranked(board: Leaderboard) -> list[Configuration]:
     """Return the configurations by rank, the baselines left out."""
-    known = {one.name: one for one in board.evidence.configurations if not one.baseline}
+    by_name = {one.name: one for one in board.evidence.configurations if not one.baseline}
     names = board.table[board.table["rank"].notna()]["configuration"]
-    return [known[name] for name in names]
+    return [by_name[name] for name in names]

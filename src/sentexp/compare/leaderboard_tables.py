@@ -1,4 +1,4 @@
-"""The leaderboard as people read it: in the terminal, as Markdown, CSV, JSON and LaTeX."""
+"""The leaderboard as people read it: in the terminal, as Markdown, CSV and JSON."""
 
 import json
 import math
@@ -128,9 +128,9 @@ def _columns(board: Leaderboard) -> list[_Column]:
                 make=make,
             )
         )
-    for name, told in (("to_best", "the best"), ("to_base", str(board.base))):
+    for name, against in (("to_best", "the best"), ("to_base", str(board.base))):
         if name in table and len(table) > 1:
-            head = "\n".join([*textwrap.wrap(f"to {told}", WIDEST_HEAD), level])
+            head = "\n".join([*textwrap.wrap(f"to {against}", WIDEST_HEAD), level])
             columns.append(_Column(head=head, make=partial(_difference, name=name), difference=True))
             columns.append(_Column(head="p\n(Holm)", make=partial(_p, name=name), difference=True))
     for name, head in COST_HEADS.items():
@@ -149,7 +149,7 @@ def _ranked(board: Leaderboard) -> int:
 
 
 def write_tables(board: Leaderboard, title: str, folder: Path) -> list[Path]:
-    """Write `leaderboard.md`, `.csv`, `.json` and `.tex`, and return these files."""
+    """Write `leaderboard.md`, `.csv` and `.json`, and return these files."""
     folder.mkdir(parents=True, exist_ok=True)
     flat = board.table.copy()
     flat["run_ids"] = [" ".join(ids) for ids in flat["run_ids"]]
@@ -157,7 +157,6 @@ def write_tables(board: Leaderboard, title: str, folder: Path) -> list[Path]:
         "md": markdown(board, title),
         "csv": flat.to_csv(index=False),
         "json": json.dumps(_facts(board, title), indent=2, ensure_ascii=False) + "\n",
-        "tex": latex(board, title),
     }
     files = []
     for ending, text in texts.items():
@@ -178,28 +177,6 @@ def markdown(board: Leaderboard, title: str) -> str:
 
 def _bar(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def latex(board: Leaderboard, title: str) -> str:
-    """Return the leaderboard as a LaTeX table; it needs the package booktabs."""
-    columns = _columns(board)
-    heads, rows = [column.head for column in columns], _rows(board, columns)
-    ranked = _ranked(board)
-    body = [" & ".join(_escaped(_one_line(cell)) for cell in row) + r" \\" for row in rows]
-    if ranked < len(body):
-        body.insert(ranked, r"\midrule")
-    head = " & ".join(_escaped(_one_line(head)) for head in heads)
-    lines = [r"\begin{table}", rf"\caption{{{_escaped(title)}}}", rf"\begin{{tabular}}{{rl{'r' * (len(heads) - 2)}}}"]
-    return "\n".join(
-        [*lines, r"\toprule", rf"{head} \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
-    )
-
-
-def _escaped(text: str) -> str:
-    """Return a text in which LaTeX finds no commands."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-    return "".join(special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text)
 
 
 def _facts(board: Leaderboard, title: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sentexp.compare.leaderboard import Leaderboard, ranked
 from sentexp.compare.power_law import FEWEST_SIZES, PowerLaw, fit_power_law
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Array = np.ndarray[Any, np.dtype[Any]]
 TRAINING_ROWS = "data.train_subset"
 TARGET = 0.90
 FAR = 100
@@ -58,7 +58,14 @@ def learning_curve_picture(board: Leaderboard, target: float = TARGET) -> "Figur
 
 
 def _draw_curve(
-    panel: "Axes", board: Leaderboard, metric: str, x: Array, places: list[int], name: str, style: Any, target: float
+    panel: "Axes",
+    board: Leaderboard,
+    metric: str,
+    x: NDArray[Any],
+    places: list[int],
+    name: str,
+    style: Any,
+    target: float,
 ) -> None:
     """Draw the errors of one line and, through four sizes or more, its power law, with what it promises."""
     (ink, line, marker), rows = style, board.table.iloc[places]
@@ -69,17 +76,17 @@ def _draw_curve(
         panel.errorbar(x, errors, ends, linestyle=line, label=name or None, **shape)
         return
     law = fit_power_law(x, errors)
-    told = _rows_told(law, _refits(board, metric, places, x, law), target, x.max(), board.confidence)
-    panel.errorbar(x, errors, ends, linestyle="none", label=f"{name}: {told}" if name else told, **shape)
+    sentence = _rows_told(law, _refits(board, metric, places, x, law), target, x.max(), board.confidence)
+    panel.errorbar(x, errors, ends, linestyle="none", label=f"{name}: {sentence}" if name else sentence, **shape)
     along = np.geomspace(x.min(), 2 * x.max(), 100)
     panel.plot(along, [law.at(n) for n in along], linestyle=line, color=ink, linewidth=1)
 
 
-def _refits(board: Leaderboard, metric: str, places: list[int], x: Array, law: PowerLaw) -> list[PowerLaw]:
+def _refits(board: Leaderboard, metric: str, places: list[int], x: NDArray[Any], law: PowerLaw) -> list[PowerLaw]:
     """Return the law through the same resamples of the test rows at every size."""
     order = {one.name: place for place, one in enumerate(board.evidence.configurations)}
-    own = [order[name] for name in board.table["configuration"].iloc[places]]
-    replicates = 1 - board.evidence.replicates[metric][own][:, :REFITS]
+    numbers = [order[name] for name in board.table["configuration"].iloc[places]]
+    replicates = 1 - board.evidence.replicates[metric][numbers][:, :REFITS]
     return [fit_power_law(x, errors, near=law) for errors in replicates.T if np.isfinite(errors).all()]
 
 
@@ -90,12 +97,12 @@ def _rows_told(law: PowerLaw, refits: Sequence[PowerLaw], target: float, largest
         return f"{target:.2f} is not within reach: the fitted limit is {1 - law.limit:.2f}"
     if wanted > FAR * largest:
         return f"{target:.2f} is not within {FAR} times these rows"
-    told = f"{target:.2f} takes about {_rounded(wanted)} rows"
+    sentence = f"{target:.2f} takes about {_rounded(wanted)} rows"
     if not refits:
-        return told
+        return sentence
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile([one.rows_for(1 - target) for one in refits], tails, method="nearest")
-    return f"{told} [{_rounded(low)}, {_rounded(high) if high <= FAR * largest else 'out of reach'}]"
+    return f"{sentence} [{_rounded(low)}, {_rounded(high) if high <= FAR * largest else 'out of reach'}]"
 
 
 def _rounded(rows: float) -> str:

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sentexp.config.metric_names import METRICS
+from sentexp.config.metric_names import BINS, METRICS
 
-Array = np.ndarray[Any, np.dtype[Any]]
-BINS = 15
 SMALLEST = 1e-30
 """Of a probability, before its logarithm."""
 FEW_ROWS = 2000
@@ -47,11 +46,11 @@ class Measured:
     """
 
     classes: int
-    features: Array
+    features: NDArray[Any]
     pairs: "list[Pairs]"
     metrics: tuple[str, ...] = METRICS
 
-    def __call__(self, weights: Array) -> dict[str, Array]:
+    def __call__(self, weights: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Return every metric of every resample, by name, shape (resamples,).
 
         Args:
@@ -64,7 +63,7 @@ class Measured:
         values = from_sums(self.features.sum(0, dtype=np.float64), self.classes, self.metrics)
         return {name: float(values[name]) for name in self.metrics}
 
-    def without_each(self) -> dict[str, Array]:
+    def without_each(self) -> dict[str, NDArray[Any]]:
         """Return every metric of the rows without one of them, by name, shape (rows,): the jackknife."""
         left = np.subtract(self.features.sum(0, dtype=np.float64), self.features, order="F")
         return from_sums(left, self.classes, self.metrics)
@@ -77,11 +76,11 @@ class Pairs:
     `positive` and `negative` are row numbers, `left` has the shape (positive, negative).
     """
 
-    positive: Array
-    negative: Array
-    left: Array
+    positive: NDArray[Any]
+    negative: NDArray[Any]
+    left: NDArray[Any]
 
-    def remainder(self, weights: Array) -> Array:
+    def remainder(self, weights: NDArray[Any]) -> NDArray[Any]:
         """Return what the pairs add to the area of each resample, shape (resamples,)."""
         ours, theirs = np.take(weights, self.positive, 1), np.take(weights, self.negative, 1)
         total = ours.sum(1) * theirs.sum(1)
@@ -89,7 +88,7 @@ class Pairs:
         return _over(added, total)
 
 
-def resampled(runs: Sequence[Measured], weights: Array) -> dict[str, Array]:
+def resampled(runs: Sequence[Measured], weights: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """Return every metric of runs on the same rows on every resample, by name, shape (runs, resamples).
 
     The sums of all runs are one product, without those to which no row adds: a wide product is faster than narrow ones.
@@ -107,11 +106,11 @@ def resampled(runs: Sequence[Measured], weights: Array) -> dict[str, Array]:
     if all(run.pairs for run in runs):
         each = [[pairs.remainder(weights) for pairs in run.pairs] for run in runs]
         remainder = np.asarray(each, np.float32).transpose(2, 0, 1)
-    found = from_sums(np.moveaxis(sums, 0, -1), classes, runs[0].metrics, remainder)
-    return {name: values.T for name, values in found.items()}
+    by_metric = from_sums(np.moveaxis(sums, 0, -1), classes, runs[0].metrics, remainder)
+    return {name: values.T for name, values in by_metric.items()}
 
 
-def measured(targets: Array, probabilities: Array, metrics: Collection[str] = METRICS) -> Measured:
+def measured(targets: NDArray[Any], probabilities: NDArray[Any], metrics: Collection[str] = METRICS) -> Measured:
     """Return what rows add to the metrics.
 
     Args:
@@ -123,8 +122,8 @@ def measured(targets: Array, probabilities: Array, metrics: Collection[str] = ME
     predicted = probabilities.argmax(1)
     right = predicted == targets
     each = np.arange(rows)
-    truth, said = np.zeros((2, rows, classes), np.float32)
-    truth[each, targets], said[each, predicted] = 1, 1
+    truth, answered = np.zeros((2, rows, classes), np.float32)
+    truth[each, targets], answered[each, predicted] = 1, 1
     loss = -np.log(np.maximum(probabilities[each, targets], SMALLEST))
     brier = np.square(probabilities - truth).sum(1)
     confidence = probabilities[each, predicted]
@@ -133,7 +132,7 @@ def measured(targets: Array, probabilities: Array, metrics: Collection[str] = ME
     gaps[each, np.searchsorted(edges, confidence.astype(np.float32), side="right") - 1] = confidence - right
     sides, pairs = _areas(targets, probabilities) if AREA in metrics else (np.zeros((rows, 2 * classes)), [])
     parts = {"loss": loss[:, None], "brier": brier[:, None]}
-    parts |= {"support": truth, "said": said, "right": truth * right[:, None], "sides": sides, "gaps": gaps}
+    parts |= {"support": truth, "said": answered, "right": truth * right[:, None], "sides": sides, "gaps": gaps}
     needed = set().union(*(SUMS[name] for name in metrics))
     kept = [part if name in needed else np.zeros_like(part) for name, part in parts.items()]
     return Measured(
@@ -145,8 +144,8 @@ def measured(targets: Array, probabilities: Array, metrics: Collection[str] = ME
 
 
 def from_sums(
-    sums: Array, classes: int, metrics: Collection[str] = METRICS, remainder: Array | None = None
-) -> dict[str, Array]:
+    sums: NDArray[Any], classes: int, metrics: Collection[str] = METRICS, remainder: NDArray[Any] | None = None
+) -> dict[str, NDArray[Any]]:
     """Return metrics by name, shape (...).
 
     The macro averages are over the classes that have rows (law 5); a class that was never predicted has precision 0,
@@ -159,20 +158,20 @@ def from_sums(
         remainder: of the areas, shape (..., classes).
     """
     rows, loss, brier = sums[..., 0], sums[..., 1], sums[..., 2]
-    support, said, right, ours, theirs = (sums[..., 3 + n * classes : 3 + (n + 1) * classes] for n in range(5))
+    support, answered, right, ours, theirs = (sums[..., 3 + n * classes : 3 + (n + 1) * classes] for n in range(5))
     gaps = sums[..., 3 + 5 * classes :]
     rest = rows[..., None] - support
 
-    def area() -> Array:
+    def area() -> NDArray[Any]:
         areas = _over(ours, support) + _over(theirs, rest)
         return _mean(areas if remainder is None else areas + remainder, (support > 0) & (rest > 0))
 
-    made: dict[str, Callable[[], Array]] = {
+    made: dict[str, Callable[[], NDArray[Any]]] = {
         "loss": lambda: loss / rows,
         "accuracy": lambda: right.sum(-1) / rows,
         AREA: area,
-        "f1_macro": lambda: _mean(_over(2 * right, support + said), support > 0),
-        "precision_macro": lambda: _mean(_over(right, said), support > 0),
+        "f1_macro": lambda: _mean(_over(2 * right, support + answered), support > 0),
+        "precision_macro": lambda: _mean(_over(right, answered), support > 0),
         "recall_macro": lambda: _mean(_over(right, support), support > 0),
         "ece": lambda: np.abs(gaps).sum(-1) / rows,
         "brier": lambda: brier / rows,
@@ -180,34 +179,34 @@ def from_sums(
     return {name: made[name]() for name in metrics}
 
 
-def _over(above: Array, below: Array) -> Array:
+def _over(above: NDArray[Any], below: NDArray[Any]) -> NDArray[Any]:
     """Return the ratio; 0 where there is nothing to divide by."""
-    ratio: Array = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    ratio: NDArray[Any] = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
     return ratio
 
 
-def _mean(values: Array, counts: Array) -> Array:
+def _mean(values: NDArray[Any], counts: NDArray[Any]) -> NDArray[Any]:
     """Return the mean over the classes that count; not a number where none does."""
     with np.errstate(invalid="ignore"):
-        mean: Array = np.where(counts, values, 0).sum(-1) / counts.sum(-1)
+        mean: NDArray[Any] = np.where(counts, values, 0).sum(-1) / counts.sum(-1)
     return mean
 
 
-def _areas(targets: Array, probabilities: Array) -> tuple[Array, list[Pairs]]:
+def _areas(targets: NDArray[Any], probabilities: NDArray[Any]) -> tuple[NDArray[Any], list[Pairs]]:
     """Return the two sides of the area of each class, shape (rows, 2 classes), and its remainders, if rows are few."""
     rows, classes = probabilities.shape
     sides = np.zeros((rows, 2 * classes), np.float32)
     pairs = []
     for n in range(classes):
-        own, rest = np.flatnonzero(targets == n), np.flatnonzero(targets != n)
-        if len(own) and len(rest):
-            sides[own, n], sides[rest, classes + n] = _sides(probabilities[own, n], probabilities[rest, n])
-            pairs.append(_pairs(probabilities[:, n], own, rest, sides[:, n] + sides[:, classes + n]))
-    whole = [pair for pair in pairs if pair is not None]
-    return sides, whole if len(whole) == classes else []
+        members, rest = np.flatnonzero(targets == n), np.flatnonzero(targets != n)
+        if len(members) and len(rest):
+            sides[members, n], sides[rest, classes + n] = _sides(probabilities[members, n], probabilities[rest, n])
+            pairs.append(_pairs(probabilities[:, n], members, rest, sides[:, n] + sides[:, classes + n]))
+    complete = [pair for pair in pairs if pair is not None]
+    return sides, complete if len(complete) == classes else []
 
 
-def _sides(ours: Array, theirs: Array) -> tuple[Array, Array]:
+def _sides(ours: NDArray[Any], theirs: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the structural components of the area (DeLong et al. 1988), those of our side less the area.
 
     They are the share of the other side that a row wins against; by sorting (Sun and Xu 2014).
@@ -216,19 +215,19 @@ def _sides(ours: Array, theirs: Array) -> tuple[Array, Array]:
     return wins - wins.mean(), 1 - _wins(theirs, ours)
 
 
-def _wins(ours: Array, theirs: Array) -> Array:
+def _wins(ours: NDArray[Any], theirs: NDArray[Any]) -> NDArray[Any]:
     """Return the share of theirs that each of ours wins against, a tie counting half."""
-    order, known = np.argsort(ours), np.sort(theirs)  # numbers in order are looked up faster
-    below, through = (np.searchsorted(known, ours[order], side=side) for side in ("left", "right"))
+    order, ordered = np.argsort(ours), np.sort(theirs)  # numbers in order are looked up faster
+    below, through = (np.searchsorted(ordered, ours[order], side=side) for side in ("left", "right"))
     wins = np.empty(len(ours))
     wins[order] = (below + through) / (2 * len(theirs))
     return wins
 
 
-def _pairs(scores: Array, own: Array, rest: Array, sides: Array) -> Pairs | None:
+def _pairs(scores: NDArray[Any], members: NDArray[Any], rest: NDArray[Any], sides: NDArray[Any]) -> Pairs | None:
     if len(scores) > FEW_ROWS:
         return None
-    ours, theirs = scores[own][:, None], scores[rest][None]
+    ours, theirs = scores[members][:, None], scores[rest][None]
     wins = (ours > theirs) + 0.5 * (ours == theirs)
-    left = wins - sides[own][:, None] - sides[rest][None]
-    return Pairs(positive=own, negative=rest, left=left.astype(np.float32))
+    left = wins - sides[members][:, None] - sides[rest][None]
+    return Pairs(positive=members, negative=rest, left=left.astype(np.float32))

@@ -3,11 +3,10 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
-
-def pareto_front(costs: Array, values: Array, higher: bool = True) -> Array:
+def pareto_front(costs: NDArray[Any], values: NDArray[Any], higher: bool = True) -> NDArray[Any]:
     """Tell which points no other beats: none is as good in both and better in one; bool, shape (points,).
 
     Args:

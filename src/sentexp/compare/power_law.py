@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-Array = np.ndarray[Any, np.dtype[Any]]
 FEWEST_SIZES = 4
 """Three parameters go through any three points, so that these tell nothing."""
 STEEPEST = 2.0
@@ -41,7 +41,7 @@ class PowerLaw:
 
 
 def fit_power_law(
-    rows: Sequence[float] | Array, values: Sequence[float] | Array, near: PowerLaw | None = None
+    rows: Sequence[float] | NDArray[Any], values: Sequence[float] | NDArray[Any], near: PowerLaw | None = None
 ) -> PowerLaw:
     """Fit a falling power law by least squares.
 
@@ -64,7 +64,7 @@ def fit_power_law(
     if lowest == highest:
         return PowerLaw(limit=lowest, scale=0.0, power=0.0)
 
-    def missed(law: Array) -> Array:
+    def missed(law: NDArray[Any]) -> NDArray[Any]:
         limit, scale, power = law
         return np.asarray(limit + scale * np.exp(-power * logs) - errors)
 

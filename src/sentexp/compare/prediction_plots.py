@@ -1,26 +1,25 @@
 """Pictures of what the best configurations said about the rows: ROC, precision-recall, reliability, confusion.
 
 Each has a panel for each of the best, so that bands and bars never lie over each other. Those of a sweep, its settings
-and costs, are in `sweep_pictures`.
+and costs, are in `sweep_plots`.
 """
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sentexp.compare.comparison import Comparison, Configuration
 from sentexp.compare.leaderboard import Leaderboard, ranked
 from sentexp.compare.roc_pr_curves import GRID, Curve, band, positives, precision_recall, roc
+from sentexp.config.metric_names import BINS
+from sentexp.plots import charts
 from sentexp.plots.style import BEST, drawn, panels, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Array = np.ndarray[Any, np.dtype[Any]]
-BINS = 10
-MANY_LABELS, TOO_MANY_LABELS = 6, 20
-"""From here on cells hold shares only, or nothing but their shade."""
 TITLE = 30
 
 
@@ -83,43 +82,41 @@ def _positive(comparison: Comparison) -> str:
 
 @drawn
 def reliability_picture(board: Leaderboard, comparison: Comparison) -> "Figure":
-    """Draw accuracy over confidence, in ten bins with Wilson's intervals, above how many rows have that confidence."""
+    """Draw accuracy over confidence, in bins with Wilson's intervals, above how many rows have that confidence."""
     from matplotlib.figure import Figure
 
     best = ranked(board)[:BEST]
     figure = Figure(figsize=(max(2.9 * len(best), 4.5), 4.2), layout="constrained")
     grid = figure.subplots(2, len(best), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1))
     least = 1 / len(comparison.labels)
-    edges = np.linspace(least, 1, BINS + 1)
     for (top, bottom), one, error in zip(grid.T, best, board.table["ece"], strict=False):
-        confidence, accuracy, low, high, rows = _reliability(comparison.targets, one, edges, board.confidence)
-        top.plot((least, 1), (least, 1), color="darkgrey", linewidth=0.8)
-        ends = np.maximum(0, [accuracy - low, high - accuracy])
-        top.errorbar(confidence, accuracy, ends, fmt="o-", color="black", markersize=4, linewidth=1, capsize=2)
+        curve = _reliability(comparison.targets, one, board.confidence)
+        charts.draw_reliability(top, bottom, {"": curve}, least)
         top.text(1, 0.02, f"ECE {error:.3f}", ha="right", fontsize=8)
-        top.set(title=plain(one.name, TITLE), ylim=(0, 1.03))
-        bottom.stairs(rows, edges, fill=True, facecolor="lightgrey", edgecolor="black", linewidth=0.8)
+        top.set_title(plain(one.name, TITLE))
     grid[0, 0].set_ylabel("accuracy")
-    grid[1, 0].set(ylabel="rows", ylim=(0, None))
+    grid[1, 0].set_ylabel("rows")
     figure.supxlabel("confidence: the largest probability", fontsize=9)
     return figure
 
 
-def _reliability(targets: Array, one: Configuration, edges: Array, confidence: float) -> tuple[Array, ...]:
-    """Return mean confidence, accuracy and its interval of each bin that has rows, and the rows of every bin.
+def _reliability(targets: NDArray[Any], one: Configuration, confidence: float) -> charts.Reliability:
+    """Return mean confidence, accuracy with its interval, and rows of each bin that has rows.
 
     The runs of a configuration answer the same rows: together they count as one run, or intervals would be too narrow.
     """
     from statsmodels.stats.proportion import proportion_confint
 
-    said = np.concatenate([run.probabilities for run in one.runs])
-    largest, right = said.max(1), said.argmax(1) == np.tile(targets, len(one.runs))
-    bins = np.clip(np.searchsorted(edges, largest, side="right") - 1, 0, len(edges) - 2)
-    rows, hits, total = (np.bincount(bins, each, len(edges) - 1) for each in (None, right, largest))
-    some = rows > 0
-    count = rows[some] / len(one.runs)
-    low, high = proportion_confint(hits[some] / len(one.runs), count, alpha=1 - confidence, method="wilson")
-    return total[some] / rows[some], hits[some] / rows[some], np.asarray(low), np.asarray(high), rows / len(one.runs)
+    probabilities = np.concatenate([run.probabilities for run in one.runs])
+    largest, right = probabilities.max(1), probabilities.argmax(1) == np.tile(targets, len(one.runs))
+    bins = np.minimum((largest * BINS).astype(np.int64), BINS - 1)
+    _, places, counts = np.unique(bins, return_inverse=True, return_counts=True)
+    hits, total = (np.bincount(places, weights) for weights in (right, largest))
+    rows = counts / len(one.runs)
+    low, high = proportion_confint(hits / len(one.runs), rows, alpha=1 - confidence, method="wilson")
+    return charts.Reliability(
+        confidence=total / counts, accuracy=hits / counts, rows=rows, low=np.asarray(low), high=np.asarray(high)
+    )
 
 
 @drawn
@@ -128,18 +125,9 @@ def confusion_picture(board: Leaderboard, comparison: Comparison) -> "Figure":
     best, classes = ranked(board)[:BEST], len(comparison.labels)
     size = min(2.2 + 0.35 * classes, 5.5)
     figure, axes = panels(len(best), size, size + 0.3, sharey=True)
-    names = [plain(label, 14) for label in comparison.labels]
     for panel, one in zip(axes, best, strict=True):
-        cells = np.sum([_counts(comparison.targets, run.probabilities) for run in one.runs], axis=0)
-        shares = cells / np.maximum(1, cells.sum(1, keepdims=True))
-        panel.imshow(shares, cmap="Greys", vmin=0, vmax=1)
-        for (i, j), share in np.ndenumerate(shares) if classes < TOO_MANY_LABELS else ():
-            told = f"{cells[i, j]:,}\n{share:.0%}" if classes < MANY_LABELS else f"{share:.0%}"
-            ink = "white" if share > 0.5 else "black"  # noqa: PLR2004 (middle of the grey scale)
-            panel.text(j, i, told, ha="center", va="center", color=ink, fontsize=8 if classes < MANY_LABELS else 6)
-        panel.set_xticks(range(classes), names, rotation=40 if classes > 2 else 0)  # noqa: PLR2004 (fits the width)
-        panel.set_yticks(range(classes), names)
-        panel.spines[:].set_visible(True)
+        counts = np.sum([_counts(comparison.targets, run.probabilities) for run in one.runs], axis=0)
+        charts.draw_confusion(panel, counts, comparison.labels)
         seeds = f"\n{len(one.runs)} seeds, added up" if len(one.runs) > 1 else ""
         panel.set_title(plain(one.name, TITLE) + seeds)
     axes[0].set_ylabel("true")
@@ -147,7 +135,7 @@ def confusion_picture(board: Leaderboard, comparison: Comparison) -> "Figure":
     return figure
 
 
-def _counts(targets: Array, probabilities: Array) -> Array:
+def _counts(targets: NDArray[Any], probabilities: NDArray[Any]) -> NDArray[Any]:
     """Return how often each true label got each answer, shape (classes, classes)."""
     classes = probabilities.shape[1]
     return np.bincount(targets * classes + probabilities.argmax(1), minlength=classes**2).reshape(classes, classes)

@@ -30,6 +30,7 @@ from sentexp.compare.report_tables import (
 )
 from sentexp.compare.settings import shared
 from sentexp.plots.style import to_svg
+from sentexp.system.atomic_write import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,9 +102,7 @@ def write_report(
     ]
     text = _page(board, comparison, [one for one in sections if one.pictures or one.parts or one.commands])
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.partial")
-    unfinished.write_text(text, encoding="utf-8", errors="replace")
-    unfinished.replace(file)
+    write_atomic(file, text.encode(errors="replace"))
 
 
 def _page(board: Leaderboard, comparison: Comparison, sections: Sequence[Section]) -> str:
@@ -113,10 +112,10 @@ def _page(board: Leaderboard, comparison: Comparison, sections: Sequence[Section
     environment.filters["digest"] = _digest
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     count, runs = len(comparison.configurations), sum(len(one.runs) for one in comparison.configurations)
-    told = f"{count} configurations, {runs} runs" if runs > count else f"{count} configurations"
+    counted = f"{count} configurations, {runs} runs" if runs > count else f"{count} configurations"
     return template.render(
         title=comparison.title,
-        told=f"{told} on the same {len(comparison.targets):,} {comparison.split} rows, ranked by {board.metric}.",
+        summary=f"{counted} on the same {len(comparison.targets):,} {comparison.split} rows, ranked by {board.metric}.",
         notes=board.notes,
         sections=sections,
         numbers=_Numbers(),
@@ -179,11 +178,6 @@ def _pictures(board: Leaderboard, comparison: Comparison, seed: int) -> list[Pic
             "curve beyond the points is a guess.",
         ),
         (
-            lambda: sweep_plots.parallel_picture(board),
-            f"Each configuration as a line through its settings to {metric}",
-            "Darker lines are better, the thick one is the best: look for values through which only dark lines go.",
-        ),
-        (
             lambda: prediction_plots.roc_picture(board, comparison, seed=seed),
             "ROC curves of the best configurations",
             f"The higher the better; where the dashed curve of the first leaves the {level} band, the two differ. "
@@ -209,13 +203,13 @@ def _pictures(board: Leaderboard, comparison: Comparison, seed: int) -> list[Pic
     ]
     drawn = [(draw(), alt, caption) for draw, alt, caption in drawings]
     return [
-        Picture(svg=_encoded(found), alt=alt, caption=caption) for found, alt, caption in drawn if found is not None
+        Picture(svg=_encoded(figure), alt=alt, caption=caption) for figure, alt, caption in drawn if figure is not None
     ]
 
 
-def _encoded(found: "Figure") -> str:
+def _encoded(figure: "Figure") -> str:
     """Return a figure for an address of its own: its ids clash with none, and nothing in it runs."""
-    return base64.b64encode(to_svg(found).encode()).decode()
+    return base64.b64encode(to_svg(figure).encode()).decode()
 
 
 def _settings(comparison: Comparison) -> Section:

@@ -82,13 +82,13 @@ def leaderboard_sheet(board: Leaderboard) -> Sheet:
 def differences_sheet(board: Leaderboard) -> Sheet | None:
     """Return by how much each is above the best and the base, with p-values; None where there is one alone."""
     table = board.table[board.table["rank"].notna()]
-    against = {name: told for name, told in (("to_best", "the best"), ("to_base", board.base)) if name in table}
+    against = {name: other for name, other in (("to_best", "the best"), ("to_base", board.base)) if name in table}
     if len(table) < 2 and "to_base" not in against:  # noqa: PLR2004 (a difference takes two)
         return None
     tests = {"_p": "p, raw", "_p_holm": "p, Holm", "_p_bh": "p, BH"}
     sheet = Sheet(name="differences", heads=["configuration"])
-    for told in against.values():
-        sheet.heads += [f"to {told}", *tests.values()]
+    for other in against.values():
+        sheet.heads += [f"to {other}", *tests.values()]
     for row in table.to_dict("records"):
         cells = [named(row["configuration"])]
         for name in against:
@@ -104,8 +104,8 @@ def frame_sheet(name: str, frame: "pd.DataFrame") -> Sheet:
     if frame.index.name is not None:
         frame = frame.reset_index()
     numeric = [column.dropna() if column.dtype.kind in "iuf" else None for _, column in frame.items()]
-    whole = [column is not None and bool((column % 1 == 0).all()) for column in numeric]
-    rows = [list(map(_any, row, whole)) for row in frame.itertuples(index=False, name=None)]
+    is_whole = [column is not None and bool((column % 1 == 0).all()) for column in numeric]
+    rows = [list(map(_any, row, is_whole)) for row in frame.itertuples(index=False, name=None)]
     return Sheet(name=name, heads=[str(head) for head in frame.columns], rows=rows)
 
 
@@ -140,7 +140,7 @@ def pairs_sheet(name: str, pairs: Mapping[str, str]) -> Sheet:
 
 def environment_sheet(comparison: Comparison) -> Sheet | None:
     """Return the libraries and machines in which runs differ; None where all agree."""
-    columns = differing([dict(found) for found in environments(comparison)])
+    columns = differing([dict(environment) for environment in environments(comparison)])
     if not columns:
         return None
     runs = [run for one in comparison.configurations for run in one.runs]
@@ -150,12 +150,12 @@ def environment_sheet(comparison: Comparison) -> Sheet | None:
 
 def commands(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Return each command that a run holds, and the names of its runs with the beginning of their ids."""
-    found: dict[str, list[str]] = {}
+    by_command: dict[str, list[str]] = {}
     for one in comparison.everything():
         for run in one.runs:
             if run.tags.get(COMMAND):
-                found.setdefault(run.tags[COMMAND], []).append(f"{run.name} ({run.run_id[:8]})")
-    return list(found.items())
+                by_command.setdefault(run.tags[COMMAND], []).append(f"{run.name} ({run.run_id[:8]})")
+    return list(by_command.items())
 
 
 def _with_interval(row: Mapping[Any, Any], name: str, sign: str = "") -> Cell:
@@ -178,12 +178,12 @@ def _setting(value: str | None) -> Cell:
     return Cell(text=str(value), key=key if math.isfinite(key) else None)
 
 
-def _any(value: Any, whole: bool) -> Cell:
+def _any(value: Any, is_whole: bool) -> Cell:
     """Return whatever a table of pandas holds as a cell; `whole` numbers have no digits after the point."""
     if isinstance(value, str | bool) or not hasattr(value, "__float__"):
         return words("" if _is_missing(value) else value)
     number = math.nan if _is_missing(value) else float(value)
-    if whole:
+    if is_whole:
         return figure(number, 0)
     return figure(number, 4 if number == 0 or SMALLEST <= abs(number) < LARGEST else None)
 

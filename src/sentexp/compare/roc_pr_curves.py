@@ -8,33 +8,33 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sentexp.compare.bootstrap import weights
 
-Array = np.ndarray[Any, np.dtype[Any]]
 GRID = np.linspace(0, 1, 101)
 """Of the false positive rate, or of recall."""
 SMALLEST = 1e-12
-Curve = Callable[[Array, Array], Array]
+Curve = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 """From counts of true and false positives at each threshold, shape (thresholds,), to a curve, shape (101,)."""
 
 
 class Band(NamedTuple):
     """A curve on `GRID` and the ends of its pointwise interval, each of shape (101,)."""
 
-    line: Array
-    low: Array
-    high: Array
+    line: NDArray[Any]
+    low: NDArray[Any]
+    high: NDArray[Any]
 
 
-def roc(true: Array, false: Array) -> Array:
+def roc(true: NDArray[Any], false: NDArray[Any]) -> NDArray[Any]:
     """Return the true positive rate at each false positive rate; straight between thresholds."""
     if true[-1] == 0 or false[-1] == 0:
         return np.full(len(GRID), np.nan)
     return np.interp(GRID, np.r_[0, false / false[-1]], np.r_[0, true / true[-1]])
 
 
-def precision_recall(true: Array, false: Array) -> Array:
+def precision_recall(true: NDArray[Any], false: NDArray[Any]) -> NDArray[Any]:
     """Return the precision at the first threshold that reaches each recall; at 0, at the first true positive.
 
     It is not interpolated: a straight line promises what no threshold gives (Davis and Goadrich 2006).
@@ -47,8 +47,8 @@ def precision_recall(true: Array, false: Array) -> Array:
 
 def band(
     curve: Curve,
-    targets: Array,
-    runs: Sequence[Array],
+    targets: NDArray[Any],
+    runs: Sequence[NDArray[Any]],
     confidence: float = 0.95,
     resamples: int = 200,
     seed: int = 0,
@@ -73,20 +73,20 @@ def band(
         _mean(np.stack([on_resamples(curve, positive, scores, drawn) for positive, scores in cases]))
         for drawn in weights(len(targets), resamples, seed)
     ]
-    found = np.concatenate(blocks)
-    found = found[np.isfinite(found).all(1)]
-    if len(found) == 0:
+    curves = np.concatenate(blocks)
+    curves = curves[np.isfinite(curves).all(1)]
+    if len(curves) == 0:
         return Band(line, line, line)
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    low, high = np.quantile(curves, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return Band(line, low, high)
 
 
-def positives(targets: Array, classes: int) -> list[int]:
+def positives(targets: NDArray[Any], classes: int) -> list[int]:
     """Return the classes that are set against the rest: the last of two, else all that have rows."""
     return [1] if classes == 2 else [int(label) for label in np.unique(targets)]  # noqa: PLR2004
 
 
-def line_of(curve: Curve, positive: Array, scores: Array) -> Array:
+def line_of(curve: Curve, positive: NDArray[Any], scores: NDArray[Any]) -> NDArray[Any]:
     """Return a curve of the rows as they are, from the rates that scikit-learn counts."""
     from sklearn.metrics import roc_curve
 
@@ -94,7 +94,7 @@ def line_of(curve: Curve, positive: Array, scores: Array) -> Array:
     return curve(np.rint(true[1:] * positive.sum()), np.rint(false[1:] * (~positive).sum()))
 
 
-def on_resamples(curve: Curve, positive: Array, scores: Array, drawn: Array) -> Array:
+def on_resamples(curve: Curve, positive: NDArray[Any], scores: NDArray[Any], drawn: NDArray[Any]) -> NDArray[Any]:
     """Return a curve of each resample, shape (resamples, 101).
 
     Args:
@@ -112,8 +112,8 @@ def on_resamples(curve: Curve, positive: Array, scores: Array, drawn: Array) -> 
     return np.stack([curve(*counts) for counts in zip(true, false, strict=True)])
 
 
-def _mean(curves: Array) -> Array:
+def _mean(curves: NDArray[Any]) -> NDArray[Any]:
     """Return the mean over cases of those that a resample has, shape (resamples, 101); not a number without any."""
-    known = np.isfinite(curves)
+    finite = np.isfinite(curves)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(known, curves, 0).sum(0) / known.sum(0))
+        return np.asarray(np.where(finite, curves, 0).sum(0) / finite.sum(0))

@@ -45,9 +45,9 @@ def select(config: CompareConfig) -> Selection:
         return Selection(title=f"{len(config.runs)} runs", runs=_by_ids(store, config.runs, where), store=store)
     if config.experiment_name is not None or config.filter is not None:
         title = f"experiment {experiment}" if config.filter is None else f"runs of {experiment} where {config.filter}"
-        found = _search(store, config.filter or "", where)
+        matching = _search(store, config.filter or "", where)
         evaluations = EVALUATION in (config.filter or "")  # they are on other rows: only a filter that names them
-        runs = [run for run in reversed(found) if is_run(run) or (evaluations and EVALUATION in run.data.tags)]
+        runs = [run for run in reversed(matching) if is_run(run) or (evaluations and EVALUATION in run.data.tags)]
         return _finished(title, runs, store, None, where)
     return _of_sweep(store, config.sweep, where)
 
@@ -65,11 +65,11 @@ def _of_sweep(store: Store, wanted: str | None, where: str) -> Selection:
     else:
         named = [run for run in sweeps if run.info.run_id.startswith(wanted) and len(wanted) >= SHORTEST_ID]
         named = named or [run for run in sweeps if run.info.run_name == wanted]
-        known = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in sweeps[:LISTED]) or "none"
+        listed = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in sweeps[:LISTED]) or "none"
         require(
             bool(named),
-            f"sweep={wanted} is no sweep in {where}: it must be the id or the name of its MLflow run; there are: "
-            f"{known}.",
+            f"sweep={wanted} is not a sweep in {where}: it must be the id or the name of its MLflow run; there are: "
+            f"{listed}.",
         )
         parent = named[0]
     return _finished(parent.info.run_name, runs_of_sweep(store, parent), store, parent, where)
@@ -78,28 +78,28 @@ def _of_sweep(store: Store, wanted: str | None, where: str) -> Selection:
 def _finished(title: str, runs: "list[Run]", store: Store, parent: "Run | None", where: str) -> Selection:
     done = [run for run in runs if run.info.status == "FINISHED"]
     others = [run.info.run_name for run in runs if run.info.status != "FINISHED"]
-    told = ", ".join(others[:LISTED]) + (", ..." if len(others) > LISTED else "")
+    listed = ", ".join(others[:LISTED]) + (", ..." if len(others) > LISTED else "")
     require(
         bool(done),
         f"{title} has no finished run in {where}"
-        + (f": {told} did not finish; give the same command again to go on." if others else "."),
+        + (f": {listed} did not finish; give the same command again to go on." if others else "."),
     )
-    left_out = f"{len(others)} of {len(runs)} runs did not finish and are left out: {told}." if others else ""
+    left_out = f"{len(others)} of {len(runs)} runs did not finish and are left out: {listed}." if others else ""
     return Selection(title=title, runs=done, store=store, parent=parent, left_out=left_out)
 
 
 def _by_ids(store: Store, wanted: list[str], where: str) -> "list[Run]":
     """Return runs by their ids, or by the beginnings of these, in that order."""
-    known = {run.info.run_id: run for run in store.search("")}
-    found = []
+    by_id = {run.info.run_id: run for run in store.search("")}
+    chosen = []
     for name in dict.fromkeys(wanted):
-        runs = [run for run_id, run in known.items() if run_id.startswith(name)]
+        runs = [run for run_id, run in by_id.items() if run_id.startswith(name)]
         runs = runs or [
-            run for run in known.values() if run.data.tags.get("identity") == name or run.info.run_name == name
+            run for run in by_id.values() if run.data.tags.get("identity") == name or run.info.run_name == name
         ]
         require(
             len(runs) == 1 and len(name) >= SHORTEST_ID,
-            f"runs={name} is {'no run' if not runs else f'{len(runs)} runs'} in {where}: give an MLflow id of "
+            f"runs={name} is {'not a run' if not runs else f'{len(runs)} runs'} in {where}: give an MLflow id of "
             f"{SHORTEST_ID} letters or more; python -m sentexp runs lists all.",
         )
         require(
@@ -107,8 +107,8 @@ def _by_ids(store: Store, wanted: list[str], where: str) -> "list[Run]":
             f"runs={name} ({runs[0].info.run_name}) is {runs[0].info.status}, so it has no predictions: give the "
             "command of that run again, which goes on.",
         )
-        found.append(runs[0])
-    return found
+        chosen.append(runs[0])
+    return chosen
 
 
 def _search(store: Store, query: str, where: str) -> "list[Run]":

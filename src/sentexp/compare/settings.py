@@ -66,10 +66,10 @@ def _groups(values: Sequence[str | None]) -> tuple[int, ...]:
 
 def _numbers(values: Sequence[str | None]) -> list[float]:
     try:
-        found = [math.nan if value is None or value in MISSING else float(value) for value in values]
+        numbers = [math.nan if value is None or value in MISSING else float(value) for value in values]
     except ValueError:
         return []
-    return [] if any(math.isinf(number) for number in found) else found
+    return [] if any(math.isinf(number) for number in numbers) else numbers
 
 
 def lines_along(axis: Axis, settings: Sequence[Axis]) -> list[tuple[str, list[int]]]:

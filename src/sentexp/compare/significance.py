@@ -3,17 +3,17 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sentexp.compare.bootstrap import CELLS, satterthwaite
 from sentexp.compare.metric_sums import Measured, from_sums
+from sentexp.compare.sample_size import ALPHA
 
-Array = np.ndarray[Any, np.dtype[Any]]
-ALPHA = 0.05
 TOLERANCE = 1e-6
 """Differences that are the same but for rounding in float32."""
 
 
-def mcnemar(right: Array) -> Array:
+def mcnemar(right: NDArray[Any]) -> NDArray[Any]:
     """Return the p-values of McNemar's exact test for every two runs, shape (runs, runs) (McNemar 1947).
 
     Under the null hypothesis a row that one run gets right and the other wrong falls to either with the same chance.
@@ -26,7 +26,7 @@ def mcnemar(right: Array) -> Array:
     hits = right.astype(np.float32)
     ahead = hits @ (1 - hits).T
     fewer, both = np.minimum(ahead, ahead.T), ahead + ahead.T
-    p: Array = np.minimum(1.0, 2 * binom.cdf(fewer, both, 0.5))
+    p: NDArray[Any] = np.minimum(1.0, 2 * binom.cdf(fewer, both, 0.5))
     return p
 
 
@@ -46,18 +46,20 @@ def permutation(run: Measured, other: Measured, metric: str, permutations: int, 
     rows, classes = len(run.features), run.classes
     differences = run.features - other.features
     ours, theirs = (one.features.sum(0, dtype=np.float64) for one in (run, other))
-    found = abs(float(from_sums(ours, classes)[metric] - from_sums(theirs, classes)[metric]))
+    observed = abs(float(from_sums(ours, classes)[metric] - from_sums(theirs, classes)[metric]))
     reached, chance = 1, np.random.default_rng(seed)
     block = max(1, CELLS // rows)
     for start in range(0, permutations, block):
         swapped = chance.integers(0, 2, (min(block, permutations - start), rows)).astype(np.float32)
         moved = (swapped @ differences).astype(np.float64)
         gaps = from_sums(ours - moved, classes, [metric])[metric] - from_sums(theirs + moved, classes, [metric])[metric]
-        reached += int(np.sum(np.abs(gaps) >= found - TOLERANCE))
+        reached += int(np.sum(np.abs(gaps) >= observed - TOLERANCE))
     return reached / (permutations + 1)
 
 
-def t_test(difference: Array | float, by_rows: Array | float, by_seeds: Array | float, freedom: int) -> Array:
+def t_test(
+    difference: NDArray[Any] | float, by_rows: NDArray[Any] | float, by_seeds: NDArray[Any] | float, freedom: int
+) -> NDArray[Any]:
     """Return the p-value of a difference whose variance comes from rows and, with few degrees of freedom, from seeds.
 
     Without seeds it is the normal test; with them Student's, at Satterthwaite's (1946) degrees of freedom.
@@ -70,29 +72,24 @@ def t_test(difference: Array | float, by_rows: Array | float, by_seeds: Array | 
     return np.where(certain, 1.0, 2 * t.sf(size, satterthwaite(by_rows, by_seeds, freedom)))
 
 
-def correct(p: Array, method: str) -> Array:
+def correct(p: NDArray[Any], method: str) -> NDArray[Any]:
     """Return p-values corrected for their number: `holm` (Holm 1979) or `fdr_bh` (Benjamini and Hochberg 1995).
 
     Args:
         p: shape (comparisons,), or a symmetric matrix whose pairs are the comparisons.
-        method: as statsmodels calls it, whose own function collects garbage each time, which takes longer.
+        method: as statsmodels calls it.
     """
+    from statsmodels.stats.multitest import multipletests
+
     if p.ndim > 1:
         corrected = np.ones_like(p)
         upper = np.triu_indices(len(p), 1)
         corrected[upper] = correct(p[upper], method)
-        return np.minimum(corrected, corrected.T)
-    order = np.argsort(p, kind="stable")
-    places = np.arange(len(p))
-    corrected = np.empty_like(p)
-    if method == "holm":
-        corrected[order] = np.maximum.accumulate(p[order] * (len(p) - places))
-    else:
-        corrected[order] = np.minimum.accumulate((p[order] / ((places + 1) / len(p)))[::-1])[::-1]
-    return np.minimum(1.0, corrected)
+        return np.asarray(np.minimum(corrected, corrected.T))
+    return np.asarray(multipletests(p, method=method)[1] if p.size else p)
 
 
-def ranks(values: Array, corrected: Array, higher: bool, alpha: float = ALPHA) -> Array:
+def ranks(values: NDArray[Any], corrected: NDArray[Any], higher: bool, alpha: float = ALPHA) -> NDArray[Any]:
     """Return the rank of each run, from 1; runs that cannot be told from the best of a rank share it.
 
     Where `corrected` bounds the chance of any error over all pairs (Holm's does), rank 1 holds the best run with a
@@ -104,12 +101,12 @@ def ranks(values: Array, corrected: Array, higher: bool, alpha: float = ALPHA) -
         higher: whether more is better.
         alpha: below it two runs are told apart.
     """
-    found = np.zeros(len(values), np.int64)
+    ranked = np.zeros(len(values), np.int64)
     left = [int(number) for number in np.argsort(-values if higher else values, kind="stable")]
     rank = 0
     while left:
         rank += 1
         tied = [number for number in left if number == left[0] or corrected[left[0], number] > alpha]
-        found[tied] = rank
+        ranked[tied] = rank
         left = [number for number in left if number not in tied]
-    return found
+    return ranked

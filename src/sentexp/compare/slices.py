@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentexp.compare.comparison import FEWEST_ROWS, Comparison, Configuration
-from sentexp.compare.statistics import gather
+from sentexp.compare.statistics import measure_configurations
 from sentexp.config import check_measure
 from sentexp.config.metric_names import is_better_higher
 from sentexp.errors import require
@@ -47,13 +47,13 @@ def slice_table(
     check_measure(metric, confidence, resamples)
     require(
         by is None or by in comparison.slices,
-        f"by={by} is no slice of these rows: it must be one of {', '.join(comparison.slices)}; data.slices=[...] of a "
-        "run keeps more columns.",
+        f"by={by} is not a slice of these rows: it must be one of {', '.join(comparison.slices)}; data.slices=[...] of "
+        "a run keeps more columns.",
     )
     chosen = list(comparison.configurations if configurations is None else configurations)
-    whole = gather(comparison, chosen, 1, seed, confidence, metrics=[metric])
+    overall = measure_configurations(comparison, chosen, 1, seed, confidence, metrics=[metric])
     sign = 1 if is_better_higher(metric) else -1
-    found: list[dict[str, Any]] = []
+    rows_of_table: list[dict[str, Any]] = []
     for column in comparison.slices if by is None else [by]:
         codes, values = comparison.slices[column]
         counts = np.bincount(codes, minlength=len(values))
@@ -63,14 +63,16 @@ def slice_table(
                 continue
             enough = rows >= FEWEST_ROWS
             here = codes == code
-            evidence = gather(comparison, chosen, resamples if enough else 1, seed, confidence, here, [metric])
+            evidence = measure_configurations(
+                comparison, chosen, resamples if enough else 1, seed, confidence, here, [metric]
+            )
             for number, configuration in enumerate(chosen):
                 value = evidence.value(number, metric)
                 low, high = evidence.interval(number, metric)[1:] if enough else (np.nan, np.nan)
                 row = {"slice": column, "value": values[code], "rows": rows, "configuration": configuration.name}
                 row |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
-                found.append(row | {"lost": sign * (whole.value(number, metric) - value) * rows})
-    return pd.DataFrame(found)
+                rows_of_table.append(row | {"lost": sign * (overall.value(number, metric) - value) * rows})
+    return pd.DataFrame(rows_of_table)
 
 
 def worst_slices(table: "pd.DataFrame") -> "pd.DataFrame":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sentexp.compare import significance
 from sentexp.compare.bootstrap import Interval, bca, half_width, percentile, replicate
@@ -12,8 +13,6 @@ from sentexp.compare.comparison import Comparison, Configuration
 from sentexp.compare.metric_sums import Measured, measured
 from sentexp.compare.sample_size import ALPHA, POWER
 from sentexp.config.metric_names import METRICS
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -25,10 +24,10 @@ class Evidence:
     """
 
     configurations: list[Configuration]
-    values: list[dict[str, Array]]
-    replicates: dict[str, Array]
-    without_each: list[dict[str, Array]]
-    right: Array
+    values: list[dict[str, NDArray[Any]]]
+    replicates: dict[str, NDArray[Any]]
+    without_each: list[dict[str, NDArray[Any]]]
+    right: NDArray[Any]
     confidence: float
 
     def value(self, number: int, metric: str) -> float:
@@ -62,7 +61,7 @@ class Evidence:
         half = half_width(float(np.nanvar(gaps)), by_seeds, self.seed_freedom(), self.confidence)
         return Interval(value, value - half, value + half)
 
-    def p_values(self, metric: str) -> Array:
+    def p_values(self, metric: str) -> NDArray[Any]:
         """Return the p-values of every two configurations, not corrected, shape (configurations, configurations).
 
         McNemar's exact test for accuracies of single runs; else a test of the difference over its standard error, by
@@ -105,7 +104,7 @@ class Evidence:
         parts = self._seed_parts(metric)
         return float(parts[number] + parts[other])
 
-    def _seed_parts(self, metric: str) -> Array:
+    def _seed_parts(self, metric: str) -> NDArray[Any]:
         """Return what seeds add to the variance of each: alike in all configurations, nothing in baselines."""
         freedom = self.seed_freedom()
         if freedom == 0:
@@ -114,13 +113,13 @@ class Evidence:
         return np.array([0.0 if one.baseline else each / len(one.runs) for one in self.configurations])
 
 
-def gather(
+def measure_configurations(
     comparison: Comparison,
     configurations: Sequence[Configuration],
     resamples: int,
     seed: int,
     confidence: float,
-    rows: Array | None = None,
+    rows: NDArray[Any] | None = None,
     metrics: Collection[str] = METRICS,
 ) -> Evidence:
     """Measure configurations on the rows of a comparison, or on some of them.
@@ -146,11 +145,13 @@ def gather(
     by_run = replicate(runs, len(targets), resamples, seed)
     ends = np.cumsum([len(one.runs) for one in configurations])
     spans = [range(end - len(one.runs), end) for one, end in zip(configurations, ends, strict=True)]
-    whole = [run.whole() for run in runs]
+    on_all_rows = [run.whole() for run in runs]
     return Evidence(
         configurations=list(configurations),
-        values=[{metric: np.array([whole[n][metric] for n in span]) for metric in by_run} for span in spans],
-        replicates={metric: np.stack([found[span].mean(0) for span in spans]) for metric, found in by_run.items()},
+        values=[{metric: np.array([on_all_rows[n][metric] for n in span]) for metric in by_run} for span in spans],
+        replicates={
+            metric: np.stack([by_resample[span].mean(0) for span in spans]) for metric, by_resample in by_run.items()
+        },
         without_each=[runs[span[0]].without_each() if len(span) == 1 < resamples else {} for span in spans],
         right=np.stack(right),
         confidence=confidence,

@@ -1,25 +1,23 @@
-"""Pictures of a sweep: the metric against settings and against costs, and all settings beside each other."""
+"""Pictures of a sweep: the metric against settings and against costs."""
 
-import math
 import string
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sentexp.compare.leaderboard import Leaderboard, ranked
 from sentexp.compare.pareto import pareto_front
-from sentexp.compare.settings import Axis, by_value, lines_along, swept
+from sentexp.compare.settings import Axis, lines_along, swept
 from sentexp.config.metric_names import is_better_higher
-from sentexp.plots.style import FEW, FEWEST, STYLES, drawn, is_wide, number, panels, plain, set_ticks
+from sentexp.plots.style import FEWEST, STYLES, drawn, is_wide, panels, plain, set_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Array = np.ndarray[Any, np.dtype[Any]]
 MOST_PANELS = 4
-MOST_SETTINGS = 8
 COST_NAMES = {
     "seconds": "training, seconds",
     "trainable_parameters": "parameters trained",
@@ -70,7 +68,7 @@ def _draw_along(panel: "Axes", board: Leaderboard, axis: Axis, settings: Sequenc
         panel.legend(loc="best")
 
 
-def _aside(x: Array) -> Array:
+def _aside(x: NDArray[Any]) -> NDArray[Any]:
     """Return how many steps each point is moved, so that points of the same value stand side by side."""
     shift = np.empty(len(x))
     for value in np.unique(x):
@@ -86,8 +84,8 @@ def pareto_picture(board: Leaderboard) -> "Figure | None":
     None with fewer than three configurations, or where all cost the same.
     """
     table = board.table[board.table["rank"].notna()]
-    known = [name for name in COST_NAMES if name in table and table[name].nunique() > 1]
-    costs = [name for name in known if (table[name].notna() & table[board.metric].notna()).sum() >= FEWEST]
+    differing = [name for name in COST_NAMES if name in table and table[name].nunique() > 1]
+    costs = [name for name in differing if (table[name].notna() & table[board.metric].notna()).sum() >= FEWEST]
     if not costs:
         return None
     figure, axes = panels(len(costs), 3.6, 3.4, sharey=True)
@@ -114,13 +112,13 @@ def pareto_picture(board: Leaderboard) -> "Figure | None":
     return figure
 
 
-def _front(board: Leaderboard, cost: str) -> Array:
+def _front(board: Leaderboard, cost: str) -> NDArray[Any]:
     """Return the places in the leaderboard of what nothing beats, by cost."""
     table = board.table[board.table["rank"].notna()]
     x, y = table[cost].to_numpy(float), table[board.metric].to_numpy(float)
-    known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    front = known[pareto_front(x[known], y[known], is_better_higher(board.metric))]
-    return front[np.argsort(x[front], kind="stable")]
+    finite = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    front = finite[pareto_front(x[finite], y[finite], is_better_higher(board.metric))]
+    return np.asarray(front[np.argsort(x[front], kind="stable")])
 
 
 def _letters(count: int) -> list[str]:
@@ -129,60 +127,3 @@ def _letters(count: int) -> list[str]:
         if count <= len(string.ascii_uppercase)
         else [str(n + 1) for n in range(count)]
     )
-
-
-@drawn
-def parallel_picture(board: Leaderboard) -> "Figure | None":
-    """Draw each configuration as a line through its settings to its metric; darker is better.
-
-    None with fewer than two settings that were swept, or fewer than three configurations.
-    """
-    configurations = ranked(board)
-    settings = swept(configurations)[:MOST_SETTINGS]
-    if len(settings) < 2 or len(configurations) < FEWEST:  # noqa: PLR2004 (one setting is the picture along it)
-        return None
-    values = board.table[board.metric].to_numpy(float)[: len(configurations)]
-    columns = [_places(axis) for axis in settings]
-    columns.append(_numeric_places(values.tolist()))
-    figure, (panel,) = panels(1, 1.7 * len(columns) + 0.8, 3.6)
-    order = np.argsort(values if is_better_higher(board.metric) else -values, kind="stable")
-    for step, place in enumerate(order):
-        better = step / (len(order) - 1)
-        heights = [heights[place] for heights, _ in columns]
-        last = step == len(order) - 1
-        panel.plot(heights, color=str(0.8 * (1 - better)), linewidth=2.2 if last else 1, marker="o" if last else None)
-    for at, (_, ticks) in enumerate(columns):
-        panel.axvline(at, color="black", linewidth=0.8)
-        for height, told in ticks:
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
-            panel.annotate(told, (at, height), (4, 0), textcoords="offset points", va="center", fontsize=7, bbox=box)
-    names = [*(plain(axis.key, 20) for axis in settings), board.metric]
-    panel.set_xticks(range(len(columns)), names, rotation=20 if len(columns) > 4 else 0)  # noqa: PLR2004 (fits)
-    panel.set(yticks=[], xlim=(-0.1, len(columns) - 0.6))
-    panel.spines[:].set_visible(False)
-    return figure
-
-
-def _places(axis: Axis) -> tuple[list[float], list[tuple[float, str]]]:
-    """Return where on its line each configuration is, from 0 to 1, and the ticks of the line."""
-    if axis.is_numeric() and not any(map(math.isnan, axis.numbers)):
-        return _numeric_places(axis.numbers)
-    known = list(dict.fromkeys("not set" if value is None else value for value in axis.values))
-    known.sort(key=by_value)
-    heights = {value: place / max(1, len(known) - 1) for place, value in enumerate(known)}
-    found = [heights["not set" if value is None else value] for value in axis.values]
-    return found, [(height, plain(value, 18)) for value, height in heights.items()]
-
-
-def _numeric_places(values: Sequence[float]) -> tuple[list[float], list[tuple[float, str]]]:
-    known = sorted({value for value in values if math.isfinite(value)})
-    wide = is_wide(known)
-
-    def height(value: float) -> float:
-        low, high, own = (math.log(n) if wide else n for n in (known[0], known[-1], value))
-        return (own - low) / (high - low) if high > low else 0.5
-
-    shown = known if len(known) <= FEW else [known[round(n * (len(known) - 1) / 4)] for n in range(5)]
-    return [height(value) if math.isfinite(value) else 0.0 for value in values], [
-        (height(n), number(float(f"{n:.4g}"))) for n in shown
-    ]

@@ -87,7 +87,7 @@ def explain(words: list[str], error: Exception, root: str = "config") -> str:
     texts = [word for word in words if "=" in word and not word.startswith("-")]
     strays = [word for word in words if "=" not in word and not word.startswith(("-", "~")) and word not in folders]
     if strays and not {"--cfg", "-c", "--package", "-p"} & set(words):
-        return f"{strays[0]} is no override: write key=value, or group=option."
+        return f"{strays[0]} is not an override: write key=value, or group=option."
     GlobalHydra.instance().clear()
     register_schemas()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -97,8 +97,8 @@ def explain(words: list[str], error: Exception, root: str = "config") -> str:
                 override = OverridesParser.create().parse_override(text)
             except HydraException as fault:
                 return (
-                    f"{text} is no override that hydra can read ({str(fault).splitlines()[0]}): write key=value, and "
-                    "quote a value with a space, a bracket, ~ or a letter beyond ASCII twice, as in "
+                    f"{text} is not an override that hydra can read ({str(fault).splitlines()[0]}): write key=value, "
+                    "and quote a value with a space, a bracket, ~ or a letter beyond ASCII twice, as in "
                     "\"data.path='~/my films.csv'\"."
                 )
             for single in _singles(override, text):
@@ -128,7 +128,9 @@ def _sentence(override: Override, text: str, accepted: list[str], fault: Excepti
     key, value = override.key_or_group, text.partition("=")[2]
     if isinstance(fault, MissingConfigException) and fault.options:
         options = list(fault.options)
-        return f"{key}={value} is no option of {key}: it must be one of {', '.join(options)}.{_near(value, options)}"
+        return (
+            f"{key}={value} is not an option of {key}: it must be one of {', '.join(options)}.{_near(value, options)}"
+        )
     node: DictConfig | None = compose(root, accepted, return_hydra_config=key.startswith("hydra."))
     walked: list[str] = []
     for part in key.split("."):

@@ -11,6 +11,9 @@ SLICE_METRICS = ("accuracy", "f1_macro", "auroc_macro")
 COSTS = ("seconds", "train/seconds", "peak_memory_gib", "parameters/trainable")
 """What a run costs, by the names of its metrics."""
 
+BINS = 15
+"""Of the expected calibration error, and of reliability plots."""
+
 
 def is_better_higher(metric: str) -> bool:
     """Tell whether more of a metric is better; its split may stand before its name, as in `validation/loss`."""

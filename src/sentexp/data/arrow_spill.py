@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LARGE = 1 << 28  # bytes
 
 
-def collect(pieces: Iterable["pa.Table"]) -> "pa.Table":
+def concat_or_spill(pieces: Iterable["pa.Table"]) -> "pa.Table":
     """Return the pieces, of which there is at least one, as one table: in memory up to `LARGE`, else on disk."""
     import pyarrow as pa
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from sentexp.config import DataConfig, Sampling
-from sentexp.data.splits import Examples, Numbers
+from sentexp.data.splits import Examples
+from sentexp.data.text_hash import Numbers
 from sentexp.errors import require
 
 

@@ -1,4 +1,4 @@
-"""Encodings of text files: named by a byte order mark, proved line by line, or detected."""
+"""Encodings of text files: named by a byte order mark, tried line by line, or detected."""
 
 import codecs
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentexp.config import BadRows, DataConfig, require_class_name
-from sentexp.data.arrow_spill import collect
+from sentexp.data.arrow_spill import concat_or_spill
 from sentexp.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ LEFT_OUT, UNKNOWN = -1, -2
 
 
 def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> tuple[list[str], list[str]]:
-    """Return the classes in the order of their indices, as configured or else as found, and notes on them.
+    """Return the classes in the order of their indices, as configured or else as values, and notes on them.
 
     Values that differ only in upper and lower case are one class, as they are for configured ones.
     """
@@ -27,10 +27,10 @@ def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> tuple[list[st
         return named, []
     import pyarrow.compute as pc
 
-    found = {_word(value) for table in tables.values() for value in pc.unique(table.column("label")).to_pylist()}
+    values = {_word(value) for table in tables.values() for value in pc.unique(table.column("label")).to_pylist()}
     header = getattr(data, "label", None)  # a header that is repeated below is no class, and its row is refused
     forms: dict[str, list[str]] = {}
-    for word in sorted(found - {"", header}, key=_order):
+    for word in sorted(values - {"", header}, key=_order):
         forms.setdefault(word.casefold(), []).append(word)
     words = [alike[0] for alike in forms.values()]
     require(
@@ -49,7 +49,7 @@ def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> tuple[list[st
     return words, [f"The labels {', '.join(alike)} differ only in case and are one class." for alike in merged]
 
 
-class Labeller:
+class LabelEncoder:
     """Turns raw rows into texts and class indices.
 
     Args:
@@ -69,7 +69,7 @@ class Labeller:
             }
             self._numbered = False
 
-    def conform(self, table: "pa.Table", where: str) -> tuple["pa.Table", dict[str, int], int]:
+    def encode(self, table: "pa.Table", where: str) -> tuple["pa.Table", dict[str, int], int]:
         """Return the rows with `text` and `label` as they are trained on.
 
         Args:
@@ -90,8 +90,8 @@ class Labeller:
         unmapped = (labels == LEFT_OUT) & ~empty
         reasons = {"empty text": empty, "unknown label": unknown & ~empty, "left out by data.labels": unmapped}
         left_out = {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
-        conformed = collect(self._pieces(table, labels, (labels >= 0) & ~empty))
-        return conformed, left_out, changed if self.data.strip else 0
+        encoded = concat_or_spill(self._pieces(table, labels, (labels >= 0) & ~empty))
+        return encoded, left_out, changed if self.data.strip else 0
 
     def _pieces(self, table: "pa.Table", labels: Any, kept: Any) -> Iterator["pa.Table"]:
         """Yield the rows that are kept, batch after batch."""

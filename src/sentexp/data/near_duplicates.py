@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sentexp.data.splits import Numbers, fold
+from sentexp.data.text_hash import Numbers, fold
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,7 +50,7 @@ def _words(text: str) -> set[str]:
 def _candidates(signatures: Numbers, rows: Numbers) -> tuple[Numbers, Numbers]:
     """Return pairs of rows that are neighbours among those which agree in a band, each pair once."""
     width = PERMUTATIONS // BANDS
-    found = [np.zeros((2, 0), np.int64)]
+    pairs_of_bands = [np.zeros((2, 0), np.int64)]
     for band in range(BANDS):
         part = np.ascontiguousarray(signatures[rows, band * width : (band + 1) * width])
         values = part.view(np.dtype((np.void, part.dtype.itemsize * width))).reshape(-1)
@@ -58,8 +58,8 @@ def _candidates(signatures: Numbers, rows: Numbers) -> tuple[Numbers, Numbers]:
         alike = values[order][1:] == values[order][:-1]
         pairs = np.stack([rows[order[:-1][alike]], rows[order[1:][alike]]])
         agreeing = (signatures[pairs[0]] == signatures[pairs[1]]).mean(1) > NEAR - MARGIN
-        found.append(np.sort(pairs[:, agreeing], axis=0))
-    pairs = np.unique(np.concatenate(found, axis=1), axis=1)
+        pairs_of_bands.append(np.sort(pairs[:, agreeing], axis=0))
+    pairs = np.unique(np.concatenate(pairs_of_bands, axis=1), axis=1)
     return pairs[0], pairs[1]
 
 

@@ -1,7 +1,20 @@
-"""Rows without padding: their tokens one after the other, what all rows begin with only once.
+"""Rows without padding: their tokens one after the other, the prefix that all rows share only once.
 
-The layout says where in the tokens each row stands, which of them see which, and whose hidden states are wanted. It is
-made of the token ids alone, on the CPU, so that a GPU never waits for it.
+`Packed` says where in the tokens each row is, which tokens see which, and whose hidden states are wanted. It is made of
+the token ids alone, on the CPU, so that a GPU never waits for it. Two rows, [5, 6, 7, 8] and [5, 6, 9], with the prefix
+[5, 6], scored at their last tokens:
+
+                  prefix | row 0 | row 1
+    token           0  1 |  2  3 |  4         `grid` and `read` hold these numbers
+    ids             5  6 |  7  8 |  9
+    positions       0  1 |  2  3 |  2         in the token's own row
+    starts               0       2    3       where each row begins behind the prefix, and the end
+    read                       3    4         the last token of each row
+
+    grid         cell            keys of a cell       prefix    row
+    2 3          0 1             bias   first cell    0 0       0 -inf
+    4 4          2 3                    second cell   0 0       0 0
+    cells        0 1 2           (the cell of each token behind the prefix: cell 3 is padding)
 """
 
 from collections.abc import Sequence
@@ -13,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sentexp.config import AnswerLoss
+from sentexp.data.answer_tree import AnswerTree
 
 
 class Learned(NamedTuple):
@@ -80,11 +94,12 @@ class Packer:
     answers: list[list[int]] = field(default_factory=list)
     end: list[int] = field(default_factory=list)
     loss: AnswerLoss = AnswerLoss.answer
+    tree: AnswerTree = field(init=False)
+    """Of the answers: its branches are behind each prompt that is scored."""
 
-    @property
-    def branches(self) -> list[list[int]]:
-        """The tokens of each label that stand behind a prompt when it is scored: all but the last."""
-        return [answer[:-1] for answer in self.answers]
+    def __post_init__(self) -> None:
+        """Lay the answers out."""
+        self.tree = AnswerTree.of(self.answers)
 
     def train(self, rows: Sequence[list[int]], labels: Sequence[int], prefix: int) -> Packed:
         """Return rows with their answers behind them, and what is learned of them.
@@ -96,34 +111,28 @@ class Packer:
         """
         if not self.answers or self.loss is AnswerLoss.label_words:
             return self.score(rows, prefix)
-        whole = [[*row, *self.answers[label], *self.end] for row, label in zip(rows, labels, strict=True)]
-        lengths = [len(row) for row in whole]
+        answered = [[*row, *self.answers[label], *self.end] for row, label in zip(rows, labels, strict=True)]
+        lengths = [len(row) for row in answered]
         starts = np.cumsum([0, *(length - prefix for length in lengths)]) + prefix
         # Every token but the first can be learned: here, its row, its place there, and the token that predicts it.
-        row = np.repeat(np.arange(len(whole)), [length - 1 for length in lengths])
+        row = np.repeat(np.arange(len(answered)), [length - 1 for length in lengths])
         place = np.concatenate([np.arange(1, length) for length in lengths])
         before = np.where(place - 1 < prefix, place - 1, starts[row] + place - 1 - prefix)
         if self.loss is AnswerLoss.answer:
             kept = place >= np.array([len(prompt) for prompt in rows])[row]
             row, place, before = row[kept], place[kept], before[kept]
         read, reads = np.unique(before, return_inverse=True)
-        tokens = np.array([whole[r][p] for r, p in zip(row, place, strict=True)])
+        tokens = np.array([answered[r][p] for r, p in zip(row, place, strict=True)])
         learned = Learned(_tensor(reads), _tensor(tokens), _tensor(row))
-        return _pack(whole, prefix, _tensor(read), learned=learned)
+        return _pack(answered, prefix, _tensor(read), learned=learned)
 
     def score(self, rows: Sequence[list[int]], prefix: int) -> Packed:
         """Return rows to be scored: `read` holds the end of each prompt and, after it, each token of the branches."""
-        behind = self.branches
-        extra = sum(map(len, behind))
-        if not extra:
-            ends = np.cumsum([len(row) - prefix for row in rows]) + prefix - 1
-            return _pack(rows, prefix, _tensor(ends))
-        branch = [token for tokens in behind for token in tokens]
+        branch = self.tree.branch_tokens
+        extra = len(branch)
         ends = np.cumsum([len(row) + extra - prefix for row in rows]) + prefix - 1 - extra
         read = _tensor((ends[:, None] + np.arange(extra + 1)).ravel())
-        owners = [label for label, tokens in enumerate(behind, 1) for _ in tokens]
-        depths = [depth for tokens in behind for depth in range(len(tokens))]
-        return _pack([[*row, *branch] for row in rows], prefix, read, owners=owners, depths=depths)
+        return _pack([[*row, *branch] for row in rows], prefix, read, tree=self.tree)
 
 
 def _pack(
@@ -131,29 +140,27 @@ def _pack(
     prefix: int,
     read: Tensor,
     *,
-    owners: Sequence[int] = (),
-    depths: Sequence[int] = (),
+    tree: AnswerTree | None = None,
     learned: Learned | None = None,
 ) -> Packed:
-    """Return the layout of rows whose last tokens, as many as `owners`, are branches, each seen by its owner only."""
-    own = np.array([len(row) - prefix for row in rows])
-    starts = np.cumsum([0, *own])
-    width, extra = int(own.max()), len(owners)
+    """Return the layout of rows whose last tokens are the branches of a tree, if one is given."""
+    lengths = np.array([len(row) - prefix for row in rows])
+    starts = np.cumsum([0, *lengths])
+    width = int(lengths.max())
     column = np.arange(width)
-    within = column < own[:, None]
+    within = column < lengths[:, None]
     grid = np.where(within, starts[:-1, None] + column, starts[:-1, None]) + prefix
     position = np.broadcast_to(prefix + column, within.shape)
-    owner = np.zeros_like(grid)
-    if extra:
-        branch = column - (own[:, None] - extra)  # which of the branch tokens a cell is, below 0 before them
-        there = within & (branch >= 0)
-        owner[there] = np.asarray(owners)[branch[there]]
-        depth = np.zeros_like(grid)
-        depth[there] = np.asarray(depths)[branch[there]]
-        position = np.where(there, prefix + own[:, None] - extra + depth, position)
     unseen = np.triu(np.ones((width, width), dtype=bool), 1)[None]
-    if extra:
-        unseen = unseen | ((owner[:, None, :] != 0) & (owner[:, None, :] != owner[:, :, None]))
+    if tree is not None and tree.branch_tokens:
+        ends = lengths[:, None] - len(tree.branch_tokens)  # of the prompts
+        number = column - ends  # of the token in the branches, below 0 in the prompt
+        in_branch = within & (number >= 0)
+        label, depth = np.full_like(grid, -1), np.zeros_like(grid)
+        label[in_branch] = np.asarray(tree.branch_labels)[number[in_branch]]
+        depth[in_branch] = np.asarray(tree.branch_depths)[number[in_branch]]
+        position = np.where(in_branch, prefix + ends + depth, position)
+        unseen = unseen | ((label[:, None, :] >= 0) & (label[:, None, :] != label[:, :, None]))
     bias = torch.zeros(len(unseen), width, prefix + width)
     bias[:, :, prefix:].masked_fill_(torch.from_numpy(unseen), -torch.inf)
     ids = np.concatenate([np.asarray(rows[0][:prefix]), *(np.asarray(row[prefix:]) for row in rows)])

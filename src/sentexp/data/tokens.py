@@ -4,7 +4,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentexp.data.prompts import Prompt, holding_special_tokens
-from sentexp.data.splits import Numbers, split_digest
+from sentexp.data.text_hash import Numbers, split_digest
 from sentexp.errors import require
 from sentexp.system.package_files import cache_dir
 
@@ -75,13 +74,13 @@ class TokenRows:
 
     def ids(self, rows: Sequence[int]) -> list[list[int]]:
         """Return the token ids of some rows."""
-        found = []
+        ids = []
         for row in rows:
             chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
             offsets, values = self._chunks[chunk]
             place = row - self._starts[chunk]
-            found.append(values[offsets[place] : offsets[place + 1]].tolist())
-        return found
+            ids.append(values[offsets[place] : offsets[place + 1]].tolist())
+        return ids
 
 
 def encode(
@@ -91,8 +90,11 @@ def encode(
 
     A longer text loses its end; what follows the text in the frame is kept, so that the last token is the same.
     """
-    tail = len(tokenizer(prompt.tail + prompt.written, add_special_tokens=False)["input_ids"]) - prompt.taken_off
-    framed = [prompt.frame(text) + prompt.written for text in texts]
+    tail = (
+        len(tokenizer(prompt.tail + prompt.example_answer, add_special_tokens=False)["input_ids"])
+        - prompt.answer_token_count
+    )
+    framed = [prompt.frame(text) + prompt.example_answer for text in texts]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         encoded = tokenizer(framed, add_special_tokens=prompt.special_tokens, verbose=False)["input_ids"]
@@ -103,7 +105,7 @@ def encode(
     if prompt.answers:
         for row in holding_special_tokens(texts, tokenizer) if backend is not None else []:
             encoded[row] = _encode_apart(texts[row], backend, prompt)
-        encoded = [ids[: len(ids) - prompt.taken_off] for ids in encoded]
+        encoded = [ids[: len(ids) - prompt.answer_token_count] for ids in encoded]
     cut = [ids if len(ids) <= limit else ids[: limit - tail] + ids[len(ids) - tail :] for ids in encoded]
     return cut, [len(ids) for ids in encoded]
 
@@ -116,14 +118,14 @@ def _encode_apart(text: str, backend: Any, prompt: Prompt) -> list[int]:
         inner = backend.encode(text, add_special_tokens=False).ids
     finally:
         backend.encode_special_tokens = False
-    return [*head, *inner, *backend.encode(prompt.tail + prompt.written, add_special_tokens=False).ids]
+    return [*head, *inner, *backend.encode(prompt.tail + prompt.example_answer, add_special_tokens=False).ids]
 
 
 def frame_length(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> int:
     """Return how many tokens stand around a text."""
-    framed = prompt.frame("") + prompt.written
+    framed = prompt.frame("") + prompt.example_answer
     ids = tokenizer(framed, add_special_tokens=prompt.special_tokens, verbose=False)["input_ids"]
-    return len(ids) - prompt.taken_off
+    return len(ids) - prompt.answer_token_count
 
 
 def row_limit(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, max_length: int, positions: int) -> tuple[int, int]:
@@ -133,11 +135,11 @@ def row_limit(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, max_length: 
         UserError: the prompt leaves no room for a text.
     """
     frame = frame_length(tokenizer, prompt)
-    limit = min(frame + max_length, positions - prompt.room)
+    limit = min(frame + max_length, positions - prompt.max_answer_tokens)
     require(
         limit > frame,
         f"task.template leaves no room for the text: the prompt has {frame:,} tokens, its answer up to "
-        f"{prompt.room}, and the model reads {positions:,}: use a shorter one, or fewer task.shots.",
+        f"{prompt.max_answer_tokens}, and the model reads {positions:,}: use a shorter one, or fewer task.shots.",
     )
     return limit, frame
 
@@ -220,7 +222,7 @@ def _write(
 
 def _key(rows: "pa.Table", tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, limit: int) -> str:
     """Return a digest of everything that the token ids depend on."""
-    digest = hashlib.sha256(json.dumps([FORMAT, asdict(prompt), limit, type(tokenizer).__name__]).encode())
+    digest = hashlib.sha256(json.dumps([FORMAT, prompt.to_dict(), limit, type(tokenizer).__name__]).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update(
         json.dumps(tokenizer.get_vocab(), sort_keys=True).encode() if backend is None else backend.to_str().encode()

@@ -1,45 +1,31 @@
-"""The processes of one run: who started them, and what they tell each other. The first of them leads.
+"""The processes of one run, and what they tell each other. Process 0 is the main process.
 
-All of them go through the same protocol on their own share of the rows. The leading one alone decides, writes and
-prints (`led`). Every word between them is an `exchange`; in it a process that cannot go on says so, and the others stop
-as well instead of waiting for it. torch is imported where it is used: the command line asks who started it.
+All of them go through the same protocol on their own share of the rows. The main process alone decides, writes and
+prints: a function is marked `main_process_only` where the others wait for what it returns, and `main_process_writes`
+where they go on. Every message between processes is an `all_gather`; in it a process that cannot go on says so, and the
+others stop as well instead of waiting for it. torch is imported where it is used: the command line imports this module.
 """
 
-import os
-import shlex
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from sentexp.config import Strategy
-from sentexp.errors import OutOfMemory, UserError, require
+from sentexp.distributed.group import SHUTDOWN_GRACE, Group, join, leave
+from sentexp.distributed.launch import current_launch
+from sentexp.errors import OutOfMemory, UserError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+P = ParamSpec("P")
 T = TypeVar("T")
-PATIENCE = timedelta(hours=6)
-"""How long a process waits for the others: the leader may fit baselines, or wait for another run's, meanwhile."""
-LAST_WORDS = timedelta(seconds=10)
-"""How long a process that fails waits for the others, where they may be in the middle of a forward pass of shards."""
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """How this process was started: by torchrun, srun or neither; its number, how many there are, its local number."""
-
-    launcher: str | None = None
-    rank: int = 0
-    count: int = 1
-    local_rank: int = 0
 
 
 class ProcessFailed(Exception):
@@ -47,7 +33,7 @@ class ProcessFailed(Exception):
 
 
 class ProcessLost(UserError):
-    """Another process of the run has ended without a word."""
+    """Another process of the run has ended without a message."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -58,86 +44,32 @@ class ProcessLost(UserError):
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """What a process says that cannot go on."""
+    """The message of a process that cannot go on."""
 
     rank: int
     reason: str
     out_of_memory: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """The processes that have joined, and the channel of their exchanges.
-
-    Of a sharded model, those that fail first meet on an impatient channel: the others may wait elsewhere, for a layer.
-    """
-
-    launch: Launch
-    channel: Any
-    impatient: Any = None
-
-
 class _State:
-    """What this process is of; without a group it is alone. `speaks` is known once it has joined."""
+    """What this process is part of; without a group it is alone. `reports_errors` is known once it has joined.
 
-    group: _Group | None = None
-    speaks: bool | None = None
-
-
-_own = _State()
-
-
-def launch() -> Launch:
-    """Return how this process was started."""
-    env = os.environ
-    if "TORCHELASTIC_RUN_ID" in env:
-        numbers = (int(env[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        return Launch("torchrun", *numbers)
-    if "SLURM_STEP_NUM_TASKS" in env and "SLURM_PROCID" in env:  # a batch script without srun has no step
-        numbers = (int(env[name]) for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
-        return Launch("srun", *numbers)
-    return Launch()
-
-
-def torchrun_command(words: Iterable[str]) -> str:
-    """Return the command that starts two processes on this machine with these arguments."""
-    return f"torchrun --nproc-per-node 2 -m sentexp {shlex.join(words)}".rstrip()
-
-
-def require_one(what: str) -> None:
-    """Refuse to do in several processes what is for one.
-
-    Raises:
-        UserError: torchrun has started more than one.
+    `in_main` is true while the main process does something that the others wait for: no messages are sent meanwhile.
     """
-    own = launch()
-    require(
-        own.launcher != "torchrun" or own.count == 1,
-        f"torchrun has started {own.count} processes, and {what} is for one: start it as python -m sentexp.",
-    )
+
+    group: Group | None = None
+    reports_errors: bool | None = None
+    in_main: bool = False
 
 
-def require_launched(strategy: Strategy) -> None:
-    """Refuse a strategy for which this process was not started as it needs.
-
-    Raises:
-        UserError: says how to start it.
-    """
-    if strategy is Strategy.single:
-        require_one(f"trainer.strategy=single (torchrun needs trainer=ddp or trainer=fsdp: {_as_typed('ddp')})")
-        return
-    require(
-        launch().launcher is not None,
-        f"trainer={strategy.name} trains in several processes, and a launcher must start them: "
-        f"{_as_typed(strategy.name)}, or srun python -m sentexp in a SLURM job; trainer=default is for one process.",
-    )
+_state = _State()
 
 
 @contextmanager
-def joined(strategy: Strategy, device: "torch.device") -> Iterator[None]:
+def process_group(strategy: Strategy, device: "torch.device") -> Iterator[None]:
     """Join the other processes of the run; nothing to do for `trainer.strategy=single`.
 
-    An exception ends all of them; of those that fail at the same time, one tells people.
+    An exception ends all of them; of those that fail at the same time, one reports the error.
 
     Args:
         strategy: `trainer.strategy`.
@@ -145,159 +77,154 @@ def joined(strategy: Strategy, device: "torch.device") -> Iterator[None]:
 
     Raises:
         UserError: there are more processes than GPUs.
-        ProcessFailed: another process has failed as well, and tells why.
+        ProcessFailed: another process has failed as well, and reports why.
     """
     if strategy is Strategy.single:
         yield
         return
-    own = launch()
-    _own.group, _own.speaks = _join(own, strategy, device), own.rank == 0
+    launch = current_launch()
+    _state.group, _state.reports_errors, _state.in_main = join(launch, strategy, device), launch.rank == 0, False
     try:
         yield
     except (ProcessFailed, ProcessLost) as error:
-        _own.speaks = leads() and isinstance(error, ProcessLost)
+        _state.reports_errors = is_main() and isinstance(error, ProcessLost)
         raise
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
-        failed = _call_out(_Failure(rank(), reason, out_of_memory=False))
-        _own.speaks = min(failed, default=rank()) == rank()
+        failed = _broadcast_failure(_Failure(rank(), reason, out_of_memory=False))
+        _state.reports_errors = min(failed, default=rank()) == rank()
         raise
     finally:
-        _own.group = None
-        _leave()
+        _state.group = None
+        leave()
 
 
-def count() -> int:
+def world_size() -> int:
     """Return the number of processes of the run."""
-    return 1 if _own.group is None else _own.group.launch.count
+    return 1 if _state.group is None else _state.group.launch.world_size
 
 
 def rank() -> int:
-    """Return the number of this process; 0 leads."""
-    return 0 if _own.group is None else _own.group.launch.rank
+    """Return the number of this process; 0 is the main process."""
+    return 0 if _state.group is None else _state.group.launch.rank
 
 
-def leads() -> bool:
+def is_main() -> bool:
     """Tell whether this process decides, writes and prints."""
     return rank() == 0
 
 
-def speaks() -> bool:
-    """Tell whether this process tells people of a failure; before they have joined, all of torchrun's fail alike."""
-    return _own.speaks if _own.speaks is not None else launch().launcher != "torchrun" or launch().rank == 0
+def reports_errors() -> bool:
+    """Tell whether this process reports a failure; before they have joined, all of torchrun's fail alike."""
+    if _state.reports_errors is not None:
+        return _state.reports_errors
+    return current_launch().launcher != "torchrun" or current_launch().rank == 0
 
 
-def wait_for_spokesman() -> None:
-    """Wait to be ended with the run, where another process tells people why; return if nobody has."""
-    if not speaks():
+def wait_for_error_reporter() -> None:
+    """Wait to be ended with the run, where another process reports the error; return if none has."""
+    if not reports_errors():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(LAST_WORDS.total_seconds() * 3)
+        time.sleep(SHUTDOWN_GRACE.total_seconds() * 3)
 
 
-def share(rows: list[int]) -> list[int]:
+def shard_rows(rows: list[int]) -> list[int]:
     """Return the rows of a batch that are this process's: every n-th, so that all have rows of like length."""
-    return rows[rank() :: count()]
+    return rows[rank() :: world_size()]
 
 
-def exchange(word: Any = None) -> list[Any]:
-    """Return what each process says here, in their order; they wait for each other.
+def all_gather(message: Any = None) -> list[Any]:
+    """Return the message of each process, in their order; they wait for each other.
 
     Args:
-        word: anything that can be pickled; tensors must be on the CPU, and their shapes may differ.
+        message: anything that can be pickled; tensors must be on the CPU, and their shapes may differ.
 
     Raises:
         OutOfMemory: in another process.
         ProcessFailed: another process has failed instead of coming here.
         ProcessLost: another process has ended.
     """
-    if _own.group is None:
-        return [word]
+    if _state.group is None:
+        return [message]
     import torch.distributed as dist
 
-    words: list[Any] = [None] * _own.group.launch.count
+    assert not _state.in_main, "the other processes wait elsewhere"
+    messages: list[Any] = [None] * _state.group.launch.world_size
     with _notice_loss():
-        dist.all_gather_object(words, word, group=_own.group.channel)
-    failed = next((said for said in words if isinstance(said, _Failure)), None)
-    if failed is not None and failed.out_of_memory:
-        raise OutOfMemory(failed.reason)
-    if failed is not None:
+        dist.all_gather_object(messages, message, group=_state.group.channel)
+    failure = next((item for item in messages if isinstance(item, _Failure)), None)
+    if failure is not None and failure.out_of_memory:
+        raise OutOfMemory(failure.reason)
+    if failure is not None:
         _stop_listening()
-        raise ProcessFailed(f"process {failed.rank} of {len(words)} failed:\n{failed.reason}")
-    return words
+        raise ProcessFailed(f"process {failure.rank} of {len(messages)} failed:\n{failure.reason}")
+    return messages
 
 
-def led(action: Callable[[], T]) -> T:
-    """Do something in the leading process alone, and return in all what it returned there."""
-    return exchange(action() if leads() else None)[0]  # type: ignore[no-any-return]
+def run_on_main(action: Callable[[], T]) -> T:
+    """Do something in the main process alone, and return in all processes what it returned there."""
+    if _state.group is None or _state.in_main:
+        return action()
+    value = None
+    if is_main():
+        _state.in_main = True
+        try:
+            value = action()
+        finally:
+            _state.in_main = False
+    return all_gather(value)[0]  # type: ignore[no-any-return]
+
+
+def main_process_only(function: Callable[P, T]) -> Callable[P, T]:
+    """Let the main process alone call a function; all return what it returned there, and wait for it.
+
+    All processes must call it equally often. Called by another such function, it is an ordinary one.
+    """
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> T:
+        return run_on_main(lambda: function(*arguments, **options))
+
+    return call
+
+
+def main_process_writes(function: Callable[P, None]) -> Callable[P, None]:
+    """Let the main process alone call a function that returns nothing; the others go on without waiting.
+
+    If it fails there, the others stop at their next message.
+    """
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> None:
+        if is_main():
+            function(*arguments, **options)
+
+    return call
 
 
 def tell_out_of_memory(error: OutOfMemory) -> None:
-    """Let the others know, at their next exchange, that this process has no memory left.
+    """Let the others know, in their next message, that this process has no memory left.
 
     Raises:
         UserError: the model is sharded: the others may be in the middle of a pass that needs this process.
     """
-    if _own.group is None:
+    if _state.group is None:
         return
-    if _own.group.impatient is not None:
+    if _state.group.impatient is not None:
         raise UserError(
             f"Out of memory in process {rank()} ({error}): with trainer=fsdp the run cannot halve its batches itself; "
             "halve trainer.batch_size and double trainer.accumulate_grad_batches, which is the same effective batch."
         )
-    _call_out(_Failure(rank(), str(error), out_of_memory=True))
+    _broadcast_failure(_Failure(rank(), str(error), out_of_memory=True))
 
 
-def add_up(tensors: Iterable["Tensor"]) -> None:
+def all_reduce_sum(tensors: Iterable["Tensor"]) -> None:
     """Replace each tensor by its sum over all processes, on the device where it is."""
     import torch.distributed as dist
 
     with _notice_loss():
         for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
             work.wait()
-
-
-def _as_typed(option: str) -> str:
-    """Return the command line of this process as torchrun would take it."""
-    own = "sentexp" in Path(sys.argv[0]).parts[-2:]  # not a notebook
-    words = [word for word in sys.argv[1:] if not word.startswith(("trainer=", "trainer.strategy="))] if own else []
-    return torchrun_command([*words, f"trainer={option}"])
-
-
-def _join(own: Launch, strategy: Strategy, device: "torch.device") -> _Group:
-    import torch
-    import torch.distributed as dist
-
-    if device.type == "cuda":
-        torch.cuda.set_device(_gpu(own, torch.cuda.device_count()))
-    if own.launcher == "srun":
-        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-
-        first = SLURMEnvironment.resolve_root_node_address(os.environ["SLURM_NODELIST"])
-        os.environ.setdefault("MASTER_ADDR", first)
-        os.environ.setdefault("MASTER_PORT", str(15_000 + int(os.environ["SLURM_JOB_ID"]) % 10_000))
-        os.environ |= {"RANK": str(own.rank), "WORLD_SIZE": str(own.count)}
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    channel = dist.new_group(backend="gloo", timeout=PATIENCE)  # words are on the CPU
-    sharded = strategy is Strategy.fsdp
-    return _Group(own, channel, dist.new_group(backend="gloo", timeout=LAST_WORDS) if sharded else None)
-
-
-def _gpu(own: Launch, visible: int) -> int:
-    """Return the number of the GPU that is this process's."""
-    if own.launcher == "srun" and visible == 1:  # SLURM shows each task its own
-        return 0
-    require(
-        own.local_rank < visible,
-        f"Process {own.local_rank} of this machine (they count from 0) finds {visible} GPUs: start as many processes "
-        "as there are GPUs (torchrun --nproc-per-node), or use trainer.accelerator=cpu.",
-    )
-    return own.local_rank
-
-
-def _leave() -> None:
-    import torch.distributed as dist
-
-    dist.destroy_process_group()
 
 
 @contextmanager
@@ -309,19 +236,19 @@ def _notice_loss() -> Iterator[None]:
         raise ProcessLost from error
 
 
-def _call_out(failure: _Failure) -> list[int]:
-    """Take part in the next exchange as one who fails; return the numbers of all who do."""
+def _broadcast_failure(failure: _Failure) -> list[int]:
+    """Send a failure as this process's next message; return the ranks of all processes that do."""
     import torch.distributed as dist
 
-    assert _own.group is not None
-    words: list[Any] = [None] * _own.group.launch.count
+    assert _state.group is not None
+    messages: list[Any] = [None] * _state.group.launch.world_size
     try:
-        if _own.group.impatient is not None:
-            dist.barrier(_own.group.impatient)
-        dist.all_gather_object(words, failure, group=_own.group.channel)
+        if _state.group.impatient is not None:
+            dist.barrier(_state.group.impatient)
+        dist.all_gather_object(messages, failure, group=_state.group.channel)
     except RuntimeError:  # the others are gone, or cannot come
         return []
-    return [said.rank for said in words if isinstance(said, _Failure)]
+    return [item.rank for item in messages if isinstance(item, _Failure)]
 
 
 def _stop_listening() -> None:

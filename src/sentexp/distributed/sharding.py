@@ -20,7 +20,7 @@ def shard(parts: Sequence[nn.Module], device: torch.device) -> None:
         parts: of the model, the inner ones first; see `shardable_parts`.
         device: where the run computes.
     """
-    mesh = init_device_mesh(device.type, (processes.count(),))
+    mesh = init_device_mesh(device.type, (processes.world_size(),))
     for part in parts:
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
@@ -31,14 +31,14 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """Return a shard put together, on the CPU of the leading process; elsewhere nothing of it is kept.
+    """Return a shard put together, on the CPU of the main process; elsewhere nothing of it is kept.
 
     All processes must ask for it. A tensor that is no shard is returned as it is.
     """
     if not isinstance(tensor, DTensor):
         return tensor
     whole = tensor.full_tensor()
-    return whole.cpu() if processes.leads() else torch.empty(0)
+    return whole.cpu() if processes.is_main() else torch.empty(0)
 
 
 def cut_like(value: Tensor, like: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def gathered_state(model: nn.Module) -> dict[str, Tensor] | None:
     """Return the whole weights of a sharded model by name, tied ones as one tensor; None if it is not sharded."""
     if not is_sharded(model):
         return None
-    own = model.state_dict(keep_vars=True)
-    different = {id(tensor): tensor for tensor in own.values()}
-    whole = {key: gathered(tensor.detach()) for key, tensor in different.items()}
-    return {name: whole[id(tensor)] for name, tensor in own.items()}
+    tensors = model.state_dict(keep_vars=True)
+    different = {id(tensor): tensor for tensor in tensors.values()}
+    weights = {key: gathered(tensor.detach()) for key, tensor in different.items()}
+    return {name: weights[id(tensor)] for name, tensor in tensors.items()}

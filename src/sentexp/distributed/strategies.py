@@ -1,7 +1,7 @@
 """How several processes train together, as Lightning strategies: each is alone but for the sum of the gradients.
 
 Where gradients are added up during the backward pass, as PyTorch's DistributedDataParallel does, a process that runs
-out of memory leaves the others waiting for ever. Here the processes meet before each optimizer step, in an exchange
+out of memory leaves the others waiting for ever. Here the processes meet before each optimizer step, in a message
 that tells of that (see `sentexp.distributed.processes`), and only then add up their gradients: the price is that
 nothing else is computed meanwhile.
 """
@@ -18,21 +18,21 @@ from sentexp.distributed import processes
 from sentexp.distributed.sharding import cut_like, gathered
 
 
-class Replicas(SingleDeviceStrategy):
+class ReplicatedStrategy(SingleDeviceStrategy):
     """Every process holds the whole model; the gradients of a step are the sum over all processes (`trainer=ddp`)."""
 
     @property
     def is_global_zero(self) -> bool:
         """Whether this process writes checkpoints."""
-        return processes.leads()
+        return processes.is_main()
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Step, once all processes have done their part of the rows: the closure is the last forward and backward."""
 
         def together() -> Any:
             result = closure()
-            processes.exchange()
-            processes.add_up(self._to_add_up(optimizer))
+            processes.all_gather()
+            processes.all_reduce_sum(self._to_add_up(optimizer))
             return result
 
         return super().optimizer_step(optimizer, together, model, **kwargs)
@@ -47,7 +47,7 @@ class Replicas(SingleDeviceStrategy):
         return self.lightning_module.step_loss  # type: ignore[return-value]
 
 
-class Shards(Replicas):
+class ShardedStrategy(ReplicatedStrategy):
     """Every process holds a shard of each layer (`trainer=fsdp`); the backward pass averages the gradients itself.
 
     What is saved is whole, and the same as that of one process.
@@ -55,7 +55,7 @@ class Shards(Replicas):
 
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Multiply by the number of processes, over which the shards' gradients are averaged."""
-        return super().backward(closure_loss * processes.count(), *args, **kwargs)
+        return super().backward(closure_loss * processes.world_size(), *args, **kwargs)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the whole state."""

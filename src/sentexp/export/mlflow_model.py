@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sentexp.config import Quantization
-from sentexp.export.pyfunc import BASE, CALIBRATED, CODE, LABEL, PROBABILITY, TEXT, WEIGHTS, quiet_pyfunc
+from sentexp.export.pyfunc import BASE, CALIBRATED, CODE, TEXT, WEIGHTS, quiet_pyfunc
 from sentexp.inference.run_lookup import Finished
-from sentexp.inference.scorer import MAX_TOKENS
+from sentexp.inference.scorer import LABEL, MAX_TOKENS, PROBABILITY
 from sentexp.models.saved import Trained, find_base
 
-Array = np.ndarray[Any, np.dtype[Any]]
 PACKAGE = Path(__file__).parents[1]
 EXAMPLE = ("a warm and funny film", "two hours felt like two days")
 NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -39,10 +39,10 @@ def save_model(finished: Finished, folder: Path, base: str | None = None, carry_
     import pandas as pd
 
     trained = finished.trained
-    found = find_base(trained, base)
+    backbone = find_base(trained, base)
     artifacts = {WEIGHTS: str(trained.folder)}
     if carry_base and not trained.whole:
-        artifacts[BASE] = str(found.folder)
+        artifacts[BASE] = str(backbone.folder)
     with tempfile.TemporaryDirectory() as place, quiet_pyfunc() as pyfunc:
         package = Path(place) / PACKAGE.name
         shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "conf"))
@@ -63,12 +63,14 @@ def save_model(finished: Finished, folder: Path, base: str | None = None, carry_
 
 def requirements(trained: Trained) -> list[str]:
     """Return the packages that scoring needs, as they are installed here."""
-    own = [match[0] for line in requires("sentexp") or [] if "extra ==" not in line and (match := NAME.match(line))]
+    required = [
+        match[0] for line in requires("sentexp") or [] if "extra ==" not in line and (match := NAME.match(line))
+    ]
     left_out = [*OF_TRAINING, *(["bitsandbytes"] if trained.storage.quantization is Quantization.none else [])]
-    return sorted(f"{name}=={version(name).partition('+')[0]}" for name in own if name not in left_out)
+    return sorted(f"{name}=={version(name).partition('+')[0]}" for name in required if name not in left_out)
 
 
-def read_model(folder: Path) -> Callable[[Sequence[str]], Array]:
+def read_model(folder: Path) -> Callable[[Sequence[str]], NDArray[Any]]:
     """Return what reads texts with a saved model: its probabilities, shape (texts, labels)."""
     import pandas as pd
 
@@ -76,9 +78,9 @@ def read_model(folder: Path) -> Callable[[Sequence[str]], Array]:
         model = pyfunc.load_model(str(folder))
     names = [name for name in model.metadata.get_output_schema().input_names() if name.startswith(PROBABILITY)]
 
-    def probabilities(texts: Sequence[str]) -> Array:
-        found: Array = model.predict(pd.DataFrame({TEXT: list(texts)}))[names].to_numpy(np.float32)
-        return found
+    def probabilities(texts: Sequence[str]) -> NDArray[Any]:
+        values: NDArray[Any] = model.predict(pd.DataFrame({TEXT: list(texts)}))[names].to_numpy(np.float32)
+        return values
 
     return probabilities
 
@@ -87,6 +89,6 @@ def _signature(labels: list[str]) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    said = [ColSpec(DataType.string, LABEL), *(ColSpec(DataType.float, PROBABILITY + label) for label in labels)]
+    outputs = [ColSpec(DataType.string, LABEL), *(ColSpec(DataType.float, PROBABILITY + label) for label in labels)]
     asked = ParamSchema([ParamSpec(CALIBRATED, DataType.boolean, False)])
-    return ModelSignature(Schema([ColSpec(DataType.string, TEXT)]), Schema(said), asked)
+    return ModelSignature(Schema([ColSpec(DataType.string, TEXT)]), Schema(outputs), asked)

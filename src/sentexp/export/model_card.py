@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from sentexp.compare.comparison import Comparison, Configuration, Scored
-from sentexp.compare.statistics import gather
+from sentexp.compare.statistics import measure_configurations
 from sentexp.config import conf_dir
 from sentexp.config.metric_names import METRICS
-from sentexp.export.verify import Proof
+from sentexp.export.verify import Verification
 from sentexp.inference.run_lookup import Finished
 from sentexp.models.saved import Trained
 from sentexp.system.hub import is_local
@@ -49,13 +49,6 @@ The columns of `logits` are those of `labels.json`; pad on the right. The tokeni
 
 The prompt is `head`, the text and `tail` of `prompt` in `sentexp.json`; `answers` there are the tokens of the label
 words.""",
-    "safetensors": """\
-    from safetensors.torch import load_file
-
-    weights = load_file("model.safetensors")
-
-The header holds the configuration of the architecture (`config`, as in a `config.json`) and the labels. The tokenizer
-beside it frames a text as in training where a classification head answers; else the prompt is in `sentexp.json`.""",
 }
 
 
@@ -65,24 +58,24 @@ def is_export(folder: Path) -> bool:
     return card.is_file() and "\n- sentexp\n---\n" in card.read_text(encoding="utf-8", errors="replace")
 
 
-def write_card(finished: Finished, form: str, proof: Proof, folder: Path, numbers: str = "") -> None:
+def write_card(finished: Finished, form: str, verification: Verification, folder: Path, numbers: str = "") -> None:
     """Write the card of a run, and its configuration, into a folder.
 
     Args:
         finished: the run.
         form: what it was written as.
-        proof: of the export.
+        verification: of the export.
         folder: to write to.
         numbers: what its weights are written in.
     """
     from jinja2 import Environment, StrictUndefined
 
-    trained, own = finished.trained, finished.trained.folder.parent
-    if (own / CONFIG).is_file():
-        shutil.copyfile(own / CONFIG, folder / CONFIG)
+    trained, run_folder = finished.trained, finished.trained.folder.parent
+    if (run_folder / CONFIG).is_file():
+        shutil.copyfile(run_folder / CONFIG, folder / CONFIG)
     title = re.sub(r" \([0-9a-f]{16}\).*", "", finished.name)
-    result, tags = _json(own / "result.json"), {} if finished.run is None else finished.run.data.tags
-    found = result.get("metrics", {})
+    result, tags = _json(run_folder / "result.json"), {} if finished.run is None else finished.run.data.tags
+    metrics = result.get("metrics", {})
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 (Markdown)
     environment.filters["line"] = lambda text: re.sub(r"\s+", " ", str(text)).replace("|", "\\|")
     template = environment.from_string(files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8"))
@@ -95,17 +88,19 @@ def write_card(finished: Finished, form: str, proof: Proof, folder: Path, number
         identity=trained.identity,
         run_id=trained.run_id,
         form=form + numbers,
-        proof=str(proof),
+        verification=str(verification),
         usage=USAGES[_usage(trained, form)],
-        audit=_json(own / "data_audit.json"),
-        rows=0 if not (own / file_name("test")).is_file() else len(read_predictions(own / file_name("test")).targets),
-        metrics=_metrics(own),
-        slices=_slices(found),
+        audit=_json(run_folder / "data_audit.json"),
+        rows=0
+        if not (run_folder / file_name("test")).is_file()
+        else len(read_predictions(run_folder / file_name("test")).targets),
+        metrics=_metrics(run_folder),
+        slices=_slices(metrics),
         max_length=trained.max_length,
-        ece=found.get("test/ece"),
+        ece=metrics.get("test/ece"),
         temperature=trained.temperature,
         base_licence=_licence("model", trained.model.name),
-        data_licence=_licence("data", _json(own / "data_audit.json").get("data")),
+        data_licence=_licence("data", _json(run_folder / "data_audit.json").get("data")),
         command=tags.get("command", ""),
         has_config=(folder / CONFIG).is_file(),
         environment={name: value for name, value in tags.items() if name.startswith(("git.", "version."))},
@@ -115,8 +110,8 @@ def write_card(finished: Finished, form: str, proof: Proof, folder: Path, number
 
 def _about(trained: Trained) -> str:
     kinds = {"adapter_config.json": "an adapter", "head.safetensors": "a classification head alone"}
-    found = (kind for name, kind in kinds.items() if (trained.folder / name).is_file())
-    kind = next(found, "all weights" if trained.whole else "")
+    kinds_there = (kind for name, kind in kinds.items() if (trained.folder / name).is_file())
+    kind = next(kinds_there, "all weights" if trained.whole else "")
     what = f"{kind} trained on" if kind else "nothing trained:"
     how = "which answers a prompt with label words" if trained.answers else "under a classification head"
     stored = trained.storage.quantization.name
@@ -135,17 +130,17 @@ def _usage(trained: Trained, form: str) -> str:
     return form if form in USAGES else "sentexp"
 
 
-def _metrics(own: Path) -> list[dict[str, Any]]:
+def _metrics(run_folder: Path) -> list[dict[str, Any]]:
     """Return the test metrics with their intervals, from what the run has said of each row."""
-    file = own / file_name("test")
+    file = run_folder / file_name("test")
     if not file.is_file():
         return []
-    said = read_predictions(file)
+    predictions = read_predictions(file)
     run = Scored(
         run_id="",
         name="",
         seed="",
-        probabilities=said.probabilities,
+        probabilities=predictions.probabilities,
         file=file,
         settings={},
         metrics={},
@@ -155,14 +150,14 @@ def _metrics(own: Path) -> list[dict[str, Any]]:
     comparison = Comparison(
         title="",
         split="test",
-        labels=said.labels,
-        ids=said.ids,
-        targets=said.targets,
-        slices=said.slices,
+        labels=predictions.labels,
+        ids=predictions.ids,
+        targets=predictions.targets,
+        slices=predictions.slices,
         configurations=[one],
     )
-    found = gather(comparison, [one], RESAMPLES, 0, CONFIDENCE)
-    intervals = {name: found.interval(0, name) for name in METRICS}
+    evidence = measure_configurations(comparison, [one], RESAMPLES, 0, CONFIDENCE)
+    intervals = {name: evidence.interval(0, name) for name in METRICS}
     return [
         {"name": name, "value": interval.value, "low": interval.low, "high": interval.high}
         for name, interval in intervals.items()
@@ -172,12 +167,12 @@ def _metrics(own: Path) -> list[dict[str, Any]]:
 
 def _slices(metrics: dict[str, float]) -> list[dict[str, Any]]:
     """Return the slices of the test rows that the run has measured."""
-    found = []
+    rows = []
     for key, value in metrics.items():
         split, _, name = key.removesuffix("/accuracy").partition("/")
         if split == "test" and name and key.endswith("/accuracy") and f"test/{name}/rows" in metrics:
-            found.append({"name": name, "rows": int(metrics[f"test/{name}/rows"]), "accuracy": value})
-    return found
+            rows.append({"name": name, "rows": int(metrics[f"test/{name}/rows"]), "accuracy": value})
+    return rows
 
 
 def _licence(group: str, name: str | None) -> str:

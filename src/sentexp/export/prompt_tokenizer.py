@@ -51,7 +51,7 @@ def save_framed(
     limit, _ = row_limit(tokenizer, prompt, max_length, positions)
     require(
         getattr(tokenizer, "backend_tokenizer", None) is not None,
-        "The tokenizer of this run is no fast one, so it cannot be written with its prompt: use format=peft.",
+        "The tokenizer of this run is not a fast one, so it cannot be written with its prompt: use format=peft.",
     )
     wanted, _ = encode([text.strip() if strip else text for text in SAMPLES], tokenizer, prompt, positions)
     head, tail = _shared(wanted), _shared([ids[::-1] for ids in wanted])
@@ -99,11 +99,11 @@ def _framing(
     backend: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
-    own = backend.normalizer
+    normalizer = backend.normalizer
     steps: list[Any] = [normalizers.Strip()] if strip else []
     steps += [normalizers.Prepend(joined[0])] if joined[0] else []
     steps += [normalizers.Replace(Regex(r"\z"), joined[1])] if joined[1] else []
-    steps += [own] if own is not None else []
+    steps += [normalizer] if normalizer is not None else []
     if steps:
         backend.normalizer = normalizers.Sequence(steps)
     frames = {name: ids for name, ids in zip((HEAD, TAIL), frame, strict=True) if ids}

@@ -8,18 +8,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from sentexp.inference.batching import Batcher
-from sentexp.inference.scorer import Scorer
-from sentexp.models.backbone import Backbone
+from sentexp.inference.scorer import LABEL, PROBABILITY, Scorer
+from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import read_trained
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Array = np.ndarray[Any, np.dtype[Any]]
-TEXT, LABEL, PROBABILITY = "text", "label", "probability_"
+TEXT = "text"
 WEIGHTS, BASE, CALIBRATED = "weights", "base", "calibrated"
 CODE = f'''"""MLflow runs this file, so that nothing is unpickled."""
 
@@ -101,10 +100,10 @@ def read_texts(table: "pd.DataFrame", strip: bool, most: int | None = None) -> l
     return texts
 
 
-def to_frame(probabilities: Array, labels: Sequence[str]) -> "pd.DataFrame":
+def to_frame(probabilities: NDArray[Any], labels: Sequence[str]) -> "pd.DataFrame":
     """Return labels and probabilities as the columns of a model's output."""
     import pandas as pd
 
-    said: dict[str, Any] = {LABEL: [labels[best] for best in probabilities.argmax(1)]}
-    said |= {PROBABILITY + label: probabilities[:, place] for place, label in enumerate(labels)}
-    return pd.DataFrame(said)
+    columns: dict[str, Any] = {LABEL: [labels[best] for best in probabilities.argmax(1)]}
+    columns |= {PROBABILITY + label: probabilities[:, place] for place, label in enumerate(labels)}
+    return pd.DataFrame(columns)

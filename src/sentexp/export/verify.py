@@ -1,4 +1,4 @@
-"""The proof of an export: another process reads it, and says of rows of the run what the run says.
+"""The check of an export: another process reads it, and gives the probabilities that the run gives.
 
 python -m sentexp.export.verify peft exports/1a2b3c-peft < texts.json
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sentexp.config import ExportFormat, ExportType, Quantization
 from sentexp.errors import UserError, require
@@ -20,17 +21,16 @@ from sentexp.inference.scorer import Scorer
 from sentexp.models.saved import Trained
 from sentexp.tracking.predictions import file_name
 
-Array = np.ndarray[Any, np.dtype[Any]]
 ROWS = 64
 PIECE = ("a warm and funny film", "two hours felt like two days", "good", "the plot makes no sense; the cast is fine")
 """What texts are made of where the run's own rows are no longer there."""
 EXACT, ROUNDED = 1e-3, 3e-2
 """Differences of probabilities that are allowed: in float32, and of weights in 16 bits."""
-MARK = "sentexp-proof:"
+MARK = "sentexp-check:"
 
 
 @dataclass(kw_only=True, slots=True)
-class Proof:
+class Verification:
     """How far the probabilities of an export are from the run's, at most, and how far they may be."""
 
     rows: int
@@ -45,13 +45,13 @@ class Proof:
         )
 
 
-def expected(scorer: Scorer) -> tuple[list[str], Array]:
+def expected(scorer: Scorer) -> tuple[list[str], NDArray[Any]]:
     """Return rows of the scorer's run, or texts of our own without any, and its probabilities of them."""
     texts = _rows(scorer.trained)
     return texts, scorer.probabilities(texts)
 
 
-def prove(wanted: Array, arguments: Sequence[str], texts: list[str], tolerance: float) -> Proof:
+def verify_export(wanted: NDArray[Any], arguments: Sequence[str], texts: list[str], tolerance: float) -> Verification:
     """Read an export in a fresh process.
 
     Args:
@@ -63,14 +63,19 @@ def prove(wanted: Array, arguments: Sequence[str], texts: list[str], tolerance: 
     Raises:
         UserError: it cannot be read, or says something else.
     """
-    found = _read_in_a_fresh_process(arguments, texts)
-    require(found.shape == wanted.shape, f"it gives {found.shape} probabilities, and the run {wanted.shape}.")
-    proof = Proof(rows=len(texts), difference=float(np.abs(found - wanted).max()), tolerance=tolerance)
-    require(proof.difference <= tolerance, f"{proof}.")
-    return proof
+    probabilities = _read_in_a_fresh_process(arguments, texts)
+    require(
+        probabilities.shape == wanted.shape,
+        f"it gives {probabilities.shape} probabilities, and the run {wanted.shape}.",
+    )
+    verification = Verification(
+        rows=len(texts), difference=float(np.abs(probabilities - wanted).max()), tolerance=tolerance
+    )
+    require(verification.difference <= tolerance, f"{verification}.")
+    return verification
 
 
-def _read_in_a_fresh_process(arguments: Sequence[str], texts: list[str]) -> Array:
+def _read_in_a_fresh_process(arguments: Sequence[str], texts: list[str]) -> NDArray[Any]:
     """Return what another process that runs this file as a program says of texts, shape (texts, labels)."""
     call = [sys.executable, "-m", "sentexp.export.verify", *arguments]
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
@@ -103,7 +108,7 @@ def _rows(trained: Trained) -> list[str]:
     return texts[::step][:ROWS]
 
 
-def _read(arguments: Sequence[str], texts: Sequence[str]) -> Array:
+def _read(arguments: Sequence[str], texts: Sequence[str]) -> NDArray[Any]:
     """Return what an export says of texts, shape (texts, labels).
 
     Args:
@@ -126,10 +131,10 @@ def _read(arguments: Sequence[str], texts: Sequence[str]) -> Array:
 def main() -> None:
     """Print the probabilities of the texts on standard input."""
     try:
-        said = _read(sys.argv[1:], json.load(sys.stdin))
+        probabilities = _read(sys.argv[1:], json.load(sys.stdin))
     except UserError as error:
         sys.exit(str(error))
-    print(MARK + json.dumps(said.tolist()))
+    print(MARK + json.dumps(probabilities.tolist()))
 
 
 if __name__ == "__main__":

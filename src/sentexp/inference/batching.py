@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
-Array = np.ndarray[Any, np.dtype[Any]]
 MOST = 256
 """Texts that are waited for no longer; a caller may still bring more at once."""
 
@@ -17,7 +16,7 @@ MOST = 256
 @dataclass(slots=True, eq=False)
 class _Asked:
     texts: list[str]
-    answer: "Future[Array]" = field(default_factory=Future)
+    answer: "Future[NDArray[Any]]" = field(default_factory=Future)
 
 
 class Batcher:
@@ -30,12 +29,12 @@ class Batcher:
         most: texts after which no more callers are taken into a batch.
     """
 
-    def __init__(self, score: Callable[[Sequence[str]], Array], most: int = MOST) -> None:
+    def __init__(self, score: Callable[[Sequence[str]], NDArray[Any]], most: int = MOST) -> None:
         self._score, self._most = score, most
         self._waiting: SimpleQueue[_Asked] = SimpleQueue()
         threading.Thread(target=self._work, name="batcher", daemon=True).start()
 
-    def __call__(self, texts: Sequence[str]) -> Array:
+    def __call__(self, texts: Sequence[str]) -> NDArray[Any]:
         """Return what `score` gives for these texts; raises what it raises."""
         asked = _Asked(list(texts))
         self._waiting.put(asked)
@@ -53,7 +52,7 @@ class Batcher:
 
     def _answer(self, batch: list[_Asked]) -> None:
         try:
-            said = self._score([text for asked in batch for text in asked.texts])
+            probabilities = self._score([text for asked in batch for text in asked.texts])
         except Exception as error:
             if len(batch) == 1:
                 batch[0].answer.set_exception(error)
@@ -63,5 +62,5 @@ class Batcher:
             return
         start = 0
         for asked in batch:
-            asked.answer.set_result(said[start : start + len(asked.texts)])
+            asked.answer.set_result(probabilities[start : start + len(asked.texts)])
             start += len(asked.texts)

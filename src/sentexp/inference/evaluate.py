@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from sentexp.config import EvaluateConfig, EvaluatedRows, TrackingBackend, flatten
-from sentexp.data.splits import NAMES, Examples, load_examples, split_digest
+from sentexp.data.splits import NAMES, Examples, load_examples
+from sentexp.data.text_hash import split_digest
 from sentexp.errors import require
-from sentexp.inference.run_lookup import Finished, find_finished
+from sentexp.inference.run_lookup import Finished, resolve_run
 from sentexp.inference.scorer import Scorer
 from sentexp.metrics.generated_answers import answer_metrics
 from sentexp.metrics.split_metrics import confusion_matrix, slice_scores, split_metrics
@@ -23,12 +24,13 @@ from sentexp.tracking.predictions import FOLDER as PREDICTIONS
 from sentexp.tracking.predictions import file_name, write_predictions
 from sentexp.tracking.provenance import command, git_state
 from sentexp.tracking.queries import EVALUATION
-from sentexp.tracking.store import PARENT, Record, describe_store, find_run, open_record, open_store, read_artifact
+from sentexp.tracking.run_logger import RunLogger, open_run_logger
+from sentexp.tracking.store import PARENT, describe_store, find_run, open_store, read_artifact
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-RESULT = "evaluation.json"
+RESULT_FILE = "evaluation.json"
 IDENTITY = "evaluation.identity"
 """The tag that holds the digest of all that an evaluation depends on."""
 CALIBRATED = ("loss", "ece", "brier")
@@ -53,9 +55,9 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     """Measure a finished run on the rows of a data set, record it, and print it; what is recorded is not done again.
 
     Raises:
-        UserError: anything in the configuration, the run or the data that the user can mend.
+        UserError: anything in the configuration, the run or the data that the user can fix.
     """
-    finished = find_finished(config.wanted, config.tracking, config.output_dir)
+    finished = resolve_run(config.wanted, config.tracking, config.output_dir)
     _require_recordable(finished, config)
     needed = [] if config.split is EvaluatedRows.all else [config.split.name]
     examples = chosen_rows(load_examples(config.dataset, whole=True, needed=needed), config.split)
@@ -63,14 +65,14 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     require(examples.test.num_rows > 0, f"data={config.dataset.name} has no rows: give it some.")
     identity = _identify(finished, examples, config)
     folder = Path(config.output_dir) / f"{EVALUATION}-{identity}"
-    found = _recorded(config, identity, folder)
-    if found is not None:
+    evaluated = _recorded(config, identity, folder)
+    if evaluated is not None:
         say(f"Evaluation {identity} is recorded: this is its result.")
     else:
-        found = _measure(finished, examples, config, identity, folder)
-        found = _record(found, finished, config, folder)
-    _show(found, finished, config, folder, examples.test.num_rows)
-    return found
+        evaluated = _measure(finished, examples, config, identity, folder)
+        evaluated = _record(evaluated, finished, config, folder)
+    _show(evaluated, finished, config, folder, examples.test.num_rows)
+    return evaluated
 
 
 def _require_recordable(finished: Finished, config: EvaluateConfig) -> None:
@@ -108,8 +110,8 @@ def as_labelled(examples: Examples, finished: Finished, config: EvaluateConfig) 
     """
     import pyarrow as pa
 
-    own = {label.casefold(): number for number, label in enumerate(finished.trained.labels)}
-    places = [own.get(label.casefold(), -1) for label in examples.labels]
+    label_numbers = {label.casefold(): number for number, label in enumerate(finished.trained.labels)}
+    places = [label_numbers.get(label.casefold(), -1) for label in examples.labels]
     targets = examples.targets("test")
     unknown = [
         label for number, label in enumerate(examples.labels) if places[number] < 0 and (targets == number).any()
@@ -139,14 +141,14 @@ def _identify(finished: Finished, examples: Examples, config: EvaluateConfig) ->
 
 def _recorded(config: EvaluateConfig, identity: str, folder: Path) -> Evaluated | None:
     """Return the result of an evaluation that is finished."""
-    file = folder / RESULT
+    file = folder / RESULT_FILE
     text = file.read_text(encoding="utf-8") if file.is_file() else None
     if config.tracking.backend is not TrackingBackend.none:
-        found = find_run(config.tracking, IDENTITY, identity, "FINISHED")
-        if found is None:
+        recorded = find_run(config.tracking, IDENTITY, identity, "FINISHED")
+        if recorded is None:
             return None
-        if text is None or json.loads(text)["run_id"] != found.info.run_id:
-            text = read_artifact(open_store(config.tracking), found.info.run_id, RESULT)
+        if text is None or json.loads(text)["run_id"] != recorded.info.run_id:
+            text = read_artifact(open_store(config.tracking), recorded.info.run_id, RESULT_FILE)
     return None if text is None else Evaluated(**json.loads(text))
 
 
@@ -177,76 +179,76 @@ def _scores(scorer: Scorer, rows: "pa.Table") -> Scores:
     """Return the scores of all rows, a piece after the other."""
     column = rows.column("text")
     pieces = [scorer.score(column.slice(start, PIECE).to_pylist()) for start in range(0, len(column), PIECE)]
-    whole: list[Any] = [None if part[0] is None else torch.cat(part) for part in zip(*pieces, strict=True)]
-    return Scores(*whole)
+    joined: list[Any] = [None if part[0] is None else torch.cat(part) for part in zip(*pieces, strict=True)]
+    return Scores(*joined)
 
 
-def _record(found: Evaluated, finished: Finished, config: EvaluateConfig, folder: Path) -> Evaluated:
+def _record(evaluated: Evaluated, finished: Finished, config: EvaluateConfig, folder: Path) -> Evaluated:
     """Record a result whole, as an MLflow run under that of the finished run, and write it to the folder."""
-    record = _open(found, finished, config)
-    found.run_id = record.run_id
+    record = _open(evaluated, finished, config)
+    evaluated.run_id = record.run_id
     try:
-        (folder / RESULT).write_text(json.dumps(_facts(found), indent=2) + "\n", encoding="utf-8")
+        (folder / RESULT_FILE).write_text(json.dumps(_facts(evaluated), indent=2) + "\n", encoding="utf-8")
         record.log_params(_params(finished, config))
-        own = {} if finished.run is None else finished.run.data.metrics
-        record.log_metrics(found.metrics | {name: own[name] for name in COPIED if name in own})
+        run_metrics = {} if finished.run is None else finished.run.data.metrics
+        record.log_metrics(evaluated.metrics | {name: run_metrics[name] for name in COPIED if name in run_metrics})
         record.log_files(folder / PREDICTIONS, PREDICTIONS)
-        record.log_files(folder / RESULT)
+        record.log_files(folder / RESULT_FILE)
     except BaseException:
-        (folder / RESULT).unlink(missing_ok=True)
+        (folder / RESULT_FILE).unlink(missing_ok=True)
         record.finish("FAILED")
         raise
     record.finish("FINISHED")
-    return found
+    return evaluated
 
 
-def _facts(found: Evaluated) -> dict[str, Any]:
+def _facts(evaluated: Evaluated) -> dict[str, Any]:
     return {
-        "identity": found.identity,
-        "run_id": found.run_id,
-        "metrics": found.metrics,
-        "labels": found.labels,
-        "confusion": found.confusion,
+        "identity": evaluated.identity,
+        "run_id": evaluated.run_id,
+        "metrics": evaluated.metrics,
+        "labels": evaluated.labels,
+        "confusion": evaluated.confusion,
     }
 
 
-def _open(found: Evaluated, finished: Finished, config: EvaluateConfig) -> Record:
+def _open(evaluated: Evaluated, finished: Finished, config: EvaluateConfig) -> RunLogger:
     """Open the MLflow run of an evaluation: the one that a kill has left, or a new one."""
     if config.tracking.backend is TrackingBackend.none:
-        return Record()
+        return RunLogger()
     assert finished.run is not None
-    tracking = replace(config.tracking, system_metrics=False)
-    left = find_run(tracking, IDENTITY, found.identity)
+    tracking = config.tracking
+    left = find_run(tracking, IDENTITY, evaluated.identity)
     tags = {
         EVALUATION: config.dataset.name,
-        IDENTITY: found.identity,
+        IDENTITY: evaluated.identity,
         "evaluation.of": finished.trained.identity,
         PARENT: finished.run.info.run_id,
         "command": command(),
         "mlflow.source.name": "sentexp",
         **git_state(),
     }
-    name = f"{finished.run.info.run_name} on {config.dataset.name}"
-    return open_record(tracking, name, None if left is None else left.info.run_id, tags)
+    name = tracking.run_name or f"{finished.run.info.run_name} on {config.dataset.name}"
+    return open_run_logger(tracking, name, None if left is None else left.info.run_id, tags)
 
 
 def _params(finished: Finished, config: EvaluateConfig) -> dict[str, Any]:
     """Return the parameters of the run with the data that it was evaluated on: what a comparison tells runs by."""
-    own = {} if finished.run is None else finished.run.data.params
-    kept = {key: value for key, value in own.items() if not key.startswith(("data.", "class_weight."))}
-    trained_on = own.get("data.name")
+    run_params = {} if finished.run is None else finished.run.data.params
+    kept = {key: value for key, value in run_params.items() if not key.startswith(("data.", "class_weight."))}
+    trained_on = run_params.get("data.name")
     return kept | flatten(config.dataset, "data.") | {"evaluation.split": config.split.name, "trained_on": trained_on}
 
 
-def _show(found: Evaluated, finished: Finished, config: EvaluateConfig, folder: Path, rows: int) -> None:
+def _show(evaluated: Evaluated, finished: Finished, config: EvaluateConfig, folder: Path, rows: int) -> None:
     """Print metrics beside those of the run's own test split, and where they are."""
-    own = {} if finished.run is None else finished.run.data.metrics
+    run_metrics = {} if finished.run is None else finished.run.data.metrics
     title = f"{finished.name} on {rows:,} rows of {config.dataset.name} ({config.split.name})"
-    report.print_evaluation(title, found.metrics, own, found.labels, found.confusion)
+    report.print_evaluation(title, evaluated.metrics, run_metrics, evaluated.labels, evaluated.confusion)
     where = describe_store(config.tracking)
-    say(f"MLflow run {found.run_id} in {where}" if found.run_id else f"recorded {where}")
-    say(f"result in {folder / RESULT}, predictions in {folder / file_name('test')}")
-    if found.run_id is not None:
+    say(f"MLflow run {evaluated.run_id} in {where}" if evaluated.run_id else f"recorded {where}")
+    say(f"result in {folder / RESULT_FILE}, predictions in {folder / file_name('test')}")
+    if evaluated.run_id is not None:
         say("")
         say("Next, for instance, with the evaluation of another run on the same rows:")
-        say(f"  python -m sentexp compare runs=[{found.run_id[:8]},...]")
+        say(f"  python -m sentexp compare runs=[{evaluated.run_id[:8]},...]")

@@ -1,4 +1,4 @@
-"""`python -m sentexp predict`: labels and probabilities of other texts, beside what their file says of them.
+"""`python -m sentexp predict`: labels and probabilities of other texts, beside the columns of their file.
 
 The input goes through in chunks. Each is scored from short to long, written in its own order, and never read again: a
 kill costs the chunk that it was at.
@@ -18,14 +18,13 @@ from sentexp.errors import require
 from sentexp.inference.progress import Meter, tell
 from sentexp.inference.readers import PIECE, STANDARD, Source, format_of, open_source
 from sentexp.inference.row_formats import Chunk
-from sentexp.inference.run_lookup import Finished, find_finished
-from sentexp.inference.scorer import Scorer
-from sentexp.inference.writers import Output, Said, open_output
+from sentexp.inference.run_lookup import Finished, resolve_run
+from sentexp.inference.scorer import LABEL, PROBABILITY, Scorer
+from sentexp.inference.writers import Output, Predictions, open_output
 from sentexp.system.console import OUT
-from sentexp.system.hardware import trim_memory
+from sentexp.system.memory import trim_memory
 from sentexp.tracking.identity import digest_of
 
-LABEL, PROBABILITY = "label", "probability_"
 SAMPLE = 1 << 20
 
 
@@ -37,7 +36,7 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
         sentence: in place of an input.
 
     Raises:
-        UserError: anything in the configuration, the run or the input that the user can mend.
+        UserError: anything in the configuration, the run or the input that the user can fix.
     """
     require(
         (sentence is None) != (config.input is None),
@@ -45,15 +44,15 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
     )
     if sentence is None:
         _check_output(config)
-    finished = find_finished(config.wanted, config.tracking, config.output_dir)
+    finished = resolve_run(config.wanted, config.tracking, config.output_dir)
     if sentence is not None:
         _print_sentence(_scorer(finished, config), sentence, config.calibrated)
         return
     assert config.input is not None
-    own_form = config.format.name if config.input == STANDARD and config.format is not None else None
+    form = config.format.name if config.input == STANDARD and config.format is not None else None
     piece = min(PIECE, config.chunk_rows)
     try:
-        with open_source(config.input, own_form, config.encoding, config.delimiter, piece) as source:
+        with open_source(config.input, form, config.encoding, config.delimiter, piece) as source:
             _predict_table(finished, config, source)
     except BrokenPipeError:  # who reads standard output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,10 +71,12 @@ def _predict_table(finished: Finished, config: PredictConfig, source: Source) ->
     form = _output_form(config, source)
     task = _task(finished, config, column, form)
     delimiter = source.delimiter if source.form == "csv" else ","
-    output = open_output(config.output, form, source.columns, added, delimiter, task, getattr(source, "schema", None))
-    meter = Meter(source)
+    output = open_output(config.output, form, source.columns, added, delimiter, task, source.schema)
+    meter = Meter(source.rows, output.rows)
     try:
         tell(f"run {finished.name}; texts in the column {column} of {source.name}")
+        for note in source.notes:
+            tell(note)
         if output.rows:
             tell(f"Going on after row {output.rows:,}, where an earlier start of the same command has stopped.")
         _score_all(source, column, output, config, meter, lambda: _scorer(finished, config))
@@ -97,23 +98,23 @@ def _score_all(
 ) -> None:
     """Score and write every row that is not in the output yet."""
     scorer: Scorer | None = None
-    left = output.rows  # to pass over
+    written = output.rows  # by an earlier start
     with meter:
         for chunk in source.chunks(column, config.chunk_rows):
-            if left >= len(chunk.texts):
-                left -= len(chunk.texts)
-                meter.skip()
+            if written >= len(chunk.texts):
+                written -= len(chunk.texts)
                 continue
-            scorer = scorer or scorer_of()  # not before the input is known to be one
-            rest, left = chunk.after(left), 0
-            meter.begin(len(rest.texts))
-            output.write(rest, say_of(scorer, rest, config.calibrated, meter.advance))
+            if scorer is None:  # not before the input is read
+                scorer = scorer_of()
+                meter.begin()
+            rest, written = chunk.after(written), 0
+            output.write(rest, score_chunk(scorer, rest, config.calibrated, meter.advance))
             trim_memory()
 
 
-def say_of(
+def score_chunk(
     scorer: Scorer, chunk: Chunk, calibrated: bool = False, done: Callable[[int], object] = lambda _: None
-) -> Said:
+) -> Predictions:
     """Return label and probabilities of each row of a chunk, null without a text.
 
     Args:
@@ -127,10 +128,13 @@ def say_of(
     scores = scorer.score([texts[number] or "" for number in kept], done)
     done(len(texts) - len(kept))
     probabilities = scorer.probabilities_of(scores, calibrated)
-    said: Said = [[None] * (1 + len(scorer.labels)) for _ in texts]
+    predictions: Predictions = [[None] * (1 + len(scorer.labels)) for _ in texts]
     for number, row, best in zip(kept, probabilities, probabilities.argmax(1).tolist(), strict=True):
-        said[number] = [scorer.labels[best], *(float(str(value)) for value in row)]  # the shortest number that is it
-    return said
+        predictions[number] = [
+            scorer.labels[best],
+            *(float(str(value)) for value in row),
+        ]  # the shortest number that is it
+    return predictions
 
 
 def _stripped(texts: list[str | None]) -> list[str | None]:
@@ -138,8 +142,8 @@ def _stripped(texts: list[str | None]) -> list[str | None]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    found: list[str | None] = pc.utf8_trim_whitespace(pa.array(texts, pa.large_string())).to_pylist()
-    return found
+    stripped: list[str | None] = pc.utf8_trim_whitespace(pa.array(texts, pa.large_string())).to_pylist()
+    return stripped
 
 
 def _scorer(finished: Finished, config: PredictConfig) -> Scorer:
@@ -153,7 +157,7 @@ def _check_output(config: PredictConfig) -> None:
     assert config.input is not None
     if config.output == STANDARD:
         return
-    format_of("output", config.output, None)
+    format_of("output", config.output)
     file = Path(config.output).expanduser()
     require(not file.is_dir(), f"output={config.output} is a folder: name a file in it.")
     require(file.parent.is_dir(), f"output={config.output}: there is no folder {file.parent}: make it first.")
@@ -168,10 +172,10 @@ def _check_output(config: PredictConfig) -> None:
 def _output_form(config: PredictConfig, source: Source) -> str:
     assert config.output is not None
     if config.output != STANDARD:
-        return format_of("output", config.output, None)
+        return format_of("output", config.output)
     if config.format is not None:
         return config.format.name
-    return "jsonl" if source.form in ("jsonl", "parquet") else source.form
+    return source.form if source.form in ("csv", "tsv") else "jsonl"
 
 
 def _task(finished: Finished, config: PredictConfig, column: str, form: str) -> str | None:
@@ -197,7 +201,7 @@ def _weights(finished: Finished) -> list[Path]:
 
 def _print_sentence(scorer: Scorer, sentence: str, calibrated: bool) -> None:
     require(bool(sentence.strip()), "--text is empty: give it a sentence.")
-    label, *probabilities = say_of(scorer, Chunk(rows=[], texts=[sentence]), calibrated)[0]
+    label, *probabilities = score_chunk(scorer, Chunk(rows=[], texts=[sentence]), calibrated)[0]
     table = Table("label", "probability", title=label, title_justify="left")
     for name, value in zip(scorer.labels, probabilities, strict=True):
         table.add_row(Text(name), f"{value:.4f}")

@@ -3,13 +3,11 @@
 import sys
 import time
 from datetime import timedelta
-from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
-
-from sentexp.inference.readers import Source
 
 LINE_EVERY = 30.0
 """Seconds between two lines in a log."""
@@ -23,64 +21,43 @@ def tell(sentence: str) -> None:
 class Meter:
     """Counts rows, and tells of them while it is entered.
 
-    The share that is done is that of what was read before the chunk at hand, and of the chunk what is scored.
-
     Args:
-        source: the input; that of standard input has no end that is known.
+        total: rows of the input; None is not known.
+        before: rows that an earlier start has scored.
     """
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, total: int | None, before: int) -> None:
         self.rows = 0
-        self._before = self._read = 0  # of the source, before the chunk at hand and after it
-        self._chunk = self._scored = 0
-        self._began = self._told = 0.0
-        self._start: float | None = None
-        columns = (TextColumn("Predicting"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[told]}"))
-        console = Console(stderr=True)
-        self._bar = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
-        self._task = self._bar.add_task("", total=source.size, told="")
+        self._left = None if total is None else total - before
+        self._began = self._last_line = time.monotonic()
+        columns = (TextColumn("Predicting"), BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        self._task = self._bar.add_task("", total=total, completed=before)
 
-    def __enter__(self) -> "Meter":
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     @property
     def seconds(self) -> float:
-        """Seconds since the first chunk."""
-        return 0.0 if self._start is None else time.monotonic() - self._began
+        """Seconds since the clock was started."""
+        return time.monotonic() - self._began
 
-    def skip(self) -> None:
-        """Count what was read so far as done earlier."""
-        self._read = self.source.done
-
-    def begin(self, rows: int) -> None:
-        """Begin a chunk of so many rows."""
-        if self._start is None:
-            self._start = self._read
-            self._began = self._told = time.monotonic()
-        self._before, self._read, self._chunk, self._scored = self._read, self.source.done, rows, 0
+    def begin(self) -> None:
+        """Start the clock, once the model is there."""
+        self._began = self._last_line = time.monotonic()
 
     def advance(self, rows: int) -> None:
         """Count rows that are scored."""
         self.rows += rows
-        self._scored += rows
-        done = self._before + (self._read - self._before) * self._scored / max(self._chunk, 1)
-        told = self._sentence(done)
-        self._bar.update(self._task, completed=done, told=told)
-        if self._bar.disable and time.monotonic() - self._told >= LINE_EVERY:
-            self._told = time.monotonic()
-            tell(told)
-
-    def _sentence(self, done: float) -> str:
-        seconds = max(self.seconds, 1e-9)
-        told = f"{self.rows:,} rows, {self.rows / seconds:,.1f} rows/s"
-        pace = (done - (self._start or 0)) / seconds
-        if self.source.size is None or pace <= 0:
-            return told
-        return f"{told}, {timedelta(seconds=round((self.source.size - done) / pace))} left"
+        speed = self.rows / max(self.seconds, 1e-9)
+        sentence = f"{self.rows:,} rows, {speed:,.1f} rows/s"
+        if self._left is not None and speed > 0:
+            sentence += f", {timedelta(seconds=round((self._left - self.rows) / speed))} left"
+        self._bar.update(self._task, advance=rows, description=sentence)
+        if self._bar.disable and time.monotonic() - self._last_line >= LINE_EVERY:
+            self._last_line = time.monotonic()
+            tell(sentence)

@@ -1,45 +1,51 @@
-"""The input of `predict`, read in pieces so that its length does not count."""
+"""The input of `predict`: the tables that training reads, in pieces, so that their length does not count."""
 
-import csv
-import io
-import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from sentexp.data.encodings import detect, marked_encoding
-from sentexp.data.tables import long_fields, require_columns
+from sentexp.data.delimited import Delimited, Keys, TextFormat
+from sentexp.data.json_rows import JsonRows, Rows
+from sentexp.data.tables import SUFFIXES, open_parquet, require_columns
 from sentexp.errors import UserError, require
-from sentexp.inference.row_formats import Chunk, Objects, plain
+from sentexp.inference.row_formats import Chunk, as_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
+INPUTS, OUTPUTS = SUFFIXES, tuple(ending for ending in SUFFIXES if ending != ".json")
 STANDARD = "-"
 PIECE = 256
 """Rows that are read at one time."""
 CHUNK_CHARACTERS = 1 << 24
 """Characters of the texts of a chunk; one that has more ends sooner than its rows say."""
+KEYS = Keys(
+    path="input",
+    encoding="encoding",
+    delimiter="delimiter",
+    unquoted="save it as .tsv if it does not quote",
+    ragged="name what divides columns with delimiter=<letter>",
+)
 
 
-def format_of(key: str, path: str, given: str | None) -> str:
-    """Return the format of a file: as given, else by its ending.
+def format_of(key: str, path: str) -> str:
+    """Return the format of a file by its ending.
 
     Raises:
-        UserError: an ending of no known format.
+        UserError: an ending of another format.
     """
-    if given is not None:
-        return given
-    ending = Path(path).suffix.lower()
+    ending, endings = Path(path).suffix.lower(), INPUTS if key == "input" else OUTPUTS
     require(
-        ending in FORMATS,
-        f"{key}={path} has the ending {ending!r}: it must be one of {', '.join(FORMATS)}, or - for standard "
-        f"{key} with format=csv, tsv or jsonl.",
+        ending in endings,
+        f"{key}={path} has the ending {ending!r}: it must be one of {', '.join(endings)}, or - for standard {key} with "
+        "format=csv, tsv or jsonl.",
     )
-    return FORMATS[ending]
+    return ending.removeprefix(".")
 
 
 @contextmanager
@@ -52,78 +58,116 @@ def open_source(
 ) -> "Iterator[Source]":
     """Yield the rows of an input; see `Source`.
 
+    Args:
+        path: of a file; - is standard input.
+        form: csv, tsv, jsonl, json or parquet; None is by the ending, or by the first bytes of standard input.
+        encoding: null is what a byte order mark says, UTF-8, or of CSV and TSV what is detected.
+        delimiter: of CSV and TSV; null is that of the format.
+        piece: rows that are read at one time.
+
     Raises:
         UserError: the file is missing, empty, or of another format.
     """
+    name = "standard input" if path == STANDARD else path
+    with _as_file(path) as file, file.open("rb") as stream:
+        start = stream.read(4)
+        stream.seek(0)
+        require(bool(start), f"input={path} is empty: it must hold a header or rows.")
+        if form is None:
+            form = _by_first_bytes(start) if path == STANDARD else format_of("input", path)
+        match form:
+            case "parquet":
+                yield _parquet_source(stream, name, piece)
+            case "jsonl" | "json":
+                yield _json_source(JsonRows(file, encoding, KEYS, name), form, piece)
+            case _:
+                text_format = TextFormat(encoding=encoding, delimiter=delimiter)
+                yield _delimited_source(Delimited(file, text_format, f".{form}", KEYS, name), form, piece)
+
+
+@contextmanager
+def _as_file(path: str) -> Iterator[Path]:
+    """Yield the file of an input; standard input is kept in one that goes with its end."""
+    if path == STANDARD:
+        with tempfile.NamedTemporaryFile(prefix="sentexp-input-") as kept:
+            shutil.copyfileobj(sys.stdin.buffer, kept)
+            kept.flush()
+            yield Path(kept.name)
+        return
     file = Path(path).expanduser()
-    if path != STANDARD:
-        require(file.exists(), f"input={path} does not exist: name a file, or - for standard input.")
-        require(file.is_file(), f"input={path} is a folder: name a file in it.")
-        require(file.stat().st_size > 0, f"input={path} is empty: it must hold a header or rows.")
-    opened: AbstractContextManager[IO[bytes]] = nullcontext(sys.stdin.buffer) if path == STANDARD else file.open("rb")
-    with opened as stream:
-        yield Source(path, stream, form, encoding, delimiter, piece)
+    require(file.exists(), f"input={path} does not exist: name a file, or - for standard input.")
+    require(file.is_file(), f"input={path} is a folder: name a file in it.")
+    yield file
+
+
+def _by_first_bytes(start: bytes) -> str:
+    if start == b"PAR1":
+        return "parquet"
+    return "jsonl" if start.startswith(b"{") else "csv"
+
+
+def _parquet_source(stream: IO[bytes], name: str, piece: int) -> "Source":
+    import pyarrow as pa
+
+    file = open_parquet(stream, name)
+    schema = file.schema_arrow
+    is_text = {field.name: pa.types.is_string(field.type) or pa.types.is_large_string(field.type) for field in schema}
+    tables = (pa.Table.from_batches([batch]) for batch in file.iter_batches(batch_size=piece))
+    source = Source(name, "parquet", list(schema.names), tables, file.metadata.num_rows, schema)
+    source.textual = [column for column in schema.names if is_text[column]]
+    return source
+
+
+def _json_source(file: JsonRows, form: str, piece: int) -> "Source":
+    count = file.count()
+    blocks = file.blocks(piece)
+    first = next(blocks, [])
+    require(bool(first), f"{file.name} has no rows: each line must be a JSON object.")
+    source = Source(file.name, form, list(file.columns), chain([first], blocks), count)
+    source.textual = [name for name in source.columns if all(isinstance(row.get(name, ""), str) for row in first)]
+    return source
+
+
+def _delimited_source(file: Delimited, form: str, piece: int) -> "Source":
+    import pyarrow as pa
+
+    def pieces() -> "Iterator[pa.Table]":
+        for table in file.tables():
+            for start in range(0, table.num_rows, piece):
+                yield table.slice(start, piece)
+
+    schema = pa.schema([pa.field(name, pa.large_string()) for name in file.names])
+    source = Source(file.name, form, file.names, pieces(), file.rows, schema)
+    source.delimiter, source.notes = file.delimiter, file.notes
+    return source
 
 
 class Source:
     """The rows of a file or of standard input; see `open_source`.
 
-    Args:
-        path: of the file; - is standard input.
-        stream: that is open there.
-        form: csv, tsv, jsonl or parquet; None is by the ending, or by the first letter of standard input.
-        encoding: null is UTF-8, or what a byte order mark says.
-        delimiter: of CSV and TSV; null is that of the format.
-        piece: rows that are read at one time.
+    `textual` are the columns that hold texts, and `notes` sentences for the person at the keyboard.
 
-    Raises:
-        UserError: it is empty, or of another format.
+    Args:
+        name: of the input, for sentences.
+        form: csv, tsv, jsonl, json or parquet.
+        columns: their names.
+        pieces: Arrow tables, or objects of JSON.
+        rows: how many there are; None is not known.
+        schema: of Arrow tables.
     """
 
     def __init__(
         self,
-        path: str,
-        stream: IO[bytes],
-        form: str | None,
-        encoding: str | None,
-        delimiter: str | None,
-        piece: int = PIECE,
+        name: str,
+        form: str,
+        columns: list[str],
+        pieces: "Iterator[pa.Table] | Iterator[Rows]",
+        rows: int | None,
+        schema: "pa.Schema | None" = None,
     ) -> None:
-        self.path, self.stream, self.name = path, stream, "standard input" if path == STANDARD else path
-        self.piece = piece
-        file = Path(path).expanduser()
-        first = self._peek()
-        if form is None:
-            form = {b"{": "jsonl"}.get(first[:1], "csv") if path == STANDARD else format_of("input", path, None)
-        require(
-            path != STANDARD or (form != "parquet" and first != b"PAR1"),
-            "input=- cannot be Parquet, which is read from its end: name the file.",
-        )
-        self.form = form
-        self.encoding = encoding or (None if path == STANDARD else marked_encoding(file)) or "utf-8"
-        self.delimiter = delimiter or {"tsv": "\t"}.get(form, ",")
-        self.size: int | None = None if path == STANDARD else file.stat().st_size
-        self.done = 0
-        """Bytes that were read, or rows of Parquet; `size` has the same unit."""
-        self.columns: list[str] = []
-        self.textual: list[str] = []
-        """The columns that hold texts."""
-        self._pieces = self._open()
-
-    def _peek(self) -> bytes:
-        if isinstance(self.stream, io.BufferedReader):
-            return self.stream.peek(4)[:4]
-        start = self.stream.read(4)  # standard input that is held in memory
-        self.stream.seek(0)
-        return start
-
-    def _open(self) -> "Iterator[pa.Table | Objects]":
-        """Read as much as tells the columns."""
-        if self.form == "parquet":
-            return self._parquet()
-        if self.form == "jsonl":
-            return self._json_lines()
-        return self._delimited()
+        self.name, self.form, self.columns, self.rows, self.schema = name, form, columns, rows, schema
+        self.textual, self.notes, self.delimiter = columns, list[str](), ","
+        self._pieces = pieces
 
     def choose_text(self, wanted: str | None, usual: str | None) -> str:
         """Return the column of the texts: the one that is wanted, else that of the run, else `text`, else the only one.
@@ -145,31 +189,31 @@ class Source:
         )
         return self.textual[0]
 
-    def chunks(self, text: str, most: int) -> Iterator[Chunk]:
-        """Yield all rows; where a chunk ends depends on the rows alone.
+    def chunks(self, column: str, most: int) -> Iterator[Chunk]:
+        """Yield all rows; where a chunk ends depends on the input alone.
 
         Args:
-            text: the column of the texts.
+            column: of the texts.
             most: rows of a chunk, which ends with the piece that reaches them.
         """
-        held: list[Any] = []
+        pieces: list[Any] = []
         texts: list[str | None] = []
         size = seen = 0
         for piece in self._pieces:
-            found = self._texts(piece, text, seen)
-            seen += len(found)
-            held.append(piece)
-            texts += found
-            size += sum(len(one) for one in found if one is not None)
+            read = self._texts(piece, column, seen)
+            seen += len(read)
+            pieces.append(piece)
+            texts += read
+            size += sum(len(text) for text in read if text is not None)
             if len(texts) >= most or size >= CHUNK_CHARACTERS:
-                yield Chunk(rows=_joined(held), texts=texts)
-                held, texts, size = [], [], 0
+                yield Chunk(rows=_joined(pieces), texts=texts)
+                pieces, texts, size = [], [], 0
         if texts:
-            yield Chunk(rows=_joined(held), texts=texts)
+            yield Chunk(rows=_joined(pieces), texts=texts)
 
-    def _texts(self, piece: "pa.Table | Objects", column: str, before: int) -> list[str | None]:
+    def _texts(self, piece: "pa.Table | Rows", column: str, before: int) -> list[str | None]:
         if isinstance(piece, list):
-            return [plain(row.get(column)) for row in piece]
+            return [as_text(row.get(column)) for row in piece]
         import pyarrow as pa
 
         values = piece.column(column)
@@ -179,159 +223,15 @@ class Source:
             require(
                 not isinstance(error, UnicodeDecodeError) and "UTF8" not in str(error),
                 f"Row {before + _first_undecodable(values) + 1} of {self.name} holds a {column} that is not UTF-8: "
-                "mend it.",
+                "fix it.",
             )
             raise UserError(
                 f"text={column} holds {values.type} in {self.name}: name a column of texts with text=<column>; its "
                 f"columns are {', '.join(self.columns)}."
             ) from None
 
-    def _parquet(self) -> "Iterator[pa.Table]":
-        import pyarrow as pa
-        from pyarrow import parquet
 
-        try:
-            opened = parquet.ParquetFile(self.stream)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                f"{self.name} cannot be read as .parquet ({str(error).splitlines()[0][:200]}): mend it."
-            ) from None
-        schema = opened.schema_arrow
-        self.schema = schema
-        self.columns = list(schema.names)
-        self.textual = [
-            field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-        ]
-        self.size = opened.metadata.num_rows
-
-        def pieces() -> Iterator[pa.Table]:
-            for batch in opened.iter_batches(batch_size=self.piece):
-                self.done += batch.num_rows
-                yield pa.Table.from_batches([batch])
-
-        return pieces()
-
-    def _delimited(self) -> "Iterator[pa.Table]":
-        rows = self._rows()
-        first = next(rows, None)
-        if first is None:
-            raise UserError(f"{self.name} has no header: its first line must name the columns.")
-        self.columns = self.textual = first
-        import pyarrow as pa
-
-        string = pa.large_string()
-        self.schema = pa.schema([pa.field(name, string) for name in first])
-
-        def table(block: list[list[str]]) -> pa.Table:
-            return pa.Table.from_arrays(
-                [pa.array(column, string) for column in zip(*block, strict=True)], schema=self.schema
-            )
-
-        def pieces() -> Iterator[pa.Table]:
-            block: list[list[str]] = []
-            quoted = f"quote texts that hold {self.delimiter!r}"
-            advice = quoted if self.form == "csv" else "TSV knows no quotation marks, so save it as .csv"
-            for number, row in enumerate(rows, start=1):
-                require(
-                    len(row) == len(first),
-                    f"Row {number} of {self.name} has {len(row)} of the {len(first)} columns of its header: {advice}, "
-                    "mend it, or name what divides columns with delimiter=<letter>.",
-                )
-                block.append(row)
-                if len(block) == self.piece:
-                    yield table(block)
-                    block = []
-            if block:
-                yield table(block)
-
-        return pieces()
-
-    def _rows(self) -> Iterator[list[str]]:
-        """Yield header and rows; TSV has no quotation marks, as in GLUE."""
-        lines = self._lines()
-        if self.form == "tsv":
-            for line in lines:
-                if bare := line.rstrip("\r\n"):
-                    yield bare.split(self.delimiter)
-            return
-        number = -1
-        reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
-        with long_fields():
-            try:
-                for row in reader:
-                    number += bool(row)
-                    if row:
-                        yield row
-            except csv.Error as error:
-                raise UserError(
-                    f"Row {number + 1} of {self.name} cannot be read ({error}): a quotation mark is probably not "
-                    "closed, or not doubled inside a text; mend it, or save the file as .tsv, which has none."
-                ) from None
-
-    def _lines(self) -> Iterator[str]:
-        """Yield the lines with their ends; a byte order mark is taken off."""
-        if "\n".encode(self.encoding)[-1:] != b"\n" or len("\n".encode(self.encoding)) > 1:
-            lines = io.TextIOWrapper(self.stream, self.encoding, newline="")
-            try:
-                yield from lines
-            except UnicodeError:
-                raise UserError(
-                    f"{self.name} is not {self.encoding}: name its encoding with encoding=<name>."
-                ) from None
-            finally:
-                lines.detach()
-            return
-        for number, line in enumerate(self.stream, start=1):
-            self.done += len(line)
-            try:
-                text = line.decode(self.encoding)
-            except UnicodeDecodeError:
-                likely = detect(line)
-                raise UserError(
-                    f"Line {number} of {self.name} is not {self.encoding}: save it as UTF-8, or name its encoding with "
-                    f"encoding=<name>{f' ({likely} is likely)' if likely else ''}."
-                ) from None
-            yield text.removeprefix("\ufeff") if number == 1 else text
-
-    def _json_lines(self) -> Iterator[Objects]:
-        pieces = self._blocks()
-        first = next(pieces, [])
-        require(bool(first), f"{self.name} has no rows: each line must be a JSON object.")
-        self.columns = list(dict.fromkeys(name for row in first for name in row))
-        self.textual = [name for name in self.columns if all(isinstance(row.get(name, ""), str) for row in first)]
-
-        def all_pieces() -> Iterator[Objects]:
-            yield first
-            yield from pieces
-
-        return all_pieces()
-
-    def _blocks(self) -> Iterator[Objects]:
-        block: Objects = []
-        for number, line in enumerate(self._lines(), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"Line {number} of {self.name} is not JSON ({error.msg}): mend it.") from None
-            require(isinstance(row, dict), f"Line {number} of {self.name} is no JSON object with names and values.")
-            try:
-                if "\\u" in line:
-                    json.dumps(row, ensure_ascii=False).encode()
-            except UnicodeEncodeError:
-                raise UserError(
-                    f"Line {number} of {self.name} holds half of a surrogate pair, which is no character: mend it."
-                ) from None
-            block.append(row)
-            if len(block) == self.piece:
-                yield block
-                block = []
-        if block:
-            yield block
-
-
-def _joined(pieces: list[Any]) -> "pa.Table | Objects":
+def _joined(pieces: list[Any]) -> "pa.Table | Rows":
     if isinstance(pieces[0], list):
         return [row for piece in pieces for row in piece]
     import pyarrow as pa

@@ -1,6 +1,6 @@
 """Rows as they were read, and in the forms that are written.
 
-A chunk of rows is an Arrow table where the input is CSV, TSV or Parquet, and a list of objects where it is JSON Lines.
+A chunk of rows is an Arrow table where the input is CSV, TSV or Parquet, and a list of objects where it is JSON.
 """
 
 import json
@@ -8,19 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sentexp.data.json_rows import Rows
 from sentexp.errors import require
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-Objects = list[dict[str, Any]]
 
 
 @dataclass(kw_only=True, slots=True)
 class Chunk:
     """Rows that follow each other: all that the input says of them, and their texts, null where there is none."""
 
-    rows: "pa.Table | Objects"
+    rows: "pa.Table | Rows"
     texts: list[str | None]
 
     def after(self, first: int) -> "Chunk":
@@ -29,15 +28,15 @@ class Chunk:
         return Chunk(rows=rows, texts=self.texts[first:])
 
 
-def cells(rows: "pa.Table | Objects", columns: Sequence[str]) -> list[list[str | None]]:
-    """Return the rows as texts, for CSV and TSV: what is no text as JSON, or as Arrow writes it.
+def as_texts(rows: "pa.Table | Rows", columns: Sequence[str]) -> list[list[str | None]]:
+    """Return the rows as texts, for CSV and TSV: what is not a text as JSON, or as Arrow writes it.
 
     Raises:
         UserError: a JSON object with a name that no earlier one has.
     """
     if isinstance(rows, list):
-        _require_known(rows, columns)
-        return [[plain(row.get(name)) for name in columns] for row in rows]
+        _require_columns(rows, columns)
+        return [[as_text(row.get(name)) for name in columns] for row in rows]
     import pyarrow as pa
 
     texts = []
@@ -51,30 +50,30 @@ def cells(rows: "pa.Table | Objects", columns: Sequence[str]) -> list[list[str |
     return [list(row) for row in zip(*texts, strict=True)]
 
 
-def objects(rows: "pa.Table | Objects") -> Objects:
+def as_objects(rows: "pa.Table | Rows") -> Rows:
     """Return the rows as JSON objects."""
     return rows if isinstance(rows, list) else rows.to_pylist()
 
 
-def arrow(rows: "pa.Table | Objects", columns: Sequence[str]) -> "pa.Table":
+def as_arrow(rows: "pa.Table | Rows", columns: Sequence[str]) -> "pa.Table":
     """Return the rows as an Arrow table; of JSON objects every column is texts, as its types may change on the way."""
     if not isinstance(rows, list):
         return rows
     import pyarrow as pa
 
-    _require_known(rows, columns)
-    return pa.table({name: pa.array([plain(row.get(name)) for row in rows], pa.large_string()) for name in columns})
+    _require_columns(rows, columns)
+    return pa.table({name: pa.array([as_text(row.get(name)) for row in rows], pa.large_string()) for name in columns})
 
 
-def _require_known(rows: Objects, columns: Sequence[str]) -> None:
-    known = set(columns)
-    new = next((name for row in rows for name in row if name not in known), None)
+def _require_columns(rows: Rows, columns: Sequence[str]) -> None:
+    allowed = set(columns)
+    new = next((name for row in rows for name in row if name not in allowed), None)
     require(
         new is None,
         f"A row has the name {new!r}, which the first rows lack, so it has no column: write output=<file>.jsonl.",
     )
 
 
-def plain(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
     """Return a value of JSON as a text."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sentexp.compare.run_selection import LISTED
 from sentexp.config import TrackingBackend, TrackingConfig
 from sentexp.config.metric_names import LOWER_IS_BETTER
 from sentexp.errors import UserError, require
 from sentexp.models.saved import FACTS, FOLDERS, Trained, read_trained, require_no_pickle
+from sentexp.run.result import RESULT
 from sentexp.tracking.queries import find_sweeps, is_run, runs_of_sweep
 from sentexp.tracking.run_dir import STATE
 from sentexp.tracking.store import Store, describe_store, find_store, read_artifact
@@ -17,10 +19,8 @@ from sentexp.tracking.store import Store, describe_store, find_store, read_artif
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-RESULT = "result.json"
 BEST, REGISTERED = "best", "models:/"
 SHORTEST = 4
-LISTED = 5
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class Finished:
     store: Store | None = None
 
 
-def find_finished(wanted: str, tracking: TrackingConfig, output_dir: str) -> Finished:
+def resolve_run(wanted: str, tracking: TrackingConfig, output_dir: str) -> Finished:
     """Return the run that is wanted.
 
     Args:
@@ -72,8 +72,8 @@ def find_finished(wanted: str, tracking: TrackingConfig, output_dir: str) -> Fin
         return _in_folder(folders[0], store)
     where = f"{describe_store(tracking)} (experiment {tracking.experiment})"
     raise UserError(
-        f"run={wanted} is no run in {where}, nor a folder in output_dir={output_dir}: it must be an identity or MLflow "
-        "run id (python -m sentexp runs lists them), best, or the path of a run's folder."
+        f"run={wanted} is not a run in {where}, nor a folder in output_dir={output_dir}: it must be an identity or "
+        "MLflow run id (python -m sentexp runs lists them), best, or the path of a run's folder."
     )
 
 
@@ -100,16 +100,16 @@ def _best(store: Store | None, tracking: TrackingConfig) -> Finished:
     ranked = [place for place, value in enumerate(values) if math.isfinite(value)]
     require(bool(ranked), f"run=best: no run of {sweeps[0].info.run_name} has a validation {metric}: name a run.")
     best = max(ranked, key=lambda place: sign * values[place])
-    found = _of_store(BEST, [runs[best]], store)
-    found.name += f": validation/{metric} {values[best]:.4f}, the best of {sweeps[0].info.run_name}"
-    return found
+    finished = _of_store(BEST, [runs[best]], store)
+    finished.name += f": validation/{metric} {values[best]:.4f}, the best of {sweeps[0].info.run_name}"
+    return finished
 
 
 def _registered(wanted: str, tracking: TrackingConfig) -> Finished:
     """Return the run of a version of a registered model."""
     from mlflow.exceptions import MlflowException
 
-    where = f"run={wanted} is no version of a registered model in {describe_store(tracking)}"
+    where = f"run={wanted} is not a version of a registered model in {describe_store(tracking)}"
     name, _, alias = wanted.removeprefix(REGISTERED).partition("@")
     name, _, number = name.partition("/")
     store = None if tracking.backend is TrackingBackend.none else find_store(tracking)
@@ -125,9 +125,9 @@ def _registered(wanted: str, tracking: TrackingConfig) -> Finished:
         run = store.client.get_run(version.run_id)
     except (MlflowException, UserError) as error:
         raise UserError(f"{where} ({error.__cause__ or error}): python -m sentexp register makes one.") from None
-    found = _of_store(wanted, [run], store)
-    found.name += f", {name} version {version.version}"
-    return found
+    finished = _of_store(wanted, [run], store)
+    finished.name += f", {name} version {version.version}"
+    return finished
 
 
 def _recorded(store: Store | None, wanted: str) -> "list[Run]":
@@ -145,10 +145,14 @@ def _identity(run: "Run") -> str:
     return str(run.data.tags.get("identity", run.info.run_id))
 
 
-def _require_one(wanted: str, found: dict[str, str]) -> None:
-    told = ", ".join(f"{identity} ({name})" if name else identity for identity, name in list(found.items())[:LISTED])
-    more = ", ..." if len(found) > LISTED else ""
-    require(len(found) < 2, f"run={wanted} is the beginning of {len(found)} runs: {told}{more}: give more of one.")  # noqa: PLR2004
+def _require_one(wanted: str, matches: dict[str, str]) -> None:
+    listed = ", ".join(
+        f"{identity} ({name})" if name else identity for identity, name in list(matches.items())[:LISTED]
+    )
+    more = ", ..." if len(matches) > LISTED else ""
+    require(
+        len(matches) <= 1, f"run={wanted} is the beginning of {len(matches)} runs: {listed}{more}: give more of one."
+    )
 
 
 def _of_store(wanted: str, runs: "list[Run]", store: Store) -> Finished:
@@ -201,5 +205,5 @@ def _in_folder(path: Path, store: Store | None) -> Finished:
 def _run_of(trained: Trained, store: Store | None) -> "Run | None":
     if store is None or trained.run_id is None or not store.exists(trained.run_id):
         return None
-    found: Run = store.client.get_run(trained.run_id)
-    return found
+    run: Run = store.client.get_run(trained.run_id)
+    return run

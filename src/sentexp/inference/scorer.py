@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sentexp.config import Precision
@@ -14,31 +14,28 @@ from sentexp.data.datamodule import Texts, pad
 from sentexp.data.packing import Packer
 from sentexp.data.tokens import WORTH_SHARING, encode, row_limit
 from sentexp.errors import UserError
-from sentexp.models.backbone import DTYPES, Backbone, base_of
 from sentexp.models.fast.attention import PrefixCache
-from sentexp.models.fast.padding_free import FAMILIES
+from sentexp.models.fast.padding_free import PADDING_FREE_ARCHITECTURES
 from sentexp.models.label_scorer import LabelScorer, without_prior
+from sentexp.models.loading import DTYPES
+from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import Trained, find_base, load_trained, scoring_task
 from sentexp.models.sequence_classifier import Scores, SequenceClassifier
-from sentexp.system.hardware import (
-    choose_device,
-    choose_precision,
-    is_out_of_memory,
-    limit_kernel_caches,
-    release_memory,
-)
+from sentexp.models.structure import base_of
+from sentexp.system.device import choose_device, choose_precision
+from sentexp.system.memory import is_out_of_memory, limit_kernel_caches, release_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LABEL, PROBABILITY = "label", "probability_"
+"""Names of the columns of predictions; the second stands before each label."""
 MAX_TOKENS = 4096
 """Of a batch, padding counted: enough to fill two cores, little enough for any memory."""
 CHARACTERS = 64
 """Characters that are looked at for each token of the limit: more than the tokens of a text ever have."""
 AT_ONCE = 1 << 20
 """Characters that are tokenised at one time."""
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Scorer:
@@ -69,19 +66,19 @@ class Scorer:
         self.device = choose_device(accelerator)
         limit_kernel_caches()
         halved = trained.precision is Precision.fp16 and self.device.type != "cuda"
-        own = Precision.fp32 if halved else choose_precision(trained.precision, self.device)
-        self.precision = precision or own
+        best = Precision.fp32 if halved else choose_precision(trained.precision, self.device)
+        self.precision = precision or best
         if loaded is None:
-            found = base if isinstance(base, Backbone) else find_base(trained, base)
-            loaded = load_trained(trained, found, self.precision, self.device)
+            backbone = base if isinstance(base, Backbone) else find_base(trained, base)
+            loaded = load_trained(trained, backbone, self.precision, self.device)
         model, self.tokenizer = loaded
         self.limit, _ = row_limit(self.tokenizer, trained.prompt, trained.max_length, trained.positions)
         prompt, pad_id = trained.prompt, self.tokenizer.pad_token_id
         self.packer = None
-        if base_of(model).config.get_text_config().model_type in FAMILIES:
+        if base_of(model).config.get_text_config().model_type in PADDING_FREE_ARCHITECTURES:
             self.packer = Packer(answers=prompt.answers, end=prompt.end)
         self.classifier: SequenceClassifier | LabelScorer = (
-            LabelScorer(model, prompt.answers, prompt.end, scoring_task(trained), pad_id, prompt.room)
+            LabelScorer(model, prompt.answers, prompt.end, scoring_task(trained), pad_id, prompt.max_answer_tokens)
             if trained.answers
             else SequenceClassifier(model)
         ).train(False)
@@ -93,15 +90,15 @@ class Scorer:
         """The labels, in the order of the probabilities."""
         return self.trained.labels
 
-    def probabilities(self, texts: Sequence[str], calibrated: bool = False) -> Array:
+    def probabilities(self, texts: Sequence[str], calibrated: bool = False) -> NDArray[Any]:
         """Return float32 probabilities, shape (texts, labels); see `probabilities_of` and `score`."""
         return self.probabilities_of(self.score(texts), calibrated)
 
-    def probabilities_of(self, scores: Scores, calibrated: bool = False) -> Array:
+    def probabilities_of(self, scores: Scores, calibrated: bool = False) -> NDArray[Any]:
         """Return the probabilities of scores; calibrated ones are those at the temperature that the run has fitted."""
         logits = scores.logits / self.trained.temperature if calibrated else scores.logits
-        found: Array = logits.softmax(-1).numpy()
-        return found
+        probabilities: NDArray[Any] = logits.softmax(-1).numpy()
+        return probabilities
 
     def score(self, texts: Sequence[str], done: Callable[[int], object] = lambda _: None) -> Scores:
         """Return the scores of texts, none of them empty, in their order and on the CPU, the prior divided out.
@@ -124,10 +121,10 @@ class Scorer:
         back = torch.tensor(order).argsort()
         columns = zip(*parts, strict=True)
         ordered: list[Any] = [None if column[0] is None else torch.cat(column)[back] for column in columns]
-        found = Scores(*ordered)
+        scores = Scores(*ordered)
         if self.trained.prior is None:
-            return found
-        return found._replace(logits=without_prior(found.logits, torch.tensor(self.trained.prior)))
+            return scores
+        return scores._replace(logits=without_prior(scores.logits, torch.tensor(self.trained.prior)))
 
     def _read(self, rows: list[list[int]], prefix: int, beginning: PrefixCache) -> list[tuple[Tensor | None, ...]]:
         """Return the scores of a batch, in halves where it does not fit into memory."""
@@ -166,9 +163,9 @@ class Scorer:
             ids, lengths = encode(piece, self.tokenizer, self.trained.prompt, self.limit)
             rows += ids
             for number, length in enumerate(lengths):  # tokens of many characters, rows of blanks for instance
-                whole = texts[start + number]
-                if length < self.limit and len(piece[number]) < len(whole):
-                    rows[start + number] = encode([whole], self.tokenizer, self.trained.prompt, self.limit)[0][0]
+                text = texts[start + number]
+                if length < self.limit and len(piece[number]) < len(text):
+                    rows[start + number] = encode([text], self.tokenizer, self.trained.prompt, self.limit)[0][0]
         return rows
 
 

@@ -1,7 +1,7 @@
-"""The output of `predict`: written beside its name, chunk by chunk, and renamed when it is whole.
+"""The output of `predict`: a part for each chunk, joined and renamed to its name when all are there.
 
-After every chunk a small state file says how far it is, so that the same command goes on after a kill: what stands
-behind that place was written by a chunk that did not end, and is cut off.
+The parts stand in a folder beside the output. A small state file there says how many are written, so that the same
+command goes on after a kill: the part that was at hand is written again.
 """
 
 import csv
@@ -18,17 +18,18 @@ from filelock import FileLock, Timeout
 
 from sentexp.errors import UserError, require
 from sentexp.inference.readers import STANDARD
-from sentexp.inference.row_formats import Chunk, arrow, cells, objects
+from sentexp.inference.row_formats import Chunk, as_arrow, as_objects, as_texts
+from sentexp.system.atomic_write import write_atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Said = list[list[Any]]
-"""What is said of rows: for each the label and the probabilities, null where there is no text."""
+Predictions = list[list[Any]]
+"""For each row the label and the probabilities, null where there is no text."""
 
 
 class Output:
-    """Where rows go with what is said of them; `rows` were there already when it was opened.
+    """Where rows go with their predictions; `rows` were there already when it was opened.
 
     Args:
         columns: of the input.
@@ -42,12 +43,12 @@ class Output:
     def __init__(self, columns: Sequence[str], added: Sequence[str]) -> None:
         self.columns, self.added = list(columns), list(added)
 
-    def count(self, said: Said) -> None:
+    def count(self, predictions: Predictions) -> None:
         """Count rows that are written."""
-        self.rows += len(said)
-        self.empty += sum(row[0] is None for row in said)
+        self.rows += len(predictions)
+        self.empty += sum(row[0] is None for row in predictions)
 
-    def write(self, chunk: Chunk, said: Said) -> None:
+    def write(self, chunk: Chunk, predictions: Predictions) -> None:
         """Add a chunk."""
         raise NotImplementedError
 
@@ -63,13 +64,13 @@ class StandardOutput(Output):
 
     def __init__(self, form: str, columns: Sequence[str], added: Sequence[str], delimiter: str) -> None:
         super().__init__(columns, added)
-        self.text = Text(form, columns, added, delimiter)
+        self.text = TextRows(form, columns, added, delimiter)
 
-    def write(self, chunk: Chunk, said: Said) -> None:
+    def write(self, chunk: Chunk, predictions: Predictions) -> None:
         """Write a chunk."""
-        sys.stdout.buffer.write(self.text.encode(chunk, said, header=self.rows == 0))
+        sys.stdout.buffer.write((self.text.header() if self.rows == 0 else b"") + self.text.encode(chunk, predictions))
         sys.stdout.buffer.flush()
-        self.count(said)
+        self.count(predictions)
 
     def finish(self) -> None:
         """Write the header, where there were no rows."""
@@ -106,8 +107,9 @@ class FileOutput(Output):
     ) -> None:
         super().__init__(columns, added)
         self.file, self.form, self.task, self.schema = file, form, task, schema
-        self.partial, self.state = (file.with_name(f"{file.name}.{word}") for word in ("partial", "state.json"))
-        self.text = Text(form, columns, added, delimiter)
+        self.folder = file.with_name(f"{file.name}.partial")
+        self.state = self.folder / "state.json"
+        self.text = TextRows(form, columns, added, delimiter)
         self.lock = FileLock(file.with_name(f".{file.name}.lock"), timeout=0)
         try:
             self.lock.acquire()
@@ -115,108 +117,91 @@ class FileOutput(Output):
             raise UserError(f"output={file} is being written by another process: wait for it.") from None
         except OSError as error:
             raise UserError(f"output={file} cannot be written ({error.strerror}): name a file that can.") from None
-        self.stream: IO[bytes] | None = None
-        self.size = self._take_up()
+        self.parts = self._resume()
 
-    def _take_up(self) -> int:
-        """Return where the partial output ends, in bytes or parts, once it holds what the state says and no more."""
+    def _resume(self) -> int:
+        """Return how many parts of the same task are there; without them the folder is made anew."""
         try:
             state = json.loads(self.state.read_text())
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             state = {}
-        size = int(state.get("size", 0))
-        goes_on = self.task is not None and state.get("task") == self.task and self._holds(size)
-        if not goes_on:
-            self._remove()
-            size = 0
-        self.rows, self.empty = (int(state[key]) if goes_on else 0 for key in ("rows", "empty"))
-        if self.form == "parquet":
-            self.partial.mkdir(exist_ok=True)
-            return size
-        self.stream = self.partial.open("r+b" if goes_on else "wb")
-        self.stream.truncate(size)
-        self.stream.seek(size)
-        return size
-
-    def _holds(self, size: int) -> bool:
-        if self.form == "parquet":
-            return all(self._part(number).is_file() for number in range(size))
-        return self.partial.is_file() and self.partial.stat().st_size >= size
+        if self.task is not None and state.get("task") == self.task:
+            parts = int(state["parts"])
+            if all(self._part(number).is_file() for number in range(parts)):
+                self.rows, self.empty = int(state["rows"]), int(state["empty"])
+                return parts
+        self._remove()
+        self.folder.mkdir()
+        return 0
 
     def _part(self, number: int) -> Path:
-        return self.partial / f"{number:07}.parquet"
+        return self.folder / f"{number:07}.{self.form}"
 
-    def write(self, chunk: Chunk, said: Said) -> None:
-        """Write a chunk, and after it how far the output is."""
-        if self.stream is None:
-            self._write_part(chunk, said)
-            self.size += 1
-        else:
-            self.stream.write(self.text.encode(chunk, said, header=self.rows == 0))
-            self.stream.flush()
-            os.fsync(self.stream.fileno())
-            self.size = self.stream.tell()
-        self.count(said)
-        if self.task is not None:
-            unfinished = self.state.with_name(f"{self.state.name}.partial")
-            facts = {"task": self.task, "rows": self.rows, "empty": self.empty, "size": self.size}
-            unfinished.write_text(json.dumps(facts))
-            unfinished.replace(self.state)
-
-    def _write_part(self, chunk: Chunk, said: Said) -> None:
+    def write(self, chunk: Chunk, predictions: Predictions) -> None:
+        """Write a chunk as a part, and after it how far the output is."""
         from pyarrow import parquet
 
-        table = _with_said(arrow(chunk.rows, self.columns), self.added, said)
-        unfinished = self.partial / "unfinished"
-        parquet.write_table(table, unfinished, compression="zstd")
-        with unfinished.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        unfinished.replace(self._part(self.size))
+        unfinished = self.folder / "unfinished"
+        with unfinished.open("wb") as stream:
+            if self.form == "parquet":
+                table = _with_predictions(as_arrow(chunk.rows, self.columns), self.added, predictions)
+                parquet.write_table(table, stream, compression="zstd")
+            else:
+                stream.write(self.text.encode(chunk, predictions))
+            _flush_to_disk(stream)
+        unfinished.replace(self._part(self.parts))
+        self.parts += 1
+        self.count(predictions)
+        if self.task is not None:
+            facts = {"task": self.task, "rows": self.rows, "empty": self.empty, "parts": self.parts}
+            write_atomic(self.state, json.dumps(facts))
 
     def finish(self) -> None:
-        """Rename the output to its name, and leave nothing beside it."""
-        if self.stream is not None:
-            if self.rows == 0:
-                self.stream.write(self.text.header())
-            self.stream.flush()
-            os.fsync(self.stream.fileno())
-            self.stream.close()
-            self.partial.replace(self.file)
-        else:
-            self._join_parts().replace(self.file)
+        """Join the parts, give the output its name, and leave nothing beside it."""
+        joined = self.folder / "joined"
+        with joined.open("wb") as stream:
+            if self.form == "parquet":
+                self._join_parquet(stream)
+            else:
+                stream.write(self.text.header())
+                for number in range(self.parts):
+                    with self._part(number).open("rb") as part:
+                        shutil.copyfileobj(part, stream)
+            _flush_to_disk(stream)
+        joined.replace(self.file)
         self._remove()
 
-    def _join_parts(self) -> Path:
-        """Write all parts into one file, and return it."""
+    def _join_parquet(self, stream: IO[bytes]) -> None:
         from pyarrow import parquet
 
-        whole = self.partial / "whole"
-        first = None if self.size == 0 else parquet.read_schema(self._part(0))
-        if first is None:
-            assert self.schema is not None, "an input of JSON Lines has rows"
-            first = _with_said(self.schema.empty_table(), self.added, []).schema
-        with parquet.ParquetWriter(whole, first, compression="zstd") as writer:
-            for number in range(self.size):
-                writer.write_table(parquet.read_table(self._part(number), schema=first))
-        return whole
+        if self.parts:
+            schema = parquet.read_schema(self._part(0))
+        else:
+            assert self.schema is not None, "an input of JSON has rows"
+            schema = _with_predictions(self.schema.empty_table(), self.added, []).schema
+        with parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
+            for number in range(self.parts):
+                writer.write_table(parquet.read_table(self._part(number), schema=schema))
 
     def _remove(self) -> None:
-        if self.partial.is_dir():
-            shutil.rmtree(self.partial)
-        for file in (self.partial, self.state):
-            file.unlink(missing_ok=True)
+        if self.folder.is_dir():
+            shutil.rmtree(self.folder)
+        self.folder.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the file."""
-        if self.stream is not None:
-            self.stream.close()
+        """Let another process write."""
         if self.rows == 0:
             self._remove()
         self.lock.release()
         Path(self.lock.lock_file).unlink(missing_ok=True)
 
 
-class Text:
+def _flush_to_disk(stream: IO[bytes]) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+class TextRows:
     """Rows as bytes of CSV, TSV or JSON Lines, in UTF-8."""
 
     def __init__(self, form: str, columns: Sequence[str], added: Sequence[str], delimiter: str) -> None:
@@ -227,14 +212,13 @@ class Text:
         """Return the line of column names; JSON Lines has none."""
         return b"" if self.form == "jsonl" else self._lines([[*self.columns, *self.added]])
 
-    def encode(self, chunk: Chunk, said: Said, header: bool) -> bytes:
-        """Return the rows of a chunk, under the header where that is wanted."""
-        start = self.header() if header else b""
+    def encode(self, chunk: Chunk, predictions: Predictions) -> bytes:
+        """Return the rows of a chunk."""
         if self.form != "jsonl":
-            known = cells(chunk.rows, self.columns)
-            return start + self._lines([[*row, *more] for row, more in zip(known, said, strict=True)])
+            rows = as_texts(chunk.rows, self.columns)
+            return self._lines([[*row, *more] for row, more in zip(rows, predictions, strict=True)])
         lines = []
-        for row, more in zip(objects(chunk.rows), said, strict=True):
+        for row, more in zip(as_objects(chunk.rows), predictions, strict=True):
             taken = next((name for name in self.added if name in row), None)
             require(
                 taken is None,
@@ -259,10 +243,10 @@ class Text:
         return "".join("\t".join(row) + "\n" for row in lines).encode()
 
 
-def _with_said(rows: "pa.Table", added: Sequence[str], said: Said) -> "pa.Table":
+def _with_predictions(rows: "pa.Table", added: Sequence[str], predictions: Predictions) -> "pa.Table":
     import pyarrow as pa
 
-    columns: list[Sequence[Any]] = list(zip(*said, strict=True)) if said else [[] for _ in added]
+    columns: list[Sequence[Any]] = list(zip(*predictions, strict=True)) if predictions else [[] for _ in added]
     for place, (name, values) in enumerate(zip(added, columns, strict=True)):
         rows = rows.append_column(name, pa.array(values, pa.string() if place == 0 else pa.float32()))
     return rows

@@ -17,7 +17,7 @@ def irregular_tokens(tokenizer: "PreTrainedTokenizerBase", first_token: Tensor, 
 
 
 def read_answers(
-    tokenizer: "PreTrainedTokenizerBase", generated: Tensor, words: Sequence[str], lead: Sequence[int]
+    tokenizer: "PreTrainedTokenizerBase", generated: Tensor, words: Sequence[str], answer_prefix_ids: Sequence[int]
 ) -> tuple[list[int | None], Counter[str]]:
     """Return the class index of each written answer, and the first words of those that name no label, counted.
 
@@ -27,19 +27,19 @@ def read_answers(
         tokenizer: of the backbone.
         generated: tokens of the answers, shape (rows, tokens).
         words: the word of each label.
-        lead: tokens at the end of the prompt that belong to the answer: the blank before it.
+        answer_prefix_ids: tokens at the end of the prompt that belong to the answer: the blank before it.
     """
-    begun = tokenizer.decode(lead) if lead else ""
+    begun = tokenizer.decode(answer_prefix_ids) if answer_prefix_ids else ""
     texts = [begun + text for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
     read = [_label(text, words) for text in texts]
     return read, Counter(_first_word(text) for text, label in zip(texts, read, strict=True) if label is None)
 
 
 def _label(text: str, words: Sequence[str]) -> int | None:
-    said = text.strip().casefold()
+    answer = text.strip().casefold()
     for index in sorted(range(len(words)), key=lambda index: -len(words[index])):  # `very good` before `very`
         word = words[index].casefold()
-        if said.startswith(word) and not re.match(r"\w", said[len(word) :]):
+        if answer.startswith(word) and not re.match(r"\w", answer[len(word) :]):
             return index
     return None
 

@@ -20,11 +20,9 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from sentexp.config.metric_names import SLICE_METRICS
-from sentexp.data.audit import duplicate_free
-from sentexp.data.splits import Examples
+from sentexp.config.metric_names import BINS, SLICE_METRICS
+from sentexp.data.splits import Examples, duplicate_free
 
-BINS = 15
 ALONE: dict[str, Any] = {"sync_on_compute": False}
 """Of every metric: the rows of all processes are here already, and torchmetrics would count them once per process."""
 

@@ -11,7 +11,7 @@ from torch import nn
 from sentexp.config import IA3, Bias, FullFineTuning, HeadOnly, Lora, PeftConfig, Untuned
 from sentexp.distributed.sharding import cut_like, gathered
 from sentexp.errors import UserError, require
-from sentexp.models.backbone import HEAD_NAMES, find_head, head_of
+from sentexp.models.structure import HEAD_NAMES, find_head, head_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,11 +94,11 @@ def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Put a trainable state back; the names must be exactly those that train."""
-    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if own.keys() != state.keys():
-        raise RuntimeError(f"the checkpoint trains other parameters: {sorted(own.keys() ^ state.keys())[:5]}")
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if trained.keys() != state.keys():
+        raise RuntimeError(f"the checkpoint trains other parameters: {sorted(trained.keys() ^ state.keys())[:5]}")
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in trained.items():
             parameter.copy_(cut_like(state[name], parameter))
 
 
@@ -146,8 +146,8 @@ def _names(model: "PreTrainedModel", key: str, targets: str | list[str]) -> list
         require(bool(matching), f"{key}={targets} matches no module: {listed}.")
         return matching
     for name in targets:
-        found = any(path == name or path.endswith(f".{name}") for path in linear)
-        require(found, f"{key}: {name!r} matches no module: {listed}.")
+        is_there = any(path == name or path.endswith(f".{name}") for path in linear)
+        require(is_there, f"{key}: {name!r} matches no module: {listed}.")
     return targets
 
 

@@ -1,6 +1,6 @@
 """Scoring by likelihood: the probability of every label word as the answer to a prompt, in one forward pass."""
 
-import itertools
+from dataclasses import asdict
 from types import MethodType
 from typing import Any
 
@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from sentexp.config import AnswerLoss, CausalLM
-from sentexp.data.datamodule import Padded, Texts
+from sentexp.data.answer_tree import AnswerTree
+from sentexp.data.datamodule import Padded, Texts, pad
 from sentexp.data.packing import Packed
 from sentexp.distributed.sharding import is_sharded
 from sentexp.errors import require
-from sentexp.models.backbone import base_of
 from sentexp.models.fast.attention import PrefixCache
-from sentexp.models.fast.padding_free import PackedModel
+from sentexp.models.fast.padding_free import PaddingFreeModel
 from sentexp.models.sequence_classifier import Scores
+from sentexp.models.structure import base_of
 
 VOCABULARY_BLOCK = 1 << 14
 
@@ -32,19 +33,9 @@ class LabelScorer(nn.Module):
         end: the tokens that end an answer, learned with it and not scored.
         task: the loss, and whether likelihoods are divided by the number of tokens.
         pad_id: a token to pad with.
-        room: the number of tokens that `generate` writes.
-        compiled: see `PackedModel`.
+        max_answer_tokens: the number of tokens that `generate` writes.
+        compiled: see `PaddingFreeModel`.
     """
-
-    owners: Tensor
-    targets: Tensor
-    sources: Tensor
-    lengths: Tensor
-    branch: Tensor
-    branch_depth: Tensor
-    branch_owner: Tensor
-    whole: Tensor
-    whole_mask: Tensor
 
     def __init__(
         self,
@@ -53,24 +44,24 @@ class LabelScorer(nn.Module):
         end: list[int],
         task: CausalLM,
         pad_id: int,
-        room: int,
+        max_answer_tokens: int,
         compiled: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
-        self.packed = PackedModel(model, compiled)
+        self.packed = PaddingFreeModel(model, compiled)
         self.loss = task.loss
         self.normalize = task.length_normalization
         self.end = end
         self.pad_id = pad_id
-        self.room = room
+        self.max_answer_tokens = max_answer_tokens
         require(
             max(map(len, answers)) == 1 or base_of(model).config._attn_implementation != "flash_attention_2",
             "model.attn_implementation=flash_attention_2 cannot score label words of several tokens: use sdpa, or "
             "task.label_words of one token each.",
         )
-        self._lay_out(answers)
-        self._lay_out_whole([answer + end for answer in answers])
+        self.tree = _TreeTensors(AnswerTree.of(answers))
+        self.answers = _AnswerTensors([answer + end for answer in answers], pad_id)
         _multiply_in_float32(base_of(model).get_output_embeddings())
 
     def forward(self, texts: Texts, cache: PrefixCache | None = None) -> Scores:
@@ -85,12 +76,14 @@ class LabelScorer(nn.Module):
         else:
             logits = self._scored(texts)
         likely = logits.float().log_softmax(-1)
-        tokens = likely[:, self.sources, self.targets]  # (rows, tokens of all labels)
-        labels = torch.zeros(len(tokens), len(self.lengths), device=tokens.device).index_add_(1, self.owners, tokens)
+        tree = self.tree
+        tokens = likely[:, tree.columns, tree.tokens]  # (rows, tokens of all labels)
+        labels = torch.zeros(len(tokens), len(tree.word_lengths), device=tokens.device)
+        labels.index_add_(1, tree.labels, tokens)
         outside = (1 - labels.exp().sum(-1)).clamp(min=0)
         first = likely[:, 0].argmax(-1)
-        irregular = ~torch.isin(first, self.targets[self.sources == 0])
-        return Scores(labels / self.lengths if self.normalize else labels, outside, first, irregular)
+        irregular = ~torch.isin(first, tree.tokens[tree.columns == 0])
+        return Scores(labels / tree.word_lengths if self.normalize else labels, outside, first, irregular)
 
     def losses(self, texts: Texts, targets: Tensor) -> Tensor:
         """Return the loss of each row, shape (rows,), as `task.loss` says: a mean over the tokens it learns from.
@@ -104,9 +97,9 @@ class LabelScorer(nn.Module):
         if isinstance(texts, Packed):
             return self._learned(texts)
         ids, mask = align_right(texts)
-        width, longest = ids.shape[1], self.whole.shape[1]
-        ids = torch.cat([ids, self.whole[targets]], 1)
-        mask = torch.cat([mask, self.whole_mask[targets]], 1)
+        width, longest = ids.shape[1], self.answers.ids.shape[1]
+        ids = torch.cat([ids, self.answers.ids[targets]], 1)
+        mask = torch.cat([mask, self.answers.mask[targets]], 1)
         first = 0 if self.loss is AnswerLoss.full else width - 1
         keep = torch.arange(first, width + longest - 1, device=ids.device)
         position = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -116,18 +109,21 @@ class LabelScorer(nn.Module):
         return (losses * learned).sum(1) / learned.sum(1)
 
     def generate(self, texts: Texts) -> Tensor:
-        """Return the tokens of greedy answers, shape (rows, `room`), padded."""
+        """Return the tokens of greedy answers, shape (rows, `max_answer_tokens`), padded."""
         from transformers import GenerationConfig
 
         ids, mask = align_right(self._unpacked(texts) if isinstance(texts, Packed) else texts)
         settings = GenerationConfig(
-            do_sample=False, max_new_tokens=self.room, pad_token_id=self.pad_id, eos_token_id=self.end[-1:] or None
+            do_sample=False,
+            max_new_tokens=self.max_answer_tokens,
+            pad_token_id=self.pad_id,
+            eos_token_id=self.end[-1:] or None,
         )
         model = base_of(self.model)
         together = is_sharded(model)  # all processes write as many tokens, as each of them needs the others' shards
         out = model.generate(ids, attention_mask=mask, generation_config=settings, use_cache=True, synced_gpus=together)
         new: Tensor = out[:, ids.shape[1] :]
-        return nn.functional.pad(new, (0, self.room - new.shape[1]), value=self.pad_id)
+        return nn.functional.pad(new, (0, self.max_answer_tokens - new.shape[1]), value=self.pad_id)
 
     def _choice(self, texts: Texts) -> Tensor:
         """Return logits of the labels whose softmax is the choice among them, shape (rows, labels).
@@ -136,13 +132,13 @@ class LabelScorer(nn.Module):
         cancels out.
         """
         head: Any = base_of(self.model).get_output_embeddings()
-        if len(self.branch) or not isinstance(texts, Packed) or is_sharded(self.model):
+        if len(self.tree.branch_tokens) or not isinstance(texts, Packed) or is_sharded(self.model):
             scored = self(texts)
             return scored.logits  # type: ignore[no-any-return]
-        bias = None if head.bias is None else head.bias[self.targets].float()
+        bias = None if head.bias is None else head.bias[self.tree.tokens].float()
         hidden = self.packed.hidden(texts).float()
         with torch.autocast(hidden.device.type, enabled=False):
-            choice: Tensor = nn.functional.linear(hidden, head.weight[self.targets].float(), bias)
+            choice: Tensor = nn.functional.linear(hidden, head.weight[self.tree.tokens].float(), bias)
         return choice
 
     def _learned(self, texts: Packed) -> Tensor:
@@ -158,17 +154,17 @@ class LabelScorer(nn.Module):
         """Return the logits at the end of each padded prompt and behind it, shape (rows, 1 + branch, vocabulary)."""
         ids, mask = align_right(texts)
         rows, width = ids.shape
-        extra = len(self.branch)
+        extra = len(self.tree.branch_tokens)
         position = (mask.cumsum(-1) - 1).clamp(min=0)
         if extra:
-            ids = torch.cat([ids, self.branch.expand(rows, -1)], 1)
-            position = torch.cat([position, mask.sum(1, keepdim=True) + self.branch_depth], 1)
+            ids = torch.cat([ids, self.tree.branch_tokens.expand(rows, -1)], 1)
+            position = torch.cat([position, mask.sum(1, keepdim=True) + self.tree.branch_depths], 1)
             mask = self._branching(mask)
         return self._logits(ids, mask, position, torch.arange(width - 1, width + extra, device=ids.device))
 
     def _unpacked(self, texts: Packed) -> Padded:
         """Return the prompts of rows that are packed to be scored, padded."""
-        lengths = texts.starts.diff() - len(self.branch)
+        lengths = texts.starts.diff() - len(self.tree.branch_tokens)
         prefix = texts.ids[: texts.prefix].expand(texts.rows, -1)
         column = torch.arange(texts.grid.shape[1], device=texts.ids.device)
         mask = torch.cat([torch.ones_like(prefix), (column < lengths[:, None]).long()], 1)
@@ -180,40 +176,48 @@ class LabelScorer(nn.Module):
         out = model(input_ids=ids, attention_mask=mask, position_ids=position, logits_to_keep=keep, use_cache=False)
         return out.logits  # type: ignore[no-any-return]
 
-    def _lay_out(self, answers: list[list[int]]) -> None:
-        """Note for every label's tokens which column predicts them, and the tokens behind the prompt."""
-        starts = list(itertools.accumulate((len(answer) - 1 for answer in answers), initial=1))
-        places = [(label, depth) for label, answer in enumerate(answers) for depth in range(len(answer))]
-        inner = [(label, depth) for label, depth in places if depth < len(answers[label]) - 1]
-        self._constant("owners", [label for label, _ in places])
-        self._constant("targets", [answers[label][depth] for label, depth in places])
-        self._constant("sources", [starts[label] + depth - 1 if depth else 0 for label, depth in places])
-        self._constant("lengths", [len(answer) for answer in answers])
-        self._constant("branch", [answers[label][depth] for label, depth in inner])
-        self._constant("branch_depth", [depth for _, depth in inner])
-        self._constant("branch_owner", [label for label, _ in inner])
-
-    def _lay_out_whole(self, answers: list[list[int]]) -> None:
-        """Keep the answers with their ends, shape (labels, longest), for training."""
-        longest = max(map(len, answers))
-        self._constant("whole", [answer + [self.pad_id] * (longest - len(answer)) for answer in answers])
-        self._constant("whole_mask", [[1] * len(answer) + [0] * (longest - len(answer)) for answer in answers])
-
-    def _constant(self, name: str, values: list[Any]) -> None:
-        self.register_buffer(name, torch.tensor(values, dtype=torch.long), persistent=False)
-
     def _branching(self, mask: Tensor) -> Tensor:
         """Return the additive attention mask, shape (rows, 1, columns, columns), of prompts and label branches."""
         rows, width = mask.shape
-        columns = width + len(self.branch)
+        columns = width + len(self.tree.branch_tokens)
         seen = torch.ones(columns, columns, dtype=torch.bool, device=mask.device).tril()
-        seen[width:, width:] &= self.branch_owner[:, None] == self.branch_owner
+        seen[width:, width:] &= self.tree.branch_labels[:, None] == self.tree.branch_labels
         keys = nn.functional.pad(mask.bool(), (0, columns - width), value=True)
         seen = seen & keys[:, None, None, :] | torch.eye(columns, dtype=torch.bool, device=mask.device)
         dtype = base_of(self.model).dtype
         return torch.zeros(rows, 1, columns, columns, dtype=dtype, device=mask.device).masked_fill_(
             ~seen, torch.finfo(dtype).min
         )
+
+
+class _TreeTensors(nn.Module):
+    """An `AnswerTree` as tensors that move with the model and are not saved with it."""
+
+    tokens: Tensor
+    labels: Tensor
+    columns: Tensor
+    word_lengths: Tensor
+    branch_tokens: Tensor
+    branch_labels: Tensor
+    branch_depths: Tensor
+
+    def __init__(self, tree: AnswerTree) -> None:
+        super().__init__()
+        for name, values in asdict(tree).items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.long), persistent=False)
+
+
+class _AnswerTensors(nn.Module):
+    """Answers with their ends, padded on the right, shape (labels, longest), for training on padded rows."""
+
+    ids: Tensor
+    mask: Tensor
+
+    def __init__(self, answers: list[list[int]], pad_id: int) -> None:
+        super().__init__()
+        padded = pad(answers, pad_id, "right")
+        self.register_buffer("ids", padded.ids, persistent=False)
+        self.register_buffer("mask", padded.mask, persistent=False)
 
 
 def align_right(texts: Padded) -> Padded:

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from sentexp.config import Precision, Quantization
-from sentexp.models.backbone import Backbone, outline
 from sentexp.models.dequantize import restore_kinds
+from sentexp.models.loading import build_on_meta
+from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import Trained, load_trained
 
 
@@ -29,7 +30,7 @@ def merge(trained: Trained, base: Backbone) -> nn.Module:
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload(safe_merge=True)
     if trained.storage.quantization is not Quantization.none:
-        restore_kinds(model, outline(base, None if trained.answers else trained.labels))
+        restore_kinds(model, build_on_meta(base, None if trained.answers else trained.labels))
     model.config.use_cache = True
     merged: nn.Module = model.float().requires_grad_(False).train(False)
     return merged

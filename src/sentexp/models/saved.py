@@ -20,20 +20,14 @@ from sentexp.config import (
     Precision,
     Quantization,
     RandomWeights,
+    from_conf,
 )
 from sentexp.data.prompts import Prompt
 from sentexp.errors import UserError, require
-from sentexp.models.backbone import (
-    HEAD_NAMES,
-    Backbone,
-    Loading,
-    head_of,
-    load_classifier,
-    load_language_model,
-    load_tokenizer,
-    locate_backbone,
-)
 from sentexp.models.dequantize import unpack
+from sentexp.models.loading import Loading, load_classifier, load_language_model, load_tokenizer
+from sentexp.models.pretrained import Backbone, locate_backbone
+from sentexp.models.structure import HEAD_NAMES, head_of
 from sentexp.system.hub import is_local
 
 if TYPE_CHECKING:
@@ -94,7 +88,7 @@ def read_trained(folder: Path) -> Trained:
             folder=folder,
             answers=facts["kind"] == "causal_lm",
             length_normalization=facts["task"].get("length_normalization", False),
-            prompt=Prompt(**facts["prompt"]),
+            prompt=Prompt.from_dict(facts["prompt"]),
             model=_model(facts["model"]),
             storage=PeftConfig(
                 usual_lr=0.0,
@@ -206,13 +200,14 @@ def load_trained(
 
 def scoring_task(trained: Trained) -> CausalLM:
     """Return as much of the task as scoring label words needs."""
-    return CausalLM(length_normalization=trained.length_normalization)
+    return from_conf(CausalLM, length_normalization=trained.length_normalization)
 
 
 def _model(facts: dict[str, Any]) -> ModelConfig:
     package, random = facts.pop("package"), facts.pop("random")
     attention = Attention[facts.pop("attn_implementation")]
-    return ModelConfig(
+    return from_conf(
+        ModelConfig,
         **facts,
         package=None if package is None else PackageFile(**package),
         random=None if random is None else RandomWeights(**random),

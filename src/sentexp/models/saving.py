@@ -12,7 +12,7 @@ from sentexp.config import FullFineTuning, HeadOnly, PeftConfig, Untuned
 from sentexp.distributed import processes
 from sentexp.distributed.sharding import gathered, gathered_state
 from sentexp.models.adapters import trainable_state
-from sentexp.models.backbone import find_head
+from sentexp.models.structure import find_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,22 +48,32 @@ def save_trained(
     if name == "head" and head is not None:
         state = {f"score.{key}": gathered(value) for key, value in head.state_dict().items()}
 
-    def write() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        if name == "head":
-            save_file({key: value.cpu() for key, value in state.items()}, folder / "head.safetensors")
-        if name == "model":
-            model.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
-        if name == "adapter":
-            config: Any = model.peft_config["default"]  # type: ignore[index]
-            config.base_model_name_or_path = base
-            model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)  # type: ignore[operator]
-        tokenizer.save_pretrained(folder)
-        (folder / "sentexp.json").write_text(json.dumps(facts | {"base_model": base}, indent=2) + "\n")
-
-    processes.led(write)
+    _write(folder, model, tokenizer, state, base, facts)
     return folder
+
+
+@processes.main_process_only
+def _write(
+    folder: Path,
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase",
+    state: Any,
+    base: str,
+    facts: dict[str, Any],
+) -> None:
+    """Write weights, tokenizer and facts; the others wait until all is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if folder.name == "head":
+        save_file({key: value.cpu() for key, value in state.items()}, folder / "head.safetensors")
+    if folder.name == "model":
+        model.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
+    if folder.name == "adapter":
+        config: Any = model.peft_config["default"]  # type: ignore[index]
+        config.base_model_name_or_path = base
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)  # type: ignore[operator]
+    tokenizer.save_pretrained(folder)
+    (folder / "sentexp.json").write_text(json.dumps(facts | {"base_model": base}, indent=2) + "\n")
 
 
 def saved_mib(folder: Path) -> float:

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from sentexp.data.datamodule import Texts
 from sentexp.data.packing import Packed
-from sentexp.models.backbone import Backbone, base_of, head_of
 from sentexp.models.fast.attention import PrefixCache
-from sentexp.models.fast.padding_free import PackedModel
-from sentexp.models.feature_cache import Features
+from sentexp.models.fast.padding_free import PaddingFreeModel
+from sentexp.models.feature_cache import FeatureCache
+from sentexp.models.pretrained import Backbone
+from sentexp.models.structure import base_of, head_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,15 +38,15 @@ class SequenceClassifier(nn.Module):
 
     Args:
         model: transformers' sequence classifier, with or without a PEFT adapter.
-        compiled: see `PackedModel`.
-        known: keeps the features of texts, where no training changes them.
+        compiled: see `PaddingFreeModel`.
+        feature_cache: keeps the features of texts, where no training changes them.
     """
 
-    def __init__(self, model: nn.Module, compiled: bool = False, known: Features | None = None) -> None:
+    def __init__(self, model: nn.Module, compiled: bool = False, feature_cache: FeatureCache | None = None) -> None:
         super().__init__()
         self.model = model
-        self.known = known
-        self.packed = PackedModel(model, compiled)
+        self.feature_cache = feature_cache
+        self.packed = PaddingFreeModel(model, compiled)
 
     def forward(self, texts: Texts, cache: PrefixCache | None = None) -> Scores:
         """Return the scores of rows.
@@ -61,8 +62,8 @@ class SequenceClassifier(nn.Module):
 
     def features(self, texts: Texts, cache: PrefixCache | None = None) -> Tensor:
         """Return the float32 hidden states of the last tokens, shape (rows, hidden): what the head reads."""
-        if isinstance(texts, Packed) and self.known is not None and self.packed.takes_apart(texts):
-            return self.known.of(texts, self.packed.hidden)
+        if isinstance(texts, Packed) and self.feature_cache is not None and self.packed.uses_fast_layers(texts):
+            return self.feature_cache.get(texts, self.packed.hidden)
         if isinstance(texts, Packed):
             return self.packed.hidden(texts, cache).float()
         hidden = (

@@ -11,7 +11,8 @@ from sentexp.config import Lora, Precision, Quantization, TableData
 from sentexp.data.audit import NOTED_CUT
 from sentexp.plan.run_states import Costs, Planned
 from sentexp.system.console import duration
-from sentexp.system.hardware import GIB, choose_precision
+from sentexp.system.device import choose_precision
+from sentexp.system.memory import GIB
 
 USUAL_ACCURACY = 0.85
 POINT = 0.01
@@ -38,22 +39,22 @@ def advise(runs: list[Planned]) -> list[str]:
     """Return what would serve the runs that are left better, each sentence once, with the runs that it is for."""
     left = {run.name: run.costs for run in runs if run.is_left and run.costs is not None}
     expected = outlook(runs)
-    told: dict[str, list[str]] = {}
+    affected: dict[str, list[str]] = {}
     for rule in RULES:
         for name, costs in left.items():
             sentence = rule(costs, expected)
             if sentence is not None:
-                told.setdefault(sentence, []).append(name)
-    sentences = [text if len(names) == len(left) else f"{', '.join(names)}: {text}" for text, names in told.items()]
+                affected.setdefault(sentence, []).append(name)
+    sentences = [text if len(names) == len(left) else f"{', '.join(names)}: {text}" for text, names in affected.items()]
     seed = one_seed(runs)
     return sentences if seed is None else [*sentences, seed]
 
 
 def does_not_fit(run: Costs, _: Outlook) -> str | None:
     """The largest batch needs more memory than there is."""
-    if run.materials is None:
+    if run.inputs is None:
         return None
-    precision = run.materials.precision
+    precision = run.inputs.precision
     if run.halved:
         fits = f"{run.trainer.as_typed}, which does"
         return f"This batch does not fit, as was tried: use {fits}; the effective batch is the same."
@@ -61,11 +62,11 @@ def does_not_fit(run: Costs, _: Outlook) -> str | None:
     if run.measured is not None or needed <= run.available:
         return None
     size = run.largest_batch
-    said = (
+    finding = (
         f"This batch does not fit: {size.rows} rows of up to {size.width} tokens take about {needed / GIB:.1f} GiB by "
         f"arithmetic, and {run.available / GIB:.1f} GiB are free here"
     )
-    return f"{said}: {_smaller(run, precision)}."
+    return f"{finding}: {_smaller(run, precision)}."
 
 
 def _smaller(run: Costs, precision: Precision) -> str:
@@ -77,9 +78,9 @@ def _smaller(run: Costs, precision: Precision) -> str:
     if isinstance(arithmetic.config.peft, Lora):
         remedies.append((replace(arithmetic, config=packed), f"use peft=qlora, {CHECKPOINTING}"))
     for changed, words in remedies:
-        found = changed.halved_until_it_fits(run.largest_batch, precision, run.available)
-        if found is not None:
-            return f"{words} {found.as_typed}, the same effective batch"
+        fitting = changed.halved_until_it_fits(run.largest_batch, precision, run.available)
+        if fitting is not None:
+            return f"{words} {fitting.as_typed}, the same effective batch"
     return "no batch does; use a smaller model, a shorter data.max_length, or a larger machine"
 
 
@@ -88,12 +89,12 @@ CHECKPOINTING = "trainer.gradient_checkpointing=true and"
 
 def packed_needlessly(run: Costs, _: Outlook) -> str | None:
     """Weights are packed although they fit as they are."""
-    peft = run.basis.config.peft
-    if peft.quantization is Quantization.none or run.materials is None:
+    peft = run.spec.config.peft
+    if peft.quantization is Quantization.none or run.inputs is None:
         return None
     config = replace(run.arithmetic.config, peft=replace(peft, quantization=Quantization.none))
     plain = replace(run.arithmetic, config=config)
-    precision = run.materials.precision
+    precision = run.inputs.precision
     if not plain.fits(run.largest_batch, precision, run.available):
         return None
     return (
@@ -106,9 +107,9 @@ def packed_needlessly(run: Costs, _: Outlook) -> str | None:
 
 def slow_arithmetic(run: Costs, _: Outlook) -> str | None:
     """Float32 is asked for where bfloat16 is native."""
-    if run.materials is None or run.basis.config.trainer.precision is not Precision.fp32:
+    if run.inputs is None or run.spec.config.trainer.precision is not Precision.fp32:
         return None
-    if choose_precision(Precision.auto, run.materials.device) is not Precision.bf16:
+    if choose_precision(Precision.auto, run.inputs.device) is not Precision.bf16:
         return None
     return (
         "trainer.precision=fp32 multiplies in float32, and this machine multiplies bf16 natively, which takes half the "
@@ -118,7 +119,7 @@ def slow_arithmetic(run: Costs, _: Outlook) -> str | None:
 
 def much_padding(run: Costs, _: Outlook) -> str | None:
     """Rows of different lengths stand in a batch."""
-    if run.basis.config.trainer.group_by_length or not run.work.micro_batches:
+    if run.spec.config.trainer.group_by_length or not run.work.micro_batches:
         return None
     share = 1 - run.work.train.tokens / run.work.train.computed.sum()
     if share <= MUCH_PADDING:
@@ -133,25 +134,25 @@ def long_evaluations(run: Costs, _: Outlook) -> str | None:
     training, validating = run.measured.training_seconds(run.work), run.measured.validation_seconds(run.work)
     if validating <= MUCH_LONGER * training:
         return None
-    said = f"Evaluating on validation takes {duration(validating)}, longer than training ({duration(training)})"
+    finding = f"Evaluating on validation takes {duration(validating)}, longer than training ({duration(training)})"
     if run.work.evaluations > 1:
-        return f"{said}: evaluate less often than {run.work.evaluations} times with a larger trainer.eval_steps."
+        return f"{finding}: evaluate less often than {run.work.evaluations} times with a larger trainer.eval_steps."
     rows = max(1, int(run.work.validation.rows.sum() * training / validating))
-    return f"{said}: data.validation_subset={rows} takes as long as training."
+    return f"{finding}: data.validation_subset={rows} takes as long as training."
 
 
 def cut_texts(run: Costs, _: Outlook) -> str | None:
     """The maximum length takes the ends of training texts."""
-    if run.materials is None:
+    if run.inputs is None:
         return None
-    tokens = run.materials.tokens["train"]
+    tokens = run.inputs.tokens["train"]
     cut = float(np.mean(tokens.cut))
-    whole = int(np.quantile(tokens.text_lengths, 1 - NOTED_CUT, method="higher"))
-    if cut <= NOTED_CUT or whole + tokens.frame + run.basis.prompt.room > run.basis.positions:
+    longest = int(np.quantile(tokens.text_lengths, 1 - NOTED_CUT, method="higher"))
+    if cut <= NOTED_CUT or longest + tokens.frame + run.spec.prompt.max_answer_tokens > run.spec.positions:
         return None
     return (
-        f"data.max_length={run.basis.config.data.max_length} takes the end from {cut:.1%} of the training texts: "
-        f"data.max_length={whole} would leave 99 % of them whole, for more time and memory."
+        f"data.max_length={run.spec.config.data.max_length} takes the end from {cut:.1%} of the training texts: "
+        f"data.max_length={longest} would leave 99 % of them whole, for more time and memory."
     )
 
 
@@ -163,19 +164,19 @@ def few_test_rows(run: Costs, expected: Outlook) -> str | None:
     if smallest <= POINT:
         return None
     source = "as finished runs of it have" if expected.seen else "assumed"
-    said = (
+    finding = (
         f"{rows:,} test rows cannot separate one point of accuracy. At {accuracy:.2f} ({source}) the standard error is "
         f"{100 * standard_error(accuracy, rows):.1f} points, and of two runs on the same rows, right and wrong in turn "
         f"on {disagreement:.0%} of them (assumed: half of the errors are shared), a difference below "
         f"{100 * smallest:.1f} points is missed more than once in five times (McNemar's test at 5 %). One point takes "
     )
     needed = rows_needed(POINT, disagreement)
-    return f"{said}about {needed:,.0f} rows{_more_test_rows(run, rows, needed)}."
+    return f"{finding}about {needed:,.0f} rows{_more_test_rows(run, rows, needed)}."
 
 
 def _more_test_rows(run: Costs, rows: int, needed: float) -> str:
     """Return how the test split can grow where it is carved; a test split of the source is what it is."""
-    data = run.basis.config.data
+    data = run.spec.config.data
     carved = isinstance(data, TableData) and (data.splits.test is None or data.distribution() is not None)
     fraction = data.test_fraction * needed / rows
     if not carved or fraction > MOST_TEST_FRACTION:
@@ -185,7 +186,7 @@ def _more_test_rows(run: Costs, rows: int, needed: float) -> str:
 
 def few_validation_rows(run: Costs, expected: Outlook) -> str | None:
     """The best checkpoint and the best run are chosen on a part of the validation rows."""
-    rows, available = int(run.work.validation.rows.sum()), run.basis.examples.available["validation"]
+    rows, available = int(run.work.validation.rows.sum()), run.spec.examples.available["validation"]
     error = standard_error(expected.accuracy, rows)
     if rows >= available or error <= POINT or long_evaluations(run, expected) is not None:
         return None

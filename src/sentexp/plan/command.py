@@ -1,7 +1,6 @@
 """`python -m sentexp plan`, and `sweep.dry_run=true`: what would be trained, what it costs, and advice. Writes nothing.
 
-Runs that cost the same are timed once: a few steps of one of them, on this machine. What other machines would take is
-arithmetic.
+Runs that cost the same are timed once: a few steps of one of them, on this machine.
 """
 
 from dataclasses import asdict, replace
@@ -10,17 +9,18 @@ from sentexp.config import BOOKKEEPING, Config, Strategy, flatten
 from sentexp.data.audit import DataAudit
 from sentexp.errors import OutOfMemory, UserError
 from sentexp.plan.advice import advise
-from sentexp.plan.report import Fused, print_advice, print_fusion, print_machines, print_runs, print_times
+from sentexp.plan.report import Fused, print_advice, print_fusion, print_runs, print_times
 from sentexp.plan.run_states import Costs, Planned, survey
 from sentexp.plan.timing import measure
 from sentexp.plan.workload import reads_validation, workload
+from sentexp.run.cache import clear_cache
 from sentexp.run.fusing import fuse
-from sentexp.run.inputs import Materials, let_go, with_shots
+from sentexp.run.inputs import RunInputs, with_shots
 from sentexp.run.report import print_data
 from sentexp.system.console import say
-from sentexp.system.hardware import GIB
+from sentexp.system.memory import GIB
 from sentexp.tracking.identity import digest_of
-from sentexp.training.trainer import halve_micro_batch
+from sentexp.training.batch_plan import halve_micro_batch
 
 COSTLY = ("trainer.padding_free", "trainer.compile")
 """Keys that change no result, and what it costs."""
@@ -58,9 +58,8 @@ def plan(configs: list[Config]) -> list[Planned]:
     print_runs(runs)
     print_times(runs, baselines)
     print_fusion(_fusions(runs))
-    print_machines(runs)
     print_advice(advise(runs))
-    let_go()
+    clear_cache()
     return runs
 
 
@@ -76,40 +75,40 @@ def _show_data(runs: list[Planned]) -> None:
     """Print each data set once."""
     seen: list[DataAudit] = []
     for run in runs:
-        if run.costs is not None and run.costs.materials is not None and run.costs.materials.data_audit not in seen:
-            seen.append(run.costs.materials.data_audit)
-            print_data(run.costs.materials.data_audit)
+        if run.costs is not None and run.costs.inputs is not None and run.costs.inputs.data_audit not in seen:
+            seen.append(run.costs.inputs.data_audit)
+            print_data(run.costs.inputs.data_audit)
 
 
 def _measure(runs: list[Planned]) -> None:
     """Time a few steps for each kind of run that is left."""
     kinds: dict[str, list[Planned]] = {}
     for run in runs:
-        if run.costs is not None and run.costs.materials is not None:
-            kinds.setdefault(_cost_key(run.costs, run.costs.materials), []).append(run)
+        if run.costs is not None and run.costs.inputs is not None:
+            kinds.setdefault(_cost_key(run.costs, run.costs.inputs), []).append(run)
     for number, alike in enumerate(kinds.values(), 1):
         say(f"Timing a few steps, {number}/{len(kinds)}: {alike[0].name}")
         first, *others = [run.costs for run in alike if run.costs is not None]
-        assert first.materials is not None
-        _measure_until_it_fits(first, first.materials)
+        assert first.inputs is not None
+        _measure_until_it_fits(first, first.inputs)
         for costs in others:
             costs.measured, costs.unmeasured = first.measured, first.unmeasured
             if first.halved:
                 costs.take_batches(first.trainer)
 
 
-def _measure_until_it_fits(costs: Costs, materials: Materials) -> None:
+def _measure_until_it_fits(costs: Costs, inputs: RunInputs) -> None:
     """Time a run, at half the micro-batch whenever memory runs out (law 9); not at all where it must."""
-    needed = costs.arithmetic.memory(costs.largest_batch, materials.precision)
-    if materials.device.type == "cuda":  # there running out is an error that tells, not the end of this process
-        needed = costs.arithmetic.weight_bytes(materials.precision)
+    needed = costs.arithmetic.memory(costs.largest_batch, inputs.precision)
+    if inputs.device.type == "cuda":  # there running out is an error that tells, not the end of this process
+        needed = costs.arithmetic.weight_bytes(inputs.precision)
     if needed > costs.available:
         costs.unmeasured = f"about {needed / GIB:.1f} GiB by arithmetic, and {costs.available / GIB:.1f} GiB are free"
         return
     while True:
-        config = replace(materials.config, trainer=costs.trainer)
+        config = replace(inputs.config, trainer=costs.trainer)
         try:
-            costs.measured = measure(replace(materials, config=config), costs.work)
+            costs.measured = measure(replace(inputs, config=config), costs.work)
             return
         except UserError as error:
             costs.unmeasured = str(error)
@@ -125,14 +124,14 @@ def _measure_until_it_fits(costs: Costs, materials: Materials) -> None:
             costs.take_batches(smaller)
 
 
-def _cost_key(costs: Costs, materials: Materials) -> str:
+def _cost_key(costs: Costs, inputs: RunInputs) -> str:
     """Return the same digest for runs whose steps cost the same."""
-    config = replace(materials.config, trainer=costs.trainer)
+    config = replace(inputs.config, trainer=costs.trainer)
     keys = {key: value for key, value in flatten(config).items() if not key.startswith(FREE)}
     parts = [costs.work.train, costs.work.validation, costs.work.test]
     largest = [asdict(part.largest_size) for part in parts]
     kinds = [type(config.peft).__name__, type(config.task).__name__, config.optim.name.name, config.optim.momentum > 0]
-    return digest_of(keys, kinds, largest, materials.backbone.revision, materials.prompt.answers)
+    return digest_of(keys, kinds, largest, inputs.backbone.revision, inputs.prompt.answers)
 
 
 def _fusions(runs: list[Planned]) -> list[Fused]:
@@ -140,12 +139,12 @@ def _fusions(runs: list[Planned]) -> list[Fused]:
     left = [run for run in runs if run.is_left]
     if len(left) < 2:  # noqa: PLR2004 (a sweep)
         return []
-    found = fuse([run.config for run in left])
+    fusion = fuse([run.config for run in left])
     groups = [
-        Fused(names=[left[n].name for n in group], gain=_gain([left[n] for n in group])) for group in found.groups
+        Fused(names=[left[n].name for n in group], gain=_gain([left[n] for n in group])) for group in fusion.groups
     ]
     why: dict[str, list[str]] = {}
-    for number, reason in found.reasons.items():
+    for number, reason in fusion.reasons.items():
         why.setdefault(reason, []).append(left[number].name)
     return groups + [Fused(names=names, reason=reason) for reason, names in why.items()]
 
@@ -168,7 +167,7 @@ def _baseline_seconds(runs: list[Planned]) -> dict[str, float]:
     """Return how long the baselines take that are missing and read rows with the model, by identity."""
     seconds: dict[str, float] = {}
     for run in runs:
-        if run.costs is None or run.costs.measured is None or run.costs.materials is None:
+        if run.costs is None or run.costs.measured is None or run.costs.inputs is None:
             continue
         measured, work = run.costs.measured, run.costs.work
         for kind, identity in run.costs.baselines.items():
@@ -176,7 +175,7 @@ def _baseline_seconds(runs: list[Planned]) -> dict[str, float]:
                 parts = [work.train, work.validation, work.test]
                 seconds[identity] = sum(map(measured.evaluation.seconds, parts))
             elif kind == "untuned":
-                base = with_shots(run.costs.materials)
+                base = with_shots(run.costs.inputs)
                 shown = workload(base, base.tokens, run.costs.trainer)
                 prior = measured.evaluation.seconds(shown.validation) if reads_validation(base) else 0.0
                 seconds[identity] = measured.test_seconds(shown) + prior

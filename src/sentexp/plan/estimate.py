@@ -1,21 +1,17 @@
-"""Arithmetic for machines that are not at hand: operations and bytes of a run, from the shapes of its model.
+"""Arithmetic of memory: bytes of a run from the shapes of its model, without its weights.
 
-Operations: a token costs 2 for each weight that it is multiplied by, and attention 4 times its width for each token it
-looks at (Kaplan et al. 2020, section 2.1); the backward pass as much again for the gradient of the inputs, and once
-more for weights that train. Bytes kept for the backward pass: 34 for each token, layer and unit of the hidden width in
-16 bits (Korthikanti et al. 2022, section 4.1), and 8 for each unit of the feed-forward layer, as gated ones keep more.
+Bytes kept for the backward pass: 34 for each token, layer and unit of the hidden width in 16 bits (Korthikanti et al.
+2022, section 4.1), and 8 for each unit of the feed-forward layer, as gated ones keep more.
 """
 
 from dataclasses import dataclass
 
-import numpy as np
 from torch import nn
 
 from sentexp.config import (
     AnswerLoss,
     CausalLM,
     Config,
-    FullFineTuning,
     HeadOnly,
     OptimizerName,
     Precision,
@@ -23,25 +19,11 @@ from sentexp.config import (
     TrainerConfig,
     Untuned,
 )
-from sentexp.data.splits import Numbers
 from sentexp.models.adapters import ParameterAudit
-from sentexp.models.backbone import base_of
-from sentexp.plan.workload import Batches, Size, Workload
-from sentexp.system.hardware import GIB
-from sentexp.training.trainer import halve_micro_batch
+from sentexp.models.structure import base_of
+from sentexp.plan.workload import Size
+from sentexp.training.batch_plan import halve_micro_batch
 
-UTILISATION = 0.3
-"""Assumed: the share of the peak rate that training reaches."""
-UNPACKING = 1.5
-"""Assumed: how much longer a step on 4-bit or 8-bit weights takes (Raschka 2023 saw 1.5 for a 7B model)."""
-LAUNCH = 10e-6
-"""Assumed: seconds to launch a kernel, which is all that a small model waits for."""
-TRAINING_KERNELS, EVALUATION_KERNELS = 220, 95
-"""Operations, views and casts left out, that PyTorch does for each layer of a Llama with LoRA on all its matrices."""
-CONTEXT = 0.5 * GIB
-"""Assumed: what CUDA takes for itself."""
-USABLE = 0.95
-"""Assumed: the share of a GPU's memory that can be used before fragments stand in the way."""
 KEPT_PER_HIDDEN, KEPT_PER_INNER, KEPT_PER_SCORE, KEPT_IN_FP32 = 34, 8, 5, 1.5
 BYTES = {Precision.fp32: 4.0, Precision.bf16: 2.0, Precision.fp16: 2.0}
 STATE = {
@@ -51,38 +33,6 @@ STATE = {
     OptimizerName.paged_adamw_8bit: 2.0,
 }
 """Bytes that an optimizer keeps for each weight that trains; Adafactor's are too few to count."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Machine:
-    """A GPU: memory in GiB, bytes per second, and dense operations per second in each arithmetic (0: not native)."""
-
-    name: str
-    memory: float
-    bandwidth: float
-    bf16: float
-    fp16: float
-    fp32: float
-
-    def precision(self, asked: Precision) -> Precision:
-        """Return what `trainer.precision` would be there."""
-        if asked is not Precision.auto:
-            return asked
-        return Precision.bf16 if self.bf16 else Precision.fp32
-
-    def rate(self, precision: Precision) -> float:
-        """Return operations per second; an arithmetic that is not native is done in float32."""
-        return {Precision.bf16: self.bf16, Precision.fp16: self.fp16, Precision.fp32: self.fp32}[precision] or self.fp32
-
-
-MACHINES = (
-    Machine(name="T4 16 GB", memory=15.0, bandwidth=320e9, bf16=0, fp16=65e12, fp32=8.1e12),
-    Machine(name="RTX 4090 24 GB", memory=24.0, bandwidth=1008e9, bf16=165.2e12, fp16=165.2e12, fp32=82.6e12),
-    Machine(name="A100 40 GB", memory=39.6, bandwidth=1555e9, bf16=312e12, fp16=312e12, fp32=19.5e12),
-    Machine(name="A100 80 GB", memory=79.2, bandwidth=2039e9, bf16=312e12, fp16=312e12, fp32=19.5e12),
-    Machine(name="H100 80 GB", memory=79.2, bandwidth=3350e9, bf16=989.4e12, fp16=989.4e12, fp32=66.9e12),
-)
-"""After NVIDIA's data sheets: tensor cores without sparsity, float32 without TF32, as PyTorch multiplies by default."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -126,24 +76,6 @@ class Arithmetic:
     shape: Shape
     parameters: ParameterAudit
 
-    def forward(self, batches: Batches, trains: bool = False) -> Numbers:
-        """Return operations of a forward pass over each batch."""
-        shape, tokens = self.shape, batches.computed.astype(float)
-        weights = self._linear + self.parameters.trainable["adapter"]
-        looked = 4.0 * shape.layers * shape.attention * batches.width
-        logits = 2.0 * shape.hidden * shape.vocabulary * batches.rows * self._scored(batches.width, trains)
-        return tokens * (2.0 * weights + looked) + logits
-
-    def training(self, batches: Batches) -> Numbers:
-        """Return operations of forward and backward pass over each batch."""
-        once = self.forward(batches, trains=True)
-        if isinstance(self.config.peft, Untuned | HeadOnly):
-            return once
-        recomputed = once if self.config.trainer.gradient_checkpointing else 0.0
-        if isinstance(self.config.peft, FullFineTuning):
-            return 3.0 * once + recomputed
-        return 2.0 * once + recomputed + 2.0 * self.parameters.trainable["adapter"] * batches.computed
-
     def weight_bytes(self, precision: Precision) -> float:
         """Return the bytes of all weights: frozen ones in `precision` or packed, those that train in float32."""
         frozen, peft = self.parameters.frozen, self.config.peft
@@ -177,14 +109,9 @@ class Arithmetic:
             kept = layer
         elif self.config.trainer.gradient_checkpointing:
             kept = shape.layers * boundary + layer
-        scored = float(self._scored(np.array([size.width]), trains=True)[0])
-        return kept + 3 * 4.0 * size.rows * scored * shape.vocabulary  # logits, their softmax and their gradient
-
-    def largest_that_fits(self, work: Workload, machine: Machine) -> TrainerConfig | None:
-        """Return the training loop whose largest batch fits, halved where needed (law 9); None where none does."""
-        precision = machine.precision(self.config.trainer.precision)
-        available = machine.memory * GIB * USABLE - CONTEXT
-        return self.halved_until_it_fits(work.train.largest_size, precision, available)
+        return (
+            kept + 3 * 4.0 * size.rows * self._scored(size.width) * shape.vocabulary
+        )  # logits, their softmax and their gradient
 
     def halved_until_it_fits(self, size: Size, precision: Precision, available: float) -> TrainerConfig | None:
         """Return the training loop whose batches, of a size or parts of it, fit; None where none does.
@@ -203,34 +130,16 @@ class Arithmetic:
         """Tell whether a training step on a batch of this size needs no more than the available bytes."""
         return self.memory(size, precision) <= available
 
-    def seconds(self, work: Workload, machine: Machine) -> float:
-        """Return how long training and evaluations take: by arithmetic, reading of weights, or launching of kernels."""
-        precision = machine.precision(self.config.trainer.precision)
-        rate = machine.rate(precision) * UTILISATION
-        reading = self.weight_bytes(precision) / machine.bandwidth
-        slower = 1.0 if self.config.peft.quantization is Quantization.none else UNPACKING
-        launching = self.shape.layers * LAUNCH
-        step = np.maximum(self.training(work.train) / rate, max(2 * reading, TRAINING_KERNELS * launching))
-        validation, test = (
-            np.maximum(self.forward(part) / rate, max(reading, EVALUATION_KERNELS * launching)).sum()
-            for part in (work.validation, work.test)
-        )
-        return float(slower * (step.sum() * work.epochs + validation * work.evaluations + test))
-
     @property
     def _trained(self) -> int:
         return self.parameters.trainable_total
 
-    @property
-    def _linear(self) -> int:
-        return self.parameters.frozen["linear layers"] + self.parameters.trainable["linear layers"]
-
-    def _scored(self, width: Numbers, trains: bool) -> Numbers:
-        """Return the tokens of each row whose logits over the vocabulary are computed."""
+    def _scored(self, width: int) -> int:
+        """Return the tokens of a training row whose logits over the vocabulary are computed."""
         task = self.config.task
         if not isinstance(task, CausalLM):
-            return np.zeros_like(width)
-        return width if trains and task.loss is AnswerLoss.full else np.minimum(width, ANSWER_TOKENS)
+            return 0
+        return width if task.loss is AnswerLoss.full else min(width, ANSWER_TOKENS)
 
 
 ANSWER_TOKENS = 4

@@ -8,20 +8,18 @@ import torch
 from rich.table import Column, Table
 from rich.text import Text
 
-from sentexp.config import TrainerConfig
-from sentexp.plan.estimate import CONTEXT, LAUNCH, MACHINES, UNPACKING, UTILISATION, Machine
 from sentexp.plan.run_states import Costs, Planned, Standing
 from sentexp.plan.timing import EVALUATION_BATCHES, TRAINING_BATCHES
 from sentexp.system.console import OUT, duration, say
-from sentexp.system.hardware import GIB, describe
+from sentexp.system.device import describe
 
 
 def print_runs(runs: list[Planned]) -> None:
     """Print where each run stands, what it trains and how much it reads."""
     counts = {standing: sum(run.standing is standing for run in runs) for standing in Standing}
-    said = ", ".join(f"{count} {standing.value}" for standing, count in counts.items() if count)
+    counted = ", ".join(f"{count} {standing.value}" for standing, count in counts.items() if count)
     table = _table(
-        f"plan: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {said}",
+        f"plan: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {counted}",
         "run", "state", "parameters trained", "tokens", "padding", "evaluated",
     )  # fmt: skip
     for run in runs:
@@ -62,36 +60,19 @@ def print_times(runs: list[Planned], baselines: dict[str, float]) -> None:
 
 def _here(left: Iterable[Costs]) -> str:
     """Return what this machine is."""
-    device = next((costs.materials.device for costs in left if costs.materials is not None), torch.device("cpu"))
+    device = next((costs.inputs.device for costs in left if costs.inputs is not None), torch.device("cpu"))
     facts = describe(device)
     return facts["accelerator"] if device.type == "cuda" else f"{facts['cpu']}, {facts['cpu_cores']} cores"
 
 
 def _say_in_all(spent: Mapping[str, float], kinds: int) -> None:
     """Print how long all runs take one after the other, and what that stands on."""
-    said = ", ".join(f"{name} {duration(seconds)}" for name, seconds in spent.items() if seconds)
-    say(f"One after the other: about {duration(sum(spent.values()))} ({said}).")
+    counted = ", ".join(f"{name} {duration(seconds)}" for name, seconds in spent.items() if seconds)
+    say(f"One after the other: about {duration(sum(spent.values()))} ({counted}).")
     say(
         f"Measured: up to {TRAINING_BATCHES} training and {EVALUATION_BATCHES} evaluation batches of each of {kinds} "
         f"{'kind' if kinds == 1 else 'kinds'} of run, after the largest, whose memory is the peak; a batch takes "
         "a + b x tokens. Not counted: early stopping, TF-IDF, recording, pictures."
-    )
-
-
-def print_machines(runs: list[Planned]) -> None:
-    """Print what the runs that are left would take on machines that are not here."""
-    left = {run.name: run.costs for run in runs if run.is_left and run.costs is not None}
-    if not left:
-        return
-    table = _table(
-        "arithmetic for other machines, not measured", "machine", "time in all", "peak GiB", "largest batch that fits"
-    )
-    for machine in MACHINES:
-        table.add_row(machine.name, *_elsewhere(left, machine))
-    OUT.print(table)
-    say(
-        f"Assumed: {UTILISATION:.0%} of the peak rate, {LAUNCH * 1e6:.0f} microseconds to launch a kernel, {UNPACKING} "
-        f"times as long on packed weights, {CONTEXT / GIB:.1f} GiB for CUDA."
     )
 
 
@@ -135,31 +116,6 @@ def _work(run: Planned) -> list[str]:
 
 def _trained(trained: int, total: int) -> str:
     return f"{trained:,} ({trained / total:.2%})"
-
-
-def _elsewhere(runs: Mapping[str, Costs], machine: Machine) -> list[str]:
-    """Return time, peak memory and batch of runs on a machine; the memory is that of the run that needs most."""
-    seconds, most = 0.0, 0.0
-    fitting: list[TrainerConfig] = []
-    without = []
-    for name, run in runs.items():
-        precision = machine.precision(run.trainer.precision)
-        most = max(most, (run.arithmetic.memory(run.largest_batch, precision) + CONTEXT) / GIB)
-        seconds += run.arithmetic.seconds(run.work, machine) * run.share_left
-        found = run.arithmetic.largest_that_fits(run.work, machine)
-        if found is None:
-            without.append(name)
-        else:
-            fitting.append(found)
-    if without:
-        return ["", f"{most:.1f}", f"none: {', '.join(without)}"]
-    return [duration(seconds), f"{most:.1f}", _batch(min(fitting, key=lambda trainer: trainer.micro_batch))]
-
-
-def _batch(trainer: TrainerConfig) -> str:
-    accumulated = f" x {trainer.accumulate_grad_batches}" if trainer.accumulate_grad_batches > 1 else ""
-    unit = "" if trainer.max_tokens is None else " tokens"
-    return f"{trainer.micro_batch}{unit}{accumulated}"
 
 
 def _table(title: str, first: str, *rest: str) -> Table:

@@ -15,9 +15,11 @@ from sentexp.plan.timing import Measurement
 from sentexp.plan.workload import Size, Workload, workload
 from sentexp.run.baselines import missing_baselines
 from sentexp.run.build import outline_model
-from sentexp.run.inputs import Basis, Materials, find, gather, identify, shared, tokenize_splits
-from sentexp.run.train import Result, find_result, lacks_baselines, with_defaults
-from sentexp.system.hardware import GIB, free_memory_gib
+from sentexp.run.cache import cached
+from sentexp.run.inputs import RunInputs, RunSpec, prepare_inputs, resolve_inputs, run_identity, tokenize_splits
+from sentexp.run.resolve import resolve_config
+from sentexp.run.result import Result, find_result, lacks_baselines
+from sentexp.system.memory import GIB, free_memory_gib
 from sentexp.tracking.run_dir import is_locked, read_state
 from sentexp.training.checkpoint import LAST
 
@@ -41,12 +43,12 @@ class Costs:
     """What is left of a run to compute, and what that costs.
 
     `trainer` is its loop, with the smaller batches that an earlier attempt found to fit; `share_left` the share of the
-    training that is left. `materials` are missing, with the reason in `unmeasured`, where this machine cannot do the
+    training that is left. `inputs` are missing, with the reason in `unmeasured`, where this machine cannot do the
     run; `available` is the memory here in bytes. `measured` comes later, and `halved` says that memory ran out then.
     """
 
-    basis: Basis
-    materials: Materials | None
+    spec: RunSpec
+    inputs: RunInputs | None
     trainer: TrainerConfig
     work: Workload
     arithmetic: Arithmetic
@@ -73,8 +75,8 @@ class Costs:
     def take_batches(self, trainer: TrainerConfig) -> None:
         """Go on with smaller batches of the same effective size, as the run itself would when memory runs out."""
         self.trainer, self.halved = trainer, True
-        tokens = tokenize_splits(self.basis) if self.materials is None else self.materials.tokens
-        self.work = workload(self.basis, tokens, self.trainer)
+        tokens = tokenize_splits(self.spec) if self.inputs is None else self.inputs.tokens
+        self.work = workload(self.spec, tokens, self.trainer)
         self.arithmetic = replace(self.arithmetic, config=replace(self.arithmetic.config, trainer=self.trainer))
 
 
@@ -100,7 +102,7 @@ def survey(configs: list[Config]) -> list[Planned]:
     """Return where the runs stand, and what they have to compute."""
     runs: list[Planned] = []
     for config in configs:
-        runs.append(_look(with_defaults(config), runs))
+        runs.append(_look(resolve_config(config), runs))
     return runs
 
 
@@ -108,8 +110,8 @@ def _look(config: Config, earlier: list[Planned]) -> Planned:
     """Return where a run stands."""
     run = Planned(name=config.sweep.name or "this run", config=config, standing=Standing.to_do)
     try:
-        basis = find(config)
-        run.identity = identify(basis)
+        spec = resolve_inputs(config)
+        run.identity = run_identity(spec)
         first = next((other for other in earlier if other.identity == run.identity), None)
         if first is not None:
             run.standing, run.note = Standing.same, f"the same run as {first.name}"
@@ -122,13 +124,13 @@ def _look(config: Config, earlier: list[Planned]) -> Planned:
         elif run.result is not None and not config.sweep.rerun:
             run.standing = Standing.finished
             if lacks_baselines(run.result, config):
-                run.costs = _costs(basis, 0, {})
+                run.costs = _costs(spec, 0, {})
         else:
             step = _last_step(folder) if state else 0
             if state:
                 run.standing = Standing.to_resume
                 run.note = f"goes on after step {step}" if step else "begins again: no checkpoint was written"
-            run.costs = _costs(basis, step, state.get("fits", {}))
+            run.costs = _costs(spec, step, state.get("fits", {}))
     except UserError as error:
         run.standing, run.note = Standing.wrong, str(error)
     return run
@@ -142,37 +144,37 @@ def _last_step(folder: Path) -> int:
         return 0
 
 
-def _costs(basis: Basis, step: int, fits: dict[str, Any]) -> Costs:
+def _costs(spec: RunSpec, step: int, fits: dict[str, Any]) -> Costs:
     """Return what a run has to compute after an optimizer step, with the batches that are known to fit."""
-    config, materials, available, unmeasured = basis.config, None, 0.0, ""
+    config, inputs, available, unmeasured = spec.config, None, 0.0, ""
     try:
-        materials = gather(basis, show=False)
-        available = free_memory_gib(materials.device) * GIB
+        inputs = prepare_inputs(spec, show=False)
+        available = free_memory_gib(inputs.device) * GIB
     except UserError as error:
         unmeasured = str(error)
     trainer = replace(config.trainer, **fits)
-    work = workload(basis, tokenize_splits(basis) if materials is None else materials.tokens, trainer)
-    shape, parameters = _outline(basis)
+    work = workload(spec, tokenize_splits(spec) if inputs is None else inputs.tokens, trainer)
+    shape, parameters = _outline(spec)
     return Costs(
-        basis=basis,
-        materials=materials,
+        spec=spec,
+        inputs=inputs,
         trainer=trainer,
         work=work,
         arithmetic=Arithmetic(config=replace(config, trainer=trainer), shape=shape, parameters=parameters),
         available=available,
         share_left=1 - step / work.steps if work.steps else 1.0,
-        baselines=missing_baselines(materials) if config.baseline and materials is not None else {},
+        baselines=missing_baselines(inputs) if config.baseline and inputs is not None else {},
         unmeasured=unmeasured,
     )
 
 
-def _outline(basis: Basis) -> tuple[Shape, ParameterAudit]:
-    config = basis.config
-    key: list[Any] = [basis.backbone.revision, task_name(config.task), basis.examples.labels]
+def _outline(spec: RunSpec) -> tuple[Shape, ParameterAudit]:
+    config = spec.config
+    key: list[Any] = [spec.backbone.revision, task_name(config.task), spec.examples.labels]
     key += [flatten(config.peft), type(config.peft).__name__]
 
     def build() -> tuple[Shape, ParameterAudit]:
-        model, parameters = outline_model(basis)
+        model, parameters = outline_model(spec)
         return shape_of(model), parameters
 
-    return shared(config, "outline", key, build)
+    return cached(config, "outline", key, build)

@@ -12,11 +12,11 @@ from sentexp.config import Untuned
 from sentexp.data.datamodule import DataModule
 from sentexp.plan.workload import Batches, Workload
 from sentexp.run.build import build_data, build_model, build_module
-from sentexp.run.inputs import Materials
-from sentexp.system.hardware import peak_memory_gib, release_memory, reset_peak_memory
-from sentexp.tracking.store import Record
+from sentexp.run.inputs import RunInputs
+from sentexp.system.memory import peak_memory_gib, release_memory, reset_peak_memory
+from sentexp.tracking.run_logger import RunLogger
 from sentexp.training.module import ClassifierModule
-from sentexp.training.trainer import build_trainer, rehearse
+from sentexp.training.trainer import build_trainer, run_batches
 
 TRAINING_BATCHES, EVALUATION_BATCHES = 5, 4
 """Batches that are timed, after one that warms up: the largest, which also shows whether it fits."""
@@ -63,11 +63,11 @@ class Measurement:
         return (self.written or self.evaluation).seconds(work.test)
 
 
-def measure(materials: Materials, work: Workload) -> Measurement:
+def measure(inputs: RunInputs, work: Workload) -> Measurement:
     """Train and evaluate a few batches of a run and forget what was learned.
 
     Args:
-        materials: of the run.
+        inputs: of the run.
         work: the batches that it has.
 
     Raises:
@@ -75,26 +75,26 @@ def measure(materials: Materials, work: Workload) -> Measurement:
         UserError: anything that would stop the run itself.
     """
     release_memory()
-    reset_peak_memory(materials.device)
+    reset_peak_memory(inputs.device)
     began = time.monotonic()
-    model, _ = build_model(materials)
+    model, _ = build_model(inputs)
     loading = time.monotonic() - began
-    rehearsal = _Rehearsal(materials, build_data(materials), build_module(materials, model))
+    rehearsal = _Rehearsal(inputs, build_data(inputs), build_module(inputs, model))
     training, optimizer = None, 0.0
-    if not isinstance(materials.config.peft, Untuned):
+    if not isinstance(inputs.config.peft, Untuned):
         watch = rehearsal.watch("train", work.train, _few(work.train, TRAINING_BATCHES))
         training, optimizer = watch.speed(), float(np.median(watch.optimizer[1:]))
     looked = _few(work.validation, EVALUATION_BATCHES)
-    found = Measurement(
+    measurement = Measurement(
         training=training,
         optimizer=optimizer,
         evaluation=rehearsal.watch("validation", work.validation, looked).speed(),
         written=rehearsal.watch("test", work.test, looked).speed() if rehearsal.module.generates else None,
         loading=loading,
-        peak_gib=peak_memory_gib(materials.device),
+        peak_gib=peak_memory_gib(inputs.device),
     )
     release_memory()
-    return found
+    return measurement
 
 
 def _few(batches: Batches, most: int) -> int:
@@ -112,12 +112,12 @@ def fit_line(tokens: list[int], seconds: list[float]) -> Speed:
     from scipy.optimize import linprog
 
     line, above = np.column_stack([np.ones(len(tokens)), tokens]), np.eye(len(tokens))
-    found = linprog(
+    solution = linprog(
         [0.0, 0.0, *np.ones(len(tokens))],
         A_ub=np.block([[line, -above], [-line, -above]]),
         b_ub=[*seconds, *(-second for second in seconds)],
     )
-    return Speed(fixed=float(found.x[0]), per_token=float(found.x[1]))
+    return Speed(fixed=float(solution.x[0]), per_token=float(solution.x[1]))
 
 
 @dataclass(kw_only=True)
@@ -164,14 +164,14 @@ class _Stopwatch(L.Callback):
 class _Rehearsal:
     """Runs batches as the run itself would: the same trainer, but for its end and its accumulation."""
 
-    materials: Materials
+    inputs: RunInputs
     data: DataModule
     module: ClassifierModule
 
     def watch(self, stage: str, batches: Batches, count: int) -> _Stopwatch:
         """Return the times of `count` batches of a stage, after that of the largest."""
         numbers = [batches.largest, *batches.spread(count)]
-        config, device = self.materials.config.trainer, self.materials.device
+        config, device = self.inputs.config.trainer, self.inputs.device
         watch = _Stopwatch(tokens=[int(batches.computed[number]) for number in numbers], device=device)
         once = replace(
             config,
@@ -182,6 +182,6 @@ class _Rehearsal:
             early_stopping_patience=None,
             progress_bar=False,
         )
-        trainer = build_trainer(once, self.materials.precision, device, Record(), watch)
-        rehearse(trainer, self.module, self.data.loader(stage, [batches.order[number] for number in numbers]), stage)
+        trainer = build_trainer(once, self.inputs.precision, device, RunLogger(), watch)
+        run_batches(trainer, self.module, self.data.loader(stage, [batches.order[number] for number in numbers]), stage)
         return watch

@@ -10,9 +10,9 @@ import numpy as np
 from sentexp.config import AnswerLoss, CausalLM, PriorCorrection, TrainerConfig, Untuned
 from sentexp.data.class_balance import row_weights
 from sentexp.data.datamodule import DataModule
-from sentexp.data.splits import Numbers
+from sentexp.data.text_hash import Numbers
 from sentexp.data.tokens import TokenRows
-from sentexp.run.inputs import Basis, build_packer
+from sentexp.run.inputs import RunSpec, build_packer
 
 Order = Sequence[tuple[list[int], int]]
 
@@ -84,19 +84,19 @@ class Workload:
         return self.micro_batches / len(self.train.order)
 
 
-def workload(basis: Basis, tokens: dict[str, TokenRows], trainer: TrainerConfig) -> Workload:
+def workload(spec: RunSpec, tokens: dict[str, TokenRows], trainer: TrainerConfig) -> Workload:
     """Return what a run has to compute.
 
     Args:
-        basis: of the run.
+        spec: of the run.
         tokens: of its splits.
-        trainer: its loop; not that of `basis` where memory has run out before.
+        trainer: its loop; not that of `spec` where memory has run out before.
     """
-    config = basis.config
-    weights = row_weights(config.data, basis.examples)
-    data = DataModule(tokens, basis.tokenizer, trainer, config.seed, weights)
-    learned, scored = _behind_the_prompt(basis)
-    packed = build_packer(basis) is not None
+    config = spec.config
+    weights = row_weights(config.data, spec.examples)
+    data = DataModule(tokens, spec.tokenizer, trainer, config.seed, weights)
+    learned, scored = _behind_the_prompt(spec)
+    packed = build_packer(spec) is not None
     order: Order = data.train_dataloader().sampler.batches()  # type: ignore[attr-defined]
     train = _batches(tokens["train"], order, learned, packed)
     validation, test = (
@@ -122,9 +122,9 @@ def workload(basis: Basis, tokens: dict[str, TokenRows], trainer: TrainerConfig)
     )
 
 
-def reads_validation(basis: Basis) -> bool:
+def reads_validation(spec: RunSpec) -> bool:
     """Tell whether the untuned language model reads the validation split before the test, for its prior."""
-    task = basis.config.task
+    task = spec.config.task
     return isinstance(task, CausalLM) and task.calibration is PriorCorrection.batch
 
 
@@ -149,16 +149,16 @@ def _batches(rows: TokenRows, order: Order, behind: Behind, packed: bool) -> Bat
     return Batches(order=order, rows=count, width=width, computed=computed, tokens=tokens)
 
 
-def _behind_the_prompt(basis: Basis) -> tuple[Behind, int]:
+def _behind_the_prompt(spec: RunSpec) -> tuple[Behind, int]:
     """Return how many tokens a language model reads behind each prompt: when it learns, and when it is scored."""
-    answers, task = basis.prompt.answers, basis.config.task
+    answers, task = spec.prompt.answers, spec.config.task
     if not answers or not isinstance(task, CausalLM):
         return Behind(0, 0), 0
     scored = sum(len(answer) - 1 for answer in answers)
     if task.loss is AnswerLoss.label_words:
         return Behind(scored, scored), scored
-    packed = build_packer(basis) is not None
-    learned = [len(answer) + len(basis.prompt.end) for answer in answers]
+    packed = build_packer(spec) is not None
+    learned = [len(answer) + len(spec.prompt.end) for answer in answers]
     # Padded rows leave out the last column, which predicts nothing.
     return Behind(max(learned) - (not packed), learned), scored
 

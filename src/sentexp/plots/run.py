@@ -5,6 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from sentexp.plots import charts
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -41,14 +45,7 @@ def draw_confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str]
     size = 2.5 + 0.8 * len(labels)
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
-    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
-    axes.imshow(shares, cmap="Greys", vmin=0, vmax=1)
-    for i, row in enumerate(counts):
-        for j, count in enumerate(row):
-            ink = "white" if shares[i][j] > 0.5 else "black"  # noqa: PLR2004 (middle of the grey scale)
-            axes.text(j, i, f"{count}\n{shares[i][j]:.0%}", ha="center", va="center", color=ink)
-    axes.set_xticks(range(len(labels)), labels)
-    axes.set_yticks(range(len(labels)), labels)
+    charts.draw_confusion(axes, np.array(counts), labels)
     axes.set(xlabel="predicted", ylabel="true", title="Test split")
     figure.savefig(file, dpi=120)
 
@@ -84,33 +81,6 @@ def draw_search(
     figure.savefig(file, dpi=120)
 
 
-def draw_rows_curve(
-    curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
-    levels: Mapping[str, Mapping[str, float]],
-    file: Path,
-) -> None:
-    """Draw metrics over the number of training rows.
-
-    Args:
-        curves: by metric and name, (training rows, value) pairs.
-        levels: by metric and name, a value that does not depend on the rows, such as the untuned base's.
-        file: the PNG to write.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.5 * len(curves), 3.5), layout="constrained")
-    styles = (("black", "-", "o"), ("dimgrey", "--", "s"), ("darkgrey", ":", "^"))
-    for axes, metric in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
-        for (name, points), (color, style, marker) in zip(curves[metric].items(), styles, strict=False):
-            rows, values = zip(*points, strict=True)
-            axes.plot(rows, values, style, color=color, marker=marker, label=name, linewidth=1)
-        for (name, level), style in zip(levels.get(metric, {}).items(), ("--", ":", "-."), strict=False):
-            axes.axhline(level, color="black", linestyle=style, linewidth=0.8, label=name)
-        axes.set(xscale="log", xlabel="training rows", title=metric)
-        axes.legend()
-    figure.savefig(file, dpi=120)
-
-
 def draw_reliability(curves: Mapping[str, Sequence[tuple[float, float, int]]], file: Path) -> None:
     """Draw accuracy over confidence, and how many rows have it; on the diagonal, probabilities are what they say.
 
@@ -122,15 +92,14 @@ def draw_reliability(curves: Mapping[str, Sequence[tuple[float, float, int]]], f
 
     figure = Figure(figsize=(5, 5.5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    top.plot((0, 1), (0, 1), color="darkgrey", linewidth=1)
-    styles = (("black", "-", "o"), ("dimgrey", "--", "s"), ("darkgrey", ":", "^"))
-    for (name, bins), (color, style, marker) in zip(curves.items(), styles, strict=False):
-        confidence, accuracy, rows = zip(*bins, strict=True)
-        top.plot(confidence, accuracy, style, color=color, marker=marker, label=name, linewidth=1)
-        bottom.plot(confidence, rows, style, color=color, marker=marker, linewidth=1)
-    top.set(title="Reliability, test split", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-    top.legend()
-    bottom.set(xlabel="confidence: the largest probability", ylabel="rows", ylim=(0, None))
+    columns = {name: np.array(bins).T for name, bins in curves.items()}
+    drawn = {
+        name: charts.Reliability(confidence=confidence, accuracy=accuracy, rows=rows)
+        for name, (confidence, accuracy, rows) in columns.items()
+    }
+    charts.draw_reliability(top, bottom, drawn)
+    top.set(title="Reliability, test split", ylabel="accuracy", xlim=(0, 1.02))
+    bottom.set(xlabel="confidence: the largest probability", ylabel="rows")
     figure.savefig(file, dpi=120)
 
 

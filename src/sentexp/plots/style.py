@@ -45,12 +45,17 @@ def drawn(picture: Callable[P, R]) -> Callable[P, R]:
 
         installed = {font.name for font in font_manager.fontManager.ttflist}
         sizes = {"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8}
-        own = {"font.family": ["DejaVu Sans", *(name for name in FONTS if name in installed)], **sizes}
-        own |= {"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "legend.frameon": False}
+        settings = {"font.family": ["DejaVu Sans", *(name for name in FONTS if name in installed)], **sizes}
+        settings |= {
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.linewidth": 0.8,
+            "legend.frameon": False,
+        }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # defaults of settings that are deprecated
             defaults = {key: value for key, value in rcParamsDefault.items() if key not in ("backend", "toolbar")}
-        with rc_context(defaults | own):
+        with rc_context(defaults | settings):
             return picture(*args, **kwargs)
 
     return draw
@@ -81,8 +86,8 @@ def number(value: float) -> str:
 
 def is_wide(values: Iterable[float]) -> bool:
     """Tell whether values belong on a logarithmic axis."""
-    known = list(values)
-    return min(known) > 0 and max(known) / min(known) > WIDE
+    numbers = list(values)
+    return min(numbers) > 0 and max(numbers) / min(numbers) > WIDE
 
 
 def set_ticks(axes: "Axes", values: Sequence[float], wide: bool) -> None:

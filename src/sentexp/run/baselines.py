@@ -7,7 +7,6 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,177 +14,132 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sentexp.config import (
-    CausalLM,
-    FullFineTuning,
-    Precision,
-    PriorCorrection,
-    Quantization,
-    TrackingBackend,
-    TrackingConfig,
-    Untuned,
-    flatten,
-)
-from sentexp.data.splits import NAMES, Numbers, split_digest
-from sentexp.distributed.processes import led
+from sentexp.config import PriorCorrection, TrackingBackend, TrackingConfig, flatten
+from sentexp.data.splits import NAMES
+from sentexp.data.text_hash import Numbers
+from sentexp.distributed.processes import main_process_only, main_process_writes
 from sentexp.metrics.split_metrics import slice_scores, split_metrics
-from sentexp.models.fast.multi_run import apart
+from sentexp.models.fast.fusion_context import unfused
+from sentexp.run.baseline_identity import WORD, baseline_identities
 from sentexp.run.build import build_data, build_module
-from sentexp.run.inputs import Materials, with_shots
-from sentexp.run.recording import count_answers, keep_predictions, recorded
+from sentexp.run.inputs import RunInputs, with_shots
+from sentexp.run.recording import save_predictions, track_run
+from sentexp.run.result import Baseline
+from sentexp.run.summary import count_answers
+from sentexp.system.atomic_write import write_atomic
 from sentexp.system.console import say
-from sentexp.tracking.identity import digest_of
 from sentexp.tracking.predictions import FOLDER as PREDICTIONS
 from sentexp.tracking.provenance import command, git_state
-from sentexp.tracking.run_dir import RunFolder
-from sentexp.tracking.store import Record, find_run, open_record
+from sentexp.tracking.run_dir import RunDir
+from sentexp.tracking.run_logger import RunLogger, open_run_logger
+from sentexp.tracking.store import find_run
+from sentexp.training.batch_plan import BatchPlan
 from sentexp.training.trainer import build_trainer, evaluate, predict
 
 RESULT = "baseline.json"
 PROBE_ROWS = 10_000
 PROBE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 TFIDF_STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
-WORD = r"(?u)[\u3040-\u30ff\u3400-\u9fff]|\w+"  # Chinese and Japanese are written without blanks: a word is a letter
 
 
-@dataclass(kw_only=True, slots=True)
-class Baseline:
-    """A result to compare with: its name for people, its test metrics, the MLflow run that holds it."""
-
-    title: str
-    metrics: dict[str, float]
-    run_id: str | None
-
-
-def measure_baselines(materials: Materials, model: nn.Module) -> dict[str, Baseline]:
-    """Return what a run of these materials is compared with, by name; what is recorded already is not computed again.
+def measure_baselines(inputs: RunInputs, model: nn.Module, batches: BatchPlan | None = None) -> dict[str, Baseline]:
+    """Return what a run of these inputs is compared with, by name; what is recorded already is not computed again.
 
     For `causal_lm` that is the untuned base, with `task.shots` examples; for `seq_cls` a linear probe on its features;
     for both TF-IDF with a logistic regression, and the majority class.
 
     Args:
-        materials: of the run.
+        inputs: of the run.
         model: before any training.
+        batches: that fit into memory; None are those of the configuration.
     """
-    base = with_shots(materials)
-    compute: dict[str, Callable[[Record, Path], dict[str, float]]] = {
-        "majority": lambda _, folder: _scored(materials, _majority(materials), folder),
-        "tfidf": lambda _, folder: led(lambda: _scored(materials, _tfidf(materials), folder)),
-        "linear_probe": lambda _, folder: _scored(materials, _probe(materials, model), folder),
-        "untuned": lambda record, folder: _untuned(base, model, record, folder),
+    base = with_shots(inputs)
+    compute: dict[str, Callable[[RunLogger, Path], dict[str, float]]] = {
+        "majority": lambda _, folder: _score(inputs, _majority(inputs), folder),
+        "tfidf": lambda _, folder: _score(inputs, _tfidf(inputs), folder),
+        "linear_probe": lambda _, folder: _score(inputs, _probe(inputs, model, batches), folder),
+        "untuned": lambda logger, folder: _untuned(base, model, batches, logger, folder),
     }
-    with apart():  # another run may wait for the folder
-        return {kind: _kept(materials, kind, *rest, compute[kind]) for kind, rest in _kinds(materials, base).items()}
+    with unfused():  # another run may wait for the folder
+        return {
+            name: _measure_once(inputs, name, title, identity, compute[name])
+            for name, (title, identity) in baseline_identities(inputs, base).items()
+        }
 
 
-def missing_baselines(materials: Materials) -> dict[str, str]:
-    """Return the baselines of a run that are not recorded yet: their identities by kind."""
-    config = materials.config
-    found = {}
-    for kind, (_, identity) in _kinds(materials, with_shots(materials)).items():
-        file = _folder(materials, identity) / RESULT
-        if _recorded(replace(config.tracking, run_name=None), identity, file) is None:
-            found[kind] = identity
-    return found
+def missing_baselines(inputs: RunInputs) -> dict[str, str]:
+    """Return the baselines of a run that are not recorded yet: their identities by name."""
+    missing = {}
+    for name, (_, identity) in baseline_identities(inputs, with_shots(inputs)).items():
+        if _recorded(inputs.config.tracking, identity, _folder(inputs, identity) / RESULT) is None:
+            missing[name] = identity
+    return missing
 
 
-def _kinds(materials: Materials, base: Materials) -> dict[str, tuple[str, str]]:
-    """Return titles and identities of the baselines of a run, whose untuned base reads the prompts of `base`."""
-    parts: dict[str, tuple[str, list[Any]]] = {
-        "majority": ("majority class", []),
-        "tfidf": ("TF-IDF + logistic regression", [WORD]),
-    }
-    if not isinstance(materials.config.task, CausalLM):
-        parts["linear_probe"] = ("linear probe", _model_parts(materials))
-    elif not isinstance(materials.config.peft, Untuned):
-        shots = f" ({materials.config.task.shots} shots)" if base is not materials else ""
-        parts["untuned"] = (f"untuned base{shots}", _untuned_parts(base))
-    whole = {kind: [] if kind == "untuned" else [materials.digest] for kind in parts}  # the others learn from train
-    return {kind: (title, digest_of(kind, own, whole[kind])) for kind, (title, own) in parts.items()}
-
-
-def untuned_identity(base: Materials) -> str:
-    """Return the identity of an untuned language model's result: a run of `peft=none` is one, too."""
-    return digest_of("untuned", _untuned_parts(base), [])
-
-
-def _untuned_parts(base: Materials) -> list[Any]:
-    """Return what the result of an untuned language model depends on: model, prompt, scoring and test rows."""
-    task = base.config.task
-    assert isinstance(task, CausalLM)
-    scoring = [task.length_normalization, task.calibration.name, task.generate]
-    prior = split_digest(base.examples.validation) if task.calibration is PriorCorrection.batch else ""
-    slices = base.examples.test.column_names
-    return [*_model_parts(base), scoring, prior, slices, split_digest(base.examples.test)]
-
-
-def _model_parts(materials: Materials) -> list[Any]:
-    """Return what the features of the frozen backbone depend on."""
-    config = materials.config
-    stored: list[Any] = [Precision.fp32.name if isinstance(config.peft, FullFineTuning) else materials.precision.name]
-    if config.peft.quantization is not Quantization.none:
-        stored += [config.peft.quantization.name, config.peft.double_quant, config.peft.compute_dtype.name]
-    prompt, limit = asdict(materials.prompt), materials.tokens["test"].limit
-    return [materials.backbone.revision, stored, materials.precision.name, prompt, limit]
-
-
-def _kept(
-    materials: Materials, kind: str, title: str, identity: str, compute: Callable[[Record, Path], dict[str, float]]
+def _measure_once(
+    inputs: RunInputs, name: str, title: str, identity: str, compute: Callable[[RunLogger, Path], dict[str, float]]
 ) -> Baseline:
     """Return a baseline that is recorded already, or compute it and record it.
 
     One process computes it, others wait for it. What a kill has left is computed again in the same MLflow run.
     """
-    config = materials.config
-    tracking = replace(config.tracking, run_name=None)
-    with RunFolder(_folder(materials, identity), wait=True) as folder:
-        kept = led(lambda: _recorded(tracking, identity, folder.path / RESULT))
-        if kept is not None:
-            return Baseline(title=title, metrics=kept[1], run_id=kept[0])
+    config = inputs.config
+    with RunDir(_folder(inputs, identity), wait=True) as run_dir:
+        recorded = _recorded(config.tracking, identity, run_dir.path / RESULT)
+        if recorded is not None:
+            return Baseline(title=title, metrics=recorded[1], run_id=recorded[0])
         say(f"Baseline: {title}")
-        model = f"{config.model.name}-" if kind in ("untuned", "linear_probe") else ""
-        record = open_record(tracking, f"{model}{kind}-{config.data.name}", folder.state.get("run_id"))
-        with recorded(record):
-            folder.remember(run_id=record.run_id)
-            record.set_tags({"baseline.identity": identity, "baseline": kind, "command": command(), **git_state()})
-            record.log_params({"baseline": kind, **flatten(config.model, "model."), **flatten(config.data, "data.")})
-            if kind == "untuned":
-                record.log_params(flatten(config.task, "task."))
-            metrics = compute(record, folder.path)
-            record.log_metrics(metrics)
-            record.log_files(folder.path / PREDICTIONS, PREDICTIONS)
-            written = json.dumps(metrics, indent=2) + "\n"
-            led(lambda: (folder.path / RESULT).write_text(written))
-        folder.forget()
-    return Baseline(title=title, metrics=metrics, run_id=record.run_id)
+        model = f"{config.model.name}-" if name in ("untuned", "linear_probe") else ""
+        run_name, resume = f"{model}{name}-{config.data.name}", run_dir.state.get("run_id")
+        logger = open_run_logger(config.tracking, run_name, resume, system_metrics=config.tracking.system_metrics)
+        with track_run(logger):
+            run_dir.save_state(run_id=logger.run_id)
+            logger.set_tags({"baseline.identity": identity, "baseline": name, "command": command(), **git_state()})
+            logger.log_params({"baseline": name, **flatten(config.model, "model."), **flatten(config.data, "data.")})
+            if name == "untuned":
+                logger.log_params(flatten(config.task, "task."))
+            metrics = compute(logger, run_dir.path)
+            logger.log_metrics(metrics)
+            logger.log_files(run_dir.path / PREDICTIONS, PREDICTIONS)
+            _write(run_dir.path / RESULT, metrics)
+        run_dir.clear_state()
+    return Baseline(title=title, metrics=metrics, run_id=logger.run_id)
 
 
-def _folder(materials: Materials, identity: str) -> Path:
-    return Path(materials.config.output_dir) / f"baseline-{identity}"
+def _folder(inputs: RunInputs, identity: str) -> Path:
+    return Path(inputs.config.output_dir) / f"baseline-{identity}"
 
 
+@main_process_only
 def _recorded(tracking: TrackingConfig, identity: str, file: Path) -> tuple[str | None, dict[str, float]] | None:
     """Return MLflow's run id and the test metrics of a baseline; without MLflow, those that the folder holds."""
     if tracking.backend is TrackingBackend.none:
         return (None, json.loads(file.read_text())) if file.is_file() else None
-    found = find_run(tracking, "baseline.identity", identity, "FINISHED")
-    if found is None:
+    run = find_run(tracking, "baseline.identity", identity, "FINISHED")
+    if run is None:
         return None
-    return found.info.run_id, {key: value for key, value in found.data.metrics.items() if key.startswith("test/")}
+    return run.info.run_id, {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
 
 
-def _untuned(base: Materials, model: nn.Module, record: Record, folder: Path) -> dict[str, float]:
+@main_process_writes
+def _write(file: Path, metrics: dict[str, float]) -> None:
+    write_atomic(file, json.dumps(metrics, indent=2) + "\n")
+
+
+def _untuned(
+    base: RunInputs, model: nn.Module, batches: BatchPlan | None, logger: RunLogger, folder: Path
+) -> dict[str, float]:
     """Test the language model as it is: its adapter, which has learned nothing yet, is switched off."""
-    module, data = build_module(base, model), build_data(base)
-    trainer = build_trainer(base.config.trainer, base.precision, base.device, Record())
+    module, data = build_module(base, model), build_data(base, batches)
+    trainer = build_trainer(base.config.trainer, base.precision, base.device, RunLogger())
     with _without_adapter(model):
         if module.correction is PriorCorrection.batch:
             evaluate(trainer, module, data, "validation")
         metrics = evaluate(trainer, module, data, "test")
-    keep_predictions(base, None, module.test, folder)
-    counted = count_answers(base, module.test)
-    record.set_tags(counted.tags)
-    return metrics | counted.metrics | slice_scores(base.examples, module.test.logits)
+    save_predictions(base, None, module.test, folder)
+    counts = count_answers(base, module.test)
+    logger.set_tags(counts.tags)
+    return metrics | counts.metrics | slice_scores(base.examples, module.test.logits)
 
 
 @contextmanager
@@ -197,52 +151,54 @@ def _without_adapter(model: nn.Module) -> Iterator[None]:
             yield
 
 
-def _scored(materials: Materials, logits: Tensor, folder: Path) -> dict[str, float]:
-    """Return the test metrics of logits of the test rows, and keep what they say of each."""
-    examples = materials.examples
-    keep_predictions(materials, None, logits, folder)
+def _score(inputs: RunInputs, logits: Tensor, folder: Path) -> dict[str, float]:
+    """Return the test metrics of logits of the test rows, and save the predictions."""
+    examples = inputs.examples
+    save_predictions(inputs, None, logits, folder)
     metrics = split_metrics(examples.labels, logits, torch.tensor(examples.targets("test")).long(), per_class=True)
     return {f"test/{name}": value for name, value in metrics.items()} | slice_scores(examples, logits)
 
 
-def _majority(materials: Materials) -> Tensor:
+def _majority(inputs: RunInputs) -> Tensor:
     """Return the log-frequency of the classes in train, for every test row."""
-    examples = materials.examples
+    examples = inputs.examples
     counts = np.bincount(examples.targets("train"), minlength=len(examples.labels))
     return torch.from_numpy(counts / counts.sum()).float().clamp(min=1e-6).log().repeat(examples.test.num_rows, 1)
 
 
-def _tfidf(materials: Materials) -> Tensor:
+@main_process_only
+def _tfidf(inputs: RunInputs) -> Tensor:
     """Return log-probabilities of the test rows from words and pairs of words, weighted by TF-IDF."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    texts = {split: materials.examples.split(split).column("text").to_pylist() for split in NAMES}
+    texts = {split: inputs.examples.split(split).column("text").to_pylist() for split in NAMES}
     vectorizer = TfidfVectorizer(token_pattern=WORD, ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
     features: dict[str, Any] = {"train": vectorizer.fit_transform(texts["train"])}
     features |= {split: vectorizer.transform(texts[split]) for split in NAMES[1:]}
-    targets = {split: materials.examples.targets(split) for split in NAMES}
-    return _regression(features, targets, TFIDF_STRENGTHS, len(materials.examples.labels))
+    targets = {split: inputs.examples.targets(split) for split in NAMES}
+    return _regression(features, targets, TFIDF_STRENGTHS, len(inputs.examples.labels))
 
 
-def _probe(materials: Materials, model: nn.Module) -> Tensor:
+def _probe(inputs: RunInputs, model: nn.Module, batches: BatchPlan | None) -> Tensor:
     """Return log-probabilities of the test rows from the frozen backbone's features of the last token."""
-    from sklearn.preprocessing import StandardScaler
-
-    module, data = build_module(materials, model), build_data(materials)
-    trainer = build_trainer(materials.config.trainer, materials.precision, materials.device, Record())
+    module, data = build_module(inputs, model), build_data(inputs, batches)
+    trainer = build_trainer(inputs.config.trainer, inputs.precision, inputs.device, RunLogger())
     features: dict[str, Any] = {}
     targets: dict[str, Numbers] = {}
     with _without_adapter(model):
         for split in NAMES:
             rows, values = predict(trainer, module, data.by_length(split, PROBE_ROWS if split == "train" else None))
-            features[split], targets[split] = values.numpy(), materials.examples.targets(split)[rows.numpy()]
+            features[split], targets[split] = values.numpy(), inputs.examples.targets(split)[rows.numpy()]
+    return _fit_probe(features, targets, len(inputs.examples.labels))
 
-    def regress() -> Tensor:
-        scaler = StandardScaler().fit(features["train"])
-        scaled = {split: scaler.transform(values) for split, values in features.items()}
-        return _regression(scaled, targets, PROBE_STRENGTHS, len(materials.examples.labels))
 
-    return led(regress)
+@main_process_only
+def _fit_probe(features: dict[str, Any], targets: dict[str, Numbers], classes: int) -> Tensor:
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(features["train"])
+    scaled = {split: scaler.transform(values) for split, values in features.items()}
+    return _regression(scaled, targets, PROBE_STRENGTHS, classes)
 
 
 def _regression(

@@ -1,4 +1,4 @@
-"""From materials to what Lightning runs: the model, its scoring, the module, the data."""
+"""From inputs to what Lightning runs: the model, its scoring, the module, the data."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -22,114 +22,118 @@ from sentexp.data.tokens import encode
 from sentexp.distributed.sharding import shard
 from sentexp.errors import require
 from sentexp.models.adapters import ParameterAudit, attach
-from sentexp.models.backbone import (
+from sentexp.models.feature_cache import FeatureCache
+from sentexp.models.label_scorer import LabelScorer
+from sentexp.models.loading import (
     Loading,
-    can_be_shared,
+    build_on_meta,
+    clone_sharing_weights,
+    is_reusable,
     load_classifier,
     load_language_model,
-    outline,
-    shardable_parts,
-    twin,
 )
-from sentexp.models.feature_cache import Features
-from sentexp.models.label_scorer import LabelScorer
 from sentexp.models.sequence_classifier import SequenceClassifier, start_head_at_label_words
-from sentexp.run.inputs import Basis, Materials, build_packer, let_go, shared
+from sentexp.models.structure import shardable_parts
+from sentexp.run.cache import cached, clear_cache
+from sentexp.run.inputs import RunInputs, RunSpec, build_packer
+from sentexp.training.batch_plan import BatchPlan
 from sentexp.training.module import ClassifierModule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def build_model(materials: Materials) -> tuple[nn.Module, ParameterAudit]:
+def build_model(inputs: RunInputs) -> tuple[nn.Module, ParameterAudit]:
     """Load the backbone, with a head where the task has one, and attach what is trained."""
-    config = materials.config
+    config = inputs.config
     load = Loading(
         storage=config.peft,
         attention=config.model.attn_implementation,
-        precision=materials.precision,
-        device=materials.device,
+        precision=inputs.precision,
+        device=inputs.device,
         trains_backbone=isinstance(config.peft, FullFineTuning),
     )
-    model = _load(materials, load)
+    model = _load(inputs, load)
     task = config.task
     if isinstance(task, SequenceClassification) and task.head_init is HeadInit.label_words:
-        labels = materials.examples.labels
-        start_head_at_label_words(model, materials.backbone, materials.tokenizer, task.template, labels)
+        labels = inputs.examples.labels
+        start_head_at_label_words(model, inputs.backbone, inputs.tokenizer, task.template, labels)
     if config.trainer.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     trained, audit = attach(model, config.peft)
     if config.trainer.strategy is Strategy.fsdp:
-        shard(shardable_parts(trained), materials.device)
+        shard(shardable_parts(trained), inputs.device)
     return trained, audit
 
 
-def outline_model(basis: Basis) -> tuple[nn.Module, ParameterAudit]:
+def outline_model(spec: RunSpec) -> tuple[nn.Module, ParameterAudit]:
     """Return the model of a run, with what is trained attached, as shapes without weights."""
-    config, labels = basis.config, basis.examples.labels
+    config, labels = spec.config, spec.examples.labels
     with torch.device("meta"):
-        return attach(outline(basis.backbone, None if isinstance(config.task, CausalLM) else labels), config.peft)
+        return attach(build_on_meta(spec.backbone, None if isinstance(config.task, CausalLM) else labels), config.peft)
 
 
-def _load(materials: Materials, load: Loading) -> "PreTrainedModel":
+def _load(inputs: RunInputs, load: Loading) -> "PreTrainedModel":
     """Return the backbone; runs of a sweep share its weights, unless they train them (law 8)."""
-    config, labels = materials.config, materials.examples.labels
+    config, labels = inputs.config, inputs.examples.labels
 
     def fresh() -> "PreTrainedModel":
         if isinstance(config.task, CausalLM):
-            return load_language_model(materials.backbone, materials.tokenizer, load)
-        return load_classifier(materials.backbone, materials.tokenizer, labels, load)
+            return load_language_model(inputs.backbone, inputs.tokenizer, load)
+        return load_classifier(inputs.backbone, inputs.tokenizer, labels, load)
 
-    if not can_be_shared(config.peft):
-        let_go("model")
+    if not is_reusable(config.peft):
+        clear_cache("model")
         return fresh()
-    key = [task_name(config.task), labels, load.attention, *_weights(materials)]
-    model = shared(config, "model", key, fresh, most=1)
+    key = [task_name(config.task), labels, load.attention, *_weights(inputs)]
+    model = cached(config, "model", key, fresh, most=1)
     if config.sweep.name is None:
         return model
     torch.manual_seed(config.seed)  # as before a load of its own: the head and the adapter begin as they would alone
-    return twin(model)
+    return clone_sharing_weights(model)
 
 
-def _weights(materials: Materials) -> list[Any]:
+def _weights(inputs: RunInputs) -> list[Any]:
     """Return what tells frozen weights from others: where they are from, how they are stored, and where."""
-    peft = materials.config.peft
-    stored = [peft.quantization, peft.double_quant, peft.compute_dtype, materials.precision]
-    return [materials.backbone.revision, *stored, materials.device]
+    peft = inputs.config.peft
+    stored = [peft.quantization, peft.double_quant, peft.compute_dtype, inputs.precision]
+    return [inputs.backbone.revision, *stored, inputs.device]
 
 
-def _known_features(materials: Materials) -> Features | None:
+def _known_features(inputs: RunInputs) -> FeatureCache | None:
     """Return what keeps the features of texts where the head alone trains; runs of a sweep share it."""
-    config = materials.config
+    config = inputs.config
     if not isinstance(config.peft, HeadOnly):
         return None
-    return shared(config, "features", _weights(materials), Features, most=1)
+    return cached(config, "features", _weights(inputs), FeatureCache, most=1)
 
 
-def build_module(materials: Materials, model: nn.Module) -> ClassifierModule:
+def build_module(inputs: RunInputs, model: nn.Module) -> ClassifierModule:
     """Return the Lightning module that scores as the task and the prompt say."""
-    config, task, pad_id = materials.config, materials.config.task, materials.tokenizer.pad_token_id
+    config, task, pad_id = inputs.config, inputs.config.task, inputs.tokenizer.pad_token_id
     answering = task if isinstance(task, CausalLM) else None
     content_free = None
     if answering is not None and answering.calibration is PriorCorrection.contextual:
-        rows, _ = encode(CONTENT_FREE, materials.tokenizer, materials.prompt, materials.positions)
+        rows, _ = encode(CONTENT_FREE, inputs.tokenizer, inputs.prompt, inputs.positions)
         require(
             all(rows),
             "task.calibration=contextual shows the model an empty text, among others, and task.template has no words "
             "around it: give it some, or use task.calibration=batch.",
         )
-        packer = build_packer(materials)
+        packer = build_packer(inputs)
         content_free = pad(rows, pad_id, "left") if packer is None else packer.score(rows, 0)
-    prompt = materials.prompt
+    prompt = inputs.prompt
     return ClassifierModule(
-        SequenceClassifier(model, config.trainer.compile, _known_features(materials))
+        SequenceClassifier(model, config.trainer.compile, _known_features(inputs))
         if answering is None
-        else LabelScorer(model, prompt.answers, prompt.end, answering, pad_id, prompt.room, config.trainer.compile),
-        materials.examples.labels,
+        else LabelScorer(
+            model, prompt.answers, prompt.end, answering, pad_id, prompt.max_answer_tokens, config.trainer.compile
+        ),
+        inputs.examples.labels,
         config.optim,
         config.seed,
         config.trainer.log_every_n_steps,
-        class_weights(config.data, materials.examples),
+        class_weights(config.data, inputs.examples),
         task.focal_gamma,
         PriorCorrection.none if answering is None else answering.calibration,
         content_free,
@@ -137,10 +141,9 @@ def build_module(materials: Materials, model: nn.Module) -> ClassifierModule:
     )
 
 
-def build_data(materials: Materials) -> DataModule:
-    """Return the batches of the tokenised splits."""
-    config = materials.config
-    weights = row_weights(config.data, materials.examples)
-    return DataModule(
-        materials.tokens, materials.tokenizer, config.trainer, config.seed, weights, build_packer(materials)
-    )
+def build_data(inputs: RunInputs, batches: BatchPlan | None = None) -> DataModule:
+    """Return the batches of the tokenised splits, of the configured sizes or of others."""
+    config = inputs.config
+    trainer = config.trainer if batches is None else batches.apply_to(config.trainer)
+    weights = row_weights(config.data, inputs.examples)
+    return DataModule(inputs.tokens, inputs.tokenizer, trainer, config.seed, weights, build_packer(inputs))

@@ -5,7 +5,7 @@ from sentexp.errors import UserError
 
 def explain_failure(error: Exception, output_dir: str) -> str | None:
     """Return a sentence for why a run failed; None where only a traceback tells."""
-    from sentexp.tracking.store import is_disk_full
+    from sentexp.tracking.client import is_disk_full
 
     if isinstance(error, UserError):
         return str(error)

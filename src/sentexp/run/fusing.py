@@ -42,22 +42,22 @@ def _kind(config: Config) -> tuple[str, str]:
     reason = _obstacle(config)
     if reason:
         return reason, ""
-    from sentexp.models.backbone import model_type
-    from sentexp.models.fast.llama import ARCHITECTURES
-    from sentexp.run.inputs import find
+    from sentexp.models.fast.support import ARCHITECTURES
+    from sentexp.models.pretrained import model_type
+    from sentexp.run.inputs import resolve_inputs
     from sentexp.tracking.identity import digest_of
 
     try:
-        basis = find(config)
+        spec = resolve_inputs(config)
     except UserError as error:
         return str(error), ""
-    architecture = model_type(basis.backbone)
+    architecture = model_type(spec.backbone)
     if architecture not in ARCHITECTURES:
         return f"only layers of {', '.join(ARCHITECTURES)} are fused, and this is {architecture}", ""
     shared = {key: value for key, value in flatten(config).items() if key.startswith(SHARED)}
     peft = config.peft
     stored = [peft.quantization.name, peft.double_quant, peft.compute_dtype.name]
-    return "", digest_of(shared, stored, task_name(config.task), basis.examples.labels)
+    return "", digest_of(shared, stored, task_name(config.task), spec.examples.labels)
 
 
 def _obstacle(config: Config) -> str:

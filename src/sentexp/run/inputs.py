@@ -1,11 +1,9 @@
 """What a run is made of, before any training second: backbone, tokenizer, examples, prompt; device, tokens, audit."""
 
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,23 +14,22 @@ from sentexp.data.prompts import Prompt, build_prompt, choose_shots, holding_spe
 from sentexp.data.splits import NAMES, Examples, load_examples
 from sentexp.data.tokens import TokenRows, tokenize
 from sentexp.errors import require
-from sentexp.models.backbone import Backbone, load_tokenizer, locate_backbone, max_positions, model_type
-from sentexp.models.fast.padding_free import FAMILIES
+from sentexp.models.fast.padding_free import PADDING_FREE_ARCHITECTURES
+from sentexp.models.loading import load_tokenizer
+from sentexp.models.pretrained import Backbone, locate_backbone, max_positions, model_type
 from sentexp.run import report
-from sentexp.system.hardware import choose_device, choose_precision, reset_peak_memory
+from sentexp.run.cache import cached
+from sentexp.system.device import choose_device, choose_precision
 from sentexp.system.hub import is_local
-from sentexp.tracking.identity import digest_of, fingerprint
+from sentexp.system.memory import reset_peak_memory
+from sentexp.tracking.identity import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-T = TypeVar("T")
-KEPT = 4
-"""Data sets, token sets and tokenizers that a process keeps for the next run of a sweep."""
-
 
 @dataclass(kw_only=True, slots=True)
-class Basis:
+class RunSpec:
     """What the identity of a run stands on. `prompt` frames the texts; `positions` is the model's limit."""
 
     config: Config
@@ -45,7 +42,7 @@ class Basis:
 
 
 @dataclass(kw_only=True, slots=True)
-class Materials(Basis):
+class RunInputs(RunSpec):
     """What every attempt at a run shares."""
 
     device: torch.device
@@ -54,7 +51,7 @@ class Materials(Basis):
     data_audit: DataAudit
 
 
-def find(config: Config, whole: bool = False) -> Basis:
+def resolve_inputs(config: Config, whole: bool = False) -> RunSpec:
     """Find backbone and data, and build the prompt.
 
     Args:
@@ -64,10 +61,10 @@ def find(config: Config, whole: bool = False) -> Basis:
     Raises:
         UserError: anything in the configuration or the data that the user can mend.
     """
-    examples, digest = shared(
+    examples, digest = cached(
         config, "examples", [flatten(config.data), whole], lambda: _with_digest(load_examples(config.data, whole))
     )
-    backbone, tokenizer, positions = shared(config, "backbone", flatten(config.model), lambda: _backbone(config))
+    backbone, tokenizer, positions = cached(config, "backbone", flatten(config.model), lambda: _backbone(config))
     require(
         config.data.max_length <= positions,
         f"data.max_length={config.data.max_length} is more than the {positions} positions of "
@@ -75,7 +72,7 @@ def find(config: Config, whole: bool = False) -> Basis:
     )
     if isinstance(config.task, CausalLM):
         config = replace(config, task=replace(config.task, template=resolve_template(config.task, tokenizer)))
-    basis = Basis(
+    spec = RunSpec(
         config=config,
         backbone=backbone,
         tokenizer=tokenizer,
@@ -84,78 +81,78 @@ def find(config: Config, whole: bool = False) -> Basis:
         positions=positions,
         prompt=build_prompt(config.task, tokenizer, examples.labels),
     )
-    return replace(basis, prompt=prompt_with_shots(basis)) if isinstance(config.peft, Untuned) else basis
+    return replace(spec, prompt=prompt_with_shots(spec)) if isinstance(config.peft, Untuned) else spec
 
 
-def identify(basis: Basis) -> str:
+def run_identity(spec: RunSpec) -> str:
     """Return the identity of a run."""
-    return fingerprint(basis.config, basis.digest, basis.backbone.revision, asdict(basis.prompt))
+    return fingerprint(spec.config, spec.digest, spec.backbone.revision, spec.prompt.to_dict())
 
 
-def gather(basis: Basis, near: bool = False, show: bool = True) -> Materials:
+def prepare_inputs(spec: RunSpec, near: bool = False, show: bool = True) -> RunInputs:
     """Choose device and precision, tokenise, and audit.
 
     Args:
-        basis: of the run.
+        spec: of the run.
         near: look for near-duplicates as well.
         show: print what was found.
 
     Raises:
         UserError: a device or a precision that this machine has not.
     """
-    config = basis.config
+    config = spec.config
     device = choose_device(config.trainer.accelerator)
     precision = choose_precision(config.trainer.precision, device)
     reset_peak_memory(device)
-    tokens = tokenize_splits(basis)
-    found = shared(
+    tokens = tokenize_splits(spec)
+    data_audit = cached(
         config,
         "audit",
-        [flatten(config.data), _token_key(basis), near],
-        lambda: audit(config.data.name, basis.examples, tokens, near),
+        [flatten(config.data), _token_key(spec), near],
+        lambda: audit(config.data.name, spec.examples, tokens, near),
     )
     if show:
-        report.print_data(found)
-    own = {item.name: getattr(basis, item.name) for item in fields(Basis)}
-    return Materials(**own, device=device, precision=precision, tokens=tokens, data_audit=found)
+        report.print_data(data_audit)
+    resolved = {item.name: getattr(spec, item.name) for item in fields(RunSpec)}
+    return RunInputs(**resolved, device=device, precision=precision, tokens=tokens, data_audit=data_audit)
 
 
-def with_shots(materials: Materials) -> Materials:
-    """Return the materials of the untuned base: `task.shots` examples from train stand in its prompt."""
-    prompt = prompt_with_shots(materials)
-    if prompt is materials.prompt or isinstance(materials.config.peft, Untuned):
-        return materials
-    base = replace(materials, prompt=prompt)
+def with_shots(inputs: RunInputs) -> RunInputs:
+    """Return the inputs of the untuned base: `task.shots` examples from train stand in its prompt."""
+    prompt = prompt_with_shots(inputs)
+    if prompt is inputs.prompt or isinstance(inputs.config.peft, Untuned):
+        return inputs
+    base = replace(inputs, prompt=prompt)
     return replace(base, tokens=tokenize_splits(base))
 
 
-def prompt_with_shots(basis: Basis) -> Prompt:
+def prompt_with_shots(spec: RunSpec) -> Prompt:
     """Return the prompt of the untuned base, with `task.shots` training texts that can be shown whole."""
-    task, examples = basis.config.task, basis.examples
+    task, examples = spec.config.task, spec.examples
     if not isinstance(task, CausalLM) or task.shots == 0:
-        return basis.prompt
-    fits = ~tokenize_splits(basis)["train"].cut
-    fits[holding_special_tokens(examples.train.column("text").to_pylist(), basis.tokenizer)] = False
-    return build_prompt(task, basis.tokenizer, examples.labels, choose_shots(examples, task, fits))
+        return spec.prompt
+    fits = ~tokenize_splits(spec)["train"].cut
+    fits[holding_special_tokens(examples.train.column("text").to_pylist(), spec.tokenizer)] = False
+    return build_prompt(task, spec.tokenizer, examples.labels, choose_shots(examples, task, fits))
 
 
-def tokenize_splits(basis: Basis) -> dict[str, TokenRows]:
+def tokenize_splits(spec: RunSpec) -> dict[str, TokenRows]:
     """Return the tokens of every split in the frame of the prompt."""
-    config = basis.config
+    config = spec.config
     length, progress = config.data.max_length, config.trainer.progress_bar
 
     def rows(split: str) -> TokenRows:
-        return tokenize(basis.examples.split(split), basis.tokenizer, basis.prompt, length, basis.positions, progress)
+        return tokenize(spec.examples.split(split), spec.tokenizer, spec.prompt, length, spec.positions, progress)
 
-    return shared(config, "tokens", _token_key(basis), lambda: {split: rows(split) for split in NAMES})
+    return cached(config, "tokens", _token_key(spec), lambda: {split: rows(split) for split in NAMES})
 
 
-def scoring_facts(materials: Materials) -> dict[str, Any]:
-    """Return what of a run's materials is needed to score other texts as in the run, as JSON values.
+def scoring_facts(inputs: RunInputs) -> dict[str, Any]:
+    """Return what of a run's inputs is needed to score other texts as in the run, as JSON values.
 
-    The base model is told by where it is from and by its revision, so that another one is noticed.
+    The base model is named by its place and its revision, so that another one is noticed.
     """
-    config = materials.config
+    config = inputs.config
     model = asdict(config.model, dict_factory=_json_values)
     if config.model.path is not None and is_local(config.model.path):
         model["path"] = str(Path(config.model.path).expanduser().absolute())
@@ -163,16 +160,16 @@ def scoring_facts(materials: Materials) -> dict[str, Any]:
     return {
         "kind": task_name(config.task),
         "task": flatten(config.task),
-        "labels": materials.examples.labels,
-        "prompt": asdict(materials.prompt),
+        "labels": inputs.examples.labels,
+        "prompt": inputs.prompt.to_dict(),
         "max_length": config.data.max_length,
-        "positions": materials.positions,
+        "positions": inputs.positions,
         "strip": config.data.strip,
         "text": getattr(config.data, "text", None),
         "model": model,
-        "revision": materials.backbone.revision,
+        "revision": inputs.backbone.revision,
         "storage": {key: stored[key] for key in ("quantization", "double_quant", "compute_dtype")},
-        "precision": materials.precision.name,
+        "precision": inputs.precision.name,
     }
 
 
@@ -180,48 +177,17 @@ def _json_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {key: value.name if isinstance(value, Enum) else value for key, value in pairs}
 
 
-def build_packer(basis: Basis) -> Packer | None:
+def build_packer(spec: RunSpec) -> Packer | None:
     """Return what lays rows out without padding; None where they are padded.
 
     That is where `trainer.padding_free` says so, and for architectures that were never compared without padding.
     """
-    config, prompt = basis.config, basis.prompt
-    if not config.trainer.padding_free or model_type(basis.backbone) not in FAMILIES:
+    config, prompt = spec.config, spec.prompt
+    if not config.trainer.padding_free or model_type(spec.backbone) not in PADDING_FREE_ARCHITECTURES:
         return None
     if not isinstance(config.task, CausalLM):
         return Packer()
     return Packer(answers=prompt.answers, end=prompt.end, loss=config.task.loss)
-
-
-_kept: dict[str, OrderedDict[str, Any]] = {}
-
-
-def shared(config: Config, kind: str, key: Any, build: Callable[[], T], most: int = KEPT) -> T:
-    """Return what `build` returns; the runs of a sweep that follow each other in a process build it once for a key.
-
-    Args:
-        config: of the run.
-        kind: of thing.
-        key: what the thing depends on.
-        build: makes it.
-        most: how many of the kind are kept; older ones are let go before another is made.
-    """
-    if config.sweep.name is None:
-        return build()
-    things = _kept.setdefault(kind, OrderedDict())
-    name = digest_of(key)
-    if name not in things:
-        while len(things) >= most:
-            things.popitem(last=False)
-        things[name] = build()
-    things.move_to_end(name)
-    return things[name]  # type: ignore[no-any-return]
-
-
-def let_go(kind: str | None = None) -> None:
-    """Keep nothing of a kind, or nothing at all, for further runs."""
-    for name in [kind] if kind is not None else list(_kept):
-        _kept.pop(name, None)
 
 
 def _with_digest(examples: Examples) -> tuple[Examples, str]:
@@ -233,5 +199,5 @@ def _backbone(config: Config) -> tuple[Backbone, "PreTrainedTokenizerBase", int]
     return backbone, load_tokenizer(backbone), max_positions(backbone)
 
 
-def _token_key(basis: Basis) -> list[Any]:
-    return [basis.digest, basis.backbone.revision, asdict(basis.prompt), basis.config.data.max_length]
+def _token_key(spec: RunSpec) -> list[Any]:
+    return [spec.digest, spec.backbone.revision, spec.prompt.to_dict(), spec.config.data.max_length]

@@ -1,213 +1,218 @@
-"""What is written down of a run and of an audit: provenance, pictures, metrics, and how it ended."""
+"""What is written down of a run: its inputs before it, its metrics while it lasts, its result and its end after it."""
 
 import json
+import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from sentexp.config import Config, flatten, method_name, task_name
+from sentexp.config import CausalLM, Config, Untuned, flatten, method_name, task_name
 from sentexp.data.class_balance import class_weights
 from sentexp.distributed import processes
 from sentexp.errors import UserError
-from sentexp.metrics.generated_answers import irregular_tokens, read_answers
-from sentexp.plots.run import draw_confusion_matrix, draw_data, draw_learning_curve, draw_reliability
-from sentexp.run.inputs import Materials
+from sentexp.run.baseline_identity import untuned_identity
+from sentexp.run.inputs import RunInputs
+from sentexp.run.plotting import AUDIT, PLOTS, plot_result
+from sentexp.run.result import RESULT, Result
+from sentexp.run.summary import TestSummary
 from sentexp.system.console import say
-from sentexp.system.hardware import describe
+from sentexp.system.device import describe
 from sentexp.tracking.identity import digest_of, settings
+from sentexp.tracking.predictions import FOLDER as PREDICTIONS
 from sentexp.tracking.predictions import file_name, write_predictions
 from sentexp.tracking.provenance import command, git_state, library_versions, mask_uri
-from sentexp.tracking.run_dir import RunFolder
-from sentexp.tracking.signals import undisturbed
-from sentexp.tracking.store import PARENT, Record, find_run, open_record
+from sentexp.tracking.run_dir import RunDir
+from sentexp.tracking.run_logger import RunLogger, open_run_logger
+from sentexp.tracking.signals import defer_signals
+from sentexp.tracking.store import PARENT, find_run
 from sentexp.training.module import Evaluation
 from sentexp.training.pruning import Pruned
 
-AUDIT = "data_audit.json"
-DATA_PLOT, LEARNING_CURVE, CONFUSION_MATRIX, RELIABILITY = PLOTS = (
-    "data_audit.png",
-    "learning_curve.png",
-    "confusion_matrix.png",
-    "reliability.png",
-)
-"""The pictures of a run, in its folder."""
+CONFIG = "config.yaml"
 TRACEBACK = "traceback.txt"
 PRUNED = "pruned"
 """The tag of a run that a search has stopped: why."""
 UNSTARTED = "unstarted"
 """The tag of a run that failed before it had an identity: a digest of its configuration."""
-
-
-class Sinks:
-    """Sends metrics to the record and to the run's folder."""
-
-    def __init__(self, record: Record, folder: RunFolder) -> None:
-        self.record = record
-        self.folder = folder
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record metrics at an optimizer step."""
-        self.record.log_metrics(metrics, step)
-        self.folder.log_metrics(metrics, step)
+LOGGED_BEFORE = ("test/", "baseline/", "difference/", "temperature")
+"""Metrics that are recorded when they are measured; the costs come with the result."""
 
 
 @contextmanager
-def recorded(record: Record) -> Iterator[None]:
+def track_run(logger: RunLogger) -> Iterator[None]:
     """End the record as FINISHED, FAILED or KILLED, with the traceback (law 7), or KILLED with why it was pruned."""
     try:
         yield
     except BaseException as error:
-        with undisturbed():  # a launcher ends what is left of a run that fails, perhaps while this is written down
-            _end(record, error)
+        with defer_signals():  # a launcher ends what is left of a run that fails, perhaps while this is written down
+            _end(logger, error)
         raise
-    record.finish("FINISHED")
+    logger.finish("FINISHED")
 
 
-def _end(record: Record, error: BaseException) -> None:
+def _end(logger: RunLogger, error: BaseException) -> None:
     if isinstance(error, Pruned):
-        record.set_tags({PRUNED: str(error)})
-        record.finish("KILLED")
+        logger.set_tags({PRUNED: str(error)})
+        logger.finish("KILLED")
         return
     status = "FAILED" if isinstance(error, Exception) else "KILLED"
     try:
-        record.log_text("".join(traceback.format_exception(error)), TRACEBACK)
+        logger.log_text("".join(traceback.format_exception(error)), TRACEBACK)
     except (UserError, OSError):
         say("The traceback could not be recorded.")
     try:
-        record.finish(status)
+        logger.finish(status)
     except (UserError, OSError):
-        say(f"The MLflow run {record.run_id} could not be marked as {status}.")
-
-
-def open_run(config: Config, identity: str, folder: RunFolder) -> Record:
-    """Return the record of a run: the one that an earlier attempt left unfinished, or a new one.
-
-    A run of a sweep is linked to the sweep's own MLflow run, and named by what tells it from the others.
-    """
-    if folder.state:
-        say(f"Going on with run {identity} in {folder.path}, which did not finish")
-    resume = folder.state.get("run_id")
-    tracking = config.tracking
-    if folder.state and resume is None:  # killed when MLflow had just created it
-        started = find_run(tracking, "identity", identity, "RUNNING")
-        resume = None if started is None else started.info.run_id
-    if resume is None and config.sweep.name is not None:
-        failed = find_run(tracking, UNSTARTED, digest_of(settings(config)), "FAILED")
-        resume = None if failed is None else failed.info.run_id
-    elif processes.leads():  # those of an earlier attempt would be taken for this one's
-        for name in PLOTS:
-            (folder.path / name).unlink(missing_ok=True)
-    folder.remember(identity=identity)
-    tags = {"identity": identity, UNSTARTED: ""}
-    record = _open(config, resume, tags if resume is None else tags | {PRUNED: ""})
-    folder.remember(run_id=record.run_id)
-    return record
+        say(f"The MLflow run {logger.run_id} could not be marked as {status}.")
 
 
 @contextmanager
-def left_in_a_sweep(config: Config) -> Iterator[None]:
-    """Leave a failed MLflow run of a sweep's run that fails before it has an identity or what it is made of."""
+def record_early_failure(config: Config) -> Iterator[None]:
+    """Leave a failed MLflow run of a sweep's run that fails before it has an identity or its inputs."""
     try:
         yield
     except Exception:
         if config.sweep.name is not None:
             try:
-                _record_failure(config, traceback.format_exc())
+                _record_early_failure(config, traceback.format_exc())
             except Exception as error:  # what the run failed of matters more
                 say(f"The failure could not be recorded ({error}).")
         raise
 
 
-def _record_failure(config: Config, trace: str) -> None:
+def _record_early_failure(config: Config, trace: str) -> None:
     digest = digest_of(settings(config))
     failed = find_run(config.tracking, UNSTARTED, digest)
-    record = _open(config, None if failed is None else failed.info.run_id, {UNSTARTED: digest})
-    record.log_params(_params(config))
-    record.log_text(trace, TRACEBACK)
-    record.finish("FAILED")
+    logger = _open(config, None if failed is None else failed.info.run_id, {UNSTARTED: digest})
+    logger.log_params(_params(config))
+    logger.log_text(trace, TRACEBACK)
+    logger.finish("FAILED")
 
 
-def _open(config: Config, resume: str | None, tags: dict[str, str]) -> Record:
-    name, tracking = config.sweep.name, config.tracking
-    if name is None:
-        name = f"{config.model.name}-{method_name(config.peft)}-{config.data.name}-{task_name(config.task)}"
+def start_or_resume_run(inputs: RunInputs, run_dir: RunDir) -> RunLogger:
+    """Return where a run is recorded: the MLflow run that an earlier attempt left unfinished, or a new one.
+
+    A run of a sweep is linked to the sweep's own MLflow run, and named by what tells it from the others.
+    """
+    config, identity = inputs.config, run_dir.path.name
+    if run_dir.state:
+        say(f"Going on with run {identity} in {run_dir.path}, which did not finish")
+    resume = run_dir.state.get("run_id")
+    if run_dir.state and resume is None:  # killed when MLflow had just created it
+        started = find_run(config.tracking, "identity", identity, "RUNNING")
+        resume = None if started is None else started.info.run_id
+    if resume is None and config.sweep.name is not None:
+        failed = find_run(config.tracking, UNSTARTED, digest_of(settings(config)), "FAILED")
+        resume = None if failed is None else failed.info.run_id
     else:
-        tracking = replace(tracking, run_name=None)  # it is the sweep's
+        _drop_plots(run_dir.path)
+    run_dir.save_state(identity=identity)
+    tags = {"identity": identity, UNSTARTED: ""}
+    logger = _open(config, resume, tags if resume is None else tags | {PRUNED: ""})
+    run_dir.save_state(run_id=logger.run_id)
+    return logger
+
+
+@processes.main_process_writes
+def _drop_plots(folder: Path) -> None:
+    """Remove the plots of an earlier attempt, which would be taken for this one's."""
+    for name in PLOTS:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _open(config: Config, resume: str | None, tags: dict[str, str]) -> RunLogger:
+    name, tracking = config.sweep.name, config.tracking
+    if name is None:  # in a sweep `tracking.run_name` is that of the sweep
+        kinds = config.model.name, method_name(config.peft), config.data.name, task_name(config.task)
+        name = tracking.run_name or "-".join(kinds)
     if config.sweep.parent is not None:
         tags |= {PARENT: config.sweep.parent}
     if config.sweep.trial is not None:
         tags |= {"search.trial": str(config.sweep.trial)}
-    return open_record(tracking, name, resume, tags)
+    return open_run_logger(tracking, name, resume, tags, tracking.system_metrics)
 
 
 def _params(config: Config) -> dict[str, str]:
     kinds = {"task": task_name(config.task), "peft": method_name(config.peft)}
-    told = {key: value for key, value in flatten(without_secrets(config)).items() if not key.startswith("sweep.")}
-    return {**kinds, **told}  # the sweep is the parent, and names the run: as parameters they would always differ
+    params = {key: value for key, value in flatten(without_secrets(config)).items() if not key.startswith("sweep.")}
+    return {**kinds, **params}  # the sweep is the parent, and names the run: as parameters they would always differ
 
 
-def record_provenance(record: Record, materials: Materials, folder: Path) -> None:
+def without_secrets(config: Config) -> Config:
+    """Return the configuration as it may be written down."""
+    return replace(config, tracking=replace(config.tracking, uri=mask_uri(config.tracking.uri or "") or None))
+
+
+@processes.main_process_only
+def record_inputs(logger: RunLogger, inputs: RunInputs, folder: Path) -> None:
     """Record configuration, command, code, libraries, machine and data."""
-    config = materials.config
-    public = without_secrets(config)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(public)))
-    record.log_files(folder / "config.yaml")
-    derived = {"device": materials.device.type, "precision": materials.precision.name}
-    weights = class_weights(config.data, materials.examples) or []
-    derived |= {f"class_weight.{n}": str(w) for n, w in zip(materials.examples.labels, weights, strict=False)}
-    record.log_params({**_params(config), **derived})
-    processes_tag = {"processes": str(processes.count())}
-    record.set_tags({"command": command(), "mlflow.source.name": "sentexp", **processes_tag, **git_state()})
-    if materials.prompt.answers:
-        shown = materials.prompt.frame("{text}") + materials.tokenizer.decode(materials.prompt.lead)
-        record.log_text(shown, "prompt.txt")
-    environment = {"libraries": library_versions(), "machine": describe(materials.device)}
-    record.log_text(json.dumps(environment, indent=2), "environment.json")
-    record.set_tags({f"version.{name}": version for name, version in environment["libraries"].items()})
-    record.set_tags({f"machine.{name}": value for name, value in environment["machine"].items()})
-    record_data(record, materials, folder)
+    config = inputs.config
+    (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(without_secrets(config))))
+    logger.log_files(folder / CONFIG)
+    derived = {"device": inputs.device.type, "precision": inputs.precision.name}
+    weights = class_weights(config.data, inputs.examples) or []
+    derived |= {f"class_weight.{n}": str(w) for n, w in zip(inputs.examples.labels, weights, strict=False)}
+    logger.log_params({**_params(config), **derived})
+    count = {"processes": str(processes.world_size())}
+    logger.set_tags({"command": command(), "mlflow.source.name": "sentexp", **count, **git_state()})
+    if inputs.prompt.answers:
+        logger.log_text(
+            inputs.prompt.frame("{text}") + inputs.tokenizer.decode(inputs.prompt.answer_prefix_ids), "prompt.txt"
+        )
+    environment = {"libraries": library_versions(), "machine": describe(inputs.device)}
+    logger.log_text(json.dumps(environment, indent=2), "environment.json")
+    logger.set_tags({f"version.{name}": version for name, version in environment["libraries"].items()})
+    logger.set_tags({f"machine.{name}": value for name, value in environment["machine"].items()})
+    record_data(logger, inputs, folder)
+    if isinstance(config.task, CausalLM) and isinstance(config.peft, Untuned):
+        logger.set_tags({"baseline.identity": untuned_identity(inputs)})
 
 
-@dataclass(kw_only=True, slots=True)
-class AnswerCounts:
-    """What a language model answered to the test rows: counts as tags, as people read them, and as metrics."""
-
-    tags: dict[str, str] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-def count_answers(materials: Materials, test: Evaluation) -> AnswerCounts:
-    """Return the irregular outputs by first token, and of the answers that were written, where there are any."""
-    found = AnswerCounts()
-    tokenizer = materials.tokenizer
-    if test.first_token is not None and test.irregular is not None:
-        found.tags["irregular_outputs"] = str(irregular_tokens(tokenizer, test.first_token, test.irregular))
-    if test.generated is not None:
-        read, irregular = read_answers(tokenizer, test.generated, materials.prompt.words, materials.prompt.lead)
-        right = sum(label == target for label, target in zip(read, test.targets.tolist(), strict=True))
-        found.tags["irregular_generations"] = str(irregular)
-        found.metrics["test/irregular_generations"] = float(irregular.total())
-        found.metrics["test/generated_accuracy"] = right / len(read)
-    return found
+def record_data(logger: RunLogger, inputs: RunInputs, folder: Path) -> None:
+    """Record which data were used, and the findings of their audit."""
+    data, audit = inputs.config.data, inputs.data_audit
+    counts = json.dumps({"rows": audit.labels, "of": audit.available, "left_out": audit.left_out})
+    source = json.dumps({"path": data.path, "package": data.distribution()})
+    logger.log_dataset(data.name, inputs.digest, source, counts)
+    (folder / AUDIT).write_text(json.dumps(audit.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    logger.log_files(folder / AUDIT)
 
 
-def keep_predictions(materials: Materials, validation: Tensor | None, test: Evaluation | Tensor, folder: Path) -> None:
-    """Write what was said about every row of the validation and the test split; the leading process does.
+class MetricSinks:
+    """Sends the metrics of a training to MLflow and to the run's folder."""
+
+    def __init__(self, logger: RunLogger, run_dir: RunDir) -> None:
+        self.logger = logger
+        self.run_dir = run_dir
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics at an optimizer step."""
+        self.logger.log_metrics(metrics, step)
+        self.run_dir.log_metrics(metrics, step)
+
+
+def record_summary(logger: RunLogger, summary: TestSummary, step: int) -> None:
+    """Record the summary of a test, whose own metrics the trainer has logged."""
+    logger.set_tags(summary.answers)
+    logger.log_metrics(summary.metrics, step)
+
+
+@processes.main_process_writes
+def save_predictions(inputs: RunInputs, validation: Tensor | None, test: Evaluation | Tensor, folder: Path) -> None:
+    """Write the predictions for every row of the validation and the test split.
 
     Args:
-        materials: of the run.
+        inputs: of the run.
         validation: logits, shape (rows, classes); None for what was tested only.
-        test: the same, or all that a language model said.
+        test: the same, or all outputs of a language model.
         folder: of the run.
     """
-    if not processes.leads():
-        return
-    examples, extras = materials.examples, {}
+    examples, extras = inputs.examples, {}
     if isinstance(test, Evaluation) and test.outside is not None and test.irregular is not None:
         extras = {"off_label_mass": test.outside.float().numpy(), "irregular": test.irregular.bool().numpy()}
     logits = test.logits if isinstance(test, Evaluation) else test
@@ -217,61 +222,33 @@ def keep_predictions(materials: Materials, validation: Tensor | None, test: Eval
             write_predictions(examples.split(split), examples.labels, probabilities, folder / file_name(split), more)
 
 
-def record_data(record: Record, materials: Materials, folder: Path) -> None:
-    """Record which data were used, and what their audit found."""
-    data = materials.config.data
-    found = materials.data_audit
-    counts = json.dumps({"rows": found.labels, "of": found.available, "left_out": found.left_out})
-    source = json.dumps({"path": data.path, "package": data.distribution()})
-    record.log_dataset(data.name, materials.digest, source, counts)
-    (folder / AUDIT).write_text(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    record.log_files(folder / AUDIT)
-
-
-def record_audit(record: Record, materials: Materials, folder: Path) -> None:
-    """Record an audit that was asked for by itself: the configuration of its data, and the rows of each fault."""
-    config = without_secrets(materials.config)
-    record.log_params(flatten(config.data, "data.") | {"model.name": config.model.name})
-    record.set_tags({"command": command(), "mlflow.source.name": "sentexp", **git_state()})
-    record_data(record, materials, folder)
-    plot_data(folder)
-    record.log_files(folder / DATA_PLOT)
-    found = materials.data_audit
-    metrics = {f"{split}/rows": float(rows) for split, rows in found.rows.items()}
-    for finding in found.findings:
-        # MLflow takes no + or brackets in a name
-        name = "".join(letter for letter in finding.name if letter.isalnum() or letter in " _-.")
-        metrics |= {f"{split}/{name}": float(rows) for split, rows in finding.rows.items()}
-    record.log_metrics(metrics)
-
-
-def plot_data(folder: Path) -> None:
-    """Draw the data of a run or an audit from what its folder holds of them."""
-    found = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
-    draw_data(found["labels"], found["token_edges"], found["tokens"], found["max_length"], folder / DATA_PLOT)
-
-
-def plot_run(
-    folder: RunFolder,
-    labels: Sequence[str],
-    confusion: Sequence[Sequence[int]],
-    curves: Mapping[str, Sequence[tuple[float, float, int]]],
-) -> None:
-    """Draw the `PLOTS` of a finished run into its folder.
+@processes.main_process_only
+def record_result(logger: RunLogger, result: Result, config: Config, started: float) -> Result:
+    """Write the result of a training down, and return it with the time that the run took.
 
     Args:
-        folder: of the run; it holds the audit of the data and the metrics of every step.
-        labels: names of the classes.
-        confusion: test rows by true and by predicted class.
-        curves: of the reliability on the test split, by name.
+        logger: of the run.
+        result: of the run; its `seconds` are those of the training before this process went on with it.
+        config: of the run.
+        started: when this process began, on the monotonic clock.
     """
-    plot_data(folder.path)
-    losses = folder.history("train/loss"), folder.history("validation/loss")
-    draw_learning_curve(*losses, folder.history("validation/accuracy"), folder.path / LEARNING_CURVE)
-    draw_confusion_matrix(confusion, labels, folder.path / CONFUSION_MATRIX)
-    draw_reliability(curves, folder.path / RELIABILITY)
+    result.metrics["seconds"] += time.monotonic() - started
+    result.save()
+    costs = {name: value for name, value in result.metrics.items() if not name.startswith(LOGGED_BEFORE)}
+    logger.log_metrics(costs, int(result.metrics["train/steps"]))
+    logger.log_files(result.folder / RESULT)
+    for part in (result.weights, result.folder / PREDICTIONS):
+        logger.log_files(part, part.name)
+    for name in PLOTS if config.plots and plot_result(result) else ():
+        logger.log_files(result.folder / name)
+    return result
 
 
-def without_secrets(config: Config) -> Config:
-    """Return the configuration as it may be written down."""
-    return replace(config, tracking=replace(config.tracking, uri=mask_uri(config.tracking.uri or "") or None))
+@processes.main_process_only
+def record_new_baselines(result: Result, compared: Mapping[str, float], config: Config) -> None:
+    """Add baselines, and metrics beside them, to the record of a finished run."""
+    result.save()
+    logger = open_run_logger(config.tracking, "", result.run_id)
+    with track_run(logger):
+        logger.log_metrics(compared, int(result.metrics["train/steps"]))
+        logger.log_files(result.folder / RESULT)

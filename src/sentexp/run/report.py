@@ -8,44 +8,46 @@ from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
-from sentexp.config import CausalLM, TaskConfig
+from sentexp.config import CausalLM, Config, TaskConfig
 from sentexp.config.metric_names import SLICE_METRICS
 from sentexp.data.audit import DataAudit
 from sentexp.data.splits import NAMES
 from sentexp.system.console import OUT, say
+from sentexp.tracking.store import describe_store
 
 if TYPE_CHECKING:
     from sentexp.models.adapters import ParameterAudit
+    from sentexp.run.result import Result
 
 MOST_COLUMNS = 12
 
 
-def print_data(found: DataAudit) -> None:
+def print_data(audit: DataAudit) -> None:
     """Print rows and labels per split, how many texts are cut at the maximum length, and what is probably wrong."""
-    labels = list(found.labels["train"])
+    labels = list(audit.labels["train"])
     many = len(labels) > MOST_COLUMNS
     columns = ["classes", "smallest", "largest"] if many else [escape(label) for label in labels]
-    table = Table("split", "rows", "of", *columns, "cut", title=f"data={found.data}", title_justify="left")
+    table = Table("split", "rows", "of", *columns, "cut", title=f"data={audit.data}", title_justify="left")
     for split in NAMES:
-        counts = list(found.labels[split].values())
+        counts = list(audit.labels[split].values())
         shown = [sum(count > 0 for count in counts), min(counts), max(counts)] if many else counts
         per_class = [f"{count:,}" for count in shown]
         table.add_row(
-            split, f"{found.rows[split]:,}", f"{found.available[split]:,}", *per_class, f"{found.cut[split]:.1%}"
+            split, f"{audit.rows[split]:,}", f"{audit.available[split]:,}", *per_class, f"{audit.cut[split]:.1%}"
         )
     OUT.print(table)
-    for sentence in found.warnings:
+    for sentence in audit.warnings:
         say(f"Note: {sentence}")
 
 
-def print_findings(found: DataAudit) -> None:
+def print_findings(audit: DataAudit) -> None:
     """Print everything that was looked for, with examples, and the lengths of the texts."""
     lengths = Table("tokens", "5 %", "median", "95 %", "longest", "cut", title="text lengths", title_justify="left")
     for split in NAMES:
-        lengths.add_row(split, *(f"{value:,}" for value in found.token_quantiles[split]), f"{found.cut[split]:.1%}")
+        lengths.add_row(split, *(f"{value:,}" for value in audit.token_quantiles[split]), f"{audit.cut[split]:.1%}")
     OUT.print(lengths)
     table = Table("rows with", *NAMES, "for instance", title="findings", title_justify="left")
-    for finding in found.findings:
+    for finding in audit.findings:
         counts = [f"{finding.rows[split]:,}" if split in finding.rows else "" for split in NAMES]
         table.add_row(Text(finding.name), *counts, Text("\n".join(finding.examples)))
     OUT.print(table, soft_wrap=False)
@@ -66,6 +68,15 @@ def print_parameters(method: str, audit: "ParameterAudit") -> None:
         say(f"{len(audit.targets)} modules adapted: {', '.join(leaves)}")
 
 
+def print_run(result: "Result", config: Config) -> None:
+    """Print the result of a run, and where it is."""
+    print_result(result.metrics, result.labels, result.confusion)
+    print_answers(result.answers)
+    print_comparison(result.metrics, {baseline.title: baseline.metrics for baseline in result.baselines.values()})
+    print_costs(result.metrics)
+    print_whereabouts(result.run_id, describe_store(config.tracking), result.folder, result.weights, config.task)
+
+
 def print_result(metrics: Mapping[str, float], labels: list[str], confusion: list[list[int]]) -> None:
     """Print validation and test metrics side by side, and the confusion matrix of the test split."""
     table = Table("metric", "validation", "test", title="result", title_justify="left")
@@ -79,15 +90,15 @@ def print_result(metrics: Mapping[str, float], labels: list[str], confusion: lis
 def print_evaluation(
     title: str,
     metrics: Mapping[str, float],
-    own: Mapping[str, float],
+    test_metrics: Mapping[str, float],
     labels: list[str],
     confusion: list[list[int]],
 ) -> None:
     """Print the metrics of a finished run on other data, beside those of its own test split where they are known."""
-    columns = ["here", *(["own test split"] if own else [])]
+    columns = ["here", *(["own test split"] if test_metrics else [])]
     table = Table("metric", *columns, title=escape(title), title_justify="left")
     for name in _plain_names(metrics):
-        values = [metrics[f"test/{name}"], *([own.get(f"test/{name}")] if own else [])]
+        values = [metrics[f"test/{name}"], *([test_metrics.get(f"test/{name}")] if test_metrics else [])]
         table.add_row(Text(name), *(_number(name, value) for value in values))
     OUT.print(table)
     _print_confusion(labels, confusion)
@@ -117,11 +128,11 @@ def print_comparison(metrics: Mapping[str, float], baselines: Mapping[str, Mappi
     title = "beside the baselines (difference: accuracy of this run minus theirs)"
     table = Table(Column("test split", no_wrap=True), *beside, title=title, title_justify="left")
     for metric in (*SLICE_METRICS, "off_label_mass", "irregular_outputs"):
-        values = [_number(metric, found.get(f"test/{metric}")) for found in beside.values()]
+        values = [_number(metric, scores.get(f"test/{metric}")) for scores in beside.values()]
         if any(values):
             table.add_row(metric, *values)
     table.add_section()
-    ahead = [f"{metrics['test/accuracy'] - found['test/accuracy']:+.4f}" for found in list(beside.values())[:-1]]
+    ahead = [f"{metrics['test/accuracy'] - scores['test/accuracy']:+.4f}" for scores in list(beside.values())[:-1]]
     table.add_row("difference", *ahead, "")
     OUT.print(table)
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from sentexp.config import Config, Pruner, SearchConfig
 from sentexp.config.metric_names import is_better_higher
 from sentexp.errors import UserError, complain
-from sentexp.search.study import open_study, storage_url, told
-from sentexp.training.pruning import Looked
+from sentexp.search.study import call_storage, open_study, storage_url
+from sentexp.training.pruning import EvaluationSnapshot
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
@@ -55,36 +55,36 @@ class TrialJudge:
         self.study_name, self.number = config.sweep.study, config.sweep.trial
         self.url = storage_url(search, config.tracking)
 
-    def __call__(self, looked: Looked) -> str | None:
-        """Report what was looked at; return why the run is to stop.
+    def __call__(self, snapshot: EvaluationSnapshot) -> str | None:
+        """Report an evaluation; return why the run is to stop.
 
         A storage that cannot be used now lets the run go on: stopping it would lose more.
         """
         try:
-            return told(lambda: self._judge(looked), self.url)
+            return call_storage(lambda: self._judge(snapshot), self.url)
         except UserError as error:
             complain(f"The run goes on unpruned. {error}")
             return None
 
-    def _judge(self, looked: Looked) -> str | None:
+    def _judge(self, snapshot: EvaluationSnapshot) -> str | None:
         from optuna.trial import Trial
 
         study = open_study(self.url, self.study_name, [self.monitor])
-        found = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == self.number)
-        trial = Trial(study, found._trial_id)
+        frozen = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == self.number)
+        trial = Trial(study, frozen._trial_id)
         with warnings.catch_warnings():  # a run that goes on from a checkpoint passes a step twice
             warnings.filterwarnings("ignore", message=".*already reported.*")
-            trial.report(looked.value, looked.step)
+            trial.report(snapshot.value, snapshot.step)
         if self.search.pruner is Pruner.confident:
-            save_rows(looked, self.monitor)
-            trial.set_user_attr(FOLDER, str(looked.folder.absolute()))
-        if looked.step < self.search.min_steps:
+            save_rows(snapshot, self.monitor)
+            trial.set_user_attr(FOLDER, str(snapshot.folder.absolute()))
+        if snapshot.step < self.search.min_steps:
             return None
         return {Pruner.halving: self._halve, Pruner.median: self._compare, Pruner.confident: self._doubt}[
             self.search.pruner
-        ](trial, looked)
+        ](trial, snapshot)
 
-    def _halve(self, trial: "Trial", looked: Looked) -> str | None:
+    def _halve(self, trial: "Trial", snapshot: EvaluationSnapshot) -> str | None:
         from optuna.pruners import SuccessiveHalvingPruner
 
         steps = [step for other in trial.study.get_trials(deepcopy=False) for step in other.intermediate_values]
@@ -93,43 +93,42 @@ class TrialJudge:
         pruner = SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
         if not pruner.prune(trial.study, _frozen(trial)):
             return None
-        return (
-            f"{self.monitor} {looked.value:.4f} at step {looked.step} is not in the best 1/{factor} of the runs there"
-        )
+        place = f"at step {snapshot.step} is not in the best 1/{factor} of the runs there"
+        return f"{self.monitor} {snapshot.value:.4f} {place}"
 
-    def _compare(self, trial: "Trial", looked: Looked) -> str | None:
+    def _compare(self, trial: "Trial", snapshot: EvaluationSnapshot) -> str | None:
         from optuna.pruners import MedianPruner
 
         pruner = MedianPruner(n_startup_trials=self.search.startup_trials)
         if not pruner.prune(trial.study, _frozen(trial)):
             return None
-        return f"{self.monitor} {looked.value:.4f} at step {looked.step} is worse than the median of the runs there"
+        return f"{self.monitor} {snapshot.value:.4f} at step {snapshot.step} is worse than the median of the runs there"
 
-    def _doubt(self, trial: "Trial", looked: Looked) -> str | None:
+    def _doubt(self, trial: "Trial", snapshot: EvaluationSnapshot) -> str | None:
         sign = 1 if is_better_higher(self.monitor) else -1
         others = [other for other in trial.study.get_trials(deepcopy=False) if other.number != trial.number]
-        there = [other for other in others if looked.step in other.intermediate_values and FOLDER in other.user_attrs]
-        leader = max(there, key=lambda other: sign * other.intermediate_values[looked.step], default=None)
+        there = [other for other in others if snapshot.step in other.intermediate_values and FOLDER in other.user_attrs]
+        leader = max(there, key=lambda other: sign * other.intermediate_values[snapshot.step], default=None)
         if leader is None:
             return None
-        gap = compare(Path(leader.user_attrs[FOLDER]), looked.folder, looked.step, self.search.confidence)
+        gap = compare(Path(leader.user_attrs[FOLDER]), snapshot.folder, snapshot.step, self.search.confidence)
         if gap is None or gap.low <= 0:
             return None
         name = leader.user_attrs.get("name", f"trial {leader.number}")
         return (
-            f"at step {looked.step} {name} is better by {gap.mean:.4f} of {self.monitor} on the same rows, "
+            f"at step {snapshot.step} {name} is better by {gap.mean:.4f} of {self.monitor} on the same rows, "
             f"{self.search.confidence:.0%} interval [{gap.low:.4f}, {gap.high:.4f}]"
         )
 
 
-def save_rows(looked: Looked, monitor: str) -> None:
+def save_rows(snapshot: EvaluationSnapshot, monitor: str) -> None:
     """Keep what each validation row adds to the metric, in the run's folder."""
-    folder = looked.folder / EVALUATIONS
+    folder = snapshot.folder / EVALUATIONS
     folder.mkdir(exist_ok=True)
-    scores = row_scores(looked.logits, looked.targets, monitor)
-    unfinished = folder / f"{looked.step}.partial"
-    save_file({"scores": scores, "targets": looked.targets.contiguous()}, unfinished)
-    unfinished.replace(_rows_file(looked.folder, looked.step))
+    scores = row_scores(snapshot.logits, snapshot.targets, monitor)
+    unfinished = folder / f"{snapshot.step}.partial"
+    save_file({"scores": scores, "targets": snapshot.targets.contiguous()}, unfinished)
+    unfinished.replace(_rows_file(snapshot.folder, snapshot.step))
 
 
 def row_scores(logits: Tensor, targets: Tensor, monitor: str) -> Tensor:

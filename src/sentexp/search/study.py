@@ -11,8 +11,9 @@ from filelock import FileLock, Timeout
 from sentexp.config import Sampler, SearchConfig, TrackingBackend, TrackingConfig
 from sentexp.config.metric_names import is_better_higher
 from sentexp.errors import UserError, require
+from sentexp.tracking.client import SQLITE
 from sentexp.tracking.provenance import mask_uri
-from sentexp.tracking.store import SQLITE, store_uri
+from sentexp.tracking.store import store_uri
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -59,10 +60,10 @@ def open_study(url: str, name: str, objectives: list[str]) -> "Study":
         directions = [StudyDirection.MAXIMIZE if is_maximised(name) else StudyDirection.MINIMIZE for name in objectives]
         return optuna.create_study(storage=storage, study_name=name, load_if_exists=True, directions=directions)
 
-    return told(connect, url)
+    return call_storage(connect, url)
 
 
-def told(action: Callable[[], T], url: str) -> T:
+def call_storage(action: Callable[[], T], url: str) -> T:
     """Return what the action returns; what the storage says against it becomes a sentence."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError

@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING
 from sentexp.config import Config, Sampler, SearchConfig
 from sentexp.errors import UserError, complain
 from sentexp.plots.run import draw_search
-from sentexp.run.inputs import find, identify
-from sentexp.run.recording import recorded
+from sentexp.run.inputs import resolve_inputs, run_identity
+from sentexp.run.recording import track_run
 from sentexp.search.report import print_front
 from sentexp.search.space import Space, Value
-from sentexp.search.study import build_sampler, is_maximised, only_one_search, open_study, storage_url, told
+from sentexp.search.study import build_sampler, call_storage, is_maximised, only_one_search, open_study, storage_url
 from sentexp.sweeps.launch import quoted
 from sentexp.sweeps.report import print_beginning
 from sentexp.sweeps.sweep_dir import Outcome, State, SweepFolder
 from sentexp.system.console import say
+from sentexp.tracking.client import SQLITE
 from sentexp.tracking.identity import digest_of
-from sentexp.tracking.store import SQLITE
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
 
     from sentexp.search.sweeper import OptunaSweeper
-    from sentexp.tracking.store import Record
+    from sentexp.tracking.run_logger import RunLogger
 
 OUTCOME, NAME, AGAIN, REPEATS = "outcome", "name", "again", "repeats"
 PICTURE = "search.png"
@@ -56,7 +56,7 @@ class Search:
         self.sweeper, self.options, self.space, self.config, self.words = sweeper, options, space, config, words
         self.objectives = options.objectives or [config.trainer.monitor]
         self.url = storage_url(options, config.tracking)
-        self.name = digest_of("search", identify(find(config)), space.describe(), self.objectives)
+        self.name = digest_of("search", run_identity(resolve_inputs(config)), space.describe(), self.objectives)
         self.study: Study
         self.killed: list[Trial]
         self.failed: list[dict[str, Value]]
@@ -78,7 +78,7 @@ class Search:
             for number, outcome in earlier.items():
                 folder.write(number, outcome)
             parent = self.sweeper.open_parent("search", self.config, self.name, self.space.describe(), self.words)
-            with recorded(parent):
+            with track_run(parent):
                 kind = f"Search with {self.options.sampler.name}"
                 again = min(len(self.killed) + len(self.failed), total - len(earlier))
                 print_beginning(kind, total, len(earlier), again, parent.run_id, folder.path)
@@ -94,7 +94,7 @@ class Search:
             return study
         from optuna import delete_study
 
-        told(lambda: delete_study(study_name=self.name, storage=study._storage), self.url)
+        call_storage(lambda: delete_study(study_name=self.name, storage=study._storage), self.url)
         return open_study(self.url, self.name, self.objectives)
 
     def _take_up(self) -> dict[int, Outcome]:
@@ -143,7 +143,7 @@ class Search:
         self.study.enqueue_trial(unseen)
         return self.study.ask(self.space.distributions())
 
-    def _run(self, trials: "list[Trial]", parent: "Record", folder: SweepFolder) -> None:
+    def _run(self, trials: "list[Trial]", parent: "RunLogger", folder: SweepFolder) -> None:
         """Run trials at once, and tell the study how they ended."""
         jobs = []
         for trial in trials:
@@ -174,7 +174,7 @@ class Search:
         else:
             self.study.tell(trial, state=TrialState.FAIL)
 
-    def _show(self, parent: "Record", folder: SweepFolder) -> None:
+    def _show(self, parent: "RunLogger", folder: SweepFolder) -> None:
         """Draw what the search has found; print the trials that no other beats in every one of several objectives."""
         from optuna.trial import TrialState
 
@@ -200,7 +200,7 @@ def count_ended(url: str, name: str) -> int:
         return 0
     from optuna import get_all_study_names, load_study
 
-    if name not in told(lambda: get_all_study_names(url), url):
+    if name not in call_storage(lambda: get_all_study_names(url), url):
         return 0
     outcomes = [_outcome_of(trial) for trial in load_study(study_name=name, storage=url).get_trials(deepcopy=False)]
     return sum(outcome is not None and outcome.state in (State.finished, State.pruned) for outcome in outcomes)

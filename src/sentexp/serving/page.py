@@ -17,10 +17,10 @@ def page(name: str, labels: list[str]) -> tuple[str, dict[str, str]]:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     text = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
-    whole = text.render(name=name, labels=labels)
-    own = {tag: _digest(whole, tag) for tag in ("script", "style")}
-    policy = f"default-src 'none'; connect-src 'self'; script-src '{own['script']}'; style-src '{own['style']}'"
-    return whole, {
+    content = text.render(name=name, labels=labels)
+    digests = {tag: _digest(content, tag) for tag in ("script", "style")}
+    policy = f"default-src 'none'; connect-src 'self'; script-src '{digests['script']}'; style-src '{digests['style']}'"
+    return content, {
         "Content-Security-Policy": f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         "X-Content-Type-Options": "nosniff",
     }
@@ -28,6 +28,6 @@ def page(name: str, labels: list[str]) -> tuple[str, dict[str, str]]:
 
 def _digest(text: str, tag: str) -> str:
     """Return how a Content-Security-Policy names the one script or style of a page."""
-    found = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-    assert found is not None
-    return f"sha256-{base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()}"
+    match = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    assert match is not None
+    return f"sha256-{base64.b64encode(hashlib.sha256(match[1].encode()).digest()).decode()}"

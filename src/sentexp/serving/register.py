@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentexp.compare.comparison import load
-from sentexp.compare.statistics import gather
-from sentexp.config import CompareConfig, RegisterConfig
+from sentexp.compare.statistics import measure_configurations
+from sentexp.config import CompareConfig, RegisterConfig, from_conf
 from sentexp.config.metric_names import is_better_higher
 from sentexp.errors import UserError, require
 from sentexp.export.mlflow_model import save_model
 from sentexp.export.model_card import write_card
-from sentexp.export.verify import EXACT, expected, prove
-from sentexp.inference.run_lookup import Finished, find_finished
+from sentexp.export.verify import EXACT, expected, verify_export
+from sentexp.inference.run_lookup import Finished, resolve_run
 from sentexp.inference.scorer import Scorer
 from sentexp.system.console import say
 from sentexp.tracking.store import Store, describe_store, open_store
@@ -35,16 +35,16 @@ class Gate:
     """Whether a candidate is better than the present holder of an alias, and in what sentence."""
 
     passed: bool
-    told: str
+    reason: str
 
 
 def register(config: RegisterConfig) -> str:
     """Give a run's model a version, and that the alias if it is better than the present one; return the version.
 
     Raises:
-        UserError: there is no such run, the rows do not show that it is better, or the model fails its proof.
+        UserError: there is no such run, the rows do not show that it is better, or the model fails its check.
     """
-    finished = find_finished(config.wanted, config.tracking, config.output_dir)
+    finished = resolve_run(config.wanted, config.tracking, config.output_dir)
     run = finished.run
     if run is None:
         raise UserError(
@@ -59,15 +59,15 @@ def register(config: RegisterConfig) -> str:
         say(f"{config.name}@{config.alias} is version {champion.version}, of this run, already.")
         return str(champion.version)
     gate = _judge(config, store, run, champion)
-    say(gate.told)
+    say(gate.reason)
     require(
         gate.passed or config.force,
         f"{finished.name} does not become {config.name}@{config.alias}: give it the alias all the same with "
         "force=true, or another one with alias=...",
     )
-    told = gate.told if gate.passed else f"forced: {gate.told}"
+    sentence = gate.reason if gate.passed else f"forced: {gate.reason}"
     version = _version(config, store, finished, run)
-    store.client.set_model_version_tag(config.name, version, GATE, told[:5000])
+    store.client.set_model_version_tag(config.name, version, GATE, sentence[:5000])
     store.client.set_registered_model_alias(config.name, config.alias, version)
     say(f"{config.name}@{config.alias} is version {version}, of run {finished.name}")
     say("")
@@ -92,40 +92,47 @@ def _holder(store: Store, name: str, alias: str) -> Any:
 def _judge(config: RegisterConfig, store: Store, run: "Run", champion: Any) -> Gate:
     """Compare a run with the present champion on the same rows."""
     if champion is None:
-        return Gate(passed=True, told=f"{config.name} has no {config.alias} yet.")
+        return Gate(passed=True, reason=f"{config.name} has no {config.alias} yet.")
     if not store.exists(champion.run_id):
         return Gate(
             passed=False,
-            told=f"The run of {config.name}@{config.alias} (version {champion.version}) is gone, so nothing can be "
+            reason=f"The run of {config.name}@{config.alias} (version {champion.version}) is gone, so nothing can be "
             "compared with it.",
         )
     ids = [run.info.run_id, champion.run_id]
-    wanted = CompareConfig(
-        tracking=config.tracking, runs=ids, metric=config.metric, split=config.split, confidence=config.confidence
+    wanted = from_conf(
+        CompareConfig,
+        tracking=config.tracking,
+        runs=ids,
+        metric=config.metric,
+        split=config.split,
+        confidence=config.confidence,
     )
     try:
         comparison = load(wanted)
     except UserError as error:
-        return Gate(passed=False, told=f"It cannot be compared with {config.name}@{config.alias}: {error}")
+        return Gate(passed=False, reason=f"It cannot be compared with {config.name}@{config.alias}: {error}")
     sides = [comparison.find("runs", one) for one in ids]
-    found = gather(comparison, sides, config.resamples, config.seed, config.confidence, metrics=[config.metric])
-    gap = found.difference(0, 1, config.metric)
+    evidence = measure_configurations(
+        comparison, sides, config.resamples, config.seed, config.confidence, metrics=[config.metric]
+    )
+    gap = evidence.difference(0, 1, config.metric)
     worse = gap.value if is_better_higher(config.metric) else -gap.value
-    p = float(found.p_values(config.metric)[0, 1])
+    p = float(evidence.p_values(config.metric)[0, 1])
     passed = bool(np.isfinite(p)) and worse > 0 and p < 1 - config.confidence
     rows = f"{len(comparison.targets):,} {comparison.split} rows"
-    values = [found.value(number, config.metric) for number in range(2)]
+    values = [evidence.value(number, config.metric) for number in range(2)]
     verdict = "which is better beyond noise" if passed else "which is not better beyond noise"
     return Gate(
         passed=passed,
-        told=f"{config.metric} on the same {rows}: {values[0]:.4f} against {values[1]:.4f} of {config.name}@"
+        reason=f"{config.metric} on the same {rows}: {values[0]:.4f} against {values[1]:.4f} of {config.name}@"
         f"{config.alias} (version {champion.version}), difference {gap.value:+.4f} "
         f"[{gap.low:+.4f}, {gap.high:+.4f}], p = {p:.3g}: {verdict}.",
     )
 
 
 def _version(config: RegisterConfig, store: Store, finished: Finished, run: "Run") -> str:
-    """Return the version of a run's model: the one that it has, or a new one, proved before it is recorded."""
+    """Return the version of a run's model: the one that it has, or a new one, checked before it is recorded."""
     from mlflow.exceptions import MlflowException
 
     assert config.name is not None
@@ -137,17 +144,17 @@ def _version(config: RegisterConfig, store: Store, finished: Finished, run: "Run
         code = getattr(error.__cause__ or error, "error_code", "")
         if code != "RESOURCE_ALREADY_EXISTS":
             raise UserError(f"name={config.name} cannot be a registered model ({error.__cause__ or error}).") from error
-    for known in client.search_model_versions(f"name='{config.name}'"):
-        if known.source == source:
-            return str(known.version)
+    for version in client.search_model_versions(f"name='{config.name}'"):
+        if version.source == source:
+            return str(version.version)
     if store.artifact(run.info.run_id, f"{folder}/MLmodel") is None:
         with tempfile.TemporaryDirectory() as place:
             made = Path(place) / folder
             save_model(finished, made, config.base, config.carry_base)
             texts, wanted = expected(Scorer(finished.trained, config.base))
-            proof = prove(wanted, ["mlflow", str(made)], texts, EXACT)
-            say(f"The model, {proof}")
-            write_card(finished, "mlflow", proof, made)
+            verification = verify_export(wanted, ["mlflow", str(made)], texts, EXACT)
+            say(f"The model, {verification}")
+            write_card(finished, "mlflow", verification, made)
             client.log_artifacts(run.info.run_id, str(made), folder)
     tags = {"identity": finished.trained.identity, "base": finished.trained.model.name}
     created = client.create_model_version(config.name, source, run.info.run_id, tags=tags)

@@ -1,16 +1,15 @@
-"""`python -m sentexp serve`: a finished run behind MLflow's scoring server, on loopback unless told otherwise.
+"""`python -m sentexp serve`: a finished run behind a server in MLflow's protocol, on loopback unless told otherwise.
 
     curl 127.0.0.1:5001/invocations -H "Content-Type: application/json" -d '{"dataframe_records": [{"text": "..."}]}'
 
-`/` is a page for people, `/health` and `/version` are MLflow's. Told to stop, it answers what it has begun.
+`/` is a page for people; `/ping`, `/health` and `/version` are as MLflow has them. A server that is told to stop
+answers what it has begun.
 """
 
 import asyncio
-import logging
 import socket
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +17,13 @@ from sentexp.config import ServeConfig
 from sentexp.errors import UserError
 from sentexp.export.mlflow_model import save_model
 from sentexp.export.pyfunc import quiet_pyfunc
-from sentexp.inference.run_lookup import find_finished
-from sentexp.serving.middleware import Guard
+from sentexp.inference.run_lookup import resolve_run
+from sentexp.serving.invocations import Refused, read_body, read_request, refusal
 from sentexp.serving.page import page
 from sentexp.system.console import say
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from fastapi import FastAPI, Response
     from uvicorn import Server
 
 THREADS = 64
@@ -41,7 +40,7 @@ def serve(config: ServeConfig) -> None:
     """
     import uvicorn
 
-    finished = find_finished(config.wanted, config.tracking, config.output_dir)
+    finished = resolve_run(config.wanted, config.tracking, config.output_dir)
     listening = _listen(config.host, config.port)
     with tempfile.TemporaryDirectory() as place, listening:
         folder = Path(place) / "model"
@@ -60,31 +59,78 @@ def serve(config: ServeConfig) -> None:
 
 
 def build_app(folder: Path, config: ServeConfig, name: str) -> "FastAPI":
-    """Return MLflow's scoring server over a saved model, with a page at `/` and limits on what is asked.
+    """Return a server in MLflow's protocol over a saved model, with a page at `/` and limits on what is asked.
 
     Args:
         folder: of the model; see `save_model`.
         config: its limits.
         name: of the run, for the page.
     """
-    from fastapi.responses import HTMLResponse
+    from fastapi import FastAPI, Request, Response
+    from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 
-    for logger in ("mlflow.pyfunc.scoring_server", "mlflow.models.utils"):  # they warn of each request's form
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    with quiet_pyfunc() as pyfunc:
-        keys = {"accelerator": config.accelerator, "max_tokens": config.max_tokens}
-        model = pyfunc.load_model(str(folder), model_config=keys)
-    own: Any = model.unwrap_python_model()
-    own.most_rows = config.max_rows
-    text, headers = page(name, own.scorer.labels)
-    app: FastAPI = import_module("mlflow.pyfunc.scoring_server").init(model)
-    app.add_middleware(Guard, most=config.max_bytes)
+    model = _load(folder, config)
+    seconds = MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get()
+    app = FastAPI(openapi_url=None)  # nor its pages, which load scripts from elsewhere
+    app.add_exception_handler(Exception, lambda *_: refusal(Refused(500, "The request cannot be answered.")))
+    _add_pages(app, name, model.scorer.labels)
+
+    @app.post("/invocations")
+    async def invocations(request: Request) -> Response:
+        try:
+            body = await read_body(request, config.max_bytes)
+            kind = request.headers.get("content-type", "")
+            return await asyncio.wait_for(asyncio.to_thread(_answer, model, body, kind), seconds)
+        except TimeoutError:
+            return refusal(Refused(504, f"The request has taken longer than {seconds} s."))
+        except Refused as error:
+            return refusal(error)
+
+    return app
+
+
+def _add_pages(app: "FastAPI", name: str, labels: list[str]) -> None:
+    """Add the page for people, and what MLflow's server tells of itself."""
+    from fastapi import Response
+    from fastapi.responses import HTMLResponse
+    from mlflow.version import VERSION
+
+    text, headers = page(name, labels)
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> HTMLResponse:
         return HTMLResponse(text, headers=headers)
 
-    return app
+    @app.get("/ping")
+    @app.get("/health")
+    async def health() -> Response:
+        return Response("\n", media_type="application/json")
+
+    @app.get("/version")
+    async def version() -> Response:
+        return Response(VERSION, media_type="application/json")
+
+
+def _load(folder: Path, config: ServeConfig) -> Any:
+    """Return the model within MLflow's: see `python_model`."""
+    with quiet_pyfunc() as pyfunc:
+        keys = {"accelerator": config.accelerator, "max_tokens": config.max_tokens}
+        model: Any = pyfunc.load_model(str(folder), model_config=keys).unwrap_python_model()
+    model.most_rows = config.max_rows
+    return model
+
+
+def _answer(model: Any, body: bytes, content_type: str) -> "Response":
+    """Return labels and probabilities of the texts of a request."""
+    from fastapi.responses import JSONResponse
+    from mlflow.exceptions import MlflowException
+
+    table, params = read_request(body, content_type)
+    try:
+        predictions = model.predict(None, table, params)
+    except MlflowException as error:
+        raise Refused(400, error.message) from None
+    return JSONResponse({"predictions": predictions.to_dict("records")})
 
 
 async def _run(server: "Server", listening: socket.socket) -> None:

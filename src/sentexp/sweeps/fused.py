@@ -11,7 +11,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from sentexp.errors import require
 
 if TYPE_CHECKING:
-    from sentexp.models.fast.multi_run import Switch
+    from sentexp.models.fast.run_thread import GlobalState
     from sentexp.sweeps.launch import Job
 
 
@@ -31,7 +31,7 @@ class FusedLauncher(BasicLauncher):
         self.max_runs = max_runs
 
 
-def play(launcher: FusedLauncher, jobs: "list[Job]", work: "Callable[[Job], None]") -> None:
+def run_fused(launcher: FusedLauncher, jobs: "list[Job]", work: "Callable[[Job], None]") -> None:
     """Do runs that can be fused.
 
     Args:
@@ -39,30 +39,30 @@ def play(launcher: FusedLauncher, jobs: "list[Job]", work: "Callable[[Job], None
         jobs: the runs.
         work: does one of them in a thread of its own, and tells how it ended.
     """
-    from sentexp.models.fast.multi_run import Conductor
+    from sentexp.models.fast.multi_run import RunScheduler
     from sentexp.system.console import say
-    from sentexp.system.hardware import choose_device
+    from sentexp.system.device import choose_device
 
     device = choose_device(jobs[0].config.trainer.accelerator)
     say(f"{len(jobs)} runs train together over one backbone (hydra/launcher=sequential: one after the other)")
-    conductor = Conductor(device, launcher.max_runs, _hydra_switches())
+    scheduler = RunScheduler(device, launcher.max_runs, _hydra_states())
 
     def begin(job: "Job") -> Callable[[], None]:
         return lambda: work(job)
 
-    conductor.play([begin(job) for job in jobs])
-    say(f"Up to {conductor.together} of them read the backbone in one pass")
+    scheduler.run_all([begin(job) for job in jobs])
+    say(f"Up to {scheduler.largest_pass} of them read the backbone in one pass")
 
 
-def _hydra_switches() -> "tuple[Switch, ...]":
+def _hydra_states() -> "tuple[GlobalState, ...]":
     """Return what hydra keeps of the run that it is at."""
     from hydra.core.hydra_config import HydraConfig
 
-    from sentexp.models.fast.multi_run import Switch
+    from sentexp.models.fast.run_thread import GlobalState
 
     hydra: Any = HydraConfig.instance()
 
-    def put(config: Any) -> None:
+    def restore(config: Any) -> None:
         hydra.cfg = config
 
-    return (Switch(lambda: hydra.cfg, put),)
+    return (GlobalState(lambda: hydra.cfg, restore),)

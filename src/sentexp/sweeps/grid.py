@@ -47,7 +47,7 @@ class GridSweeper(RunSweeper):
 
     def _run(self, jobs: list[Job], words: list[str]) -> "list[Outcome]":
         """Run what is not finished, under the sweep's own MLflow run."""
-        from sentexp.run.recording import recorded
+        from sentexp.run.recording import track_run
         from sentexp.sweeps.report import print_beginning
         from sentexp.tracking.identity import digest_of, settings
 
@@ -56,7 +56,7 @@ class GridSweeper(RunSweeper):
         identity = digest_of("sweep", sorted(digest_of(settings(job.config)) for job in jobs))
         axes = {key: ",".join(values) for key, values in _axes(jobs).items()}
         parent = self.open_parent("sweep", jobs[0].config, identity, axes, words)
-        with recorded(parent):
+        with track_run(parent):
             interrupted = sum(job.number not in earlier and _is_interrupted(job) for job in jobs)
             print_beginning("Sweep", len(jobs), len(earlier), interrupted, parent.run_id, folder.path)
             self.finish(jobs, earlier, parent, folder)

@@ -11,27 +11,27 @@ from omegaconf import OmegaConf
 from sentexp.config import Config
 from sentexp.config.metric_names import COSTS
 from sentexp.errors import UserError, complain
-from sentexp.run import train
 from sentexp.run.failures import explain_failure
 from sentexp.run.recording import without_secrets
-from sentexp.run.train import Result
+from sentexp.run.result import Result
+from sentexp.run.train import train
 from sentexp.sweeps.report import print_progress
 from sentexp.sweeps.sweep_dir import CONFIG, LOG, Outcome, State, SweepFolder
 from sentexp.tracking.run_dir import STATE
-from sentexp.tracking.store import open_record
-from sentexp.training.pruning import Judge, Pruned
+from sentexp.tracking.run_logger import open_run_logger
+from sentexp.training.pruning import Pruned, PruningPolicy
 
 SHOWN = ("test/", "best/", *COSTS)
 
 
-def run_job(config: Config, folder: SweepFolder, number: int, judge: Judge | None = None) -> Outcome:
+def run_job(config: Config, folder: SweepFolder, number: int, policy: PruningPolicy | None = None) -> Outcome:
     """Do one run and return what became of it; a failure is told, and does not leave this function (law 7).
 
     Args:
         config: of the run, with the name and the parent that the sweep has given it.
         folder: of the sweep.
         number: of the run.
-        judge: who may stop the run.
+        policy: may stop the run.
     """
     assert config.sweep.name is not None
     outcome = Outcome(name=config.sweep.name, state=State.not_started)
@@ -40,16 +40,16 @@ def run_job(config: Config, folder: SweepFolder, number: int, judge: Judge | Non
         (folder.of(number) / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(without_secrets(config))))
         with (folder.of(number) / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log):
             try:
-                outcome = outcome_of(train.run(config, judge), config)
+                outcome = outcome_of(train(config, policy), config)
             except Pruned as pruned:
                 print(f"Pruned: {pruned}.")
                 outcome = _pruned(outcome.name, pruned)
             except Exception as error:
-                told = explain_failure(error, config.output_dir)
-                print(told or traceback.format_exc())
-                if told is None:
+                explained = explain_failure(error, config.output_dir)
+                print(explained or traceback.format_exc())
+                if explained is None:
                     traceback.print_exc()
-                sentence = told or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                sentence = explained or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
                 complain(f"{outcome.name}: {sentence}")
                 outcome = replace(outcome, state=State.failed, error=sentence)
     if folder.is_here():  # else the launcher takes the outcome to where it is
@@ -59,13 +59,13 @@ def run_job(config: Config, folder: SweepFolder, number: int, judge: Judge | Non
 
 def _pruned(name: str, pruned: Pruned) -> Outcome:
     """Return the outcome of a run that was stopped; its folder holds the checkpoint that it can go on from."""
-    state = json.loads((pruned.looked.folder / STATE).read_text())
+    state = json.loads((pruned.snapshot.folder / STATE).read_text())
     return Outcome(
         name=name,
         state=State.pruned,
         identity=state["identity"],
         run_id=state["run_id"],
-        objective=pruned.looked.value,
+        objective=pruned.snapshot.value,
         error=str(pruned),
     )
 
@@ -105,8 +105,6 @@ def log_progress(config: Config, folder: SweepFolder) -> None:
     if math.isfinite(best):
         values |= {f"sweep/best_{config.trainer.monitor.rpartition('/')[2]}": best}
     try:
-        open_record(replace(config.tracking, system_metrics=False), "", config.sweep.parent).log_metrics(
-            values, progress.ended
-        )
+        open_run_logger(config.tracking, "", config.sweep.parent).log_metrics(values, progress.ended)
     except (UserError, OSError):
         complain("The progress of the sweep could not be recorded.")

@@ -17,7 +17,7 @@ from sentexp.config import Config, TrackingBackend
 from sentexp.errors import complain
 from sentexp.run.failures import explain_failure
 from sentexp.run.fusing import fuse
-from sentexp.sweeps.fused import FusedLauncher, play
+from sentexp.sweeps.fused import FusedLauncher, run_fused
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
@@ -82,10 +82,10 @@ def launch(launcher: "Launcher", jobs: list[Job], folder: "SweepFolder") -> None
 
 def _fused(launcher: FusedLauncher, jobs: list[Job], folder: "SweepFolder") -> list[Job]:
     """Do the jobs that train together, and return the others."""
-    found = fuse([job.config for job in jobs])
-    for group in found.groups:
-        play(launcher, [jobs[number] for number in group], partial(_in_thread, launcher, folder))
-    return [jobs[number] for number in found.reasons]
+    fusion = fuse([job.config for job in jobs])
+    for group in fusion.groups:
+        run_fused(launcher, [jobs[number] for number in group], partial(_in_thread, launcher, folder))
+    return [jobs[number] for number in fusion.reasons]
 
 
 def _in_thread(launcher: FusedLauncher, folder: "SweepFolder", job: Job) -> None:
@@ -111,9 +111,9 @@ def note(jobs: list[Job], results: Sequence[JobReturn], folder: "SweepFolder") -
             continue
         outcome = result._return_value
         if isinstance(outcome, Exception):
-            told = explain_failure(outcome, job.config.output_dir) or f"{type(outcome).__name__}: {outcome}"
-            complain(f"{job.config.sweep.name}: {told}")
-            outcome = Outcome(name=str(job.config.sweep.name), state=State.failed, identity=job.identity, error=told)
+            reason = explain_failure(outcome, job.config.output_dir) or f"{type(outcome).__name__}: {outcome}"
+            complain(f"{job.config.sweep.name}: {reason}")
+            outcome = Outcome(name=str(job.config.sweep.name), state=State.failed, identity=job.identity, error=reason)
         report(outcome, job.config, folder, job.number)
 
 

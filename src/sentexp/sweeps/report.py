@@ -23,10 +23,10 @@ def print_beginning(what: str, total: int, finished: int, interrupted: int, run_
 
 def print_progress(outcome: Outcome, progress: Progress, monitor: str) -> None:
     """Print a line: which run has ended and how, the best so far, and how long the rest will take."""
-    said = outcome.state.value
+    ending = outcome.state.value
     if outcome.state is State.finished:
-        said = f"{monitor} {outcome.objective:.4f}, {outcome.metrics['seconds']:.0f} s"
-    parts = [f"{progress.ended}/{progress.total}", outcome.name, said]
+        ending = f"{monitor} {outcome.objective:.4f}, {outcome.metrics['seconds']:.0f} s"
+    parts = [f"{progress.ended}/{progress.total}", outcome.name, ending]
     if progress.best is not None:
         parts.append(f"best {progress.best.name} {progress.best.objective:.4f}")
     if progress.ended < progress.total and math.isfinite(progress.seconds_left):

@@ -17,9 +17,9 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sentexp.config import CompareConfig, Config, Strategy
+from sentexp.config import CompareConfig, Config, Strategy, from_conf
 from sentexp.config.explain import COMPOSITION_ERRORS, explain
-from sentexp.distributed.processes import require_one, torchrun_command
+from sentexp.distributed.launch import require_one, torchrun_command
 from sentexp.errors import UserError, complain, require
 from sentexp.sweeps.launch import Job, collect, fit_to_cluster, launch, once_each, quoted
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
 
     from sentexp.sweeps.sweep_dir import Outcome, SweepFolder
-    from sentexp.tracking.store import Record
+    from sentexp.tracking.run_logger import RunLogger
 
 
 class SweepFailed(Exception):
@@ -80,7 +80,7 @@ class RunSweeper(Sweeper):
         return folder
 
     def finish(
-        self, jobs: list[Job], earlier: "dict[int, Outcome]", parent: "Record", folder: "SweepFolder"
+        self, jobs: list[Job], earlier: "dict[int, Outcome]", parent: "RunLogger", folder: "SweepFolder"
     ) -> "list[Outcome]":
         """Run the jobs that were not finished earlier; return the outcomes of all."""
         self._adopt(parent, earlier, jobs)
@@ -89,16 +89,16 @@ class RunSweeper(Sweeper):
         launch(self.launcher, [job for job in once_each(jobs) if job.number not in earlier], folder)
         return collect(jobs, folder)
 
-    def conclude(self, config: Config, parent: "Record", folder: "SweepFolder") -> "list[Outcome]":
+    def conclude(self, config: Config, parent: "RunLogger", folder: "SweepFolder") -> "list[Outcome]":
         """Record and print how the runs ended, and return it."""
-        from sentexp.run.inputs import let_go
+        from sentexp.run.cache import clear_cache
         from sentexp.sweeps.report import print_outcomes
         from sentexp.sweeps.sweep_dir import has_failed
 
         outcomes = list(folder.outcomes().values())
         (folder.path / "runs.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
         parent.log_files(folder.path / "runs.json")
-        let_go()
+        clear_cache()
         print_outcomes(outcomes, config.trainer.monitor)
         _compare(config, parent, folder, outcomes)
         failed = [outcome.name for outcome in outcomes if has_failed(outcome)]
@@ -144,15 +144,17 @@ class RunSweeper(Sweeper):
 
     def find_results(self, jobs: list[Job]) -> "dict[int, Outcome]":
         """Give the jobs their identities, and return the outcomes of those that are finished."""
-        from sentexp.run.inputs import find, identify
-        from sentexp.run.train import find_result, lacks_baselines, plot_finished, with_defaults
+        from sentexp.run.inputs import resolve_inputs, run_identity
+        from sentexp.run.plotting import plot_finished
+        from sentexp.run.resolve import resolve_config
+        from sentexp.run.result import find_result, lacks_baselines
         from sentexp.sweeps.job import outcome_of
 
         earlier = {}
         for job in jobs:
-            config = with_defaults(job.config)
+            config = resolve_config(job.config)
             try:
-                job.identity = identify(find(config))
+                job.identity = run_identity(resolve_inputs(config))
             except UserError:
                 continue  # the run will say so, and leave a record of it
             result = None if config.sweep.rerun else find_result(config, job.identity)
@@ -163,17 +165,18 @@ class RunSweeper(Sweeper):
 
     def open_parent(
         self, kind: str, config: Config, identity: str, axes: Mapping[str, str], words: list[str]
-    ) -> "Record":
+    ) -> "RunLogger":
         """Return the sweep's own MLflow run: that of an earlier start of the same sweep, or a new one."""
         from sentexp.tracking.provenance import command, git_state, mask_uri
-        from sentexp.tracking.store import find_run, open_record
+        from sentexp.tracking.run_logger import open_run_logger
+        from sentexp.tracking.store import find_run
 
-        tracking = replace(config.tracking, system_metrics=False)
+        tracking = config.tracking
         begun = find_run(tracking, "sweep.identity", identity)
         title = " ".join([kind, *(f"{key.rpartition('.')[2]}={values}" for key, values in axes.items())])
-        parent = open_record(
+        parent = open_run_logger(
             tracking,
-            title[:250],
+            tracking.run_name or title[:250],
             None if begun is None else begun.info.run_id,
             {"sweep.identity": identity, "command": command(), "mlflow.source.name": "sentexp", **git_state()},
         )
@@ -181,7 +184,7 @@ class RunSweeper(Sweeper):
         parent.log_params(given | dict(axes))
         return parent
 
-    def _adopt(self, parent: "Record", earlier: "dict[int, Outcome]", jobs: list[Job]) -> None:
+    def _adopt(self, parent: "RunLogger", earlier: "dict[int, Outcome]", jobs: list[Job]) -> None:
         """Link finished runs that belong to no sweep to this one, and give the jobs their parent."""
         from sentexp.tracking.store import PARENT, open_store
 
@@ -196,9 +199,9 @@ class RunSweeper(Sweeper):
             job.config = replace(job.config, sweep=replace(job.config.sweep, parent=parent.run_id))
 
 
-def _compare(config: Config, parent: "Record", folder: "SweepFolder", outcomes: "list[Outcome]") -> None:
+def _compare(config: Config, parent: "RunLogger", folder: "SweepFolder", outcomes: "list[Outcome]") -> None:
     """Write the report of a sweep that has brought something new, and say what it shows; no fault there fails it."""
-    from sentexp.compare.command import REPORT, weigh, write
+    from sentexp.compare.command import REPORT, analyse, write
     from sentexp.sweeps.sweep_dir import State
     from sentexp.system.console import say
 
@@ -206,10 +209,10 @@ def _compare(config: Config, parent: "Record", folder: "SweepFolder", outcomes: 
     if parent.run_id is None or all(outcome.earlier for outcome in finished):
         return
     metric = config.trainer.monitor.rpartition("/")[2]
-    asked = CompareConfig(tracking=config.tracking, sweep=parent.run_id, metric=metric)
+    asked = from_conf(CompareConfig, tracking=config.tracking, sweep=parent.run_id, metric=metric)
     try:
-        weighed = weigh(asked)
-        write(weighed, asked, folder.path)
+        analysis = analyse(asked)
+        write(analysis, asked, folder.path)
     except UserError as error:
         say(f"The runs are not compared: {error}")
         return
@@ -218,7 +221,7 @@ def _compare(config: Config, parent: "Record", folder: "SweepFolder", outcomes: 
             f"The report failed ({type(error).__name__}: {error}); the runs are whole, and compare tries it again."
         )
         return
-    for note in weighed.board.notes:
+    for note in analysis.board.notes:
         say(note)
     say(f"Report: {folder.path / REPORT}; python -m sentexp compare shows the leaderboard.")
 

@@ -21,7 +21,7 @@ def settings(config: Config) -> dict[str, Any]:
     return kinds | {key: value for key, value in flatten(config).items() if not key.startswith(BOOKKEEPING)}
 
 
-def fingerprint(config: Config, *found: Any) -> str:
+def fingerprint(config: Config, *resolved: Any) -> str:
     """Return 16 hexadecimal digits over resolved configuration, numerics, and what the configuration led to.
 
     Paths are left out: the digests of what they hold stand for them, so a moved folder is the same run. So are the
@@ -29,10 +29,10 @@ def fingerprint(config: Config, *found: Any) -> str:
 
     Args:
         config: of the run.
-        found: digest of the data, revision of the backbone, prompt.
+        resolved: digest of the data, revision of the backbone, prompt.
     """
     left_out = ("data.path", "model.path", "task.shots")
-    return digest_of({key: value for key, value in settings(config).items() if not key.startswith(left_out)}, *found)
+    return digest_of({key: value for key, value in settings(config).items() if not key.startswith(left_out)}, *resolved)
 
 
 def digest_of(*parts: Any) -> str:

@@ -1,7 +1,8 @@
-"""What a run said about every row of a split, kept as Parquet: written in blocks, read column by column."""
+"""The predictions of a run for every row of a split, kept as Parquet: written in blocks, read column by column."""
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentexp.errors import UserError
+from sentexp.system.atomic_write import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,7 +28,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(kw_only=True, slots=True)
 class Predictions:
-    """What a run said about a split.
+    """The predictions of a run for a split.
 
     `ids` tell a row by its text wherever it stands, shape (rows,); `targets` are class indices, shape (rows,);
     `probabilities` are float32, shape (rows, classes), in the order of `labels`; `slices` are numbers of values and
@@ -61,38 +63,45 @@ def write_predictions(
         file: to write; it is whole or absent.
         extras: more columns by name, shape (rows,).
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    assert rows.num_rows > 0, "a split has rows"
     ids = _ids(np.asarray(rows.column("key")))
-    names = pa.array(list(labels), pa.string())
-    columns = [name for name in rows.column_names if name.startswith(SLICE)]
-    unfinished = file.with_name(f"{file.name}.partial")
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    writer = None
-    for start in range(0, rows.num_rows, BLOCK):
-        part, scores = rows.slice(start, BLOCK), probabilities[start : start + BLOCK].astype(np.float32)
-        texts = part.column("text").combine_chunks()
-        table = {"id": pa.array(ids[start : start + BLOCK], pa.string()), "text": texts}
-        table["label"] = pa.DictionaryArray.from_arrays(part.column("label").combine_chunks().cast(pa.int32()), names)
-        table["predicted"] = pa.DictionaryArray.from_arrays(pa.array(scores.argmax(1), pa.int32()), names)
-        table |= {f"{PROBABILITY}{label}": pa.array(scores[:, n]) for n, label in enumerate(labels)}
-        table |= {name: pa.array(values[start : start + BLOCK]) for name, values in (extras or {}).items()}
-        table |= {name: part.column(name).cast(pa.string()) for name in columns}
-        words = pc.count_substring_regex(texts, WORD).to_numpy()
-        buckets = pa.array(np.searchsorted(LENGTHS, words), pa.int32())
-        table[f"{SLICE}length"] = pa.DictionaryArray.from_arrays(buckets, pa.array(length_buckets()))
-        made = pa.table(table).replace_schema_metadata({"sentexp": json.dumps({"labels": list(labels)})})
-        writer = writer or pq.ParquetWriter(unfinished, made.schema, compression="zstd")
-        writer.write_table(made)
-    assert writer is not None, "a split has rows"
-    writer.close()
-    unfinished.replace(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as unfinished, ExitStack() as opened:
+        writer = None
+        for start in range(0, rows.num_rows, BLOCK):
+            block = slice(start, start + BLOCK)
+            more = {name: values[block] for name, values in (extras or {}).items()}
+            table = _block(rows.slice(start, BLOCK), labels, ids[block], probabilities[block], more)
+            if writer is None:
+                writer = opened.enter_context(pq.ParquetWriter(unfinished, table.schema, compression="zstd"))
+            writer.write_table(table)
+
+
+def _block(
+    rows: "pa.Table", labels: Sequence[str], ids: list[str], probabilities: Array, extras: Mapping[str, Array]
+) -> "pa.Table":
+    """Return a block of rows as it is written."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    names, scores = pa.array(list(labels), pa.string()), probabilities.astype(np.float32)
+    texts = rows.column("text").combine_chunks()
+    table = {"id": pa.array(ids, pa.string()), "text": texts}
+    table["label"] = pa.DictionaryArray.from_arrays(rows.column("label").combine_chunks().cast(pa.int32()), names)
+    table["predicted"] = pa.DictionaryArray.from_arrays(pa.array(scores.argmax(1), pa.int32()), names)
+    table |= {f"{PROBABILITY}{label}": pa.array(scores[:, number]) for number, label in enumerate(labels)}
+    table |= {name: pa.array(values) for name, values in extras.items()}
+    table |= {name: rows.column(name).cast(pa.string()) for name in rows.column_names if name.startswith(SLICE)}
+    words = pc.count_substring_regex(texts, WORD).to_numpy()
+    buckets = pa.array(np.searchsorted(LENGTHS, words), pa.int32())
+    table[f"{SLICE}length"] = pa.DictionaryArray.from_arrays(buckets, pa.array(length_buckets()))
+    return pa.table(table).replace_schema_metadata({"sentexp": json.dumps({"labels": list(labels)})})
 
 
 def read_predictions(file: Path) -> Predictions:
-    """Return what a run said about a split; its texts stay in the file.
+    """Return the predictions of a run for a split; its texts stay in the file.
 
     Raises:
         UserError: the file is not one of these.
@@ -125,18 +134,18 @@ def read_rows(file: Path, numbers: Sequence[int]) -> "pa.Table":
     import pyarrow.parquet as pq
 
     opened, wanted = pq.ParquetFile(file), np.asarray(numbers, np.int64)
-    found, start = [], 0
+    parts, start = [], 0
     order: list[Array] = []
     for group in range(opened.num_row_groups):
         rows = opened.metadata.row_group(group).num_rows
         here = np.flatnonzero((wanted >= start) & (wanted < start + rows))
         if len(here):
-            found.append(opened.read_row_group(group).take(pa.array(wanted[here] - start)))
+            parts.append(opened.read_row_group(group).take(pa.array(wanted[here] - start)))
             order.append(here)
         start += rows
-    if not found:
+    if not parts:
         return opened.schema_arrow.empty_table()
-    return pa.concat_tables(found).take(pa.array(np.argsort(np.concatenate(order))))
+    return pa.concat_tables(parts).take(pa.array(np.argsort(np.concatenate(order))))
 
 
 def length_buckets() -> list[str]:

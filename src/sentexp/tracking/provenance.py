@@ -38,10 +38,10 @@ def _words_of_run() -> list[str] | None:
     if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
         return None
     hydra = HydraConfig.get()
-    own = [
+    options = [
         f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"
     ]
-    return own + [word for word in hydra.overrides.task if not word.startswith(GIVEN_BY_A_SWEEP)]
+    return options + [word for word in hydra.overrides.task if not word.startswith(GIVEN_BY_A_SWEEP)]
 
 
 def git_state() -> dict[str, str]:

@@ -27,10 +27,10 @@ def find_sweeps(store: Store) -> "list[Run]":
 def runs_of_sweep(store: Store, parent: "Run") -> "list[Run]":
     """Return the runs of a sweep in the order of their starts, after them those that an earlier sweep has finished."""
     children = store.search(f"tags.`{PARENT}` = '{parent.info.run_id}'")
-    found = {run.info.run_id: run for run in reversed(children)}
+    runs = {run.info.run_id: run for run in reversed(children)}
     listed = read_artifact(store, parent.info.run_id, "runs.json")
     for outcome in [] if listed is None else json.loads(listed):
         run_id = outcome["run_id"]
-        if run_id is not None and run_id not in found and store.exists(run_id):
-            found[run_id] = store.client.get_run(run_id)
-    return list(found.values())
+        if run_id is not None and run_id not in runs and store.exists(run_id):
+            runs[run_id] = store.client.get_run(run_id)
+    return list(runs.values())

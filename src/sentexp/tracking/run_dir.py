@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from sentexp.distributed import processes
 from sentexp.errors import UserError
+from sentexp.system.atomic_write import write_atomic
 
 STATE, METRICS_FILE, LOCK = "state.json", "metrics.jsonl", ".lock"
 
@@ -20,8 +21,8 @@ def read_state(path: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-class RunFolder:
-    """`outputs/<identity>`: entered, it is this run's alone; of several processes the leading one writes.
+class RunDir:
+    """`outputs/<identity>`: entered, it is this run's alone; of several processes the main one writes.
 
     Args:
         path: of the folder.
@@ -36,10 +37,11 @@ class RunFolder:
         self.state: dict[str, Any] = {}
         self._lock = FileLock(path / LOCK, timeout=-1 if wait else 0)
 
-    def __enter__(self) -> "RunFolder":
-        self.state = processes.led(self._lock_and_read)
+    def __enter__(self) -> "RunDir":
+        self.state = self._lock_and_read()
         return self
 
+    @processes.main_process_only
     def _lock_and_read(self) -> dict[str, Any]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -72,28 +74,29 @@ class RunFolder:
     ) -> None:
         self._lock.release()
 
-    def remember(self, **facts: Any) -> None:
+    def save_state(self, **facts: Any) -> None:
         """Add facts to the state, so that they outlive this process; the first begin a run, and its metrics anew."""
-        begins = not self.state
+        if not self.state:
+            self._drop(METRICS_FILE)
         self.state |= facts
-        if not processes.leads():
-            return
-        if begins:
-            (self.path / METRICS_FILE).unlink(missing_ok=True)
-        unfinished = self.path / f"{STATE}.partial"
-        unfinished.write_text(json.dumps(self.state))
-        unfinished.replace(self.path / STATE)
+        self._write_state()
 
-    def forget(self) -> None:
+    def clear_state(self) -> None:
         """Drop the state: the run is over, and the same command starts anew."""
         self.state = {}
-        if processes.leads():
-            (self.path / STATE).unlink(missing_ok=True)
+        self._drop(STATE)
 
+    @processes.main_process_writes
+    def _write_state(self) -> None:
+        write_atomic(self.path / STATE, json.dumps(self.state))
+
+    @processes.main_process_writes
+    def _drop(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    @processes.main_process_writes
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Append metrics at an optimizer step."""
-        if not processes.leads():
-            return
         with (self.path / METRICS_FILE).open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 

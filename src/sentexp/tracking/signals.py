@@ -9,13 +9,15 @@ from typing import Any
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Let a first SIGINT or SIGTERM wait until the end, where they are nested the outer one; a second does not wait."""
     handler = _Waiting()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            known = signal.getsignal(number)
-            if known is not None and not isinstance(known, _Waiting):  # None is not Python's, and could not be put back
+            previous = signal.getsignal(number)
+            if previous is not None and not isinstance(
+                previous, _Waiting
+            ):  # None is not Python's, and could not be put back
                 handler.before[number] = signal.signal(number, handler)
     try:
         yield

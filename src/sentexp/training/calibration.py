@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sentexp.metrics.split_metrics import BINS
+from sentexp.config.metric_names import BINS
 
 HOTTEST = 100.0
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from sentexp.config.metric_names import is_better_higher
 from sentexp.distributed import processes
 from sentexp.models.adapters import load_trainable_state, trainable_state
+from sentexp.system.atomic_write import replacing
 from sentexp.training.module import ClassifierModule
 
 BEST, LAST = "best.safetensors", "last.ckpt"
@@ -69,12 +70,12 @@ class Checkpoints(L.Callback):
         self.evaluated_at = trainer.global_step
         if self.best is None or score > self.best:
             self.best, self.best_step = score, trainer.global_step
-            _save_atomically(pl_module, self.best_file)
+            _save_weights(pl_module, self.best_file)
         if trainer.state.fn == "fit" and self._between_steps:
             trainer.save_checkpoint(self.last_file)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is known of the best checkpoint."""
+        """Return the state of the best checkpoint."""
         seconds = self.seconds + time.monotonic() - self._began
         return {
             "best": self.best,
@@ -84,15 +85,15 @@ class Checkpoints(L.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue with what was known."""
+        """Continue from a state."""
         self.best = state_dict["best"]
         self.best_step = state_dict["best_step"]
         self.evaluated_at = state_dict["evaluated_at"]
         self.seconds = state_dict["seconds"]
 
     def restore_best(self, module: ClassifierModule) -> None:
-        """Put the best weights into the module, and what they said about the validation split."""
-        processes.exchange()  # it is written
+        """Put the best weights into the module, and their logits of the validation split."""
+        processes.all_gather()  # it is written
         tensors = load_file(self.best_file)
         module.keep_validation(tensors.pop(LOGITS), tensors.pop(TARGETS))
         load_trainable_state(module.classifier, tensors)
@@ -107,9 +108,10 @@ class ResumableEarlyStopping(EarlyStopping):
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
+@processes.main_process_writes
 def remove_checkpoints(folder: Path) -> None:
     """Delete the checkpoints of a run: it is finished and recorded, or starts anew with other batches."""
-    for name in (BEST, LAST) if processes.leads() else ():
+    for name in (BEST, LAST):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -120,10 +122,10 @@ def _validation_follows(trainer: L.Trainer) -> bool:
     return (index + 1) % trainer.val_check_batch == 0
 
 
-def _save_atomically(module: ClassifierModule, file: Path) -> None:
-    unfinished = file.with_suffix(".partial")
+def _save_weights(module: ClassifierModule, file: Path) -> None:
+    """Write what trains, and the logits of the validation split; all processes put shards together."""
     logits, targets = module.kept_validation
     state = trainable_state(module.classifier) | {LOGITS: logits.contiguous(), TARGETS: targets.contiguous()}
-    if processes.leads():
-        save_file(state, unfinished)
-        unfinished.replace(file)
+    if processes.is_main():
+        with replacing(file) as unfinished:
+            save_file(state, unfinished)

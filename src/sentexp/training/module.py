@@ -17,10 +17,10 @@ from sentexp.errors import UserError
 from sentexp.metrics.generated_answers import answer_metrics
 from sentexp.metrics.split_metrics import split_metrics
 from sentexp.models.adapters import load_trainable_state, trainable_state
-from sentexp.models.backbone import find_head
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.label_scorer import LabelScorer, label_prior, without_prior
 from sentexp.models.sequence_classifier import SequenceClassifier
+from sentexp.models.structure import find_head
 from sentexp.training.loss import weigh
 from sentexp.training.optim import build_optimizer, build_schedule
 
@@ -35,7 +35,7 @@ OF_A_PROCESS = 1 << 48
 
 
 class Evaluation(NamedTuple):
-    """What a model said about the rows of a split, in their order; see `Scores`. `generated` are tokens of answers."""
+    """The outputs of a model for a split, in the order of its rows; see `Scores`. `generated` are tokens of answers."""
 
     targets: Tensor
     logits: Tensor
@@ -145,9 +145,7 @@ class ClassifierModule(L.LightningModule):
         """Log the validation metrics, and keep the logits as they are: they fit the temperature, and a batch prior."""
         raw = self._take_parts()
         self.keep_validation(raw.logits, raw.targets)
-        metrics = processes.led(
-            lambda: split_metrics(self.labels, *self.validation) | answer_metrics(raw.outside, raw.irregular)
-        )
+        metrics = _measure(self.labels, *self.validation) | answer_metrics(raw.outside, raw.irregular)
         self._refuse_what_is_no_number(torch.tensor(metrics["loss"]))
         for name, value in metrics.items():
             self.log(f"validation/{name}", value, prog_bar=name == "accuracy")
@@ -163,8 +161,8 @@ class ClassifierModule(L.LightningModule):
         """Log the test metrics, per class as well; `test` holds what they are computed from."""
         raw = self._take_parts()
         self.test = raw._replace(logits=self._corrected(raw.logits))
-        scores = processes.led(lambda: split_metrics(self.labels, self.test.logits, raw.targets, per_class=True))
-        metrics = scores | answer_metrics(raw.outside, raw.irregular)
+        metrics = _measure(self.labels, self.test.logits, raw.targets, per_class=True)
+        metrics |= answer_metrics(raw.outside, raw.irregular)
         for name, value in metrics.items():
             self.log(f"test/{name}", value)
 
@@ -195,14 +193,15 @@ class ClassifierModule(L.LightningModule):
             texts = move_data_to_device(self.content_free, self.device)
             self.prior = label_prior(self.classifier(texts).logits).cpu()
         scores = self.classifier(batch.texts, self._beginning)
-        said = (batch.labels, scores.logits, scores.outside, scores.first_token, scores.irregular, generated)
-        self._parts.append(tuple(None if part is None else part[batch.counts].cpu() for part in (batch.rows, *said)))
+        outputs = (scores.logits, scores.outside, scores.first_token, scores.irregular, generated)
+        columns = (batch.rows, batch.labels, *outputs)
+        self._parts.append(tuple(None if column is None else column[batch.counts].cpu() for column in columns))
 
     def _take_parts(self) -> Evaluation:
         """Return what all processes have scored since the last time, in the order of the split."""
-        own = [_concatenated(column) for column in zip(*self._parts, strict=True)]
+        mine = [_concatenated(column) for column in zip(*self._parts, strict=True)]
         self._parts.clear()
-        columns = [_concatenated(column) for column in zip(*processes.exchange(own), strict=True)]
+        columns = [_concatenated(column) for column in zip(*processes.all_gather(mine), strict=True)]
         assert columns[0] is not None
         order = columns[0].argsort()
         ordered: list[Any] = [None if column is None else column[order] for column in columns[1:]]
@@ -256,7 +255,10 @@ class ClassifierModule(L.LightningModule):
             self.log("train/rows_per_second", done / max(elapsed, 1e-9), prog_bar=True)
 
 
+_measure = processes.main_process_only(split_metrics)
+
+
 def _concatenated(parts: tuple[Tensor | None, ...]) -> Tensor | None:
     """Return the parts one after the other; None where there are none."""
-    there = [part for part in parts if part is not None]
-    return torch.cat(there) if there else None
+    tensors = [part for part in parts if part is not None]
+    return torch.cat(tensors) if tensors else None

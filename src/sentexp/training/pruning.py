@@ -11,8 +11,8 @@ from sentexp.training.module import ClassifierModule
 
 
 @dataclass(kw_only=True, slots=True)
-class Looked:
-    """What an evaluation has shown: the monitored metric at an optimizer step, and the validation rows behind it.
+class EvaluationSnapshot:
+    """The result of an evaluation: the monitored metric at an optimizer step, and the validation rows behind it.
 
     `logits` have the shape (rows, classes) and `targets` (rows,); `folder` is the run's.
     """
@@ -24,47 +24,52 @@ class Looked:
     folder: Path
 
 
-class Judge(Protocol):
+class PruningPolicy(Protocol):
     """Decides whether a run goes on."""
 
-    def __call__(self, looked: Looked) -> str | None:
+    def __call__(self, snapshot: EvaluationSnapshot) -> str | None:
         """Return why the run is to stop; None lets it go on."""
 
 
 class Pruned(Exception):
-    """A run was stopped on purpose; its message says why, and `looked` what it had reached."""
+    """A run was stopped on purpose; its message says why, and `snapshot` what it had reached."""
 
-    def __init__(self, reason: str, looked: Looked) -> None:
+    def __init__(self, reason: str, snapshot: EvaluationSnapshot) -> None:
         super().__init__(reason)
-        self.looked = looked
+        self.snapshot = snapshot
 
 
-class Pruning(L.Callback):
-    """Shows each evaluation during the training to the judge; must come after the callback that saves checkpoints.
+class PruningCallback(L.Callback):
+    """Shows each evaluation during the training to a policy; must come after the callback that saves checkpoints.
 
     Args:
-        judge: decides.
+        policy: decides.
         monitor: the metric to show.
         folder: of the run.
     """
 
-    def __init__(self, judge: Judge, monitor: str, folder: Path) -> None:
-        self.judge = judge
+    def __init__(self, policy: PruningPolicy, monitor: str, folder: Path) -> None:
+        self.policy = policy
         self.monitor = monitor
         self.folder = folder
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the training where the judge says so; at its last step there is nothing to save any more.
+        """Stop the training where the policy says so; at its last step there is nothing to save any more.
 
         Raises:
-            Pruned: the judge has spoken.
+            Pruned: the policy has stopped the run.
         """
         if trainer.state.fn != "fit":
             return
         assert isinstance(pl_module, ClassifierModule)
         logits, targets = pl_module.validation
-        value = float(trainer.callback_metrics[self.monitor])
-        looked = Looked(step=trainer.global_step, value=value, logits=logits, targets=targets, folder=self.folder)
-        reason = self.judge(looked)
+        snapshot = EvaluationSnapshot(
+            step=trainer.global_step,
+            value=float(trainer.callback_metrics[self.monitor]),
+            logits=logits,
+            targets=targets,
+            folder=self.folder,
+        )
+        reason = self.policy(snapshot)
         if reason is not None and trainer.global_step < trainer.estimated_stepping_batches:
-            raise Pruned(reason, looked)
+            raise Pruned(reason, snapshot)

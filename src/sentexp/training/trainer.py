@@ -4,7 +4,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError  # raised by torch.load; nothing is unpickled here
 from typing import Any, Protocol
@@ -22,14 +21,14 @@ from sentexp.config import Precision, Strategy, TrainerConfig
 from sentexp.config.metric_names import is_better_higher
 from sentexp.data.datamodule import Batch, DataModule
 from sentexp.distributed import processes
-from sentexp.distributed.strategies import Replicas, Shards
+from sentexp.distributed.strategies import ReplicatedStrategy, ShardedStrategy
 from sentexp.errors import OutOfMemory, UserError
-from sentexp.system.hardware import is_out_of_memory
+from sentexp.system.memory import is_out_of_memory
 from sentexp.training.checkpoint import Checkpoints, ResumableEarlyStopping
 from sentexp.training.module import ClassifierModule
 
 LIGHTNING_PRECISION = {Precision.fp32: "32-true", Precision.bf16: "bf16-mixed", Precision.fp16: "16-mixed"}
-STRATEGIES = {Strategy.single: SingleDeviceStrategy, Strategy.ddp: Replicas, Strategy.fsdp: Shards}
+STRATEGIES = {Strategy.single: SingleDeviceStrategy, Strategy.ddp: ReplicatedStrategy, Strategy.fsdp: ShardedStrategy}
 REFRESH_IN_A_LOG, REFRESH_ON_A_GPU = 25, 10
 """Steps between two updates of the progress bar; each waits for the GPU."""
 EXPECTED_WARNINGS = (
@@ -83,7 +82,7 @@ def build_trainer(
 ) -> L.Trainer:
     """Return a Lightning trainer for one run on one device of this process.
 
-    Lightning is told of no cluster: the processes are sentexp's (see `Replicas`).
+    Lightning is told of no cluster: the processes are sentexp's (see `ReplicatedStrategy`).
 
     Args:
         config: the loop.
@@ -103,8 +102,8 @@ def build_trainer(
             )
         )
     if config.progress_bar:
-        seen = REFRESH_ON_A_GPU if device.type == "cuda" else 1
-        callbacks.append(TQDMProgressBar(refresh_rate=seen if sys.stderr.isatty() else REFRESH_IN_A_LOG))
+        steps = REFRESH_ON_A_GPU if device.type == "cuda" else 1
+        callbacks.append(TQDMProgressBar(refresh_rate=steps if sys.stderr.isatty() else REFRESH_IN_A_LOG))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logger = SinkLogger(sink)
     trainer = L.Trainer(
@@ -137,7 +136,7 @@ def fit(trainer: L.Trainer, module: ClassifierModule, data: DataModule, checkpoi
     Raises:
         OutOfMemory: a batch did not fit.
     """
-    resume = processes.led(lambda: _readable(checkpoints.last_file))
+    resume = _readable(checkpoints.last_file)
     with _quiet(), _out_of_memory():
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         if checkpoints.evaluated_at != trainer.global_step:
@@ -157,7 +156,7 @@ def evaluate(trainer: L.Trainer, module: ClassifierModule, data: DataModule, spl
     return dict(metrics)
 
 
-def rehearse(trainer: L.Trainer, module: ClassifierModule, batches: DataLoader[Batch], stage: str) -> None:
+def run_batches(trainer: L.Trainer, module: ClassifierModule, batches: DataLoader[Batch], stage: str) -> None:
     """Train on (`train`) or evaluate (`validation`, `test`) some batches for the sake of what it costs.
 
     Raises:
@@ -180,38 +179,17 @@ def predict(trainer: L.Trainer, module: ClassifierModule, batches: DataLoader[Ba
     """
     with _quiet(), _out_of_memory():
         parts = trainer.predict(module, batches)
-        own = [torch.cat(part) for part in zip(*(parts or []), strict=True)]
-        rows, features = (torch.cat(part) for part in zip(*processes.exchange(own), strict=True))
+        mine = [torch.cat(part) for part in zip(*(parts or []), strict=True)]
+        rows, features = (torch.cat(part) for part in zip(*processes.all_gather(mine), strict=True))
     order = rows.argsort()
     return rows[order], features[order]
-
-
-def halve_micro_batch(config: TrainerConfig, least: int = 1) -> TrainerConfig | None:
-    """Return the loop with micro-batches of at most half the size and the same effective batch (law 9).
-
-    Args:
-        config: of the loop.
-        least: the smallest micro-batch, in tokens where `max_tokens` is given, else in rows.
-
-    Returns:
-        The loop; None where it has the smallest already.
-    """
-    evaluated = max(1, config.eval_batch_size // 2)
-    if config.max_tokens is not None:
-        smaller = replace(config, max_tokens=config.max_tokens // 2, eval_batch_size=evaluated)
-        smaller.accumulate_grad_batches *= 2
-        return smaller if config.max_tokens >= 2 * least and config.max_tokens % 2 == 0 else None
-    if config.batch_size <= least:
-        return None
-    effective = config.batch_size * config.accumulate_grad_batches
-    micro = next(size for size in range(config.batch_size // 2, 0, -1) if effective % size == 0)
-    return replace(config, batch_size=micro, accumulate_grad_batches=effective // micro, eval_batch_size=evaluated)
 
 
 def _numbered(device: torch.device) -> torch.device:
     return torch.device(device.type, torch.cuda.current_device()) if device.type == "cuda" else device
 
 
+@processes.main_process_only
 def _readable(checkpoint: Path) -> Path | None:
     """Return a checkpoint if it is there; a damaged one is refused before the training starts from it."""
     if not checkpoint.is_file():
@@ -242,9 +220,9 @@ class _out_of_memory:  # noqa: N801 (used as a function)
         if isinstance(error, OutOfMemory):  # another process has told of it
             return
         if error is not None and is_out_of_memory(error):
-            found = OutOfMemory(str(error).splitlines()[0])
-            processes.tell_out_of_memory(found)
-            raise found from None
+            out_of_memory = OutOfMemory(str(error).splitlines()[0])
+            processes.tell_out_of_memory(out_of_memory)
+            raise out_of_memory from None
 
 
 class _quiet(warnings.catch_warnings):  # noqa: N801 (used as a function)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from sentexp.models.fast.lora_linear import Adapter, Linear, multiply
+from sentexp.models.fast.fused_lora_linear import fused_lora_linear
+from sentexp.models.fast.lora_linear import Adapter, AdapterParts, Linear, lora_linear
 
 
 @pytest.fixture(autouse=True)
@@ -16,11 +17,6 @@ def random(*shape, trained=True):
     return torch.randn(*shape, dtype=torch.float64, requires_grad=trained)
 
 
-def product(x, linear):
-    """Return the product of a run by itself."""
-    return multiply(x, linear, [slice(0, len(x))])
-
-
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("adapter", [None, 0.0, 0.5])
@@ -30,10 +26,10 @@ def test_the_gradients_of_a_product(packed, bias, adapter, dora):
     given = (None, lambda: weight) if packed else (weight, None)
     ranks, widths = [2, 0, 1], [3, 2, 2]
 
-    def once(x, a, b, *factor):
+    def once(x, a, b, factor=None):
         torch.manual_seed(1)  # the same masks each time
-        own = None if adapter is None else Adapter(a, b, ranks, widths, adapter, None, *factor)
-        return product(x, Linear(*given, shift, [own]))
+        adapters = [] if adapter is None else [Adapter(a, b, factor, AdapterParts(ranks, widths, adapter))]
+        return lora_linear(x, Linear(*given, shift, adapters))
 
     parameters = (random(3, 6), random(7, 3), *([random(7)] if dora else []))
     assert gradcheck(once, (random(5, 6), *parameters))
@@ -56,17 +52,18 @@ def test_the_gradients_of_a_product_that_runs_share(dropouts, bias, dora):
             return None
         generator = torch.Generator().manual_seed(number)  # the same masks each time
         a, b, factor = given[3 * number :][:3]
-        own = factor if number in dora else None
-        return Adapter(a, b, ranks[number], widths[number], dropouts[number], generator, own)
+        parts = AdapterParts(ranks[number], widths[number], dropouts[number], generator)
+        return Adapter(a, b, factor if number in dora else None, parts)
 
-    def linear(numbers, given):
-        return Linear(weight, None, shift, [adapter(number, given) for number in numbers])
+    def linear(adapters):
+        return Linear(weight, None, shift, [one for one in adapters if one is not None])
 
     def together(x, *given):
-        return multiply(x, linear(range(3), given), spans)
+        adapters = [adapter(number, given) for number in range(3)]
+        return fused_lora_linear(x, linear(one and one.over(span) for one, span in zip(adapters, spans, strict=True)))
 
     x = random(6, 6)
-    alone = [product(x[span], linear([number], matrices)) for number, span in enumerate(spans)]
+    alone = [lora_linear(x[span], linear([adapter(number, matrices)])) for number, span in enumerate(spans)]
     torch.testing.assert_close(together(x, *matrices), torch.cat(alone))
     assert gradcheck(together, (x, *matrices))
     assert gradcheck(together, (x.detach(), *matrices))

@@ -10,12 +10,15 @@ from rounding import agree, rounding
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from sentexp.data.packing import Packer
-from sentexp.models.backbone import twin
-from sentexp.models.fast import llama, multi_run
+from sentexp.models.fast import fused_forward as fused_forward_module
+from sentexp.models.fast import multi_run
 from sentexp.models.fast.attention import PrefixCache
-from sentexp.models.fast.llama import Reading, read_together
-from sentexp.models.fast.multi_run import Conductor, apart
-from sentexp.models.fast.padding_free import PackedModel
+from sentexp.models.fast.fused_forward import ForwardInput, fused_forward
+from sentexp.models.fast.fusion_context import unfused
+from sentexp.models.fast.multi_run import RunScheduler
+from sentexp.models.fast.padding_free import PaddingFreeModel
+from sentexp.models.fast.run_thread import Interrupted
+from sentexp.models.loading import clone_sharing_weights
 
 ADAPTERS = (
     {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
@@ -53,11 +56,11 @@ def adapted(base, adapters):
     for options in adapters:
         with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by an old name
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            model = get_peft_model(twin(base), LoraConfig(task_type="SEQ_CLS", **options)).train()
+            model = get_peft_model(clone_sharing_weights(base), LoraConfig(task_type="SEQ_CLS", **options)).train()
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data.normal_(std=0.2)
-        models.append(PackedModel(model))
+        models.append(PaddingFreeModel(model))
     return models
 
 
@@ -91,8 +94,8 @@ def learn(run, seed, prefix=0):
 @pytest.mark.parametrize("prefix", [0, 3])
 def test_states_and_gradients_are_those_of_each_run_alone(runs, prefix):
     alone = [learn(run, seed, prefix) for seed, run in enumerate(runs)]
-    readings = [Reading(run._own(), rows(seed, prefix), None, seed) for seed, run in enumerate(runs)]
-    states = read_together(readings)
+    inputs = [ForwardInput(run.fast_layers, rows(seed, prefix), None, seed) for seed, run in enumerate(runs)]
+    states = fused_forward(inputs)
     losses = []
     for seed, own in enumerate(states):
         weights = torch.randn(5, 32, generator=torch.Generator().manual_seed(seed))
@@ -108,13 +111,13 @@ def test_states_and_gradients_are_those_of_each_run_alone(runs, prefix):
 @pytest.mark.parametrize("trains", [True, False])
 @pytest.mark.parametrize("prefix", [0, 3])
 def test_below_the_first_adapter_the_same_rows_are_computed_once(base, monkeypatch, prefix, trains):
-    tokens, original = [], llama._layer
+    tokens, original = [], fused_forward_module.fused_layer
 
     def layer(hidden, *rest):
         tokens.append(len(hidden))
         return original(hidden, *rest)
 
-    monkeypatch.setattr(llama, "_layer", layer)
+    monkeypatch.setattr(fused_forward_module, "fused_layer", layer)
     runs = adapted(base, [ADAPTERS[2] | {"layers_to_transform": layers} for layers in ([1, 2], [2], [1], [2])])
     for run in runs:
         run.model.train(trains)
@@ -123,14 +126,15 @@ def test_below_the_first_adapter_the_same_rows_are_computed_once(base, monkeypat
         texts = [rows(seed, prefix) for seed in seeds]
         with torch.set_grad_enabled(trains):
             expected = [
-                read_together([Reading(run._own(), text, cache, 5)])[0]
+                fused_forward([ForwardInput(run.fast_layers, text, cache, 5)])[0]
                 for run, text, cache in zip(runs, texts, caches[0], strict=True)
             ]
             tokens.clear()
-            readings = [
-                Reading(run._own(), text, cache, 5) for run, text, cache in zip(runs, texts, caches[1], strict=True)
+            inputs = [
+                ForwardInput(run.fast_layers, text, cache, 5)
+                for run, text, cache in zip(runs, texts, caches[1], strict=True)
             ]
-            found = read_together(readings)
+            found = fused_forward(inputs)
         for own, other in zip(found, expected, strict=True):
             torch.testing.assert_close(own, other, rtol=0, atol=rounding(float(other.detach().abs().max())))
         sizes = [len(text.ids) - (prefix if batch and not trains else 0) for text in texts]
@@ -147,8 +151,8 @@ def test_below_the_first_adapter_the_same_rows_are_computed_once(base, monkeypat
 
 
 def test_what_one_run_reads_does_not_enter_another(runs):
-    readings = [Reading(run._own(), rows(seed, 0), None, seed) for seed, run in enumerate(runs)]
-    states = read_together(readings)
+    inputs = [ForwardInput(run.fast_layers, rows(seed, 0), None, seed) for seed, run in enumerate(runs)]
+    states = fused_forward(inputs)
     gradients = torch.autograd.grad(states[0].sum(), adapter(runs[1]), allow_unused=True)
     assert all(gradient is None or not gradient.any() for gradient in gradients)
 
@@ -177,11 +181,11 @@ def assert_alike(found, expected):
         agree(one, other)
 
 
-def played(runs, most=16, **options):
+def run_all(runs, most=16, **options):
     results = {}
-    conductor = Conductor(CPU, most)
-    conductor.play([steps_of(run, results, name, **options.get(str(name), {})) for name, run in enumerate(runs)])
-    return results, conductor
+    scheduler = RunScheduler(CPU, most)
+    scheduler.run_all([steps_of(run, results, name, **options.get(str(name), {})) for name, run in enumerate(runs)])
+    return results, scheduler
 
 
 @pytest.fixture
@@ -192,23 +196,23 @@ def alone(runs):
     return results
 
 
-def test_runs_under_a_conductor_do_what_they_do_alone(runs, alone):
-    results, conductor = played(runs)
-    assert conductor.together == len(runs)
+def test_runs_under_a_scheduler_do_what_they_do_alone(runs, alone):
+    results, scheduler = run_all(runs)
+    assert scheduler.largest_pass == len(runs)
     for name in alone:
         assert_alike(results[name], alone[name])
 
 
 def test_a_run_that_fails_leaves_the_others_as_they_are(runs, alone):
-    results, _ = played(runs, **{"1": {"fails_at": 1}})
+    results, _ = run_all(runs, **{"1": {"fails_at": 1}})
     assert isinstance(results[1][-1], ValueError)
     for name in (0, 2, 3):
         assert_alike(results[name], alone[name])
 
 
 def test_a_run_that_ends_gives_its_place_to_the_next(runs, alone):
-    results, conductor = played(runs, most=2, **{"0": {"count": 1}})
-    assert conductor.together == 2
+    results, scheduler = run_all(runs, most=2, **{"0": {"count": 1}})
+    assert scheduler.largest_pass == 2
     assert_alike(results[0], alone[0][:1])
     for name in (1, 2, 3):
         assert_alike(results[name], alone[name])
@@ -217,22 +221,22 @@ def test_a_run_that_ends_gives_its_place_to_the_next(runs, alone):
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_out_of_memory_splits_the_pass_and_changes_no_number(runs, alone, monkeypatch, where):
     sizes = []
-    read, grad = multi_run.read_together, torch.autograd.grad
+    read, grad = multi_run.fused_forward, torch.autograd.grad
 
-    def reading(readings):
-        sizes.append(len(readings))
-        if where == "forward" and len(readings) > 1:
+    def forward(inputs):
+        sizes.append(len(inputs))
+        if where == "forward" and len(inputs) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return read(readings)
+        return read(inputs)
 
     def backward(outputs, *rest, **more):
         if where == "backward" and isinstance(outputs, list) and len(outputs) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return grad(outputs, *rest, **more)
 
-    monkeypatch.setattr(multi_run, "read_together", reading)
+    monkeypatch.setattr(multi_run, "fused_forward", forward)
     monkeypatch.setattr(torch.autograd, "grad", backward)
-    results, _ = played(runs)
+    results, _ = run_all(runs)
     assert max(sizes) > 1
     assert sizes[-1] <= 2
     for name in alone:
@@ -240,15 +244,15 @@ def test_out_of_memory_splits_the_pass_and_changes_no_number(runs, alone, monkey
 
 
 def test_a_run_whose_own_batch_does_not_fit_is_told_so(runs, alone, monkeypatch):
-    read = multi_run.read_together
+    read = multi_run.fused_forward
 
-    def reading(readings):
-        if any(one.layers is runs[2]._own() for one in readings):
+    def forward(inputs):
+        if any(one.layers is runs[2].fast_layers for one in inputs):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return read(readings)
+        return read(inputs)
 
-    monkeypatch.setattr(multi_run, "read_together", reading)
-    results, _ = played(runs)
+    monkeypatch.setattr(multi_run, "fused_forward", forward)
+    results, _ = run_all(runs)
     assert isinstance(results[2][-1], torch.OutOfMemoryError)
     for name in (0, 1, 3):
         assert_alike(results[name], alone[name])
@@ -256,8 +260,8 @@ def test_a_run_whose_own_batch_does_not_fit_is_told_so(runs, alone, monkeypatch)
 
 def test_memory_bounds_how_many_runs_begin(runs, alone, monkeypatch):
     monkeypatch.setattr(multi_run, "free_memory_gib", lambda _: 0.0)
-    results, conductor = played(runs)
-    assert conductor.together == multi_run.FIRST
+    results, scheduler = run_all(runs)
+    assert scheduler.largest_pass == multi_run.FIRST
     for name in alone:
         assert_alike(results[name], alone[name])
 
@@ -283,18 +287,18 @@ def test_each_run_finds_the_state_of_the_process_as_it_left_it(runs):
 
         return live
 
-    outside = list(warnings.filters)
-    Conductor(CPU, 4).play([work(name, run) for name, run in enumerate(runs)])
+    outside, threads = list(warnings.filters), set(threading.enumerate())
+    RunScheduler(CPU, 4).run_all([work(name, run) for name, run in enumerate(runs)])
     assert len(seen) == len(runs)
     assert warnings.filters == outside
-    assert threading.active_count() < 20
+    assert set(threading.enumerate()) <= threads
 
 
-def test_what_is_read_apart_waits_for_nobody(runs):
+def test_what_is_computed_unfused_waits_for_nobody(runs):
     order = []
 
     def alone_first():
-        with apart():
+        with unfused():
             order.append(float(learn(runs[0], 0)["loss"]))
         order.append("met")
         learn(runs[0], 1)
@@ -303,7 +307,7 @@ def test_what_is_read_apart_waits_for_nobody(runs):
         order.append("other")
         learn(runs[1], 2)
 
-    Conductor(CPU, 2).play([alone_first, other])
+    RunScheduler(CPU, 2).run_all([alone_first, other])
     assert [type(entry).__name__ for entry in order] == ["float", "str", "str"]
 
 
@@ -315,13 +319,13 @@ def test_an_interrupt_ends_every_run(runs, monkeypatch):
             try:
                 for step in range(100):
                     learn(run, step)
-            except multi_run.Interrupted:
+            except Interrupted:
                 ended.append(name)
                 raise
 
         return live
 
-    original = Conductor._backward
+    original = RunScheduler._backward
     count = []
 
     def interrupted(self, members):
@@ -330,7 +334,7 @@ def test_an_interrupt_ends_every_run(runs, monkeypatch):
             raise KeyboardInterrupt
         original(self, members)
 
-    monkeypatch.setattr(Conductor, "_backward", interrupted)
+    monkeypatch.setattr(RunScheduler, "_backward", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        Conductor(CPU, 4).play([work(name, run) for name, run in enumerate(runs)])
+        RunScheduler(CPU, 4).run_all([work(name, run) for name, run in enumerate(runs)])
     assert sorted(ended) == [0, 1, 2, 3]

@@ -13,20 +13,14 @@ from sentexp.config import Attention, Precision, load_config
 from sentexp.data.datamodule import pad
 from sentexp.data.packing import Packer
 from sentexp.models.adapters import attach
-from sentexp.models.backbone import (
-    Loading,
-    base_of,
-    load_classifier,
-    load_language_model,
-    load_tokenizer,
-    locate_backbone,
-    twin,
-)
 from sentexp.models.fast import llama
 from sentexp.models.fast.attention import PrefixCache
-from sentexp.models.fast.padding_free import FAMILIES
+from sentexp.models.fast.padding_free import PADDING_FREE_ARCHITECTURES
 from sentexp.models.label_scorer import LabelScorer
+from sentexp.models.loading import Loading, clone_sharing_weights, load_classifier, load_language_model, load_tokenizer
+from sentexp.models.pretrained import locate_backbone
 from sentexp.models.sequence_classifier import SequenceClassifier
+from sentexp.models.structure import base_of
 
 MOST = 48
 LORA = ("peft=lora", "peft.r=3", "peft.alpha=6")
@@ -159,19 +153,24 @@ def compare(classifier, packer, rows, prefixes=(0, 3), silent=False):
 
 
 @pytest.fixture
-def ours(monkeypatch):
-    """Return a list that grows with each call of a layer of our own."""
-    calls, original = [], llama._layer
-    monkeypatch.setattr(llama, "_layer", lambda *given: calls.append(torch.is_grad_enabled()) or original(*given))
+def fast_calls(monkeypatch):
+    """Return a list that grows with each call of a fast layer."""
+    calls, original = [], llama.decoder_layer
+
+    def counted(*given):
+        calls.append(torch.is_grad_enabled())
+        return original(*given)
+
+    monkeypatch.setattr(llama, "decoder_layer", counted)
     return calls
 
 
 @pytest.mark.parametrize("task", TASKS, ids=NAMES)
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_nothing_changes_without_padding(kind, task, ours):
+@pytest.mark.parametrize("kind", PADDING_FREE_ARCHITECTURES)
+def test_nothing_changes_without_padding(kind, task, fast_calls):
     classifier, packer = build(kind, task)
-    compare(classifier, packer, some_rows(seed=FAMILIES.index(kind)))
-    assert bool(ours) == (kind in ("llama", "mistral", "qwen2"))
+    compare(classifier, packer, some_rows(seed=PADDING_FREE_ARCHITECTURES.index(kind)))
+    assert bool(fast_calls) == (kind in ("llama", "mistral", "qwen2"))
 
 
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
@@ -247,7 +246,7 @@ def test_bfloat16_is_rounded_as_without_packing(kind, task):
 
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "smollm3"])
-def test_a_prefix_that_is_known_is_not_computed_again(kind, task, ours):
+def test_a_prefix_that_is_known_is_not_computed_again(kind, task, fast_calls):
     classifier, packer = build(kind, task)
     batches = [some_rows(seed) for seed in range(3)]
     cache, seen = PrefixCache(), []
@@ -261,7 +260,7 @@ def test_a_prefix_that_is_known_is_not_computed_again(kind, task, ours):
         agree(found, said(classifier, pad(rows, 0, "right")))
     assert len(cache.layers) == 2
     assert all(key.shape[0] == value.shape[0] == 3 for key, value in cache.layers.values())
-    assert bool(ours) == (kind == "llama")
+    assert bool(fast_calls) == (kind == "llama")
 
 
 def test_rows_that_share_nothing_leave_no_trace_in_the_cache():
@@ -298,7 +297,7 @@ LLAMA3 = {
 DROPOUT = (*LORA, "peft.dropout=0.2")
 
 
-def test_dropout_is_live_in_training_and_dead_in_evaluation(ours):
+def test_dropout_is_live_in_training_and_dead_in_evaluation(fast_calls):
     classifier, packer = build("llama", peft=DROPOUT)
     for name, parameter in classifier.named_parameters():
         if "lora_B" in name:
@@ -325,11 +324,11 @@ def test_dropout_is_live_in_training_and_dead_in_evaluation(ours):
     assert mean["packed"] > 0.1
     error = float((drawn["packed"].mean(0) - whole).norm() / effect)
     assert error < 2 * mean["packed"] / 200**0.5 + 0.02
-    assert len(ours) == 2 * (2 + 200)
+    assert len(fast_calls) == 2 * (2 + 200)
 
 
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
-def test_the_same_seed_drops_the_same(task, ours):
+def test_the_same_seed_drops_the_same(task, fast_calls):
     classifier, packer = build("llama", task, peft=DROPOUT)
     rows, found = some_rows(), []
     for seed in (3, 3, 4):
@@ -337,7 +336,7 @@ def test_the_same_seed_drops_the_same(task, ours):
         found.append(learned(classifier, packer.train(rows, labels_of(rows), 3), rows))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     assert not any(torch.equal(found[0][name], found[2][name]) for name in found[0])
-    assert ours
+    assert fast_calls
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -370,23 +369,23 @@ def test_an_adapter_that_is_switched_off_says_nothing(kind):
     ],
     ids=lambda peft: peft[-1],
 )
-def test_adapters_that_our_layers_know(peft, task, ours):
+def test_adapters_that_the_fast_layers_support(peft, task, fast_calls):
     compare(*build("llama", task, peft), some_rows())
-    assert ours
+    assert fast_calls
 
 
-def test_a_head_alone_is_trained(ours):
+def test_a_head_alone_is_trained(fast_calls):
     compare(*build("llama", peft=("peft=head",)), some_rows())
-    assert ours
+    assert fast_calls
 
 
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
-def test_an_untuned_model_is_scored(task, ours):
+def test_an_untuned_model_is_scored(task, fast_calls):
     classifier, packer = build("llama", task, ("peft=none",))
     rows = some_rows()
     for prefix in (0, 3):
         agree(said(classifier, packer.score(rows, prefix)), said(classifier, pad(rows, 0, "right")))
-    assert ours
+    assert fast_calls
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
@@ -414,9 +413,9 @@ def test_a_model_that_has_scored_can_be_trained(kind):
     ],
 )
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
-def test_shapes_that_our_layers_know(kind, changes, task, ours):
+def test_shapes_that_the_fast_layers_support(kind, changes, task, fast_calls):
     compare(*build(kind, task, **changes), some_rows())
-    assert ours
+    assert fast_calls
 
 
 @pytest.mark.parametrize(
@@ -456,12 +455,12 @@ def test_shapes_of_other_families(kind, changes, task):
     ids=str,
 )
 @pytest.mark.parametrize("task", [TASKS[0], TASKS[3], TASKS[4]], ids=["head", "label", "labels"])
-def test_what_our_layers_do_not_know_goes_through_those_of_transformers(kind, peft, changes, task, ours):
+def test_what_the_fast_layers_do_not_support_goes_through_those_of_transformers(kind, peft, changes, task, fast_calls):
     compare(*build(kind, task, peft, **changes), some_rows())
-    assert not ours
+    assert not fast_calls
 
 
-def test_attention_dropout_is_left_to_transformers(ours):
+def test_attention_dropout_is_left_to_transformers(fast_calls):
     classifier, packer = build("llama", attention_dropout=0.5)
     rows = some_rows()
     agree(said(classifier, packer.score(rows, 3)), said(classifier, pad(rows, 0, "right")))
@@ -471,19 +470,19 @@ def test_attention_dropout_is_left_to_transformers(ours):
         found.append(learned(classifier, packer.train(rows, labels_of(rows), 3), rows)["loss"])
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
-    assert not ours
+    assert not fast_calls
 
 
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
-def test_recomputed_activations_give_the_same_gradients(kind, task, ours):
+def test_recomputed_activations_give_the_same_gradients(kind, task, fast_calls):
     rows, found, calls = some_rows(), [], []
     for checkpointing in (False, True):
         classifier, packer = build(kind, task, DROPOUT, checkpointing=checkpointing)
-        ours.clear()
+        fast_calls.clear()
         torch.manual_seed(3)
         found.append(learned(classifier, packer.train(rows, labels_of(rows), 3), rows))
-        calls.append(len(ours))
+        calls.append(len(fast_calls))
     agree(found[1], found[0])
     assert calls == ([2, 4] if kind == "llama" else [0, 0])
 
@@ -504,7 +503,7 @@ def trained_steps(classifier, texts, rows):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft 0.21 with transformers 5.23
-def test_the_base_stays_as_it_is_and_the_adapter_is_plain_peft(tmp_path, ours):
+def test_the_base_stays_as_it_is_and_the_adapter_is_plain_peft(tmp_path, fast_calls):
     from peft import PeftModel
 
     rows, states = some_rows(), {}
@@ -524,7 +523,7 @@ def test_the_base_stays_as_it_is_and_the_adapter_is_plain_peft(tmp_path, ours):
         assert all(not torch.equal(after[path], before[path]) for path in before.keys() - set(frozen))
         classifier.model.save_pretrained(tmp_path / name, save_embedding_layers=False)
         states[name] = load_file(tmp_path / name / "adapter_model.safetensors")
-    assert ours
+    assert fast_calls
     assert len(states["packed"]) == 2 * 2 * 7 + 1
     shapes = [{path: (value.shape, value.dtype) for path, value in state.items()} for state in states.values()]
     assert shapes[0] == shapes[1]
@@ -563,12 +562,15 @@ def test_padded_rows_are_computed_as_before():
 
 
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
-def test_models_that_share_weights_both_work(task, ours):
+def test_models_that_share_weights_both_work(task, fast_calls):
     torch.manual_seed(0)
     auto = AutoModelForSequenceClassification if task is BOTH[0] else AutoModelForCausalLM
     model = auto.from_config(shape("llama"))
     spread(model)
-    pairs = [classify(twin(model), task, peft, seed) for seed, peft in enumerate((LORA, LORA, (*LORA, "peft.r=5")))]
+    pairs = [
+        classify(clone_sharing_weights(model), task, peft, seed)
+        for seed, peft in enumerate((LORA, LORA, (*LORA, "peft.r=5")))
+    ]
     rows = some_rows()
     padded = pad(rows, 0, "right")
     expected = [(said(classifier, padded), learned(classifier, padded, rows)) for classifier, _ in pairs]
@@ -578,7 +580,7 @@ def test_models_that_share_weights_both_work(task, ours):
             agree(said(classifier, packer.score(rows, 3)), scores)
             agree(learned(classifier, packer.train(rows, labels_of(rows), 3), rows), steps)
             agree(said(classifier, padded), scores)
-    assert ours
+    assert fast_calls
     places = [
         {name: part.data_ptr() for name, part in classifier.named_parameters() if "base_layer" in name}
         for classifier, _ in pairs
@@ -620,17 +622,17 @@ def four_bit(task, *overrides, precision=Precision.fp32):
 
 @pytest.mark.parametrize("task", [TASKS[0], TASKS[1], TASKS[4]], ids=["head", "answer", "labels"])
 @pytest.mark.parametrize("override", ["peft.double_quant=true", "peft.double_quant=false"])
-def test_four_bit_weights_multiply_as_those_of_transformers(task, override, ours):
+def test_four_bit_weights_multiply_as_those_of_transformers(task, override, fast_calls):
     classifier, packer = four_bit(task, override)
     layer = base_of(classifier.model).base_model.layers[0].self_attn.q_proj.get_base_layer()
     assert type(layer).__name__ == "Linear4bit"
     before = layer.weight.data.clone()
     compare(classifier, packer, some_rows())
     assert torch.equal(layer.weight.data, before)
-    assert ours
+    assert fast_calls
 
 
-def test_four_bit_weights_are_rounded_as_those_of_transformers(ours):
+def test_four_bit_weights_are_rounded_as_those_of_transformers(fast_calls):
     rows = some_rows(count=6)
     padded = pad(rows, 0, "right")
     exact, _ = four_bit(TASKS[0])
@@ -641,14 +643,14 @@ def test_four_bit_weights_are_rounded_as_those_of_transformers(ours):
         packed = packer.train(rows, labels_of(rows), 3)
         found = said(classifier, packer.score(rows, 3)) | learned(classifier, packed, rows)
     assert_rounded_alike(found, apart, truth)
-    assert ours
+    assert fast_calls
 
 
-def test_four_bit_weights_of_another_arithmetic_are_left_to_transformers(ours):
+def test_four_bit_weights_of_another_arithmetic_are_left_to_transformers(fast_calls):
     classifier, packer = four_bit(TASKS[0], "peft.compute_dtype=bf16")
     rows = some_rows()
     agree(said(classifier, packer.score(rows, 3)), said(classifier, pad(rows, 0, "right")), **SHORT)
-    assert not ours
+    assert not fast_calls
 
 
 WINDOWS = [
@@ -663,7 +665,7 @@ WINDOWS = [
 @pytest.mark.parametrize("task", [TASKS[0], TASKS[1], TASKS[5]], ids=["head", "answer", "full"])
 @pytest.mark.parametrize(("kind", "changes"), WINDOWS, ids=[kind for kind, _ in WINDOWS])
 @pytest.mark.parametrize("begin", [BEGIN, [*BEGIN, 8, 9, 5]], ids=["short prefix", "long prefix"])
-def test_rows_longer_than_the_window_of_a_model(kind, changes, task, begin, ours):
+def test_rows_longer_than_the_window_of_a_model(kind, changes, task, begin, fast_calls):
     classifier, packer = build(kind, task, **changes)
     rows = rows_of(1, 12, 3, 7, begin=begin)
     scores, _ = compare(classifier, packer, rows, (0, len(begin)))
@@ -672,7 +674,7 @@ def test_rows_longer_than_the_window_of_a_model(kind, changes, task, begin, ours
     cache = PrefixCache()
     for _ in range(2):
         agree(said(classifier, packer.score(rows, len(begin)), cache), scores)
-    assert not ours
+    assert not fast_calls
 
 
 def test_a_branch_has_the_window_of_its_label():
@@ -690,15 +692,15 @@ def test_a_branch_has_the_window_of_its_label():
         near(logits, expected)
 
 
-def test_short_rows_and_rows_longer_than_the_window_share_a_prefix(ours):
-    """The first go through layers of our own, the others through those of transformers."""
+def test_short_rows_and_rows_longer_than_the_window_share_a_prefix(fast_calls):
+    """The first go through the fast layers, the others through those of transformers."""
     classifier, packer = build("mistral", sliding_window=8)
     cache = PrefixCache()
     for lengths, own in (((2, 4), True), ((12, 2), False), ((3, 3, 1), True)):
         rows = rows_of(*lengths, begin=BEGIN)
-        ours.clear()
+        fast_calls.clear()
         found = said(classifier, packer.score(rows, 3), cache)
-        assert bool(ours) == own
+        assert bool(fast_calls) == own
         agree(found, said(classifier, pad(rows, 0, "right")))
 
 
@@ -709,11 +711,11 @@ def test_whatever_the_attention_of_padded_rows(kind, attention):
 
 
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
-def test_what_is_compiled_computes_the_same(task, monkeypatch, ours):
+def test_what_is_compiled_computes_the_same(task, monkeypatch, fast_calls):
     classifier, packer = build("llama", task)
     rows = some_rows()
     packed = packer.train(rows, labels_of(rows), 3)
     expected = learned(classifier, packed, rows)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     agree(learned(classifier, packed, rows), expected)
-    assert len(ours) == 4
+    assert len(fast_calls) == 4

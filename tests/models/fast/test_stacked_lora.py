@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.autograd import gradcheck
 
-from sentexp.models.fast.lora_linear import _Member, multiply
+from sentexp.models.fast.lora_linear import AdapterParts, lora_linear
 from sentexp.models.fast.stacked_lora import ADAPTER, Adapters, Group, _Convert, _Place, _stack
 
 WIDE = torch.float64
@@ -51,12 +51,7 @@ def wrapped(targets, bias=True, **options):
 def grouped(layers, training=False):
     """Return what a product with these layers needs."""
     group = Group(layers.parts)
-    return group.with_adapters(Adapters([group], WIDE).convert(training))
-
-
-def product(x, linear):
-    """Return the product of a run by itself."""
-    return multiply(x, linear, [slice(0, len(x))])
+    return group.with_adapters([one for one in Adapters([group], WIDE).convert(training) if one is not None])
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -66,7 +61,7 @@ def test_a_group_is_its_layers_side_by_side(bias, targets, options):
     layers, x = wrapped(targets, bias, **options), random(5, 6)
     trained = [parameter for parameter in layers.parameters() if parameter.requires_grad]
     assert len(trained) == (3 if options is DORA else 2) * len(targets)
-    found, expected = product(x, grouped(layers)), torch.cat([part(x) for part in layers.parts], 1)
+    found, expected = lora_linear(x, grouped(layers)), torch.cat([part(x) for part in layers.parts], 1)
     torch.testing.assert_close(found, expected)
     weights = random(*expected.shape, trained=False)
     gradients = [torch.autograd.grad((out * weights).sum(), [x, *trained]) for out in (found, expected)]
@@ -75,7 +70,7 @@ def test_a_group_is_its_layers_side_by_side(bias, targets, options):
 
 def test_layers_without_an_adapter_are_grouped_too():
     layers, x = Attention(bias=True), random(5, 6)
-    found = product(x, Group(layers.parts).with_adapters([None]))
+    found = lora_linear(x, Group(layers.parts).with_adapters([]))
     torch.testing.assert_close(found, torch.cat([part(x) for part in layers.parts], 1))
 
 
@@ -87,7 +82,7 @@ def test_what_is_compiled_computes_the_same(targets, options, monkeypatch):
     weights, found = random(5, 9, trained=False), []
     for compiling in (True, False):
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda there=compiling: there)
-        out = product(x, grouped(layers))
+        out = lora_linear(x, grouped(layers))
         found += [[out, *torch.autograd.grad((out * weights).sum(), trained)]]
     torch.testing.assert_close(*found)
 
@@ -112,8 +107,8 @@ def test_dora_drops_what_it_adds_and_not_the_frozen_product(targets):
     linear = grouped(layers, training=True)
     drawn = iter(masks)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Member, "masks", lambda self, _: list(drawn))
-        found = product(x, linear)
+        patch.setattr(AdapterParts, "masks", lambda self, _: list(drawn))
+        found = lora_linear(x, linear)
     parts = list(expected())
     weights = random(5, 9, trained=False)
     torch.testing.assert_close(found, torch.cat(parts, 1))
@@ -125,7 +120,7 @@ def test_an_adapter_that_is_switched_off_says_nothing():
     layers, x = wrapped(["q", "v"]), random(5, 6)
     for part in (layers.q, layers.v):
         part.enable_adapters(enabled=False)
-    torch.testing.assert_close(product(x, grouped(layers)), torch.cat([part(x) for part in layers.parts], 1))
+    torch.testing.assert_close(lora_linear(x, grouped(layers)), torch.cat([part(x) for part in layers.parts], 1))
 
 
 def test_the_gradients_of_converted_adapters():
@@ -148,11 +143,11 @@ def test_the_gradients_of_converted_adapters():
 
 def test_dropout_is_that_of_each_module_and_of_training_only():
     layers, x = wrapped(["q", "k", "v"], lora_dropout=0.25), random(3, 6, trained=False)
-    whole = product(x, grouped(layers))
+    whole = lora_linear(x, grouped(layers))
     base = torch.cat([part.get_base_layer()(x) for part in layers.parts], 1)
     training = grouped(layers, training=True)
-    assert training.adapters[0].dropout == 0.25
-    drawn = torch.stack([product(x, training) for _ in range(4000)])
+    assert training.adapters[0].parts.dropout == 0.25
+    drawn = torch.stack([lora_linear(x, training) for _ in range(4000)])
     error = drawn.std(0) / 4000**0.5
     assert ((drawn.mean(0) - whole).abs() < 5 * error).all()
     # The variance of a sum over inputs that are kept with probability 1 - p, and then divided by it: in each module.
@@ -174,7 +169,7 @@ def test_the_same_seed_drops_the_same():
     found = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        found.append(product(x, training))
+        found.append(lora_linear(x, training))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
@@ -182,10 +177,10 @@ def test_the_same_seed_drops_the_same():
 def test_a_generator_of_a_runs_own_drops_as_torchs_does():
     layers, x = wrapped(["q", "v"], lora_dropout=0.5), random(3, 6)
     torch.manual_seed(3)
-    expected = product(x, grouped(layers, training=True))
+    expected = lora_linear(x, grouped(layers, training=True))
     group, state = Group(layers.parts), torch.get_rng_state()
     (adapter,) = Adapters([group], WIDE).convert(training=True, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(product(x, group.with_adapters([adapter])), expected)
+    assert torch.equal(lora_linear(x, group.with_adapters([adapter])), expected)
     assert torch.equal(torch.get_rng_state(), state)  # torch's own goes on as if nothing had been
 
 
@@ -222,16 +217,16 @@ def test_a_single_weight_stays_where_it_is():
 def test_a_group_stacks_weights_anew_that_have_moved():
     layers = Attention(bias=True).requires_grad_(False)
     group, x = Group(layers.parts), random(5, 6)
-    before = product(x, group.with_adapters([None]))
+    before = lora_linear(x, group.with_adapters([]))
     place = group.weight.data_ptr()
     assert group.weight.data_ptr() == layers.q.weight.data_ptr() == place
     layers._apply(torch.clone)
     assert group.weight.data_ptr() == layers.q.weight.data_ptr() != place
-    torch.testing.assert_close(product(x, group.with_adapters([None])), before)
+    torch.testing.assert_close(lora_linear(x, group.with_adapters([])), before)
     layers.k.weight.mul_(2)
     layers.v.bias.add_(1)
     expected = torch.cat([part(x) for part in layers.parts], 1)
-    torch.testing.assert_close(product(x, group.with_adapters([None])), expected)
+    torch.testing.assert_close(lora_linear(x, group.with_adapters([])), expected)
 
 
 def test_neighbours_in_memory_are_not_taken_for_one_matrix():

@@ -1,1 +1,25 @@
-"""Layers over rows without padding, for one run or several at once."""
+"""A faster forward and backward pass over rows without padding, for one run or for several at once.
+
+Rows are packed: their tokens are one after the other, and a prefix that all share is computed once (`data.packing`).
+Products are then over real tokens only, and attention alone is within each row:
+
+    LoRA    y = x W^T + (x A^T) B^T
+    DoRA    y = c (x W^T + (x A^T) B^T),   c = m / |W + B A| row by row
+
+W are the frozen weights of layers that read the same input, such as q, k and v, below each other; A and B are those of
+their adapters. `lora_linear` has the equations with dropout, and the gradients.
+
+When which path is used (`padding_free.PaddingFreeModel`):
+
+    trainer.padding_free=true and an architecture of `PADDING_FREE_ARCHITECTURES`    rows are packed
+    - frozen, plain or 4-bit layers of Llama, Mistral or Qwen 2, with LoRA or
+      DoRA at most (`support.supports`); weights not sharded; rows within the
+      sliding window                                                               `llama`
+    - any other                                                                    transformers' layers
+    else                                                                           padded rows, transformers' layers
+
+The modules, from below: `ops` (norm, rotary embeddings, SwiGLU), `attention`, `lora_linear`, `stacked_lora` (the
+weights and adapters of a model as W, A and B), `llama` (the layers), `support`, `padding_free`. Only a fused sweep goes
+through `fused_lora_linear`, `fused_forward`, `run_thread` and `multi_run` (the scheduler); `fusion_context` says
+whether a thread is one of its runs.
+"""

@@ -1,4 +1,4 @@
-"""Attention over packed rows: within each row, and to what all rows begin with.
+"""Attention over packed rows: within each row, and to the prefix that all rows share.
 
 On a GPU the rows go through PyTorch's variable-length flash attention where it applies, else through its scaled
 dot-product attention over a grid of padded rows. On the CPU two batched products and a softmax over that grid are much
@@ -7,7 +7,7 @@ with a weight.
 """
 
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,22 +23,38 @@ TAKES_GROUPED_HEADS = "enable_gqa" in signature(varlen.varlen_attn).parameters
 """Whether variable-length attention takes fewer key heads than heads: that of torch 2.11 does not."""
 
 
+class PrefixKV(NamedTuple):
+    """Keys and values of the tokens of a prefix, shape (prefix, key heads, width of a head)."""
+
+    key: Tensor
+    value: Tensor
+
+
 class PrefixCache:
-    """Keys and values of what all rows of an evaluation begin with, by layer, computed with its first batch."""
+    """Keys and values of the prefix of all rows of an evaluation, by layer, computed with its first batch."""
 
     def __init__(self) -> None:
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.layers: dict[int, PrefixKV] = {}
 
-    def known(self, layer: int, key: Tensor, value: Tensor, prefix: int) -> tuple[Tensor, Tensor] | None:
-        """Return what is known of a layer; None for the first batch, whose prefix is kept from these."""
+    def get(self, layer: int, key: Tensor, value: Tensor, prefix: int) -> PrefixKV | None:
+        """Return the prefix of a layer; None for the first batch, whose own prefix is kept, and for rows without one.
+
+        Args:
+            layer: its number.
+            key: of the batch, shape (tokens, key heads, width of a head).
+            value: the same.
+            prefix: how many tokens all rows share.
+        """
+        if not prefix:
+            return None
         if layer in self.layers:
             return self.layers[layer]
-        self.layers[layer] = key[:prefix].detach().clone(), value[:prefix].detach().clone()
+        self.layers[layer] = PrefixKV(key[:prefix].detach().clone(), value[:prefix].detach().clone())
         return None
 
 
 def within(packed: Packed, cache: PrefixCache | None) -> Packed:
-    """Return the rows that are computed: without the prefix, if it is known."""
+    """Return the rows that are computed: without the prefix, if it is cached."""
     return packed.behind_prefix() if cache is not None and cache.layers else packed
 
 
@@ -49,7 +65,7 @@ def attend(
     packed: Packed,
     scale: float,
     *,
-    known: tuple[Tensor, Tensor] | None = None,
+    prefix_kv: PrefixKV | None = None,
     dropout: float = 0.0,
     window: int | None = None,
 ) -> Tensor:
@@ -61,18 +77,18 @@ def attend(
         value: the same.
         packed: the layout.
         scale: of the scores.
-        known: keys and values of the prefix, whose tokens are then not among these.
+        prefix_kv: the cached prefix, whose tokens are then not among these.
         dropout: of the attention weights.
         window: how many tokens back a token sees, itself included; None is all.
     """
     prefix = packed.prefix
     if not prefix:
         return _rows(query, key, value, packed, scale, None, dropout, window)
-    if known is not None:
-        return _rows(query, key, value, packed, scale, known, dropout, window)
-    shared = key[:prefix], value[:prefix]
-    first = _causal(query[:prefix], *shared, scale, dropout, window)
-    return torch.cat([first, _rows(query, key, value, packed, scale, shared, dropout, window)])
+    if prefix_kv is not None:
+        return _rows(query, key, value, packed, scale, prefix_kv, dropout, window)
+    prefix_kv = PrefixKV(key[:prefix], value[:prefix])
+    first = _causal(query[:prefix], *prefix_kv, scale, dropout, window)
+    return torch.cat([first, _rows(query, key, value, packed, scale, prefix_kv, dropout, window)])
 
 
 def _rows(
@@ -81,20 +97,20 @@ def _rows(
     value: Tensor,
     packed: Packed,
     scale: float,
-    shared: tuple[Tensor, Tensor] | None,
+    prefix_kv: PrefixKV | None,
     dropout: float,
     window: int | None,
 ) -> Tensor:
     rows, width = packed.grid.shape
-    plain = shared is None and len(packed.bias) == 1 and dropout == 0 and window is None
+    plain = prefix_kv is None and len(packed.bias) == 1 and dropout == 0 and window is None
     if plain and query.is_cuda and query.dtype in HALF and query.shape[-1] <= WIDEST_HEAD:
         return _flash(query, key, value, packed, scale)
     flat = packed.grid.flatten()
     query, key, value = (part.index_select(0, flat).unflatten(0, (rows, width)) for part in (query, key, value))
-    if shared is not None:
+    if prefix_kv is not None:
         key, value = (
             torch.cat([part.expand(rows, *part.shape), line], 1)
-            for part, line in zip(shared, (key, value), strict=True)
+            for part, line in zip(prefix_kv, (key, value), strict=True)
         )
     bias = packed.bias
     if window is not None and window < bias.shape[-1]:
@@ -113,8 +129,8 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scale: flo
             each = query.shape[1] // key.shape[1]
             key, value = (part.repeat_interleave(each, 1) for part in (key, value))
     width = packed.grid.shape[1]
-    found: Any = varlen.varlen_attn(query, key, value, packed.starts, packed.starts, width, width, **options)
-    return found  # type: ignore[no-any-return]
+    out: Any = varlen.varlen_attn(query, key, value, packed.starts, packed.starts, width, width, **options)
+    return out  # type: ignore[no-any-return]
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, window: int | None) -> Tensor:
@@ -160,18 +176,19 @@ def _grid(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float,
     weights = scores.softmax(-1).to(query.dtype).view(rows * groups, each * width, keys)
     if dropout:
         weights = nn.functional.dropout(weights, dropout)
-    found = torch.bmm(weights, valued).view(rows, groups, each, width, size)
-    return found.permute(0, 3, 1, 2, 4).reshape(rows, width, heads, size)
+    out = torch.bmm(weights, valued).view(rows, groups, each, width, size)
+    return out.permute(0, 3, 1, 2, 4).reshape(rows, width, heads, size)
 
 
 def _too_far(packed: Packed, window: int) -> Tensor:
     """Return which keys are out of the window of which cells, shape (rows, width, prefix + width)."""
-    offset = packed.positions.shape[0] - packed.cells.shape[0]  # 0 where the prefix is known
-    own = torch.zeros_like(packed.grid).flatten()
-    own[packed.cells] = packed.positions[offset:]
-    own = own.view_as(packed.grid)
-    keys = torch.cat([torch.arange(packed.prefix, device=own.device).expand(len(own), -1), own], 1)
-    return own[:, :, None] - keys[:, None, :] >= window
+    offset = packed.positions.shape[0] - packed.cells.shape[0]  # 0 where the prefix is cached
+    positions = torch.zeros_like(packed.grid).flatten()
+    positions[packed.cells] = packed.positions[offset:]
+    positions = positions.view_as(packed.grid)
+    prefix = torch.arange(packed.prefix, device=positions.device).expand(len(positions), -1)
+    keys = torch.cat([prefix, positions], 1)
+    return positions[:, :, None] - keys[:, None, :] >= window
 
 
 def use_packed_attention(config: Any) -> None:
@@ -197,12 +214,10 @@ def use_packed_attention(config: Any) -> None:
         if packed is None:
             return otherwise(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
         query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
-        known = None
-        if cache is not None and packed.prefix:
-            known = cache.known(module.layer_idx, key, value, packed.prefix)
+        prefix_kv = None if cache is None else cache.get(module.layer_idx, key, value, packed.prefix)
         scale = options.get("scaling") or query.shape[-1] ** -0.5
         limits = {"dropout": options.get("dropout", 0.0), "window": options.get("sliding_window")}
-        return attend(query, key, value, packed, scale, known=known, **limits)[None], None
+        return attend(query, key, value, packed, scale, prefix_kv=prefix_kv, **limits)[None], None
 
     name = f"{NAME}_{before}"
     AttentionInterface.register(name, attention)

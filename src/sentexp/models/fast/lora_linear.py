@@ -1,9 +1,20 @@
-"""Products with the frozen weights of grouped layers and the adapters of one run or several, and their gradients.
+"""The product of grouped linear layers, frozen, with a LoRA or DoRA adapter, and its gradients.
 
-    y = x W^T + (x A^T) B^T
+W, shape (outputs, inputs), holds the weights of the modules of a group below each other, those of q, k and v for
+instance. Module m has the rows A_m of A, shape (ranks, inputs), and a block of B, shape (outputs, ranks), scaled. Its
+input is dropped by a mask M_m of its own, as in PEFT; without dropout, x M_m is x:
 
-where DoRA multiplies the outputs by c (see `grouped`). With dropout it is only the adapter, and what c adds to the
-frozen product, that read the dropped input, as in PEFT.
+    u = [(x M_m) A_m^T, ...]                             (tokens, ranks)
+    LoRA    y = x W^T + u B^T                            (tokens, outputs)
+    DoRA    y = x W^T + c d - z,   z = [(x M_m) W_m^T, ...],   d = z + u B^T
+
+c, shape (outputs,), is DoRA's magnitude over the norm of the row (see `stacked_lora`). Without dropout z is x W^T, and
+y = c d. With the gradient g of y, and h = g for LoRA, h = c g for DoRA, the gradients are
+
+    v = h B                                              (tokens, ranks)
+    dA_m = v_m^T (x M_m)      dB = h^T u      dc = sum over tokens of g d
+    dx = h W + v A                                       without dropout
+    dx = g W + sum over m of (v_m A_m + (h - g)_m W_m) M_m      with dropout; h - g is 0 for LoRA
 """
 
 from collections.abc import Callable, Sequence
@@ -13,71 +24,95 @@ import torch
 from torch import Tensor, nn
 
 
-class Adapter(NamedTuple):
-    """The LoRA matrices of a group in the arithmetic of its products, and how their input is dropped.
+class AdapterParts(NamedTuple):
+    """How the modules of a group divide an adapter: `ranks` and `widths` are the rows of A and of W of each.
 
-    `a` has the shape (ranks, inputs), `b` (outputs, ranks). `dropout` is that of the input of each module, whose ranks
-    are `ranks` and whose widths `widths`; its masks come from `generator`, or from torch's own. `factor` is DoRA's c,
-    shape (outputs,), or None.
+    `dropout` is that of the input of each module; its masks come from `generator`, or from torch's own. `tokens` are
+    those that the adapter is for: all but in a pass of several runs.
+    """
+
+    ranks: list[int]
+    widths: list[int]
+    dropout: float
+    generator: torch.Generator | None = None
+    tokens: slice = slice(None)
+
+    def masks(self, x: Tensor) -> list[Tensor]:
+        """Return what the input of each module's adapter is multiplied by, as in PEFT; nothing without dropout."""
+        kept = 1 - self.dropout
+        if kept == 1:
+            return []
+        return [torch.empty_like(x).bernoulli_(kept, generator=self.generator).div_(kept) for _ in self.ranks]
+
+    def restored(self, dropped: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+        """Return masks from those that were kept as booleans."""
+        return [mask.to(x.dtype).div_(1 - self.dropout) for mask in dropped]
+
+
+class Adapter(NamedTuple):
+    """The LoRA matrices of a group in the arithmetic of its products, and DoRA's c.
+
+    `a` has the shape (ranks, inputs), `b` (outputs, ranks), `factor` (outputs,); it is None for LoRA.
     """
 
     a: Tensor
     b: Tensor
-    ranks: list[int]
-    widths: list[int]
-    dropout: float
-    generator: torch.Generator | None
-    factor: Tensor | None = None
+    factor: Tensor | None
+    parts: AdapterParts
+
+    def over(self, tokens: slice) -> "Adapter":
+        """Return the same for some of the tokens only."""
+        return self._replace(parts=self.parts._replace(tokens=tokens))
 
 
 class Linear(NamedTuple):
     """A product: W, or what unpacks it where it is kept in 4 bits; the bias; the adapters.
 
-    Each run that shares the product has its adapter here, or None where it adapts none of these layers.
+    A single run has one adapter or none; in a pass of several runs each may have one, over its tokens.
     """
 
     weight: Tensor | None
     unpack: Callable[[], Tensor] | None
     bias: Tensor | None
-    adapters: list[Adapter | None]
+    adapters: Sequence[Adapter]
+
+    def dense(self, like: Tensor) -> Tensor:
+        """Return W, unpacked where that is needed, in the arithmetic of a tensor."""
+        return dense_weight(self.weight, self.unpack, like)
 
 
-def multiply(x: Tensor, linear: Linear, spans: Sequence[slice]) -> Tensor:
+def lora_linear(x: Tensor, linear: Linear) -> Tensor:
     """Return the outputs of a group side by side, shape (tokens, outputs).
 
     Args:
         x: shape (tokens, inputs).
-        linear: the group, with an adapter for each run.
-        spans: the tokens of each run.
+        linear: the group, with one adapter at most.
     """
-    weight, unpack, bias, adapters = linear
     if torch.compiler.is_compiling():  # which finds the derivative itself
         return _plain(x, linear)
+    weight, unpack, bias, adapters = linear
     out: Tensor
-    own = [(span, adapter) for span, adapter in zip(spans, adapters, strict=True) if adapter is not None]
-    if not own:
+    if adapters:
+        out = _LoraLinear.apply(x, weight, unpack, bias, *adapters[0])  # type: ignore[no-untyped-call]
+    else:
         out = _Frozen.apply(x, weight, unpack, bias)  # type: ignore[no-untyped-call]
-        return out
-    members = [_Member(span, *adapter[2:-1]) for span, adapter in own]
-    matrices = [given for _, adapter in own for given in (adapter.a, adapter.b, adapter.factor)]
-    out = _Grouped.apply(x, weight, unpack, bias, members, *matrices)  # type: ignore[no-untyped-call]
     return out
 
 
 def _plain(x: Tensor, linear: Linear) -> Tensor:
-    """Return the same by plain operations, for one run."""
-    weight, unpack, bias, (adapter,) = linear
-    dense = _dense(weight, unpack, x)
-    out = nn.functional.linear(x, dense, bias)
-    if adapter is None:
+    """Return the same by plain operations."""
+    dense = linear.dense(x)
+    out = nn.functional.linear(x, dense, linear.bias)
+    if not linear.adapters:
         return out
-    read = [nn.functional.dropout(x, adapter.dropout) for _ in adapter.ranks]
-    low = torch.cat([own @ part.mT for own, part in zip(read, adapter.a.split(adapter.ranks), strict=True)], 1)
-    delta = low @ adapter.b.mT
-    if adapter.factor is None:
+    a, b, factor, parts = linear.adapters[0]
+    dropped = [nn.functional.dropout(x, parts.dropout) for _ in parts.ranks]
+    low = torch.cat([part @ rows.mT for part, rows in zip(dropped, a.split(parts.ranks), strict=True)], 1)
+    delta = low @ b.mT
+    if factor is None:
         return out + delta
-    frozen = torch.cat([own @ part.mT for own, part in zip(read, dense.split(adapter.widths), strict=True)], 1)
-    return out + adapter.factor * (frozen + delta) - frozen
+    frozen = torch.cat([part @ rows.mT for part, rows in zip(dropped, dense.split(parts.widths), strict=True)], 1)
+    return out + factor * (frozen + delta) - frozen
 
 
 class _Frozen(torch.autograd.Function):
@@ -87,36 +122,16 @@ class _Frozen(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, unpack: Any, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.unpack = unpack
-        return nn.functional.linear(x, _dense(weight, unpack, x), bias)
+        return nn.functional.linear(x, dense_weight(weight, unpack, x), bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        return gradient @ _dense(weight, ctx.unpack, gradient), None, None, None
+        return gradient @ dense_weight(weight, ctx.unpack, gradient), None, None, None
 
 
-class _Member(NamedTuple):
-    """A run in a product: its tokens, and how the input of its adapter is dropped (see `Adapter`)."""
-
-    span: slice
-    ranks: list[int]
-    widths: list[int]
-    dropout: float
-    generator: torch.Generator | None
-
-    def masks(self, x: Tensor) -> list[Tensor]:
-        """Return what the input of each module's adapter is multiplied by, as in PEFT; nothing without dropout."""
-        kept = 1 - self.dropout
-        if kept == 1:
-            return []
-        return [torch.empty_like(x).bernoulli_(kept, generator=self.generator).div_(kept) for _ in self.ranks]
-
-
-class _Grouped(torch.autograd.Function):
-    """x W^T over the tokens of all runs, and (x A^T) B^T over those of each; A reads x through masks, if any.
-
-    With z = x W^T, read through the masks as well, and y = z + (x A^T) B^T, DoRA's outputs are x W^T + c y - z.
-    """
+class _LoraLinear(torch.autograd.Function):
+    """The product with one adapter over all tokens."""
 
     @staticmethod
     def forward(
@@ -125,98 +140,112 @@ class _Grouped(torch.autograd.Function):
         weight: Tensor | None,
         unpack: Any,
         bias: Tensor | None,
-        members: list[_Member],
-        *matrices: Tensor,
+        a: Tensor,
+        b: Tensor,
+        factor: Tensor | None,
+        parts: AdapterParts,
     ) -> Tensor:
-        all_a, all_b, factors = matrices[::3], matrices[1::3], matrices[2::3]
-        masks = [member.masks(x[member.span]) for member in members]
-        lows = [
-            _through(x[member.span], own, a, member.ranks) for member, own, a in zip(members, masks, all_a, strict=True)
-        ]
-        dense = _dense(weight, unpack, x)
-        directions: list[Tensor | None] = [None] * len(members)
-        if len(members) == 1 and len(lows[0]) == len(x) and factors[0] is None:
-            out = torch.addmm(nn.functional.linear(lows[0], all_b[0], bias), x, dense.mT)  # added by the large product
+        masks = parts.masks(x)
+        low = masked_product(x, masks, a, parts.ranks)
+        dense = dense_weight(weight, unpack, x)
+        direction = None
+        if factor is None:
+            out = torch.addmm(nn.functional.linear(low, b, bias), x, dense.mT)  # added by the large product
         else:
             out = x @ dense.mT
-            for n, (member, own, low, b, factor) in enumerate(zip(members, masks, lows, all_b, factors, strict=True)):
-                there = out[member.span]
-                if factor is None:
-                    there.addmm_(low, b.mT)
-                    continue
-                frozen = _through(x[member.span], own, dense, member.widths) if own else there
-                directions[n] = direction = torch.addmm(frozen, low, b.mT)
-                there += direction * factor - frozen
+            direction = add_dora(out, x, masks, dense, low, b, factor, parts)
             if bias is not None:
                 out += bias
-        dropped = [mask.bool() for own in masks for mask in own]
-        ctx.save_for_backward(x, weight, *matrices, *lows, *directions, *dropped)
-        ctx.unpack, ctx.members = unpack, members
+        ctx.save_for_backward(x, weight, a, b, factor, low, direction, *(mask.bool() for mask in masks))
+        ctx.unpack, ctx.parts = unpack, parts
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        members, count = ctx.members, len(ctx.members)
-        x, weight, *rest = ctx.saved_tensors
-        all_a, all_b, factors = (rest[start : 3 * count : 3] for start in range(3))
-        lows, directions, dropped = rest[3 * count : 4 * count], rest[4 * count : 5 * count], iter(rest[5 * count :])
-        inner = [  # the gradient of c y by y
-            gradient[member.span] if factor is None else (gradient[member.span] * factor).to(gradient.dtype)
-            for member, factor in zip(members, factors, strict=True)
-        ]
-        lowers = [own @ b for own, b in zip(inner, all_b, strict=True)]
-        before: Tensor | None = None
-        dense: Tensor | None = None
-        alone = count == 1 and len(lowers[0]) == len(x) and not members[0].dropout
+        x, weight, a, b, factor, low, direction, *dropped = ctx.saved_tensors
+        terms = AdapterGradients.of(gradient, b, factor, ctx.parts)
+        masks = ctx.parts.restored(dropped, x)
+        to_x: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            dense = _dense(weight, ctx.unpack, gradient)
-            if alone:
-                before = torch.addmm(lowers[0] @ all_a[0], inner[0], dense)
+            dense = dense_weight(weight, ctx.unpack, gradient)
+            if masks:
+                to_x = gradient @ dense
+                to_x += terms.to_masked_input(a, dense, masks)
             else:
-                before = _frozen_gradient(gradient, members, inner, factors) @ dense
-        own: list[Tensor | None] = []
-        for n, member in enumerate(members):
-            read, low, lower, a = x[member.span], lows[n], lowers[n], all_a[n]
-            if member.dropout:
-                masks = [next(dropped).to(x.dtype).div_(1 - member.dropout) for _ in member.ranks]
-                parts = lower.split(member.ranks, 1)
-                own.append(torch.cat([part.mT @ (read * mask) for part, mask in zip(parts, masks, strict=True)]))
-                if before is not None:
-                    back = [part @ rows for part, rows in zip(parts, a.split(member.ranks), strict=True)]
-                    if factors[n] is not None and dense is not None:
-                        more = (inner[n] - gradient[member.span]).split(member.widths, 1)
-                        for whole, part, rows in zip(back, more, dense.split(member.widths), strict=True):
-                            whole.addmm_(part, rows)
-                    before[member.span] += sum(whole * mask for whole, mask in zip(back, masks, strict=True))
-            else:
-                own.append(lower.mT @ read)
-                if before is not None and not alone:
-                    before[member.span].addmm_(lower, a)
-            own.append((low.mT @ inner[n]).mT)
-            own.append(None if factors[n] is None else (gradient[member.span] * directions[n]).sum(0).to(factors[n]))
-        return before, None, None, None, None, *own
+                to_x = torch.addmm(terms.low @ a, terms.inner, dense)
+        to_adapter = terms.to_a(x, masks), terms.to_b(low), terms.to_factor(direction, factor)
+        return to_x, None, None, None, *to_adapter, None
 
 
-def _through(x: Tensor, masks: list[Tensor], matrix: Tensor, heights: list[int]) -> Tensor:
-    """Return x M^T, in which each part of M, of so many rows, reads x through its mask."""
+class AdapterGradients(NamedTuple):
+    """What the gradients of an adapter are made of, at its tokens: g, h and v of the module's docstring."""
+
+    gradient: Tensor
+    inner: Tensor
+    low: Tensor
+    parts: AdapterParts
+    is_dora: bool
+
+    @classmethod
+    def of(cls, gradient: Tensor, b: Tensor, factor: Tensor | None, parts: AdapterParts) -> "AdapterGradients":
+        """Return them for the gradient of the outputs, shape (tokens, outputs)."""
+        inner = gradient if factor is None else (gradient * factor).to(gradient.dtype)
+        return cls(gradient, inner, inner @ b, parts, factor is not None)
+
+    def to_a(self, x: Tensor, masks: list[Tensor]) -> Tensor:
+        """Return dA, shape (ranks, inputs)."""
+        if not masks:
+            return self.low.mT @ x
+        lows = self.low.split(self.parts.ranks, 1)
+        return torch.cat([low.mT @ (x * mask) for low, mask in zip(lows, masks, strict=True)])
+
+    def to_b(self, low: Tensor) -> Tensor:
+        """Return dB, shape (outputs, ranks); `low` is u."""
+        return (low.mT @ self.inner).mT
+
+    def to_factor(self, direction: Tensor | None, factor: Tensor | None) -> Tensor | None:
+        """Return dc, shape (outputs,); `direction` is d."""
+        if direction is None or factor is None:
+            return None
+        return (self.gradient * direction).sum(0).to(factor)
+
+    def to_masked_input(self, a: Tensor, dense: Tensor, masks: list[Tensor]) -> Tensor:
+        """Return what of dx comes through the masks, shape (tokens, inputs)."""
+        lows, rows_of_a = self.low.split(self.parts.ranks, 1), a.split(self.parts.ranks)
+        terms = [low @ rows for low, rows in zip(lows, rows_of_a, strict=True)]
+        if self.is_dora:
+            rests = (self.inner - self.gradient).split(self.parts.widths, 1)
+            for term, rest, rows in zip(terms, rests, dense.split(self.parts.widths), strict=True):
+                term.addmm_(rest, rows)
+        masked: Any = sum(term * mask for term, mask in zip(terms, masks, strict=True))
+        return masked  # type: ignore[no-any-return]
+
+
+def masked_product(x: Tensor, masks: list[Tensor], matrix: Tensor, heights: list[int]) -> Tensor:
+    """Return [(x M_m) P_m^T, ...], shape (tokens, rows of P), where P_m are so many rows of a matrix P."""
     if not masks:
         return nn.functional.linear(x, matrix)
-    return torch.cat([(x * mask) @ part.mT for mask, part in zip(masks, matrix.split(heights), strict=True)], 1)
+    return torch.cat([(x * mask) @ rows.mT for mask, rows in zip(masks, matrix.split(heights), strict=True)], 1)
 
 
-def _frozen_gradient(
-    gradient: Tensor, members: list[_Member], inner: list[Tensor], factors: list[Tensor | None]
+def add_dora(
+    out: Tensor,
+    x: Tensor,
+    masks: list[Tensor],
+    dense: Tensor,
+    low: Tensor,
+    b: Tensor,
+    factor: Tensor,
+    parts: AdapterParts,
 ) -> Tensor:
-    """Return the gradient of x W^T: that of the outputs, scaled where c scales them and no mask stands between."""
-    scaled = [n for n, factor in enumerate(factors) if factor is not None and not members[n].dropout]
-    if scaled:
-        gradient = gradient.clone()
-        for n in scaled:
-            gradient[members[n].span] = inner[n]
-    return gradient
+    """Add c d - z to x W^T in place, and return d, shape (tokens, outputs)."""
+    frozen = masked_product(x, masks, dense, parts.widths) if masks else out
+    direction = torch.addmm(frozen, low, b.mT)
+    out += direction * factor - frozen
+    return direction
 
 
-def _dense(weight: Tensor | None, unpack: Any, like: Tensor) -> Tensor:
+def dense_weight(weight: Tensor | None, unpack: Any, like: Tensor) -> Tensor:
     """Return W, unpacked where that is needed, in the arithmetic of a tensor."""
     dense: Tensor = unpack().to(like.dtype) if weight is None else weight
     return dense

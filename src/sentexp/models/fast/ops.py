@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-def norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return x / sqrt(mean(x^2) + eps) * w in float32 (Zhang & Sennrich 2019, eq. 4)."""
     if torch.compiler.is_compiling():  # which finds the derivative, and what to fuse, itself
         return weight * _normalised(hidden, eps)[0]
@@ -17,16 +17,16 @@ def norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
-def turned(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def apply_rotary(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Return rotary position embeddings over halves, as transformers applies them (Su et al. 2021, eq. 34)."""
     if torch.compiler.is_compiling():
-        return _rotated(states, cosine, sine)
+        return _rotate(states, cosine, sine)
     out: Tensor = _Rotation.apply(states, cosine, sine)  # type: ignore[no-untyped-call]
     return out
 
 
-def gated(both: Tensor) -> Tensor:
-    """Return silu(gate) * up of gate and up side by side (Shazeer 2020, eq. 6)."""
+def swiglu(both: Tensor) -> Tensor:
+    """Return silu(gate) * up, where gate and up are side by side (Shazeer 2020, eq. 6)."""
     if torch.compiler.is_compiling():
         return _swiglu(both)
     out: Tensor = _SwiGLU.apply(both)  # type: ignore[no-untyped-call]
@@ -40,7 +40,7 @@ def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return (wide * inverse).to(x.dtype), inverse
 
 
-def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     first, second = x.chunk(2, -1)
     return torch.addcmul(x * cosine, torch.cat([-second, first], -1), sine)
 
@@ -51,7 +51,7 @@ def _swiglu(both: Tensor) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """`norm` with a frozen weight; the normalised input is all that is kept."""
+    """`rms_norm` with a frozen weight; the normalised input is all that is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -68,12 +68,12 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _Rotation(torch.autograd.Function):
-    """`turned`; its derivative turns back, so that the input is not kept."""
+    """`apply_rotary`; its derivative rotates back, so that the input is not kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, sine)
-        return _rotated(x, cosine, sine)
+        return _rotate(x, cosine, sine)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -83,7 +83,7 @@ class _Rotation(torch.autograd.Function):
 
 
 class _SwiGLU(torch.autograd.Function):
-    """`gated`; its input is all that is kept."""
+    """`swiglu`; its input is all that is kept."""
 
     @staticmethod
     def forward(ctx: Any, both: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sentexp.models.fast.lora_linear import Adapter, Linear
+from sentexp.models.fast.lora_linear import Adapter, AdapterParts, Linear
 
 ADAPTER = "default"
 
@@ -80,8 +80,8 @@ class Group:
         lower = b.to(wide)
         return (self._squares + ((2 * crossed + lower @ ours) * lower).sum(1)).clamp_min(0).sqrt()
 
-    def with_adapters(self, adapters: "list[Adapter | None]") -> "Linear":
-        """Return what a product with these layers needs."""
+    def with_adapters(self, adapters: list[Adapter]) -> Linear:
+        """Return what a product with these layers needs: one adapter at most for a run."""
         return Linear(self.weight, self.unpack if self._packed else None, self.bias, adapters)
 
 
@@ -102,10 +102,10 @@ def _stack(weights: list[nn.Parameter]) -> Tensor:
         place += weight.numel()
     if together:
         return first.data.as_strided((rows, first.shape[1]), (first.shape[1], 1))
-    whole = torch.cat([weight.data for weight in weights])
-    for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
+    stacked = torch.cat([weight.data for weight in weights])
+    for weight, part in zip(weights, stacked.split([len(weight) for weight in weights]), strict=True):
         weight.data = part
-    return whole
+    return stacked
 
 
 class _Place(NamedTuple):
@@ -166,14 +166,15 @@ class Adapters:
         matrices = iter(_Convert.apply(self._places, self._shapes, self.dtype, *self._matrices))  # type: ignore[no-untyped-call]
         drop = self._modules[0].lora_dropout[ADAPTER]
         dropout = drop.p if training and isinstance(drop, nn.Dropout) else 0.0
-        found: list[Adapter | None] = []
+        adapters: list[Adapter | None] = []
         for group, ranks in zip(self._groups, self._ranks, strict=True):
             if any(ranks):
                 a, b = next(matrices), next(matrices)
-                found.append(Adapter(a, b, ranks, group.outputs, dropout, generator, self._factor(group, a, b)))
+                parts = AdapterParts(ranks, group.outputs, dropout, generator)
+                adapters.append(Adapter(a, b, self._factor(group, a, b), parts))
             else:
-                found.append(None)
-        return found
+                adapters.append(None)
+        return adapters
 
     def _factor(self, group: Group, a: Tensor, b: Tensor) -> Tensor | None:
         """Return DoRA's c of a group, 1 where a module has no magnitude; None where none has."""
@@ -190,15 +191,15 @@ class Adapters:
     def _add(self, group: Group, ranks: list[int]) -> None:
         first, second = len(self._shapes), len(self._shapes) + 1
         rank = output = 0
-        for module, own, width in zip(group.modules, ranks, group.outputs, strict=True):
-            if own:
-                through = slice(rank, rank + own)
+        for module, module_rank, width in zip(group.modules, ranks, group.outputs, strict=True):
+            if module_rank:
+                through = slice(rank, rank + module_rank)
                 self._modules.append(module)
                 self._places.append(_Place(first, through, slice(None), 1.0))
                 self._places.append(
                     _Place(second, slice(output, output + width), through, float(module.scaling[ADAPTER]))
                 )
-            rank, output = rank + own, output + width
+            rank, output = rank + module_rank, output + width
         self._shapes += [(rank, group.inputs), (output, rank)]
 
 
@@ -227,9 +228,9 @@ class _Convert(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        own: list[Tensor | None] = []
+        to_parameters: list[Tensor | None] = []
         for place in ctx.places:
-            whole = gradients[place.matrix]
-            part = None if whole is None else whole[place.rows, place.columns].to(ctx.dtype)
-            own.append(part if part is None or place.scale == 1 else part * place.scale)
-        return None, None, None, *own
+            matrix = gradients[place.matrix]
+            part = None if matrix is None else matrix[place.rows, place.columns].to(ctx.dtype)
+            to_parameters.append(part if part is None or place.scale == 1 else part * place.scale)
+        return None, None, None, *to_parameters

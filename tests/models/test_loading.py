@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sentexp.config import Attention, HeadOnly, ModelConfig, PackageFile, Precision, load_config
+from sentexp.config import Attention, HeadOnly, ModelConfig, PackageFile, Precision, from_conf, load_config
 from sentexp.errors import UserError
-from sentexp.models.backbone import Loading, head_of, load_classifier, load_tokenizer, locate_backbone
+from sentexp.models.loading import Loading, load_classifier, load_tokenizer
+from sentexp.models.pretrained import locate_backbone
+from sentexp.models.structure import head_of
 
 CPU = torch.device("cpu")
 
@@ -21,13 +23,13 @@ def tiny():
 
 def classifier(backbone):
     tokenizer = load_tokenizer(backbone)
-    storage = HeadOnly(usual_lr=1.0)
+    storage = from_conf(HeadOnly, usual_lr=1.0)
     load = Loading(storage=storage, attention=Attention.auto, precision=Precision.fp32, device=CPU)
     return load_classifier(backbone, tokenizer, ["negative", "positive"], load)
 
 
 def local(path):
-    return locate_backbone(ModelConfig(name="mine", path=str(path)))
+    return locate_backbone(from_conf(ModelConfig, name="mine", path=str(path)))
 
 
 def test_a_random_model_is_the_same_every_time(tiny, tmp_path, monkeypatch):
@@ -76,9 +78,11 @@ def test_a_missing_path_and_an_offline_hub_say_what_to_pass():
 def test_a_wrong_digest_is_refused():
     package = PackageFile(distribution="numpy", file="numpy/__init__.py", sha256="0" * 64)
     with pytest.raises(UserError, match=r"has the SHA-256 [0-9a-f]{64}, not 0000.* reinstall it with"):
-        locate_backbone(ModelConfig(name="x", package=package))
+        locate_backbone(from_conf(ModelConfig, name="x", package=package))
     with pytest.raises(UserError, match="The package nonesuch is not installed"):
-        locate_backbone(ModelConfig(name="x", package=PackageFile(distribution="nonesuch", file="x", sha256="0" * 64)))
+        locate_backbone(
+            from_conf(ModelConfig, name="x", package=PackageFile(distribution="nonesuch", file="x", sha256="0" * 64))
+        )
 
 
 def test_the_revision_changes_with_the_weights(tiny, tmp_path):

@@ -1,0 +1,251 @@
+"""The commands with keys of their own: `conf/compare.yaml`, `predict`, `evaluate`, `export`, `register`, `serve`."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+from sentexp.config.checks import (
+    check_accelerator,
+    check_encoding,
+    check_measure,
+    check_ranges,
+    given,
+    number,
+    read_delimiter,
+    seed_number,
+)
+from sentexp.config.data import DataConfig
+from sentexp.config.tracking import TrackingBackend, TrackingConfig
+from sentexp.errors import require
+
+
+class EvaluatedSplit(Enum):
+    """A split whose predictions every run keeps."""
+
+    validation = "validation"
+    test = "test"
+
+
+class EvaluatedRows(Enum):
+    """Which rows of a data set a finished run is evaluated on: those of a split, or all of them."""
+
+    validation = "validation"
+    test = "test"
+    all = "all"
+
+
+class TableFormat(Enum):
+    """How a table is written that has no name to tell it: the formats of standard input and output."""
+
+    csv = "csv"
+    tsv = "tsv"
+    jsonl = "jsonl"
+
+
+class ExportFormat(Enum):
+    """What a finished run is written as; see `sentexp.export.exporters`."""
+
+    peft = "peft"
+    merged = "merged"
+    onnx = "onnx"
+    gguf = "gguf"
+
+
+class ExportType(Enum):
+    """The numbers that merged weights are written in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@dataclass(kw_only=True, slots=True)
+class CompareConfig:
+    """`python -m sentexp compare`: which runs, by what, how surely.
+
+    At most one of `sweep`, `runs`, `experiment_name` and `filter` is given.
+    """
+
+    tracking: TrackingConfig
+    sweep: str | None
+    runs: list[str] | None
+    experiment_name: str | None
+    filter: str | None
+    metric: str
+    split: EvaluatedSplit
+    base: str | None
+    by: str | None
+    rows: int = number(ge=1)
+    confidence: float
+    resamples: int
+    seed: int = seed_number()
+    output: str
+
+    def __post_init__(self) -> None:
+        """Check that one thing is compared, names and ranges."""
+        named = [name for name in ("sweep", "runs", "experiment_name", "filter") if getattr(self, name) is not None]
+        require(len(named) < 2, f"{' and '.join(named)} both say what to compare: give one of them.")  # noqa: PLR2004
+        require(self.runs is None or len(self.runs) > 0, "runs=[] names no run: give ids, as in runs=[1a2b3c,4d5e6f].")
+        check_measure(self.metric, self.confidence, self.resamples)
+        check_ranges(self)
+        require(
+            self.tracking.backend is not TrackingBackend.none,
+            "compare reads what MLflow holds, so tracking=none has nothing to compare: leave it out.",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class FinishedRun:
+    """What every command that uses a finished run is told: which run, and where its parts are."""
+
+    verb: ClassVar[str]
+    """The command whose configuration this is."""
+
+    tracking: TrackingConfig
+    run: str | None
+    base: str | None
+    output_dir: str
+
+    def __post_init__(self) -> None:
+        """Check ranges, and that a run is named."""
+        check_ranges(self)
+        _ = self.wanted
+
+    @property
+    def wanted(self) -> str:
+        """The run that is named."""
+        return given(
+            self.run or None,
+            f"{self.verb} needs a finished run: give run=<identity or MLflow run id> (python -m sentexp runs lists "
+            "them), run=best, or run=<a run's folder>.",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class ReadingRun(FinishedRun):
+    """What every command that reads texts with a finished run is told besides: tokens of a batch, and the device."""
+
+    max_tokens: int = number(ge=1)
+    accelerator: str
+
+    def __post_init__(self) -> None:
+        """Check ranges, and the device."""
+        FinishedRun.__post_init__(self)
+        check_accelerator("accelerator", self.accelerator)
+
+
+@dataclass(kw_only=True, slots=True)
+class PredictConfig(ReadingRun):
+    """`python -m sentexp predict`: which texts, and where what the run says of them goes."""
+
+    verb: ClassVar[str] = "predict"
+
+    input: str | None
+    output: str | None
+    overwrite: bool
+    text: str | None
+    prefix: str
+    calibrated: bool
+    format: TableFormat | None
+    encoding: str | None
+    delimiter: str | None
+    chunk_rows: int = number(ge=1)
+
+    def __post_init__(self) -> None:
+        """Check the reading of text files."""
+        ReadingRun.__post_init__(self)
+        check_encoding("encoding", self.encoding)
+        self.delimiter = read_delimiter("delimiter", self.delimiter)
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateConfig(ReadingRun):
+    """`python -m sentexp evaluate`: a finished run on other data.
+
+    Texts are cut as in the run, so `data.max_length` does not count.
+    """
+
+    verb: ClassVar[str] = "evaluate"
+
+    data: DataConfig | None = None  # no file gives it: the list of defaults holds the choice
+    split: EvaluatedRows
+
+    def __post_init__(self) -> None:
+        """Check that data are named."""
+        ReadingRun.__post_init__(self)
+        _ = self.dataset
+
+    @property
+    def dataset(self) -> DataConfig:
+        """The data set that is named."""
+        return given(
+            self.data,
+            "evaluate needs a data set: give data=<one of the group data>, such as data=csv data.path=reviews.csv.",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportConfig(FinishedRun):
+    """`python -m sentexp export`: a finished run for other programs."""
+
+    verb: ClassVar[str] = "export"
+
+    format: ExportFormat | None
+    dtype: ExportType
+    output: str | None
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        """Check that a format is named, and that it has such numbers."""
+        FinishedRun.__post_init__(self)
+        formats = ", ".join(one.name for one in ExportFormat)
+        require(self.format is not None, f"export needs a format: give format=<one of {formats}>.")
+        plain = self.format in (ExportFormat.peft, ExportFormat.onnx)
+        require(
+            not plain or self.dtype is ExportType.float32,
+            f"dtype={self.dtype.name} is for merged weights: format=peft keeps the adapter as it was trained, and "
+            "format=onnx is written in float32; leave it out.",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class RegisterConfig(FinishedRun):
+    """`python -m sentexp register`: a finished run as a version of a registered MLflow model.
+
+    The version gets the `alias` if it is better, by more than noise in `metric` on the same rows of `split`, than the
+    version that has it; or with `force`.
+    """
+
+    verb: ClassVar[str] = "register"
+
+    name: str | None
+    alias: str
+    metric: str
+    split: EvaluatedSplit
+    confidence: float
+    resamples: int
+    seed: int = seed_number()
+    force: bool
+    carry_base: bool
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        FinishedRun.__post_init__(self)
+        require(bool(self.name), "register needs the name of a model: give name=<a name>, such as name=reviews.")
+        require(
+            self.tracking.backend is not TrackingBackend.none,
+            "register writes to MLflow's registry, and tracking=none has none: leave it out.",
+        )
+        check_measure(self.metric, self.confidence, self.resamples)
+
+
+@dataclass(kw_only=True, slots=True)
+class ServeConfig(ReadingRun):
+    """`python -m sentexp serve`: a finished run behind MLflow's scoring server."""
+
+    verb: ClassVar[str] = "serve"
+
+    host: str
+    port: int = number(ge=0, le=65535, note="0 is any that is free")
+    max_bytes: int = number(ge=1)
+    max_rows: int = number(ge=1)

@@ -1,0 +1,70 @@
+"""`conf/model/`: the backbone, and where it comes from."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from sentexp.config.checks import check_ranges, number
+from sentexp.errors import require
+
+
+class Attention(Enum):
+    """Attention implementation, by transformers' names; `auto` lets transformers choose."""
+
+    auto = "auto"
+    eager = "eager"
+    sdpa = "sdpa"
+    flash_attention_2 = "flash_attention_2"
+
+
+@dataclass(kw_only=True, slots=True)
+class PackageFile:
+    """A file inside an installed distribution, trusted by its SHA-256 and never imported."""
+
+    distribution: str
+    file: str
+    sha256: str
+
+
+@dataclass(kw_only=True, slots=True)
+class RandomWeights:
+    """The shape of a Llama-architecture model with random weights and a byte-level tokenizer."""
+
+    hidden_size: int = number(ge=1)
+    intermediate_size: int = number(ge=1)
+    num_hidden_layers: int = number(ge=1)
+    num_attention_heads: int = number(ge=1)
+    num_key_value_heads: int
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that no attention layer can have."""
+        check_ranges(self, "model.random")
+        require(
+            self.hidden_size % self.num_attention_heads == 0 and self.hidden_size // self.num_attention_heads % 2 == 0,
+            f"model.random.hidden_size={self.hidden_size} must be an even multiple of "
+            f"model.random.num_attention_heads={self.num_attention_heads}.",
+        )
+        require(
+            self.num_key_value_heads > 0 and self.num_attention_heads % self.num_key_value_heads == 0,
+            f"model.random.num_key_value_heads={self.num_key_value_heads} must divide "
+            f"model.random.num_attention_heads={self.num_attention_heads}.",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The backbone: `path` if given, else the installed `package`, else `random` weights."""
+
+    name: str
+    path: str | None
+    revision: str | None
+    package: PackageFile | None
+    random: RandomWeights | None
+    attn_implementation: Attention
+
+    def __post_init__(self) -> None:
+        """A backbone must come from somewhere."""
+        require(
+            self.path is not None or self.package is not None or self.random is not None,
+            f"model.path is empty and model={self.name} has no embedded weights: pass model.path=<folder, GGUF file "
+            "or hub id>.",
+        )

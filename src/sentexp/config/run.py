@@ -1,0 +1,116 @@
+"""`conf/config.yaml`: one run, and the rules between its groups."""
+
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from sentexp.config.checks import check_ranges, seed_number
+from sentexp.config.data import DataConfig, Sampling
+from sentexp.config.model import ModelConfig
+from sentexp.config.optim import OptimConfig, OptimizerName
+from sentexp.config.peft import HeadOnly, PeftConfig, Quantization, Untuned
+from sentexp.config.sweep import SweepConfig
+from sentexp.config.task import CausalLM, TaskConfig
+from sentexp.config.tracking import TrackingConfig
+from sentexp.config.trainer import Precision, Strategy, TrainerConfig
+from sentexp.errors import require
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """One run: what to train, on what, how, and where to write it down."""
+
+    model: ModelConfig
+    peft: PeftConfig
+    data: DataConfig
+    task: TaskConfig
+    optim: OptimConfig
+    trainer: TrainerConfig
+    tracking: TrackingConfig
+    sweep: SweepConfig
+    seed: int = seed_number()
+    baseline: bool | None
+    plots: bool | None
+    output_dir: str
+
+    def __post_init__(self) -> None:
+        """Check the seed, and what a task without a head cannot do."""
+        check_ranges(self)
+        if isinstance(self.task, CausalLM):
+            self._check_answering(self.task)
+        if self.trainer.strategy is Strategy.fsdp:
+            self._check_sharding()
+        require(
+            self.trainer.max_tokens is None or self.data.sampling is Sampling.natural,
+            f"trainer.max_tokens={self.trainer.max_tokens} needs as many tokens in every epoch, and data.sampling="
+            f"{self.data.sampling.name} draws rows anew: use trainer.batch_size, or data.sampling=natural.",
+        )
+
+    def _check_sharding(self) -> None:
+        require(
+            self.peft.quantization is Quantization.none,
+            f"trainer=fsdp shards float weights, and peft.quantization={self.peft.quantization.name} packs them: use "
+            "trainer=ddp, or peft=lora.",
+        )
+        require(
+            self.trainer.precision is not Precision.fp16,
+            "trainer=fsdp cannot scale the loss of trainer.precision=fp16: use bf16 or fp32.",
+        )
+        require(
+            self.optim.name in (OptimizerName.adamw, OptimizerName.sgd),
+            f"optim={self.optim.name.name} does not know shards: with trainer=fsdp use optim=adamw or optim=sgd.",
+        )
+
+    def _check_answering(self, task: CausalLM) -> None:
+        require(
+            not isinstance(self.peft, HeadOnly),
+            "peft=head trains a classification head, and task=causal_lm has none: use peft=lora, or task=seq_cls.",
+        )
+        require(
+            self.optim.head_lr is None,
+            f"optim.head_lr={self.optim.head_lr} is the rate of a classification head, and task=causal_lm has none: "
+            "leave it null.",
+        )
+        require(
+            task.shots == 0 or isinstance(self.peft, Untuned) or self.baseline is not False,
+            f"task.shots={task.shots} is for the prompt of the untuned base: use peft=none, or baseline=true to see it "
+            "beside the tuned model.",
+        )
+        names = self.data.class_names()
+        given = task.label_words
+        if names is not None and given is not None:
+            require(
+                set(given) == set(names) if isinstance(given, dict) else len(given) == len(names),
+                f"task.label_words={given} must give one word to each of the labels {', '.join(names)}.",
+            )
+
+
+BOOKKEEPING = (
+    "tracking",
+    "output_dir",
+    "baseline",
+    "plots",
+    "sweep",
+    "trainer.progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.save_steps",
+    "trainer.strategy",
+    "trainer.padding_free",
+    "trainer.compile",
+)
+"""Keys that change where and how often a run is written down, or who computes it, never what it computes."""
+
+
+def flatten(config: object, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a configuration by dotted key, enums as their names."""
+    leaves: dict[str, Any] = {}
+    for item in fields(config):  # type: ignore[arg-type]
+        value, key = getattr(config, item.name), prefix + item.name
+        if is_dataclass(value):
+            leaves |= flatten(value, key + ".")
+        elif isinstance(value, dict) and any(is_dataclass(part) for part in value.values()):
+            for name, part in value.items():
+                leaves |= flatten(part, f"{key}.{name}.")
+        else:
+            leaves[key] = value.name if isinstance(value, Enum) else value
+    return leaves

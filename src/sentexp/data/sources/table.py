@@ -1,0 +1,125 @@
+"""Tables: of an installed package, a file, a folder in GLUE's or the hub's layout, or the hub."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sentexp.config import AUTO, BadRows, TableData
+from sentexp.data.sources.layout import ALIASES, SLICE, RawSplits, read_splits
+from sentexp.data.tables import SUFFIXES, TextFormat, as_strings, read_table, require_columns
+from sentexp.errors import require
+from sentexp.system.hub import hub_splits, hub_tables, is_local, local_path
+from sentexp.system.package_files import locate
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def table_splits(data: TableData) -> RawSplits:
+    """Return the splits of a table: a package, a file, a folder in GLUE's or the hub's layout, or the hub."""
+    columns = {"data.text": data.text, "data.label": data.label}
+    columns |= {f"data.slices[{number}]": name for number, name in enumerate(data.slices)}
+    columns |= {"data.group": data.group} if data.group is not None else {}
+    if data.path is None:
+        _require_one_table(data, f"data={data.name} is one table of an installed package")
+        return RawSplits(splits={"train": _renamed(_package_table(data, columns), data)})
+    if not is_local(data.path):
+        return RawSplits(splits=_hub_splits(data, data.path, columns))
+    form = TextFormat(
+        encoding=data.encoding,
+        delimiter=data.delimiter,
+        quoting=data.quoting,
+        skip_ragged=data.on_bad_rows is BadRows.skip,
+    )
+    return read_splits(_split_files(data), columns, form, lambda table, _: _renamed(table, data))
+
+
+def _hub_splits(data: TableData, repo: str, columns: dict[str, str]) -> dict[str, "pa.Table"]:
+    names = {name: split for name in ALIASES if (split := getattr(data.splits, name))}
+    if AUTO in names.values():
+        there = hub_splits("data.path", repo, data.subset, data.revision)
+        for name in [name for name, split in names.items() if split == AUTO]:
+            matching = [split for split in ALIASES[name] if split in there]
+            names |= {name: matching[0]} if matching else {}
+    names = {name: split for name, split in names.items() if split != AUTO}
+    tables = hub_tables("data.path", repo, data.subset, data.revision, list(names.values()))
+    for table in tables.values():
+        require_columns(table.column_names, columns, repo)
+    wanted = list(columns.values())
+    return {name: _renamed(as_strings(tables[split], wanted, repo), data) for name, split in names.items()}
+
+
+def _renamed(table: "pa.Table", data: TableData) -> "pa.Table":
+    """Return the columns under the names that every source gives them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    columns = {"text": table.column(data.text), "label": table.column(data.label)}
+    if data.group is not None:
+        columns["group"] = pc.utf8_trim_whitespace(table.column(data.group))
+    return pa.table(columns | {SLICE + name: table.column(name) for name in data.slices})
+
+
+def _require_one_table(data: TableData, what: str) -> None:
+    require(
+        data.splits.validation in (None, AUTO) and data.splits.test in (None, AUTO),
+        f"{what}, but data.splits.validation={data.splits.validation} and data.splits.test={data.splits.test}: set "
+        "them to null, so that they are carved from it, or name a folder that has them with data.path.",
+    )
+
+
+def _package_table(data: TableData, columns: dict[str, str]) -> "pa.Table":
+    import pyarrow.compute as pc
+
+    assert data.package is not None
+    where = {f"data.package.where ({name})": name for name in data.package.where}
+    table = read_table(locate(data.package), columns | where, TextFormat()).columns
+    for name, value in data.package.where.items():
+        table = table.filter(pc.equal(table.column(name), value))
+    return table
+
+
+def _split_files(data: TableData) -> dict[str, list[Path]]:
+    """Return the files of each split of a local path that the configuration names."""
+    assert data.path is not None
+    root = local_path("data.path", data.path)
+    if root.is_file():
+        _require_one_table(data, f"data.path={data.path} is one file")
+        return {"train": [root]}
+    folders = [root / data.subset] if data.subset else [root, root / "data", root / "plain_text"]
+    files = sorted(
+        file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.suffix.lower() in SUFFIXES
+    )
+    files_of_splits = {}
+    for name in ALIASES:
+        split = getattr(data.splits, name)
+        if split == AUTO:
+            split = name if _named(name, files) else None
+        if split is not None:
+            files_of_splits[name] = _files_of(split, files, f"data.path={data.path}")
+    return files_of_splits
+
+
+def _files_of(split: str, files: list[Path], where: str) -> list[Path]:
+    """Return the file of a split, or its shards."""
+    matching = _named(split, files)
+    present = ", ".join(dict.fromkeys(file.name for file in files)) or "no table files"
+    require(
+        bool(matching),
+        f"{where} has no file for the split {split!r} (found: {present}): name its files with data.splits.train, "
+        "data.splits.validation and data.splits.test (null carves the last two from train), a folder in it with "
+        "data.subset, or one of the files with data.path.",
+    )
+    kinds = {re.sub(r"-\d+-of-\d+$", "", file.stem) + file.suffix for file in matching}
+    require(
+        len(kinds) == 1,
+        f"{where} has {len(kinds)} files for the split {split!r} ({', '.join(sorted(kinds))}): name one of them with "
+        f"data.splits.{'validation' if split in ALIASES['validation'] else split}=<name with its ending>.",
+    )
+    return matching
+
+
+def _named(split: str, files: list[Path]) -> list[Path]:
+    """Return the files of a split by the names that people give them."""
+    stems = "|".join(re.escape(alias) for alias in ALIASES.get(split, (split,)))
+    return [file for file in files if file.name == split or re.fullmatch(rf"({stems})(-\d+-of-\d+)?", file.stem)]

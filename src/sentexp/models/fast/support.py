@@ -1,0 +1,63 @@
+"""Which backbones the fast layers can replace: frozen ones of the Llama family, with LoRA or DoRA adapters at most."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sentexp.models.fast.stacked_lora import ADAPTER, base_layer
+
+ARCHITECTURES = ("llama", "mistral", "qwen2")
+"""transformers' names of the models whose layers can be replaced."""
+LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
+LINEAR = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
+
+
+def supports(backbone: Any, longest: int) -> bool:
+    """Tell whether the fast layers compute what a backbone's own do, for rows of so many tokens at most."""
+    layers = getattr(backbone, "layers", None)
+    config = backbone.config
+    window = getattr(config, "sliding_window", None)
+    if not layers or getattr(config, "attention_dropout", None) or (window is not None and longest > window):
+        return False
+    if any(type(layer).__name__ not in LAYERS for layer in layers):
+        return False
+    return all(_is_supported_layer(layer, backbone.norm.weight.dtype) for layer in layers)
+
+
+def _is_supported_layer(layer: Any, dtype: torch.dtype) -> bool:
+    """Tell whether a layer's weights are frozen, plain or in 4 bits, with LoRA or DoRA adapters at most."""
+    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    if any(norm.weight.requires_grad for norm in norms) or layer.mlp.config.hidden_act != "silu":
+        return False
+    for part, names in LINEAR.items():
+        modules = [getattr(getattr(layer, part), name) for name in names]
+        if not all(_is_supported_linear(module, dtype) for module in modules):
+            return False
+        if len({type(base_layer(module)) for module in modules}) > 1:
+            return False
+        if part == "self_attn" and len({base_layer(module).bias is None for module in modules[:3]}) > 1:
+            return False
+    return True
+
+
+def _is_supported_linear(module: Any, dtype: torch.dtype) -> bool:
+    base = base_layer(module)
+    if any(parameter.requires_grad for parameter in base.parameters()):
+        return False
+    if type(base).__name__ == "Linear4bit":
+        if base.compute_dtype not in (None, dtype) or base.weight.quant_state is None:
+            return False
+    elif type(base) is not nn.Linear or base.weight.dtype is not dtype:
+        return False
+    return module is base or _is_supported_adapter(module)
+
+
+def _is_supported_adapter(module: Any) -> bool:
+    return (
+        hasattr(module, "lora_A")
+        and list(module.lora_A) == [ADAPTER]
+        and not module.merged
+        and {type(variant).__name__ for variant in module.lora_variant.values()} <= {"DoraLinearVariant"}
+        and module.lora_B[ADAPTER].bias is None
+    )

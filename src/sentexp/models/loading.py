@@ -1,0 +1,211 @@
+"""Loading models and tokenizers from the folder of a backbone: arithmetic, storage, and weights that runs share."""
+
+import copy
+from dataclasses import dataclass
+from logging import ERROR, getLogger
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from sentexp.config import Attention, Bias, FullFineTuning, Lora, PeftConfig, Precision, Quantization
+from sentexp.errors import UserError, require
+from sentexp.models.pretrained import Backbone
+from sentexp.models.structure import HEAD_NAMES, find_head, head_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+
+
+@dataclass(kw_only=True, slots=True)
+class Loading:
+    """How weights are loaded.
+
+    `storage` says how frozen linear layers are quantised. Frozen weights are stored in `precision`, the arithmetic;
+    those that train (`trains_backbone`) in float32. Quantised ones are placed on `device`.
+    """
+
+    storage: PeftConfig
+    attention: Attention
+    precision: Precision
+    device: torch.device
+    trains_backbone: bool = False
+
+
+def load_tokenizer(backbone: Backbone) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer, with a pad token (law 4): its own, else its end-of-text, else its first token.
+
+    Pooling is by position, so the choice cannot change a result.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(backbone.folder, local_files_only=True)
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"model.path={backbone.folder} holds no tokenizer that transformers can read "
+            f"({str(error).splitlines()[0]}): add tokenizer.json or tokenizer.model with tokenizer_config.json."
+        ) from None
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        end = AutoConfig.from_pretrained(backbone.folder, local_files_only=True).eos_token_id
+        end = end[0] if isinstance(end, list) else end
+        end_of_text = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else end
+        is_in_vocabulary = end_of_text is not None and end_of_text < len(tokenizer)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end_of_text if is_in_vocabulary else 0)
+    return tokenizer
+
+
+def load_classifier(
+    backbone: Backbone, tokenizer: "PreTrainedTokenizerBase", labels: list[str], load: Loading
+) -> "PreTrainedModel":
+    """Return transformers' sequence classifier over the backbone, its head fresh, float32 and never quantised.
+
+    Args:
+        backbone: where the weights are.
+        tokenizer: gives the pad id.
+        labels: class names, in the order of the logits.
+        load: how.
+
+    Raises:
+        UserError: weights that do not fit the architecture, or an architecture without a sequence classifier.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    named = dict(enumerate(labels))
+    options = {"num_labels": len(labels), "id2label": named, "label2id": {name: index for index, name in named.items()}}
+    model = _load(AutoModelForSequenceClassification, backbone, tokenizer, load, **options)
+    head_of(model).float()
+    return model
+
+
+def load_language_model(backbone: Backbone, tokenizer: "PreTrainedTokenizerBase", load: Loading) -> "PreTrainedModel":
+    """Return transformers' causal language model over the backbone; its output matrix is never quantised.
+
+    Args:
+        backbone: where the weights are.
+        tokenizer: gives the pad id.
+        load: how.
+
+    Raises:
+        UserError: weights that do not fit the architecture, or an architecture that is no causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, backbone, tokenizer, load)
+
+
+def build_on_meta(backbone: Backbone, labels: list[str] | None) -> "PreTrainedModel":
+    """Return the model as shapes without weights (torch's `meta` device): enough to count, however large it is.
+
+    Args:
+        backbone: whose configuration it has.
+        labels: class names of a sequence classifier; None is the causal language model.
+
+    Raises:
+        UserError: an architecture without such a model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    _silence_bitsandbytes()
+    options = {} if labels is None else {"num_labels": len(labels)}
+    config = AutoConfig.from_pretrained(backbone.folder, local_files_only=True, **options)
+    auto = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
+    try:
+        with torch.device("meta"):
+            return auto.from_config(config)
+    except ValueError as error:
+        raise UserError(f"model.path={backbone.folder} cannot be loaded: {str(error).splitlines()[0]}.") from error
+
+
+def is_reusable(peft: PeftConfig) -> bool:
+    """Tell whether runs of this kind can follow each other on the same weights.
+
+    Not if they change them; nor in int8, whose layers move what they need out of the weights when they are first used.
+    """
+    trains_biases = isinstance(peft, Lora) and peft.bias is not Bias.none
+    return not (isinstance(peft, FullFineTuning) or trains_biases or peft.quantization is Quantization.int8)
+
+
+def clone_sharing_weights(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Return a model of modules of its own around the same weights, but for a head of its own, initialised anew."""
+    head = find_head(model)
+    of_head = set() if head is None else {id(parameter) for parameter in head.parameters()}
+    common = [*model.parameters(), *model.buffers()]
+    common += [module.quant_state for module in model.modules() if getattr(module, "quant_state", None) is not None]
+    other = copy.deepcopy(model, {id(thing): thing for thing in common if id(thing) not in of_head})
+    if head is not None:
+        fresh = head_of(other)
+        with torch.no_grad():
+            fresh.weight.normal_(0, other.config.get_text_config().initializer_range)
+            if fresh.bias is not None:
+                fresh.bias.zero_()
+    return other
+
+
+def _load(
+    auto: Any, backbone: Backbone, tokenizer: "PreTrainedTokenizerBase", load: Loading, **options: Any
+) -> "PreTrainedModel":
+    from transformers.utils import logging
+
+    if load.storage.quantization is not Quantization.none:
+        options |= {"quantization_config": _bitsandbytes(load), "device_map": {"": load.device}}
+    if load.attention is not Attention.auto:
+        options["attn_implementation"] = load.attention.name
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    _silence_bitsandbytes()
+    try:
+        model, report = auto.from_pretrained(
+            backbone.folder,
+            dtype=torch.float32 if load.trains_backbone else DTYPES[load.precision],
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (ValueError, OSError, ImportError, SafetensorError) as error:
+        raise UserError(f"model.path={backbone.folder} cannot be loaded: {str(error).splitlines()[0]}.") from error
+    missing = [name for name in report["missing_keys"] if name.partition(".")[0] not in HEAD_NAMES]
+    require(
+        not missing and not report["mismatched_keys"],
+        f"model.path={backbone.folder} lacks weights that its architecture needs, so they would be random: "
+        f"{', '.join(sorted(missing)[:5]) or report['mismatched_keys']}.",
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.use_cache = False
+    _evaluate_as_trained(model)
+    return model
+
+
+def _bitsandbytes(load: Loading) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    storage = load.storage
+    if storage.quantization is Quantization.int8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[*HEAD_NAMES, "lm_head"])
+    compute = load.precision if storage.compute_dtype is Precision.auto else storage.compute_dtype
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=storage.quantization.name,
+        bnb_4bit_use_double_quant=storage.double_quant,
+        bnb_4bit_compute_dtype=DTYPES[compute],
+        llm_int8_skip_modules=[*HEAD_NAMES, "lm_head"],
+    )
+
+
+def _silence_bitsandbytes() -> None:
+    """Keep it from asking for a package that fetches code from the hub."""
+    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
+
+
+def _evaluate_as_trained(model: "PreTrainedModel") -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for evaluation, as it does on processors with AVX512-BF16.
+
+    The repacked product rounds to bfloat16 whatever the precision, and fails unless a layer's outputs divide by 32.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -1,0 +1,164 @@
+"""Pretrained weights as files: any source becomes an ordinary local folder of safetensors.
+
+A GGUF file and a random model are written once into the cache, atomically, under a name that says what they hold.
+"""
+
+import hashlib
+import json
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sentexp.config import ModelConfig, RandomWeights
+from sentexp.errors import UserError, require
+from sentexp.system.hub import is_local, local_path, snapshot
+from sentexp.system.package_files import cache_dir, locate, sha256_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SAMPLE = 1 << 20
+
+
+@dataclass(kw_only=True, slots=True)
+class Backbone:
+    """A pretrained transformer as files: its folder, and a revision that changes when its weights do."""
+
+    folder: Path
+    revision: str
+
+
+def locate_backbone(model: ModelConfig) -> Backbone:
+    """Return the folder of the backbone, converting, creating or downloading it where needed.
+
+    Raises:
+        UserError: a missing path, an untrusted file, a folder without safetensors, or a hub that does not give it.
+    """
+    if model.path is None:
+        if model.package is not None:
+            return _from_gguf(locate(model.package), model.package.sha256)
+        assert model.random is not None
+        return _from_random(model.random)
+    if not is_local(model.path):
+        folder = snapshot("model.path", model.path, model.revision, "model")
+        return Backbone(folder=folder, revision=folder.name)
+    path = local_path("model.path", model.path)
+    if path.suffix == ".gguf":
+        return _from_gguf(path, sha256_of(path))
+    require(
+        (path / "config.json").is_file() and any(path.glob("*.safetensors")),
+        f"model.path={model.path} must be a folder with config.json and *.safetensors, a GGUF file, or a hub id "
+        "(pickled .bin weights are never loaded: convert them to safetensors first).",
+    )
+    return Backbone(folder=path, revision=_folder_digest(path))
+
+
+def max_positions(backbone: Backbone) -> int:
+    """Return the most tokens that the backbone has positions for."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(backbone.folder, local_files_only=True)
+    return int(config.get_text_config().max_position_embeddings)
+
+
+def model_type(backbone: Backbone) -> str:
+    """Return transformers' name of the backbone's architecture."""
+    from transformers import AutoConfig
+
+    return str(AutoConfig.from_pretrained(backbone.folder, local_files_only=True).get_text_config().model_type)
+
+
+def _from_gguf(file: Path, sha256: str) -> Backbone:
+    """Convert a GGUF file once: packed weights train slowly and cannot be saved."""
+
+    def convert(folder: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        source = {"gguf_file": file.name, "local_files_only": True}
+        try:
+            AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **source
+            )
+        except (ValueError, OSError, KeyError, IndexError, struct.error) as error:
+            raise UserError(f"model.path={file} is no GGUF file that transformers can convert: {error}") from None
+        model.save_pretrained(folder)
+
+    return Backbone(folder=_build_once(f"gguf-{sha256[:16]}", convert), revision=sha256)
+
+
+def _from_random(shape: RandomWeights) -> Backbone:
+    def create(folder: Path) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        tokenizer = _byte_tokenizer()
+        config = LlamaConfig(
+            **asdict(shape),
+            vocab_size=len(tokenizer),
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=True,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            LlamaForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    digest = hashlib.sha256(json.dumps(asdict(shape), sort_keys=True).encode()).hexdigest()
+    return Backbone(folder=_build_once(f"random-{digest[:16]}", create), revision=digest)
+
+
+def _byte_tokenizer() -> "PreTrainedTokenizerBase":
+    """Return a tokenizer of 256 bytes and an end-of-text token that doubles as padding."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=end)
+
+
+def _build_once(name: str, build: Callable[[Path], None]) -> Path:
+    """Build a folder in the cache unless it is there; it appears under its name only when it is whole."""
+    from filelock import FileLock
+
+    target = cache_dir() / "models" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            unfinished = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=target.parent))
+            try:
+                build(unfinished)
+                unfinished.replace(target)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    return target
+
+
+def _folder_digest(folder: Path) -> str:
+    """Return a digest of a model folder: its configuration, and size, head and tail of each file of weights.
+
+    The head of a safetensors file holds names and shapes; the tail is a sample of the weights, so that folders of
+    many gigabytes are told apart in milliseconds.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(SAMPLE))
+            content.seek(max(0, size - SAMPLE))
+            digest.update(content.read(SAMPLE))
+    return digest.hexdigest()

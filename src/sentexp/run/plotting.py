@@ -1,0 +1,76 @@
+"""The plots of a run, drawn into its folder from what that holds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sentexp.config import Config
+from sentexp.distributed import processes
+from sentexp.plots.run import draw_confusion_matrix, draw_data, draw_learning_curve, draw_reliability
+from sentexp.run.result import RESULT, Result
+from sentexp.system.console import say
+from sentexp.tracking.run_dir import METRICS_FILE, STATE, RunDir
+from sentexp.tracking.store import open_store
+
+AUDIT = "data_audit.json"
+"""The audit of the data, which is drawn as `DATA_PLOT`."""
+DATA_PLOT, LEARNING_CURVE, CONFUSION_MATRIX, RELIABILITY = PLOTS = (
+    "data_audit.png",
+    "learning_curve.png",
+    "confusion_matrix.png",
+    "reliability.png",
+)
+"""The plots of a run, in its folder."""
+
+
+def plot_data(folder: Path) -> None:
+    """Draw the data of a run or an audit from what its folder holds of them."""
+    audit = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
+    draw_data(audit["labels"], audit["token_edges"], audit["tokens"], audit["max_length"], folder / DATA_PLOT)
+
+
+def plot_run(
+    run_dir: RunDir,
+    labels: Sequence[str],
+    confusion: Sequence[Sequence[int]],
+    curves: Mapping[str, Sequence[tuple[float, float, int]]],
+) -> None:
+    """Draw the `PLOTS` of a finished run into its folder.
+
+    Args:
+        run_dir: of the run; it holds the audit of the data and the metrics of every step.
+        labels: names of the classes.
+        confusion: test rows by true and by predicted class.
+        curves: of the reliability on the test split, by name.
+    """
+    plot_data(run_dir.path)
+    losses = run_dir.history("train/loss"), run_dir.history("validation/loss")
+    draw_learning_curve(*losses, run_dir.history("validation/accuracy"), run_dir.path / LEARNING_CURVE)
+    draw_confusion_matrix(confusion, labels, run_dir.path / CONFUSION_MATRIX)
+    draw_reliability(curves, run_dir.path / RELIABILITY)
+
+
+def plot_result(result: Result) -> bool:
+    """Draw a run, and return whether that went well: no fault there fails a run whose result is whole."""
+    try:
+        plot_run(RunDir(result.folder), result.labels, result.confusion, result.reliability)
+    except Exception as error:
+        say(f"The pictures failed ({type(error).__name__}: {error}); plots=true draws them another time.")
+        return False
+    return True
+
+
+@processes.main_process_only
+def plot_finished(result: Result, config: Config) -> None:
+    """Draw a finished run that has no plots, if they are wanted and its folder still holds what they show."""
+    folder = result.folder
+    present = {name for name in (RESULT, AUDIT, METRICS_FILE, STATE, *PLOTS) if (folder / name).is_file()}
+    is_whole = {RESULT, AUDIT, METRICS_FILE} <= present and STATE not in present  # else another attempt is under way
+    if not config.plots or present.issuperset(PLOTS) or not is_whole:
+        return
+    if json.loads((folder / RESULT).read_text())["run_id"] != result.run_id or not plot_result(result):
+        return
+    if result.run_id is not None:
+        store = open_store(config.tracking)
+        for name in PLOTS:
+            store.client.log_artifact(result.run_id, str(folder / name))

@@ -1,0 +1,91 @@
+"""The result of a run: `result.json` in its folder and among its MLflow artifacts."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sentexp.config import CausalLM, Config, TrackingBackend
+from sentexp.distributed import processes
+from sentexp.models.adapters import ParameterAudit
+from sentexp.system.atomic_write import write_atomic
+from sentexp.tracking.run_dir import STATE
+from sentexp.tracking.store import find_run, open_store, read_artifact
+
+RESULT = "result.json"
+
+
+@dataclass(kw_only=True, slots=True)
+class Baseline:
+    """A result to compare with: its name for people, its test metrics, the MLflow run that holds it."""
+
+    title: str
+    metrics: dict[str, float]
+    run_id: str | None
+
+
+@dataclass(kw_only=True, slots=True)
+class Result:
+    """What a finished run leaves: where it is, and its metrics by name (`best/...`, `test/...`, costs).
+
+    `result.json` holds all of it, the run's folder apart; `weights` is the name of a folder in that folder. `shots` are
+    the examples that the untuned base was shown.
+    """
+
+    run_id: str | None
+    identity: str
+    folder: Path
+    weights: Path
+    metrics: dict[str, float]
+    labels: list[str]
+    confusion: list[list[int]]
+    parameters: ParameterAudit
+    objective: float
+    baselines: dict[str, Baseline]
+    shots: int
+    answers: dict[str, str]
+    reliability: dict[str, list[tuple[float, float, int]]]
+
+    def save(self) -> None:
+        """Write `result.json`; it is whole or absent."""
+        facts = {key: value for key, value in asdict(self).items() if key != "folder"}
+        write_atomic(self.folder / RESULT, json.dumps(facts | {"weights": self.weights.name}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, text: str, folder: Path) -> "Result":
+        """Return the result that `result.json` of a run in this folder holds."""
+        facts = json.loads(text)
+        facts["weights"] = folder / facts["weights"]
+        facts["parameters"] = ParameterAudit(**facts["parameters"])
+        facts["baselines"] = {name: Baseline(**baseline) for name, baseline in facts["baselines"].items()}
+        return cls(folder=folder, **facts)
+
+
+@processes.main_process_only
+def find_result(config: Config, identity: str) -> Result | None:
+    """Return the result of a run that is finished; None where there is none.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    folder = Path(config.output_dir) / identity
+    file = folder / RESULT
+    text = file.read_text() if file.is_file() else None
+    if config.tracking.backend is not TrackingBackend.none:
+        recorded = find_run(config.tracking, "identity", identity, "FINISHED")
+        if recorded is None:
+            return None
+        if text is None or json.loads(text)["run_id"] != recorded.info.run_id:
+            text = read_artifact(open_store(config.tracking), recorded.info.run_id, RESULT)
+    elif (folder / STATE).is_file():
+        return None
+    return None if text is None else Result.load(text, folder)
+
+
+def lacks_baselines(result: Result, config: Config) -> bool:
+    """Tell whether a finished run was not compared with the baselines that the configuration asks for."""
+    return bool(config.baseline) and (not result.baselines or result.shots != shots_of(config))
+
+
+def shots_of(config: Config) -> int:
+    """Return how many examples the untuned base is shown."""
+    return config.task.shots if isinstance(config.task, CausalLM) else 0

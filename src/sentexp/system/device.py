@@ -1,0 +1,72 @@
+"""The device and the arithmetic of a run, and a description of the machine."""
+
+import os
+import platform
+from pathlib import Path
+
+import psutil
+import torch
+
+from sentexp.config import Precision
+from sentexp.errors import require
+from sentexp.system.memory import GIB
+
+
+def choose_device(accelerator: str) -> torch.device:
+    """Return the device that `trainer.accelerator` (auto, cpu or gpu) means here.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    require(
+        accelerator != "gpu" or available,
+        "trainer.accelerator=gpu, but no CUDA GPU is visible here: use trainer.accelerator=cpu or auto.",
+    )
+    return torch.device("cuda" if available and accelerator != "cpu" else "cpu")
+
+
+def choose_precision(precision: Precision, device: torch.device) -> Precision:
+    """Return the arithmetic: `auto` is bf16 where the hardware multiplies it natively, else fp32.
+
+    Natively means CUDA from compute capability 8.0, or a CPU with AMX or AVX512-BF16.
+
+    Raises:
+        UserError: fp16 without a GPU.
+    """
+    require(
+        precision is not Precision.fp16 or device.type == "cuda",
+        "trainer.precision=fp16 needs a CUDA GPU: use trainer.precision=bf16, fp32 or auto on the CPU.",
+    )
+    if precision is not Precision.auto:
+        return precision
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return Precision.bf16 if native else Precision.fp32
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """Return what the machine is: processor, cores, memory, accelerator, operating system."""
+    facts = {
+        "cpu": _cpu_model(),
+        "cpu_cores": str(os.cpu_count()),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "memory_gib": f"{psutil.virtual_memory().total / GIB:.0f}",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "accelerator": "none",
+    }
+    if device.type == "cuda":
+        facts["accelerator"] = torch.cuda.get_device_name(device)
+        facts["accelerator_memory_gib"] = f"{torch.cuda.get_device_properties(device).total_memory / GIB:.0f}"
+    return facts
+
+
+def _cpu_model() -> str:
+    """Return the name of the processor, which psutil does not tell."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
