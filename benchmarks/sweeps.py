@@ -37,8 +37,8 @@ KINDS = ("skip 21", "skip 1", "one sweep", "four commands", "20 runs", "20 runs,
 COMMAND = ("-m", "sentexp")
 UNFROZEN = (
     "-c",
-    "from sentexp.cli.main import main; from sentexp.system import memory; "
-    "memory.freeze_imports = lambda *_: None; main()",
+    "from sentexp.cli.main import main; from sentexp.system import garbage; "
+    "garbage.freeze_imports = lambda *_: None; main()",
 )
 
 

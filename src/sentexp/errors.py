@@ -1,4 +1,4 @@
-"""The errors that are the user's to mend, shown as one sentence without a traceback; and the one that a run mends."""
+"""Errors caused by user input, shown as one sentence without a traceback; out of memory, which a run handles itself."""
 
 import sys
 

@@ -16,7 +16,7 @@ from sentexp.cli.commands import COMMANDS
 from sentexp.cli.help import help_text
 from sentexp.cli.main import main
 from sentexp.config import conf_dir, register_schemas
-from sentexp.system import memory
+from sentexp.system import garbage
 
 
 @pytest.fixture
@@ -53,14 +53,14 @@ def test_help_names_every_option_of_every_group():
         assert f"{file.parent.name}=" in text
 
 
-@pytest.mark.parametrize("verb", [name for name, command in COMMANDS.items() if command.has_own_keys])
-def test_a_verb_tells_its_keys(verb, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["sentexp", verb, "--help"])
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.has_own_keys])
+def test_a_command_tells_its_keys(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sentexp", name, "--help"])
     main()
     register_schemas()
     told = capsys.readouterr().out
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        keys = set(compose(verb)) - {"tracking", "data"}
+        keys = set(compose(name)) - {"tracking", "data"}
     assert {line.partition(":")[0] for line in told.splitlines() if re.match(r"\w+: .*#", line)} == keys
 
 
@@ -225,8 +225,8 @@ def test_the_exit_code_of_a_clean_run_is_zero(monkeypatch, capsys):
 
 def test_a_training_skips_its_imports_when_it_collects_garbage(words, command_line, monkeypatch):
     frozen = []
-    monkeypatch.setattr(memory, "freeze_imports", lambda *modules: frozen.append(modules))
+    monkeypatch.setattr(garbage, "freeze_imports", lambda *modules: frozen.append(modules))
     assert command_line(*words)[0] == 0
     assert command_line(*words, "peft=head")[0] == 0
     assert command_line("runs", *words)[0] == 0
-    assert frozen == [("peft",), ()]
+    assert frozen == [("sentexp.run.train", "peft"), ("sentexp.run.train",)]

@@ -6,18 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sentexp.compare import command
 from sentexp.compare.comparison import Comparison, Configuration, Scored
 from sentexp.config import CompareConfig, TrackingBackend, TrackingConfig, from_conf
 from sentexp.tracking.predictions import write_predictions
 from sentexp.tracking.run_logger import open_run_logger
 from sentexp.tracking.store import PARENT
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _frozen_imports():
-    """Spare the garbage collector the libraries: statsmodels calls it at every correction of p-values."""
-    command._freeze_imports()
 
 
 def answers(chance, targets, skill, shared=None, noise=1.0):

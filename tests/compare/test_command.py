@@ -10,7 +10,7 @@ from sentexp.tracking.store import open_store
 
 @pytest.fixture
 def sentexp(store, command_line):
-    """Return the command line of the verb over the store."""
+    """Return the command line of the command over the store."""
     return lambda *words: command_line("compare", *words, f"tracking.uri={store}", "resamples=200")
 
 

@@ -346,7 +346,7 @@ def test_a_damaged_archive_is_named(tmp_path):
     content = bytearray((tmp_path / "x.zip").read_bytes())
     content[70:90] = bytes(20)
     (tmp_path / "x.zip").write_bytes(content)
-    with pytest.raises(UserError, match=r"x.zip is no whole zip"):
+    with pytest.raises(UserError, match=r"x.zip is not a whole zip"):
         phrases(tmp_path / "x.zip")
 
 
@@ -354,7 +354,7 @@ def test_faults_in_the_phrase_bank_are_named(tmp_path):
     with pytest.raises(UserError, match=r"has no Sentences_50Agree.txt and no zip"):
         phrases(tmp_path)
     (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 not whole")
-    with pytest.raises(UserError, match=r"(is no whole zip|no zip that could hold it)"):
+    with pytest.raises(UserError, match=r"(is not a whole zip|no zip that could hold it)"):
         phrases(tmp_path)
     for name, content in phrase_files().items():
         (tmp_path / name).write_bytes(content.replace(b"@negative", b""))

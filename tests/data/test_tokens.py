@@ -90,7 +90,7 @@ def test_tokens_are_cached_by_what_they_depend_on(tokenizer, tmp_path, monkeypat
     tokenize(rows("a film"), tokenizer, prompt("{text}"), 40, 512, progress=False)
     tokenize(rows("b film"), tokenizer, prompt("{text}"), 50, 512, progress=False)
     assert len(files(tmp_path, "arrow")) == 4
-    assert files(tmp_path, "part") == []
+    assert files(tmp_path, "partial") == []
 
 
 def test_a_second_reading_does_not_tokenise(tokenizer, tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_failure_in_mid_way_leaves_no_file_under_its_name(tokenizer, tmp_path,
             tokenize(rows("a film", "b"), tokenizer, prompt("{text}"), 50, 512, progress=False)
     assert files(tmp_path, "arrow") == []
     assert len(tokenize(rows("a film", "b"), tokenizer, prompt("{text}"), 50, 512, progress=False)) == 2
-    assert files(tmp_path, "part") == []
+    assert files(tmp_path, "partial") == []
 
 
 def test_a_damaged_file_is_made_again(tokenizer, tmp_path, monkeypatch):
@@ -205,7 +205,7 @@ def test_a_killed_tokenisation_is_done_again_and_two_at_once_do_it_once(tokenize
         parent.stdin.write("never end\n")
         killed, said = parent.stdout.readline().split()
         assert said == "writing"
-        while not files(tmp_path, "part"):
+        while not files(tmp_path, "partial"):
             time.sleep(0.01)
         os.kill(int(killed), signal.SIGKILL)
         assert files(tmp_path, "arrow") == []
@@ -216,7 +216,7 @@ def test_a_killed_tokenisation_is_done_again_and_two_at_once_do_it_once(tokenize
     assert sorted(said.values()) == [["4000"], ["writing", "4000"]]
     assert killed not in said
     assert len(files(tmp_path, "arrow")) == 1
-    assert files(tmp_path, "part") == []
+    assert files(tmp_path, "partial") == []
 
 
 def test_no_room_for_the_text_is_refused(tokenizer):

@@ -26,7 +26,7 @@ def recorded(quick_words, tmp_path_factory, empty_store):
 
 @pytest.fixture
 def sentexp(command_line, recorded, capsys):
-    """Return the command line of the verb over the store."""
+    """Return the command line of the command over the store."""
     uri, folder, _ = recorded
     capsys.readouterr()
     return lambda *words: command_line("evaluate", *words, f"tracking.uri={uri}", f"output_dir={folder}")

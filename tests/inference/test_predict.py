@@ -32,7 +32,7 @@ def result(finished):
 
 @pytest.fixture
 def sentexp(command_line, result, capsys):
-    """Return the command line of the verb for the run; nothing is recorded."""
+    """Return the command line of the command for the run; nothing is recorded."""
     capsys.readouterr()  # what the training has printed
     return lambda *words: command_line("predict", f"run={result.weights}", "tracking=none", *words)
 

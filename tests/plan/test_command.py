@@ -51,6 +51,7 @@ def test_nothing_is_written(sentexp, tmp_path, store, words, there):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_the_verb_and_the_key_print_the_same_plan(sentexp):
     by_verb, by_key = sentexp("plan", *SWEEP)[1], sentexp(*SWEEP, "sweep.dry_run=true")[1]
     assert rows(by_verb, "plan: 2 runs, 2 to do") == rows(by_key, "plan: 2 runs, 2 to do")

@@ -94,6 +94,7 @@ def test_a_run_of_the_untuned_base_is_the_base_of_later_runs(recorded):
     assert kinds(runs) == ["majority", "tfidf"]
 
 
+@pytest.mark.slow
 def test_what_changes_the_base_measures_it_again(recorded):
     measured = [recorded()[0].baselines["untuned"].run_id]
     for change in (

@@ -117,6 +117,7 @@ def test_every_run_of_many_steps_is_what_it_is_alone(sentexp, tmp_path, passes, 
     assert_alike(sentexp, tmp_path, passes, axes, count, "trainer.max_epochs=25", "trainer.max_steps=50")
 
 
+@pytest.mark.slow
 def test_bfloat16_is_rounded_as_alone(sentexp, tmp_path):
     """What trains is as far from float32: the arithmetic is no coarser where runs are fused."""
     words = ("--multirun", "peft.r=2,4", *TRAINING, ONCE, "tracking=none")
@@ -136,6 +137,7 @@ def test_bfloat16_is_rounded_as_alone(sentexp, tmp_path):
     assert errors[0] < rounding(float(exact.norm()), torch.bfloat16, terms=1, sums=32)
 
 
+@pytest.mark.slow
 def test_a_run_with_an_absurd_rate_fails_and_the_others_go_on(sentexp, tmp_path, passes):
     words = ("--multirun", "optim.lr=3e-3,5e-3,1e30", *TRAINING[1:], ONCE, "trainer.max_epochs=2")
     code, _, errors = sentexp(*words, "output_dir=fused", "trainer.gradient_clip_val=null")
@@ -150,6 +152,7 @@ def test_a_run_with_an_absurd_rate_fails_and_the_others_go_on(sentexp, tmp_path,
     assert_same(runs_of(tmp_path / "fused"), runs_of(tmp_path / "alone"), 8)
 
 
+@pytest.mark.slow
 def test_runs_that_stop_early_leave_the_others(sentexp, tmp_path, passes, worsening):
     worsening(lambda module: module.trainer.global_step > 4)  # the runs of a patience of 1 end with the next evaluation
     words = ("--multirun", "trainer.early_stopping_patience=1,9", "trainer.max_epochs=4", *TRAINING, "tracking=none")
@@ -161,6 +164,7 @@ def test_runs_that_stop_early_leave_the_others(sentexp, tmp_path, passes, worsen
     assert {1, 2} <= set(passes)  # one has gone on alone
 
 
+@pytest.mark.slow
 def test_a_pruned_run_leaves_the_others(sentexp, tmp_path, passes, worsening):
     worsening(lambda module: module.optim.lr < LR)
     words = ("hydra/sweeper=optuna", "hydra.sweeper.sampler=grid", "hydra.sweeper.n_jobs=2", "optim.lr=1e-2,1e-12")

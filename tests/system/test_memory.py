@@ -1,6 +1,5 @@
 """Memory: what is used, free and given back, and what is never collected."""
 
-import gc
 import os
 import subprocess
 import sys
@@ -8,11 +7,9 @@ import sys
 import pytest
 import torch
 
-from sentexp.system import memory
 from sentexp.system.memory import (
     KERNEL_CACHES,
     free_memory_gib,
-    freeze_imports,
     peak_memory_gib,
     release_memory,
     reset_peak_memory,
@@ -71,14 +68,3 @@ def test_products_of_many_shapes_leave_little_behind():
     if everything < 100:
         pytest.skip("this processor's kernels are not compiled for each shape")
     assert few < everything / 2
-
-
-def test_what_is_imported_is_frozen_once(monkeypatch):
-    frozen = []
-    monkeypatch.setattr(gc, "freeze", lambda: frozen.append("colorsys" in sys.modules))
-    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    memory._freeze.cache_clear()
-    freeze_imports("colorsys")
-    freeze_imports("colorsys", "json")  # by now models may be loaded, which must stay in reach of the collector
-    assert frozen == [True]
-    memory._freeze.cache_clear()

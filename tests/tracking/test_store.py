@@ -208,6 +208,7 @@ def test_a_row_that_another_process_was_faster_with_is_written_again(store):
     assert client._call(insert) == "there"
 
 
+@pytest.mark.slow
 def test_a_store_of_another_mlflow_is_named(store, command_environment):
     file = store.removeprefix("sqlite:///")
     open_run_logger(load_config(f"tracking.uri={store}", *RECORDED).tracking, "first", None).finish("FINISHED")

@@ -131,8 +131,8 @@ def _search() -> SearchConfig | None:
 
 def _freeze_imports(config: Config) -> None:
     """Import what the run needs, and let the garbage collector leave it alone."""
-    from sentexp.system.memory import freeze_imports
+    from sentexp.system.garbage import freeze_imports
 
     adapters = ["peft"] if isinstance(config.peft, Lora | IA3) else []
     tracking = ["mlflow"] if config.tracking.backend is TrackingBackend.mlflow else []
-    freeze_imports(*adapters, *tracking)
+    freeze_imports("sentexp.run.train", *adapters, *tracking)

@@ -37,7 +37,7 @@ VALUED_OPTIONS = (
     "-cp",
 )
 NAMING_RUNS = ("run", "runs", "sweep", "base")
-"""Keys of verbs whose values may be ids."""
+"""Keys of commands whose values may be ids."""
 
 
 class Terminated(BaseException):

@@ -1,10 +1,7 @@
 """`python -m sentexp compare`: who is better, and how surely; printed, and written to a folder. Sweeps end with it."""
 
-import functools
-import gc
 import tempfile
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +16,7 @@ from sentexp.compare.slices import slice_table, worst_slices
 from sentexp.config import CompareConfig
 from sentexp.errors import UserError
 from sentexp.system.console import OUT, say
+from sentexp.system.garbage import freeze_imports
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +45,7 @@ def compare(config: CompareConfig) -> None:
     Raises:
         UserError: anything in the configuration or the store that the user can fix.
     """
-    _freeze_imports()
+    freeze_imports("mlflow", "pandas", "scipy.stats")
     folder = _writable(config.output)
     analysis = analyse(config)
     for table in terminal_tables(analysis.board, analysis.title, OUT.width):
@@ -64,14 +62,6 @@ def compare(config: CompareConfig) -> None:
     files = write(analysis, config, folder)
     where = "" if analysis.comparison.parent_id is None else ", and among the artifacts of the sweep's MLflow run"
     say(f"{', '.join(file.name for file in files)} are in {folder}{where}.")
-
-
-@functools.cache
-def _freeze_imports() -> None:
-    """Let the garbage collector skip what the libraries hold: statsmodels calls it for each correction of p-values."""
-    for module in ("mlflow", "pandas", "scipy.stats", "statsmodels.stats.multitest"):
-        import_module(module)
-    gc.freeze()
 
 
 def _writable(output: str) -> Path:

@@ -98,7 +98,7 @@ class CompareConfig:
 class FinishedRun:
     """What every command that uses a finished run is told: which run, and where its parts are."""
 
-    verb: ClassVar[str]
+    command: ClassVar[str]
     """The command whose configuration this is."""
 
     tracking: TrackingConfig
@@ -116,7 +116,7 @@ class FinishedRun:
         """The run that is named."""
         return given(
             self.run or None,
-            f"{self.verb} needs a finished run: give run=<identity or MLflow run id> (python -m sentexp runs lists "
+            f"{self.command} needs a finished run: give run=<identity or MLflow run id> (python -m sentexp runs lists "
             "them), run=best, or run=<a run's folder>.",
         )
 
@@ -138,7 +138,7 @@ class ReadingRun(FinishedRun):
 class PredictConfig(ReadingRun):
     """`python -m sentexp predict`: which texts, and where what the run says of them goes."""
 
-    verb: ClassVar[str] = "predict"
+    command: ClassVar[str] = "predict"
 
     input: str | None
     output: str | None
@@ -165,7 +165,7 @@ class EvaluateConfig(ReadingRun):
     Texts are cut as in the run, so `data.max_length` does not count.
     """
 
-    verb: ClassVar[str] = "evaluate"
+    command: ClassVar[str] = "evaluate"
 
     data: DataConfig | None = None  # no file gives it: the list of defaults holds the choice
     split: EvaluatedRows
@@ -188,7 +188,7 @@ class EvaluateConfig(ReadingRun):
 class ExportConfig(FinishedRun):
     """`python -m sentexp export`: a finished run for other programs."""
 
-    verb: ClassVar[str] = "export"
+    command: ClassVar[str] = "export"
 
     format: ExportFormat | None
     dtype: ExportType
@@ -216,7 +216,7 @@ class RegisterConfig(FinishedRun):
     version that has it; or with `force`.
     """
 
-    verb: ClassVar[str] = "register"
+    command: ClassVar[str] = "register"
 
     name: str | None
     alias: str
@@ -243,7 +243,7 @@ class RegisterConfig(FinishedRun):
 class ServeConfig(ReadingRun):
     """`python -m sentexp serve`: a finished run behind MLflow's scoring server."""
 
-    verb: ClassVar[str] = "serve"
+    command: ClassVar[str] = "serve"
 
     host: str
     port: int = number(ge=0, le=65535, note="0 is any that is free")

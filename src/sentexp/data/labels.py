@@ -143,7 +143,7 @@ class LabelEncoder:
         if self._numbered:
             legal += f" and no number from 0 to {len(self.classes) - 1}"
         raise UserError(
-            f"Row {row} of {where} has the label {word[:60]!r}, which is {legal}{hint}{_more(unknown)}: mend it, map "
+            f"Row {row} of {where} has the label {word[:60]!r}, which is {legal}{hint}{_more(unknown)}: fix it, map "
             f"it with data.labels={{value: class, ...}}, {skip}."
         )
 

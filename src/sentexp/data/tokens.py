@@ -13,6 +13,7 @@ import numpy as np
 from sentexp.data.prompts import Prompt, holding_special_tokens
 from sentexp.data.text_hash import Numbers, split_digest
 from sentexp.errors import require
+from sentexp.system.atomic_write import replacing
 from sentexp.system.package_files import cache_dir
 
 if TYPE_CHECKING:
@@ -177,9 +178,8 @@ def tokenize(
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if _read(file) is None:
-                partial = file.with_suffix(".part")
-                _write(partial, rows, tokenizer, prompt, (limit, frame), progress)
-                partial.replace(file)
+                with replacing(file) as unfinished:
+                    _write(unfinished, rows, tokenizer, prompt, (limit, frame), progress)
         tokens = _read(file)
     assert tokens is not None
     require(int(tokens.lengths.min()) > 0, "A text has no tokens: remove the row, or give task.template some words.")

@@ -80,7 +80,7 @@ def read_trained(folder: Path) -> Trained:
     """
     require_no_pickle(folder)
     file = folder / FACTS
-    require(file.is_file(), f"{folder} holds no {FACTS}, so it is no folder of weights that sentexp has saved.")
+    require(file.is_file(), f"{folder} holds no {FACTS}, so it is not a folder of weights that sentexp has saved.")
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
         storage = facts["storage"]

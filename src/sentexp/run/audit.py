@@ -19,7 +19,7 @@ def audit(config: Config) -> DataAudit:
     The files are in a folder of `output_dir`; the MLflow run is in an experiment of its own, `<experiment>-audits`.
 
     Raises:
-        UserError: anything in the configuration, the data or the store that the user can mend.
+        UserError: anything in the configuration, the data or the store that the user can fix.
     """
     inputs = prepare_inputs(resolve_inputs(config, whole=True), near=True)
     report.print_findings(inputs.data_audit)

@@ -59,7 +59,7 @@ def resolve_inputs(config: Config, whole: bool = False) -> RunSpec:
         whole: leave the subsets of the data out.
 
     Raises:
-        UserError: anything in the configuration or the data that the user can mend.
+        UserError: anything in the configuration or the data that the user can fix.
     """
     examples, digest = cached(
         config, "examples", [flatten(config.data), whole], lambda: _with_digest(load_examples(config.data, whole))

@@ -9,7 +9,7 @@ def prepare(config: Config) -> None:
     """Fetch, convert and tokenise what a run of this configuration needs.
 
     Raises:
-        UserError: anything in the configuration or the data that the user can mend.
+        UserError: anything in the configuration or the data that the user can fix.
     """
     inputs = prepare_inputs(resolve_inputs(config))
     say(f"The backbone is in {inputs.backbone.folder}; a run of this configuration needs no network.")

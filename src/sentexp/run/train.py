@@ -37,7 +37,7 @@ def train(config: Config, policy: PruningPolicy | None = None) -> Result:
 
     Raises:
         Pruned: the policy has stopped it.
-        UserError: anything in the configuration, the data or the store that the user can mend.
+        UserError: anything in the configuration, the data or the store that the user can fix.
         ProcessFailed: another process of the run has failed.
     """
     started = time.monotonic()

@@ -17,6 +17,7 @@ from sentexp.config import Config, Pruner, SearchConfig
 from sentexp.config.metric_names import is_better_higher
 from sentexp.errors import UserError, complain
 from sentexp.search.study import call_storage, open_study, storage_url
+from sentexp.system.atomic_write import replacing
 from sentexp.training.pruning import EvaluationSnapshot
 
 if TYPE_CHECKING:
@@ -126,9 +127,8 @@ def save_rows(snapshot: EvaluationSnapshot, monitor: str) -> None:
     folder = snapshot.folder / EVALUATIONS
     folder.mkdir(exist_ok=True)
     scores = row_scores(snapshot.logits, snapshot.targets, monitor)
-    unfinished = folder / f"{snapshot.step}.partial"
-    save_file({"scores": scores, "targets": snapshot.targets.contiguous()}, unfinished)
-    unfinished.replace(_rows_file(snapshot.folder, snapshot.step))
+    with replacing(_rows_file(snapshot.folder, snapshot.step)) as unfinished:
+        save_file({"scores": scores, "targets": snapshot.targets.contiguous()}, unfinished)
 
 
 def row_scores(logits: Tensor, targets: Tensor, monitor: str) -> Tensor:

@@ -134,7 +134,7 @@ async def read_body(request: "Request", most: int) -> bytes:
             if size <= most:
                 body += part
     except ClientDisconnect:
-        raise Refused(400, "The request has ended before its end.") from None
+        raise Refused(400, "The client disconnected before the whole request was sent.") from None
     if size > most:
         raise too_large
     return bytes(body)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sentexp.config.metric_names import is_better_higher
+from sentexp.system.atomic_write import write_atomic
 from sentexp.tracking.provenance import command
 
 SWEEP, OUTCOME, LOG, CONFIG, STOP = "sweep.json", "outcome.json", "run.log", "config.yaml", "stop"
@@ -92,9 +93,7 @@ class SweepFolder:
         """Note how a run ended; too many failures stop the runs that have not started."""
         folder = self.of(number)
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f"{OUTCOME}.partial"
-        unfinished.write_text(json.dumps(asdict(outcome), indent=2) + "\n")
-        unfinished.replace(folder / OUTCOME)
+        write_atomic(folder / OUTCOME, json.dumps(asdict(outcome), indent=2) + "\n")
         most = self._facts()["max_failures"]
         if most is not None and sum(map(has_failed, self.outcomes().values())) >= most:
             (self.path / STOP).touch()

@@ -129,6 +129,6 @@ def _hub_errors(key: str, repo: str, revision: str | None, kind: Kind) -> Iterat
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"{key}={repo} is no local path, and the Hugging Face hub cannot be reached from here "
+            f"{key}={repo} is not a local path, and the Hugging Face hub cannot be reached from here "
             f"({type(error).__name__}): {instead}, or go online (a gated repository grants access at {page})."
         ) from None

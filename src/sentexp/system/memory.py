@@ -2,12 +2,10 @@
 
 import contextlib
 import ctypes
-import functools
 import gc
 import os
 import resource
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import psutil
@@ -68,23 +66,6 @@ def limit_kernel_caches() -> None:
     """
     for variable in KERNEL_CACHES:
         os.environ.setdefault(variable, "64")
-
-
-def freeze_imports(*modules: str) -> None:
-    """Import these modules; the first call lets the garbage collector skip all that this process has imported.
-
-    A run collects garbage when it ends: among the 800,000 objects that the libraries hold, that takes half a second.
-    Call it before any model is loaded, as what it skips is never collected.
-    """
-    for module in modules:
-        import_module(module)
-    _freeze()
-
-
-@functools.cache
-def _freeze() -> None:
-    gc.collect()
-    gc.freeze()
 
 
 def release_memory() -> None:

@@ -63,7 +63,7 @@ def _agreement_lines(data: PhraseBank, name: str) -> list[str]:
         with zipfile.ZipFile(archives[0]) as archive:
             return _member_lines(archive, name)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise UserError(f"{archives[0]} is no whole zip ({error}): fetch it again.") from None
+        raise UserError(f"{archives[0]} is not a whole zip ({error}): fetch it again.") from None
 
 
 def _member_lines(archive: zipfile.ZipFile, name: str) -> list[str]:

@@ -26,7 +26,7 @@ def rated_texts(data: RatedTexts) -> "pa.Table":
         for number, row in enumerate(rows, start=1):
             require(
                 len(row) == len(("id", "rating", "text")),
-                f"Row {number} of {file} has {len(row)} columns, not an id, a rating and a text: mend it.",
+                f"Row {number} of {file} has {len(row)} columns, not an id, a rating and a text: fix it.",
             )
         string = pa.large_string()
         columns: dict[str, Any] = {
