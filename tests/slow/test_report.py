@@ -101,7 +101,7 @@ def test_a_report_is_read_sorted_and_searched(report, browser):
     assert browser.title == "sweep of ranks"
 
     sizes = browser.execute_script("return [...document.images].map(image => [image.complete, image.naturalWidth])")
-    assert len(sizes) == len(browser.find_elements("tag name", "figure")) == 7
+    assert len(sizes) == len(browser.find_elements("tag name", "figure")) == 6
     assert all(complete and width > 300 for complete, width in sizes)
     assert not browser.execute_script(
         "return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sentexp.config import Quantization
+from sentexp.config import Quantization, conf_dir
 from sentexp.export.pyfunc import BASE, CALIBRATED, CODE, TEXT, WEIGHTS, quiet_pyfunc
 from sentexp.inference.run_lookup import Finished
 from sentexp.inference.scorer import LABEL, MAX_TOKENS, PROBABILITY
@@ -46,6 +46,7 @@ def save_model(finished: Finished, folder: Path, base: str | None = None, carry_
     with tempfile.TemporaryDirectory() as place, quiet_pyfunc() as pyfunc:
         package = Path(place) / PACKAGE.name
         shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "conf"))
+        shutil.copytree(conf_dir(), package / "conf")  # which holds the defaults of what is read back
         code = Path(place) / "model.py"
         code.write_text(CODE, encoding="utf-8")
         pyfunc.save_model(
