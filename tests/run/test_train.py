@@ -339,6 +339,14 @@ def test_pictures_are_drawn_at_the_end_of_a_single_run_and_of_others_when_asked(
     assert drawn(result.folder) == set(PLOTS)
 
 
+def test_a_run_that_trains_again_leaves_no_plots_of_before(config):
+    swept = ("sweep.name=x", "baseline=false")
+    result = train(config(*swept, "plots=true"))
+    assert all((result.folder / name).is_file() for name in PLOTS)
+    train(config(*swept, "sweep.rerun=true", "plots=null"))
+    assert not any((result.folder / name).exists() for name in PLOTS)
+
+
 def test_a_run_whose_metrics_are_gone_is_not_drawn(config, monkeypatch):
     result = train(config("plots=false"))
     (result.folder / "metrics.jsonl").unlink()

@@ -96,7 +96,7 @@ class CompareConfig:
 
 @dataclass(kw_only=True, slots=True)
 class FinishedRun:
-    """What every command that uses a finished run is told: which run, and where its parts are."""
+    """The keys of every command that uses a finished run: which run, and where its parts are."""
 
     command: ClassVar[str]
     """The command whose configuration this is."""
@@ -123,7 +123,7 @@ class FinishedRun:
 
 @dataclass(kw_only=True, slots=True)
 class ReadingRun(FinishedRun):
-    """What every command that reads texts with a finished run is told besides: tokens of a batch, and the device."""
+    """The further keys of every command that reads texts with a finished run: tokens of a batch, and the device."""
 
     max_tokens: int = number(ge=1)
     accelerator: str
@@ -241,7 +241,7 @@ class RegisterConfig(FinishedRun):
 
 @dataclass(kw_only=True, slots=True)
 class ServeConfig(ReadingRun):
-    """`python -m sentexp serve`: a finished run behind MLflow's scoring server."""
+    """`python -m sentexp serve`: a finished run behind a server in MLflow's protocol."""
 
     command: ClassVar[str] = "serve"
 

@@ -164,10 +164,8 @@ def _require_text_slot(key: str, template: str) -> None:
 
 def _require_placeholders(key: str, text: str, *legal: str) -> None:
     unknown = [name for name in re.findall(r"\{(\w+)\}", text) if name not in legal]
-    told = " and ".join(f"{{{name}}}" for name in legal)
-    require(
-        not unknown, f"{key}={text!r} holds {{{''.join(unknown[:1])}}}, which stands for nothing there: use {told}."
-    )
+    allowed = " and ".join(f"{{{name}}}" for name in legal)
+    require(not unknown, f"{key}={text!r} holds {{{''.join(unknown[:1])}}}, which has no meaning there: use {allowed}.")
 
 
 def _label_words(given: Any) -> list[str] | dict[str, str] | None:

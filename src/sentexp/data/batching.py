@@ -3,6 +3,7 @@
 A micro-batch has so many rows (`RowBatches`), or at most so many tokens (`TokenBudgetBatches`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ def training_order(lengths: Any, trainer: TrainerConfig, seed: int, weights: Any
     return RowBatches(lengths, trainer.batch_size, accumulate, seed, group, weights)
 
 
-class BatchOrder(Sampler[tuple[list[int], int]]):
+class BatchOrder(Sampler[tuple[list[int], int]], ABC):
     """Micro-batches of an epoch as (row numbers, rows of their optimizer step).
 
     Rows are shuffled, then sorted by length within stretches of `MEGABATCH` optimizer steps; the steps are shuffled
@@ -60,8 +61,9 @@ class BatchOrder(Sampler[tuple[list[int], int]]):
         """Name the epoch whose order comes next (called by Lightning)."""
         self.epoch = epoch
 
+    @abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError
+        """Return the micro-batches of an epoch."""
 
     def __iter__(self) -> Iterator[tuple[list[int], int]]:
         epoch, done = self.resume_at
@@ -89,17 +91,17 @@ class BatchOrder(Sampler[tuple[list[int], int]]):
         """Return the rows of an epoch in random order."""
         return torch.randperm(len(self.lengths), generator=generator)
 
+    @abstractmethod
     def _step_rows(self) -> int:
         """Return the rows of an optimizer step, on average at least."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _steps(self, order: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the rows of each optimizer step, and those of the last one if it is incomplete."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _micro_batches(self, step: Tensor) -> list[Tensor]:
         """Return the rows of each micro-batch of a step."""
-        raise NotImplementedError
 
 
 class RowBatches(BatchOrder):

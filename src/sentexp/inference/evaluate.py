@@ -185,20 +185,20 @@ def _scores(scorer: Scorer, rows: "pa.Table") -> Scores:
 
 def _record(evaluated: Evaluated, finished: Finished, config: EvaluateConfig, folder: Path) -> Evaluated:
     """Record a result whole, as an MLflow run under that of the finished run, and write it to the folder."""
-    record = _open(evaluated, finished, config)
-    evaluated.run_id = record.run_id
+    logger = _open(evaluated, finished, config)
+    evaluated.run_id = logger.run_id
     try:
         (folder / RESULT_FILE).write_text(json.dumps(_facts(evaluated), indent=2) + "\n", encoding="utf-8")
-        record.log_params(_params(finished, config))
+        logger.log_params(_params(finished, config))
         run_metrics = {} if finished.run is None else finished.run.data.metrics
-        record.log_metrics(evaluated.metrics | {name: run_metrics[name] for name in COPIED if name in run_metrics})
-        record.log_files(folder / PREDICTIONS, PREDICTIONS)
-        record.log_files(folder / RESULT_FILE)
+        logger.log_metrics(evaluated.metrics | {name: run_metrics[name] for name in COPIED if name in run_metrics})
+        logger.log_files(folder / PREDICTIONS, PREDICTIONS)
+        logger.log_files(folder / RESULT_FILE)
     except BaseException:
         (folder / RESULT_FILE).unlink(missing_ok=True)
-        record.finish("FAILED")
+        logger.finish("FAILED")
         raise
-    record.finish("FINISHED")
+    logger.finish("FINISHED")
     return evaluated
 
 

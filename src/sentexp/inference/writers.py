@@ -1,7 +1,7 @@
 """The output of `predict`: a part for each chunk, joined and renamed to its name when all are there.
 
-The parts stand in a folder beside the output. A small state file there says how many are written, so that the same
-command goes on after a kill: the part that was at hand is written again.
+The parts are in a folder beside the output. A small state file there says how many are written, so that the same
+command resumes after a kill: the part that was being written is written again.
 """
 
 import csv
@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ Predictions = list[list[Any]]
 """For each row the label and the probabilities, null where there is no text."""
 
 
-class Output:
+class Output(ABC):
     """Where rows go with their predictions; `rows` were there already when it was opened.
 
     Args:
@@ -48,15 +49,17 @@ class Output:
         self.rows += len(predictions)
         self.empty += sum(row[0] is None for row in predictions)
 
+    @abstractmethod
     def write(self, chunk: Chunk, predictions: Predictions) -> None:
         """Add a chunk."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self) -> None:
         """Put the output in its place."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Let go of what is open; what is not finished stays, to be gone on with."""
+        """Close what is open; what is not finished stays, so that a later start can resume it."""
 
 
 class StandardOutput(Output):
@@ -77,6 +80,9 @@ class StandardOutput(Output):
         if self.rows == 0:
             sys.stdout.buffer.write(self.text.header())
             sys.stdout.buffer.flush()
+
+    def close(self) -> None:
+        """Leave standard output open: it is the process's."""
 
 
 class FileOutput(Output):

@@ -11,7 +11,7 @@ def explain_failure(error: Exception, output_dir: str) -> str | None:
         return str(error)
     if is_disk_full(error):
         where = getattr(error, "filename", None) or output_dir
-        return f"No space is left to write {where}: free some and run the same command, which goes on."
+        return f"No space is left to write {where}: free some and run the same command, which resumes."
     if isinstance(error, OSError) and error.filename:
         return (
             f"{error.filename} cannot be used ({error.strerror}): SENTEXP_CACHE names the folder of the cache, "

@@ -109,8 +109,7 @@ def start_or_resume_run(inputs: RunInputs, run_dir: RunDir) -> RunLogger:
     if resume is None and config.sweep.name is not None:
         failed = find_run(config.tracking, UNSTARTED, digest_of(settings(config)), "FAILED")
         resume = None if failed is None else failed.info.run_id
-    else:
-        _drop_plots(run_dir.path)
+    _drop_plots(run_dir.path)
     run_dir.save_state(identity=identity)
     tags = {"identity": identity, UNSTARTED: ""}
     logger = _open(config, resume, tags if resume is None else tags | {PRUNED: ""})
