@@ -15,9 +15,8 @@ def defer_signals() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             previous = signal.getsignal(number)
-            if previous is not None and not isinstance(
-                previous, _Waiting
-            ):  # None is not Python's, and could not be put back
+            # one that is not Python's is None, and could not be put back
+            if previous is not None and not isinstance(previous, _Waiting):
                 handler.before[number] = signal.signal(number, handler)
     try:
         yield

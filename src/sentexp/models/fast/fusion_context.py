@@ -50,11 +50,6 @@ def enter(run: FusedRun) -> None:
     _context.run = run
 
 
-def is_fused() -> bool:
-    """Tell whether this thread is a run of a fused sweep."""
-    return fused_run() is not None
-
-
 @contextmanager
 def unfused() -> Iterator[None]:
     """Compute without the other runs: what holds a lock that they wait for must not wait for them."""
