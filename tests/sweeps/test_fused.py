@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from lightning import LightningModule
 from mlflow import MlflowClient
 from rounding import drift, rounding, smooth
 from safetensors.torch import load_file
@@ -87,6 +88,14 @@ def assert_alike(sentexp, tmp_path, passes, axes, count, *training):
 )
 def test_every_run_is_what_it_is_alone(sentexp, tmp_path, passes, axes, count):
     assert_alike(sentexp, tmp_path, passes, axes, count, "trainer.max_epochs=2")
+
+
+def test_a_run_that_ends_leaves_the_shared_weights_where_they_are(sentexp, tmp_path, monkeypatch):
+    """On a GPU `cpu()` takes them away from the runs that still train; here it makes them float64, which is as bad."""
+    monkeypatch.setattr(LightningModule, "cpu", LightningModule.double)
+    words = ("--multirun", "trainer.max_steps=1,3", *TRAINING, "tracking=none", "output_dir=fused")
+    assert sentexp(*words)[0] == 0
+    assert len(runs_of(tmp_path / "fused")) == 2
 
 
 @pytest.mark.slow

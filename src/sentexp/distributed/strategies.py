@@ -18,7 +18,21 @@ from sentexp.distributed import processes
 from sentexp.distributed.sharding import cut_like, gathered
 
 
-class ReplicatedStrategy(SingleDeviceStrategy):
+class SingleStrategy(SingleDeviceStrategy):
+    """One process (`trainer.strategy=single`)."""
+
+    def teardown(self) -> None:
+        """Leave the model where it is.
+
+        Lightning moves it to the CPU: frozen weights that other runs of a sweep still read, all weights that the test
+        reads next, and shards that the processes could not put together there.
+        """
+        module, self._lightning_module = self._lightning_module, None
+        super().teardown()
+        self._lightning_module = module
+
+
+class ReplicatedStrategy(SingleStrategy):
     """Every process holds the whole model; the gradients of a step are the sum over all processes (`trainer=ddp`)."""
 
     @property
@@ -75,12 +89,6 @@ class ShardedStrategy(ReplicatedStrategy):
                 for name, value in entry.items():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
                         entry[name] = cut_like(value, parameter)
-
-    def teardown(self) -> None:
-        """Leave the shards where they are: on the CPU the processes could not put them together."""
-        module, self._lightning_module = self._lightning_module, None
-        super().teardown()
-        self._lightning_module = module
 
     def _to_add_up(self, optimizer: Optimizer) -> list[Tensor]:
         del optimizer

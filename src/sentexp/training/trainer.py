@@ -13,7 +13,6 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -21,14 +20,14 @@ from sentexp.config import Precision, Strategy, TrainerConfig
 from sentexp.config.metric_names import is_better_higher
 from sentexp.data.datamodule import Batch, DataModule
 from sentexp.distributed import processes
-from sentexp.distributed.strategies import ReplicatedStrategy, ShardedStrategy
+from sentexp.distributed.strategies import ReplicatedStrategy, ShardedStrategy, SingleStrategy
 from sentexp.errors import OutOfMemory, UserError
 from sentexp.system.memory import is_out_of_memory
 from sentexp.training.checkpoint import Checkpoints, ResumableEarlyStopping
 from sentexp.training.module import ClassifierModule
 
 LIGHTNING_PRECISION = {Precision.fp32: "32-true", Precision.bf16: "bf16-mixed", Precision.fp16: "16-mixed"}
-STRATEGIES = {Strategy.single: SingleDeviceStrategy, Strategy.ddp: ReplicatedStrategy, Strategy.fsdp: ShardedStrategy}
+STRATEGIES = {Strategy.single: SingleStrategy, Strategy.ddp: ReplicatedStrategy, Strategy.fsdp: ShardedStrategy}
 REFRESH_IN_A_LOG, REFRESH_ON_A_GPU = 25, 10
 """Steps between two updates of the progress bar; each waits for the GPU."""
 EXPECTED_WARNINGS = (
