@@ -56,7 +56,7 @@ def test_every_way_of_training_lowers_every_loss(answer, method, loss):
 
 
 def test_training_on_answers_brings_the_mass_to_the_labels(answer):
-    """Rounding decides how far a training comes: over seeds, rates and threads, a quarter of the mass may stay outside."""
+    """Rounding decides how far a training comes: over seeds, rates and threads a quarter of the mass may stay out."""
     base = answer("peft=none").metrics
     tuned = answer("peft=full", "optim.lr=3e-3", "trainer.max_epochs=32", "trainer.eval_steps=128", *STEADY).metrics
     assert base["test/off_label_mass"] > 0.99

@@ -97,6 +97,7 @@ BOOKKEEPING = (
     "trainer.strategy",
     "trainer.padding_free",
     "trainer.compile",
+    "trainer.cuda_graphs",
 )
 """Keys that change where and how often a run is written down, or who computes it, never what it computes."""
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
-from sentexp.config.checks import check_accelerator, check_count_or_fraction, check_ranges, number
+from sentexp.config.checks import AUTO, check_accelerator, check_count_or_fraction, check_ranges, number
 from sentexp.config.metric_names import METRICS
 from sentexp.errors import require
 
@@ -33,7 +34,8 @@ class TrainerConfig:
 
     `max_tokens` fills the memory by tokens instead of by rows: an optimizer step then sees at most `max_tokens *
     accumulate_grad_batches` tokens, cut into `accumulate_grad_batches` parts of about as many, and `batch_size` does
-    not count. `padding_free` and `compile` change how a batch is computed, never which rows it holds.
+    not count. `padding_free`, `compile` and `cuda_graphs` change how a batch is computed, never which rows it
+    holds.
     """
 
     max_epochs: int = number(ge=1)
@@ -48,6 +50,7 @@ class TrainerConfig:
     group_by_length: bool
     padding_free: bool
     compile: bool
+    cuda_graphs: Any  # auto, true or false: OmegaConf 2.3 cannot merge a union of these
     eval_steps: float | None
     save_steps: int = number(ge=1)
     log_every_n_steps: int = number(ge=1)
@@ -69,6 +72,10 @@ class TrainerConfig:
         )
         legal = [f"validation/{name}" for name in METRICS]
         require(self.monitor in legal, f"trainer.monitor={self.monitor} must be one of {', '.join(legal)}.")
+        require(
+            self.cuda_graphs in (True, False, AUTO),
+            f"trainer.cuda_graphs={self.cuda_graphs} must be auto, true or false.",
+        )
         check_accelerator("trainer.accelerator", self.accelerator)
 
     @property

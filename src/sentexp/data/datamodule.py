@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sentexp.config import TrainerConfig
@@ -57,7 +57,7 @@ class Batch(NamedTuple):
     """Rows of a split. Shapes, but for the texts: (rows,) or scalar.
 
     With several processes each holds a shard of the rows. A process without rows computes a dummy row (`counts` is
-    False), as all must run the same number of forward passes.
+    False), as all must run the same number of forward passes. Nor do filler rows count, which are behind the others.
     """
 
     texts: Texts
@@ -81,6 +81,7 @@ class DataModule(L.LightningDataModule):
         seed: of the order of the training rows.
         weights: of the training rows (see `training_order`).
         packer: lays rows out without padding; None pads them.
+        bucketed: fill batches up to few sizes (see `data.buckets`).
     """
 
     def __init__(
@@ -91,8 +92,10 @@ class DataModule(L.LightningDataModule):
         seed: int,
         weights: Any = None,
         packer: Packer | None = None,
+        bucketed: bool = False,
     ) -> None:
         super().__init__()
+        self.bucketed = bucketed
         self.splits = splits
         self.tokenizer = tokenizer
         self.config = trainer
@@ -150,28 +153,44 @@ class DataModule(L.LightningDataModule):
         else:
             score, prefix = self.packer.score, rows.prefix
             layout = lambda ids, _: score(ids, prefix)  # noqa: E731
-        return DataLoader(_Batches(rows, layout), batch_size=None, sampler=order, pin_memory=torch.cuda.is_available())
+        filler: Filler | None = None
+        if self.bucketed and self.packer is not None:
+            fill, begin = self.packer.filler, rows.prefix
+            filler = lambda ids, labels: fill(ids, labels if split == "train" else None, begin)  # noqa: E731
+        return DataLoader(
+            _Batches(rows, layout, filler), batch_size=None, sampler=order, pin_memory=torch.cuda.is_available()
+        )
 
 
 Layout = Callable[[list[list[int]], list[int]], Texts]
 """From token ids and class indices of rows to what a model reads."""
+Filler = Callable[[list[list[int]], list[int]], list[list[int]]]
+"""From token ids and class indices of rows to the token ids of filler rows, of the first class."""
 
 
 class _Batches(Dataset[Batch]):
-    """Reads the rows of a batch that are this process's, and lays them out."""
+    """Reads the rows of a batch that are this process's, and lays them out with the filler rows."""
 
-    def __init__(self, rows: Rows, layout: Layout) -> None:
+    def __init__(self, rows: Rows, layout: Layout, filler: Filler | None) -> None:
         self.rows = rows
         self.layout = layout
+        self.filler = filler
 
     def __getitem__(self, item: tuple[list[int], int]) -> Batch:
         numbers, step_rows = item
         shard = processes.shard_rows(numbers)
         rows = shard or numbers[:1]
-        labels = torch.as_tensor(self.rows.labels[rows], dtype=torch.long)
-        texts = self.layout(self.rows.ids(rows), labels.tolist())
-        counts = torch.full((len(rows),), bool(shard))
-        return Batch(texts, labels, torch.tensor(rows), torch.tensor(step_rows), counts, len(numbers))
+        ids, labels = self.rows.ids(rows), torch.as_tensor(self.rows.labels[rows], dtype=torch.long)
+        filler = [] if self.filler is None else self.filler(ids, labels.tolist())
+        fill = partial(nn.functional.pad, pad=(0, len(filler)))
+        return Batch(
+            texts=self.layout([*ids, *filler], fill(labels).tolist()),
+            labels=fill(labels),
+            rows=fill(torch.tensor(rows)),
+            step_rows=torch.tensor(step_rows),
+            counts=fill(torch.full((len(rows),), bool(shard))),
+            batch_rows=len(numbers),
+        )
 
 
 def pad(rows: list[list[int]], pad_id: int, side: str) -> Padded:

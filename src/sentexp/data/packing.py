@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sentexp.config import AnswerLoss
 from sentexp.data.answer_tree import AnswerTree
+from sentexp.data.buckets import filler_rows
 
 
 class Learned(NamedTuple):
@@ -100,6 +101,20 @@ class Packer:
     def __post_init__(self) -> None:
         """Lay the answers out."""
         self.tree = AnswerTree.of(self.answers)
+
+    def filler(self, rows: Sequence[list[int]], labels: Sequence[int] | None, prefix: int) -> list[list[int]]:
+        """Return the token ids of filler rows of the first class (see `data.buckets`).
+
+        Args:
+            rows: token ids.
+            labels: class indices, where the rows are to be learned; None where they are to be scored.
+            prefix: how many tokens all rows begin with.
+        """
+        if labels is None or not self.answers or self.loss is AnswerLoss.label_words:
+            behind = len(self.tree.branch_tokens)
+            return filler_rows(rows, prefix, [behind] * len(rows), behind)
+        lengths = [len(answer) + len(self.end) for answer in self.answers]
+        return filler_rows(rows, prefix, [lengths[label] for label in labels], lengths[0])
 
     def train(self, rows: Sequence[list[int]], labels: Sequence[int], prefix: int) -> Packed:
         """Return rows with their answers behind them, and what is learned of them.

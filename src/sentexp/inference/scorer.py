@@ -14,6 +14,7 @@ from sentexp.data.datamodule import Texts, pad
 from sentexp.data.packing import Packer
 from sentexp.data.tokens import WORTH_SHARING, encode, row_limit
 from sentexp.errors import UserError
+from sentexp.models.cuda_graphs import ScoringGraphs
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import PADDING_FREE_ARCHITECTURES
 from sentexp.models.label_scorer import LabelScorer, without_prior
@@ -82,6 +83,8 @@ class Scorer:
             if trained.answers
             else SequenceClassifier(model)
         ).train(False)
+        records = self.device.type == "cuda" and self.packer is not None
+        self.graphs = ScoringGraphs(self.classifier) if records else None
         for name, value in self.classifier.named_buffers(recurse=False):  # the model is there, perhaps quantised
             setattr(self.classifier, name, value.to(self.device))
 
@@ -130,8 +133,9 @@ class Scorer:
         """Return the scores of a batch, in halves where it does not fit into memory."""
         try:
             with torch.inference_mode(), self._arithmetic():
-                scores = self.classifier(move_data_to_device(self._layout(rows, prefix), self.device), beginning)
-                return [tuple(None if part is None else part.cpu() for part in scores)]
+                score = self.classifier if self.graphs is None else self.graphs
+                scores = score(move_data_to_device(self._layout(rows, prefix), self.device), beginning)
+                return [tuple(None if part is None else part[: len(rows)].cpu() for part in scores)]
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -147,13 +151,15 @@ class Scorer:
     def _layout(self, rows: list[list[int]], prefix: int) -> Texts:
         if self.packer is None:
             return pad(rows, int(self.tokenizer.pad_token_id), "right")
-        return self.packer.score(rows, prefix)
+        filler = [] if self.graphs is None else self.packer.filler(rows, None, prefix)
+        return self.packer.score([*rows, *filler], prefix)
 
     def _arithmetic(self) -> Any:
         """Return Lightning's mixed precision, in which the run was tested."""
         if self.precision is Precision.fp32:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
+        # a recorded pass must not read what another has cast
+        return torch.autocast(self.device.type, dtype=DTYPES[self.precision], cache_enabled=self.graphs is None)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text in its frame, cut as in the run."""

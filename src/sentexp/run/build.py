@@ -22,6 +22,7 @@ from sentexp.data.tokens import encode
 from sentexp.distributed.sharding import shard
 from sentexp.errors import require
 from sentexp.models.adapters import ParameterAudit, attach
+from sentexp.models.fast.fusion_context import fused_run
 from sentexp.models.feature_cache import FeatureCache
 from sentexp.models.label_scorer import LabelScorer
 from sentexp.models.loading import (
@@ -138,6 +139,7 @@ def build_module(inputs: RunInputs, model: nn.Module) -> ClassifierModule:
         PriorCorrection.none if answering is None else answering.calibration,
         content_free,
         generates=answering is not None and answering.generate,
+        cuda_graphs=inputs.cuda_graphs,
     )
 
 
@@ -146,4 +148,5 @@ def build_data(inputs: RunInputs, batches: BatchPlan | None = None) -> DataModul
     config = inputs.config
     trainer = config.trainer if batches is None else batches.apply_to(config.trainer)
     weights = row_weights(config.data, inputs.examples)
-    return DataModule(inputs.tokens, inputs.tokenizer, trainer, config.seed, weights, build_packer(inputs))
+    packer, bucketed = build_packer(inputs), inputs.cuda_graphs and fused_run() is None
+    return DataModule(inputs.tokens, inputs.tokenizer, trainer, config.seed, weights, packer, bucketed)

@@ -49,6 +49,8 @@ def fit_and_test(
     trainer = build_trainer(loop, inputs.precision, inputs.device, sinks, checkpoints, *pruning)
 
     train_seconds = _fit(trainer, module, data, checkpoints, is_untuned=isinstance(config.peft, Untuned))
+    if module.recorded_graphs:
+        logger.set_tags({"cuda_graphs": module.recorded_graphs})
     metrics = evaluate(trainer, module, data, "test")
     summary = summarise_test(inputs, module.validation, module.test)
     summary.metrics |= differences(metrics, baselines)

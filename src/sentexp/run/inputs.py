@@ -19,6 +19,7 @@ from sentexp.models.loading import load_tokenizer
 from sentexp.models.pretrained import Backbone, locate_backbone, max_positions, model_type
 from sentexp.run import report
 from sentexp.run.cache import cached
+from sentexp.run.cuda_graphs import uses_cuda_graphs
 from sentexp.system.device import choose_device, choose_precision
 from sentexp.system.hub import is_local
 from sentexp.system.memory import reset_peak_memory
@@ -43,10 +44,11 @@ class RunSpec:
 
 @dataclass(kw_only=True, slots=True)
 class RunInputs(RunSpec):
-    """What every attempt at a run shares."""
+    """What every attempt at a run shares; `cuda_graphs` says whether steps are recorded."""
 
     device: torch.device
     precision: Precision
+    cuda_graphs: bool
     tokens: dict[str, TokenRows]
     data_audit: DataAudit
 
@@ -98,11 +100,12 @@ def prepare_inputs(spec: RunSpec, near: bool = False, show: bool = True) -> RunI
         show: print what was found.
 
     Raises:
-        UserError: a device or a precision that this machine has not.
+        UserError: a device, a precision or CUDA graphs that cannot be had here.
     """
     config = spec.config
     device = choose_device(config.trainer.accelerator)
     precision = choose_precision(config.trainer.precision, device)
+    cuda_graphs = uses_cuda_graphs(config, device, precision, model_type(spec.backbone))
     reset_peak_memory(device)
     tokens = tokenize_splits(spec)
     data_audit = cached(
@@ -114,7 +117,9 @@ def prepare_inputs(spec: RunSpec, near: bool = False, show: bool = True) -> RunI
     if show:
         report.print_data(data_audit)
     resolved = {item.name: getattr(spec, item.name) for item in fields(RunSpec)}
-    return RunInputs(**resolved, device=device, precision=precision, tokens=tokens, data_audit=data_audit)
+    return RunInputs(
+        **resolved, device=device, precision=precision, cuda_graphs=cuda_graphs, tokens=tokens, data_audit=data_audit
+    )
 
 
 def with_shots(inputs: RunInputs) -> RunInputs:

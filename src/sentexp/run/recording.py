@@ -30,7 +30,7 @@ from sentexp.tracking.run_dir import RunDir
 from sentexp.tracking.run_logger import RunLogger, open_run_logger
 from sentexp.tracking.signals import defer_signals
 from sentexp.tracking.store import PARENT, find_run
-from sentexp.training.module import Evaluation
+from sentexp.training.evaluation import Evaluation
 from sentexp.training.pruning import Pruned
 
 CONFIG = "config.yaml"

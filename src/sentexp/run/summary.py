@@ -14,7 +14,7 @@ from sentexp.run.inputs import RunInputs
 from sentexp.run.result import Baseline
 from sentexp.tracking.run_dir import RunDir
 from sentexp.training.calibration import fit_temperature, reliability
-from sentexp.training.module import Evaluation
+from sentexp.training.evaluation import Evaluation
 
 
 @dataclass(kw_only=True, slots=True)

@@ -2,7 +2,8 @@
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
@@ -17,12 +18,15 @@ from sentexp.errors import UserError
 from sentexp.metrics.generated_answers import answer_metrics
 from sentexp.metrics.split_metrics import split_metrics
 from sentexp.models.adapters import load_trainable_state, trainable_state
+from sentexp.models.cuda_graphs import ScoringGraphs
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.label_scorer import LabelScorer, label_prior, without_prior
 from sentexp.models.sequence_classifier import SequenceClassifier
 from sentexp.models.structure import find_head
+from sentexp.training.evaluation import Evaluation, Outputs
 from sentexp.training.loss import weigh
 from sentexp.training.optim import build_optimizer, build_schedule
+from sentexp.training.recorded_steps import TrainingGraphs
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -32,17 +36,6 @@ if TYPE_CHECKING:
 SPEED_WINDOW = 60.0
 OF_A_PROCESS = 1 << 48
 """Between the seeds of two processes: more than there are micro-batches."""
-
-
-class Evaluation(NamedTuple):
-    """The outputs of a model for a split, in the order of its rows; see `Scores`. `generated` are tokens of answers."""
-
-    targets: Tensor
-    logits: Tensor
-    outside: Tensor | None = None
-    first_token: Tensor | None = None
-    irregular: Tensor | None = None
-    generated: Tensor | None = None
 
 
 class ClassifierModule(L.LightningModule):
@@ -59,6 +52,7 @@ class ClassifierModule(L.LightningModule):
         correction: the prior that is divided out of the probabilities in every evaluation.
         content_free: texts that say nothing, for `PriorCorrection.contextual`.
         generates: let the model write its answers to the test rows.
+        cuda_graphs: record steps and scores, and replay them.
     """
 
     def __init__(
@@ -73,6 +67,7 @@ class ClassifierModule(L.LightningModule):
         correction: PriorCorrection = PriorCorrection.none,
         content_free: Texts | None = None,
         generates: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
         self.classifier = classifier
@@ -93,8 +88,13 @@ class ClassifierModule(L.LightningModule):
         self.register_buffer("class_weights", weights, persistent=False)
         self.step_loss: Tensor
         self.register_buffer("step_loss", torch.zeros(()), persistent=False)
-        self._parts: list[tuple[Tensor | None, ...]] = []
+        self._outputs = Outputs()
         self._beginning = PrefixCache()
+        self.cuda_graphs = cuda_graphs
+        self.recorded_graphs = ""
+        self.training_graphs: TrainingGraphs | None = None
+        self.scoring_graphs = ScoringGraphs(classifier) if cuda_graphs else None
+        self._replay: Callable[[], Tensor] | None = None
         self._pace: deque[tuple[float, int]] = deque()
 
     def on_train_start(self) -> None:
@@ -103,10 +103,22 @@ class ClassifierModule(L.LightningModule):
         Lightning leaves a pretrained model in evaluation mode here, and restores this mode after each evaluation.
         """
         self.train()
+        if self.cuda_graphs and self.trainer.accumulate_grad_batches == 1:
+            optimizer: Any = self.optimizers(use_pl_optimizer=False)
+            self.training_graphs = TrainingGraphs(
+                optimizer, self._loss, self._clip, self.trainer.precision_plugin.forward_context
+            )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout by seed, micro-batch number and process."""
-        del batch, batch_idx
+        """Seed dropout by seed, micro-batch number and process; look for a CUDA graph of the batch."""
+        del batch_idx
+        if self.training_graphs is not None:
+            self._seed_dropout()
+            layout = self.classifier.packed.recordable(batch.texts)
+            self._replay = None if layout is None else self.training_graphs.get(batch._replace(texts=layout))
+        self._seed_dropout()
+
+    def _seed_dropout(self) -> None:
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
         torch.manual_seed(self.seed * 1_000_003 + number + processes.rank() * OF_A_PROCESS)
 
@@ -116,17 +128,24 @@ class ClassifierModule(L.LightningModule):
         Class weights do not change the divisor, so that the loss of a step does not depend on how it is cut (law 9).
         """
         del batch_idx
-        losses = self.classifier.losses(batch.texts, batch.labels)
-        weighed = weigh(losses, batch.labels, self.class_weights, self.focal_gamma) * batch.counts
-        loss = weighed.sum() / batch.step_rows
+        loss = self._loss(batch) if self._replay is None else self._replay()
         self.step_loss += loss.detach()
         self._log_speed(batch.batch_rows)
         return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
 
+    def _loss(self, batch: Batch) -> Tensor:
+        losses = self.classifier.losses(batch.texts, batch.labels)
+        weighed = weigh(losses, batch.labels, self.class_weights, self.focal_gamma) * batch.counts
+        return weighed.sum() / batch.step_rows
+
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Find the gradients, also of what was read together with other runs."""
-        loss.backward(*args, **kwargs)
-        self.classifier.packed.finish()
+        """Find the gradients, also of what was read together with other runs.
+
+        A replayed step has used its own already: it leaves none, so that the optimizer has nothing to do.
+        """
+        if self._replay is None:
+            loss.backward(*args, **kwargs)
+            self.classifier.packed.finish()
 
     def on_before_optimizer_step(self, optimizer: "Optimizer") -> None:
         """Log the loss of the step: the mean over its rows, in all micro-batches and processes."""
@@ -143,7 +162,7 @@ class ClassifierModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics, and keep the logits as they are: they fit the temperature, and a batch prior."""
-        raw = self._take_parts()
+        raw = self._outputs.take()
         self.keep_validation(raw.logits, raw.targets)
         metrics = _measure(self.labels, *self.validation) | answer_metrics(raw.outside, raw.irregular)
         self._refuse_what_is_no_number(torch.tensor(metrics["loss"]))
@@ -159,7 +178,7 @@ class ClassifierModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the test metrics, per class as well; `test` holds what they are computed from."""
-        raw = self._take_parts()
+        raw = self._outputs.take()
         self.test = raw._replace(logits=self._corrected(raw.logits))
         metrics = _measure(self.labels, self.test.logits, raw.targets, per_class=True)
         metrics |= answer_metrics(raw.outside, raw.irregular)
@@ -187,25 +206,13 @@ class ClassifierModule(L.LightningModule):
 
     def _score(self, batch: Batch, batch_idx: int, generated: Tensor | None = None) -> None:
         if batch_idx == 0:
-            self._parts.clear()
+            self._outputs.clear()
             self._beginning = PrefixCache()
         if batch_idx == 0 and self.content_free is not None:
             texts = move_data_to_device(self.content_free, self.device)
             self.prior = label_prior(self.classifier(texts).logits).cpu()
-        scores = self.classifier(batch.texts, self._beginning)
-        outputs = (scores.logits, scores.outside, scores.first_token, scores.irregular, generated)
-        columns = (batch.rows, batch.labels, *outputs)
-        self._parts.append(tuple(None if column is None else column[batch.counts].cpu() for column in columns))
-
-    def _take_parts(self) -> Evaluation:
-        """Return what all processes have scored since the last time, in the order of the split."""
-        mine = [_concatenated(column) for column in zip(*self._parts, strict=True)]
-        self._parts.clear()
-        columns = [_concatenated(column) for column in zip(*processes.all_gather(mine), strict=True)]
-        assert columns[0] is not None
-        order = columns[0].argsort()
-        ordered: list[Any] = [None if column is None else column[order] for column in columns[1:]]
-        return Evaluation(*ordered)
+        score = self.classifier if self.scoring_graphs is None else self.scoring_graphs
+        self._outputs.add(batch, score(batch.texts, self._beginning), generated)
 
     def _corrected(self, logits: Tensor) -> Tensor:
         return logits if self.prior is None else without_prior(logits, self.prior)
@@ -226,6 +233,15 @@ class ClassifierModule(L.LightningModule):
         if gradient_clip_val:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def _clip(self, optimizer: "Optimizer") -> None:
+        self.configure_gradient_clipping(optimizer, self.trainer.gradient_clip_val)
+
+    def teardown(self, stage: str) -> None:
+        """Give the memory of recorded steps back."""
+        if stage == "fit" and self.training_graphs is not None:
+            self.recorded_graphs = self.training_graphs.graphs.summary
+            self.training_graphs = self._replay = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep adapter and head only (law 8)."""
@@ -256,9 +272,3 @@ class ClassifierModule(L.LightningModule):
 
 
 _measure = processes.main_process_only(split_metrics)
-
-
-def _concatenated(parts: tuple[Tensor | None, ...]) -> Tensor | None:
-    """Return the parts one after the other; None where there are none."""
-    tensors = [part for part in parts if part is not None]
-    return torch.cat(tensors) if tensors else None

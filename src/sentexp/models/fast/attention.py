@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import varlen
 
+from sentexp.data.buckets import bucket
 from sentexp.data.packing import Packed
 
 NAME = "packed"
@@ -102,8 +103,8 @@ def _rows(
     window: int | None,
 ) -> Tensor:
     rows, width = packed.grid.shape
-    plain = prefix_kv is None and len(packed.bias) == 1 and dropout == 0 and window is None
-    if plain and query.is_cuda and query.dtype in HALF and query.shape[-1] <= WIDEST_HEAD:
+    plain = prefix_kv is None and dropout == 0 and window is None
+    if plain and takes_flash(packed, query.dtype, query.shape[-1]):
         return _flash(query, key, value, packed, scale)
     flat = packed.grid.flatten()
     query, key, value = (part.index_select(0, flat).unflatten(0, (rows, width)) for part in (query, key, value))
@@ -117,6 +118,22 @@ def _rows(
         bias = bias.masked_fill(_too_far(packed, window), -torch.inf)
     out = _grid(query, key, value, bias, scale, dropout)
     return out.flatten(0, 1).index_select(0, packed.cells)
+
+
+def takes_flash(packed: Packed, dtype: torch.dtype, head_size: int) -> bool:
+    """Tell whether the variable-length kernel can attend within rows: on a GPU in 16 bits, where all is causal."""
+    return packed.ids.is_cuda and len(packed.bias) == 1 and dtype in HALF and head_size <= WIDEST_HEAD
+
+
+def without_grid(packed: Packed) -> Packed:
+    """Return a layout for the variable-length kernel alone: its shape does not tell the longest row, only a limit."""
+    rows, width = packed.rows, bucket(packed.grid.shape[1])
+    nothing = packed.grid.new_zeros(1, 1)
+    return packed._replace(
+        grid=nothing.expand(rows, width),
+        cells=nothing[0, :0],
+        bias=packed.bias.new_zeros(1, 1, 1).expand(1, width, width),
+    )
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scale: float) -> Tensor:

@@ -91,6 +91,11 @@ class LlamaLayers:
         """Whether a pass is one of training."""
         return bool(self.backbone.training) and torch.is_grad_enabled()
 
+    @property
+    def head_size(self) -> int:
+        """The width of a head of attention."""
+        return int(self.backbone.layers[0].self_attn.head_dim)
+
     def recomputes(self, number: int) -> bool:
         """Tell whether a layer computes its states again in the backward pass, instead of keeping them."""
         return bool(self.backbone.layers[number].gradient_checkpointing)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sentexp.data.packing import Packed
 from sentexp.distributed.sharding import is_sharded
-from sentexp.models.fast.attention import PrefixCache, use_packed_attention, within
+from sentexp.models.fast.attention import PrefixCache, takes_flash, use_packed_attention, within, without_grid
 from sentexp.models.fast.fusion_context import ForwardOutput, fused_run
 from sentexp.models.fast.llama import LlamaLayers
 from sentexp.models.fast.support import supports
@@ -70,6 +70,17 @@ class PaddingFreeModel:
             self._is_supported = not is_sharded(self.model) and supports(backbone, longest)
         window = getattr(backbone.config, "sliding_window", None)
         return self._is_supported and (window is None or longest <= window)
+
+    def recordable(self, texts: Any) -> Packed | None:
+        """Return rows as a CUDA graph reads them: their shape is all that a pass of the fast layers depends on.
+
+        None where other layers read them.
+        """
+        if not isinstance(texts, Packed) or not self.uses_fast_layers(texts):
+            return None
+        layers = self.fast_layers
+        is_plain = not texts.prefix and takes_flash(texts, layers.dtype, layers.head_size)
+        return without_grid(texts) if is_plain else texts
 
     @property
     def fast_layers(self) -> LlamaLayers:

@@ -1,0 +1,177 @@
+"""Recorded steps, on the CPU: what stands in for a CUDA graph repeats the work on the tensors that were recorded."""
+
+import json
+
+import pytest
+import torch
+from rounding import drift, rounding, smooth
+
+from sentexp.config import load_config
+from sentexp.models import cuda_graphs
+from sentexp.run import inputs
+from sentexp.run.train import train
+from sentexp.training import recorded_steps
+from sentexp.training.module import ClassifierModule
+
+LR, EPS = 1e-2, 1e-2
+WORDS = (
+    f"optim.lr={LR}", f"optim.eps={EPS}", "trainer.max_epochs=6", "trainer.monitor=validation/loss",
+    "trainer.gradient_clip_val=0.05", "trainer.log_every_n_steps=1", "trainer.eval_batch_size=4",
+)  # fmt: skip
+ANSWERS = ("task=causal_lm", "task.template=auto", "task.label_words=[bad,good]", "baseline=false")
+
+
+class Repetition:
+    """Repeats the work where a CUDA graph would replay it."""
+
+    count = 0
+
+    def __init__(self, work, pool):
+        del pool
+        self._work = work
+
+    def replay(self):
+        """Do the work again."""
+        Repetition.count += 1
+        return self._work()
+
+
+class Unreliable(Repetition):
+    """Gives other numbers than the work."""
+
+    def replay(self):
+        """Do the work again, and spoil it."""
+        outputs = super().replay()
+        if not isinstance(outputs, recorded_steps.Step):
+            return outputs
+        return outputs._replace(gradients=[gradient * 1.01 for gradient in outputs.gradients])
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    """Record steps on the CPU; return a function that takes another stand-in for a graph."""
+
+    def use(graph):
+        monkeypatch.setattr(cuda_graphs, "CudaGraph", graph)
+
+    monkeypatch.setattr(inputs, "uses_cuda_graphs", lambda config, *_: config.trainer.cuda_graphs is not False)
+    monkeypatch.setattr(Repetition, "count", 0)
+    use(Repetition)
+    return use
+
+
+def metrics_of(result):
+    rows = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    return {(row["step"], name): value for row in rows for name, value in smooth(row).items()}
+
+
+@pytest.mark.usefixtures("recording")
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("peft=lora",),
+        ("peft=lora", "optim.schedule=cosine", "peft.dropout=0.0", "data.class_weights=[1,3]", "task.focal_gamma=1"),
+        ("peft=dora", "trainer.batch_size=3"),
+        ("peft=qlora", "trainer.max_tokens=400"),
+        ("peft=lora", *ANSWERS),
+        ("peft=lora", *ANSWERS, "task.loss=full"),
+        ("peft=lora", *ANSWERS, "task.loss=label_words", "task.label_words=[no good,good]"),
+    ],
+    ids=["lora", "weighed", "dora", "tokens", "answers", "full loss", "branches"],
+)
+def test_a_run_of_recorded_steps_is_the_run_of_usual_ones(config, tmp_path, extra):
+    found = {}
+    for graphs in ("true", "false"):
+        folder = f"output_dir={tmp_path / graphs}"
+        found[graphs] = train(config(*WORDS, "peft.dropout=0.0", *extra, f"trainer.cuda_graphs={graphs}", folder))
+        assert Repetition.count > 8  # in the first run
+    steps = int(found["true"].metrics["train/steps"])
+    tolerance = rounding() + drift(LR, steps, EPS)
+    assert found["true"].identity == found["false"].identity
+    assert metrics_of(found["true"]) == pytest.approx(metrics_of(found["false"]), abs=tolerance)
+    assert smooth(found["true"].metrics) == pytest.approx(smooth(found["false"].metrics), abs=tolerance)
+    losses = [value for (_, name), value in metrics_of(found["false"]).items() if name == "train/loss"]
+    assert max(losses) - min(losses) > 10 * tolerance
+
+
+def test_a_killed_run_goes_on_with_recorded_steps(config, tmp_path, recording, monkeypatch):
+    words = (*WORDS, "peft=lora", "peft.dropout=0.2", "trainer.save_steps=5")
+    whole = train(config(*words, f"output_dir={tmp_path / 'whole'}"))
+    with monkeypatch.context() as patch:
+        original = ClassifierModule.training_step
+
+        def step(self, batch, batch_idx):
+            if self.trainer.global_step == 13:
+                raise KeyboardInterrupt
+            return original(self, batch, batch_idx)
+
+        patch.setattr(ClassifierModule, "training_step", step)
+        with pytest.raises(SystemExit):
+            train(config(*words, f"output_dir={tmp_path / 'killed'}"))
+    resumed = train(config(*words, f"output_dir={tmp_path / 'killed'}"))
+    assert smooth(resumed.metrics) == pytest.approx(smooth(whole.metrics), abs=rounding() + drift(LR, 24, EPS))
+    assert resumed.metrics["train/steps"] == whole.metrics["train/steps"]
+
+
+def test_a_recording_that_gives_other_numbers_is_not_used(config, tmp_path, recording, capsys):
+    usual = train(config(*WORDS, "peft=lora", "trainer.cuda_graphs=false", f"output_dir={tmp_path / 'usual'}"))
+    recording(Unreliable)
+    result = train(config(*WORDS, "peft=lora", f"output_dir={tmp_path / 'other'}"))
+    sentence = "CUDA graphs are off: the gradients of a replayed step would differ from the usual."
+    assert sentence in capsys.readouterr().out.replace("\n", " ")
+    assert smooth(result.metrics) == pytest.approx(smooth(usual.metrics), abs=rounding() + drift(LR, 24, EPS))
+
+
+def test_a_recording_that_fails_leaves_the_usual_way(config, recording, capsys):
+    def broken(work, pool):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB\nand more")
+
+    recording(broken)
+    result = train(config(*WORDS, "peft=lora"))
+    assert result.metrics["train/steps"] == 24
+    assert "CUDA graphs are off: recording failed: CUDA out of memory." in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_the_learning_rate_of_each_step_is_that_of_the_schedule(config, recording, monkeypatch):
+    seen = []
+    original = recorded_steps.TrainingGraphs._step
+
+    def step(self, batch):
+        seen.append([float(group["lr"]) for group in self._optimizer.param_groups])
+        return original(self, batch)
+
+    monkeypatch.setattr(recorded_steps.TrainingGraphs, "_step", step)
+    train(config(*WORDS, "peft=lora", "optim.schedule=linear", "optim.warmup_steps=0", "optim.head_lr=0.5"))
+    rates = [max(rates) for rates in seen[2:]]  # the first two are the check
+    assert len(rates) > 8
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > 2 * rates[-1]
+    assert all(len(set(rates)) == 2 for rates in seen)
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ([], "this run is on the CPU, which has none"),
+        (["peft=full"], "peft=full is none of LoRA, QLoRA and DoRA"),
+        (["optim=sgd"], "optim=sgd is not adamw"),
+        (["trainer=ddp"], "trainer=ddp has several processes"),
+        (["trainer.padding_free=false"], "trainer.padding_free=false pads rows"),
+        (["trainer.compile=true"], "trainer.compile=true compiles them"),
+        (["trainer.gradient_checkpointing=true"], "trainer.gradient_checkpointing=true computes some of them again"),
+        (["trainer.accumulate_grad_batches=4"], "trainer.accumulate_grad_batches=4 makes a step of several batches"),
+        (["trainer.precision=fp16"], "trainer.precision=fp16 scales losses by what came of the last step"),
+    ],
+)
+def test_what_cannot_be_recorded_is_named(extra, reason):
+    from sentexp.config import Precision
+    from sentexp.errors import UserError
+    from sentexp.run.cuda_graphs import uses_cuda_graphs
+
+    device = torch.device("cuda" if extra else "cpu")
+    precision = Precision.fp16 if "trainer.precision=fp16" in extra else Precision.bf16
+    settings = load_config("model=tiny", "peft=lora", *extra, "trainer.cuda_graphs=true")
+    with pytest.raises(UserError, match=f"^trainer.cuda_graphs=true records the kernels of a step, and {reason}: "):
+        uses_cuda_graphs(settings, device, precision, "llama")
+    settings.trainer.cuda_graphs = "auto"
+    assert not uses_cuda_graphs(settings, device, precision, "llama")
