@@ -17,6 +17,7 @@ import composing
 import generated
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from hypothesis.internal.entropy import deterministic_PRNG
 from matplotlib.figure import Figure
 from rounding import drift, rounding, smooth
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 load_config = config_module.load_config = composing.load_config  # before the tests import it
+settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any load")
 LOOPBACK = ("127.", "::1", "localhost", "/")
 
 POSITIVE = """

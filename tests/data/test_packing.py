@@ -170,7 +170,7 @@ ENDINGS = st.lists(st.lists(TOKENS, min_size=1, max_size=6), min_size=1, max_siz
 ANSWERS = st.lists(st.lists(TOKENS, min_size=1, max_size=4), min_size=2, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(prefix=PREFIXES, endings=ENDINGS, answers=st.one_of(st.just([]), ANSWERS))
 def test_every_token_sees_what_it_would_see_alone(prefix, endings, answers):
     packer, rows = Packer(answers=answers), [prefix + ending for ending in endings]
@@ -201,7 +201,7 @@ def _check_behind_prefix(packed):
     assert all(torch.equal(getattr(behind, name), getattr(packed, name)) for name in same)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     prefix=PREFIXES,
     endings=ENDINGS,
@@ -230,7 +230,7 @@ def test_every_learned_token_is_predicted_by_the_one_before_it(prefix, endings, 
     assert set(reads) == set(range(len(packed.read)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(prefix=PREFIXES, endings=ENDINGS, answers=ANSWERS, end=st.lists(TOKENS, max_size=2))
 def test_a_shared_prefix_changes_what_is_computed_and_nothing_else(prefix, endings, answers, end):
     rows, labels = [prefix + ending for ending in endings], [0] * len(endings)
@@ -278,7 +278,7 @@ def test_what_all_rows_of_a_split_begin_with(chunks, prefix):
     assert token_rows(*chunks).prefix == prefix
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=6), max_size=3), min_size=1, max_size=3))
 def test_a_prefix_is_the_longest_that_leaves_each_row_a_token(chunks):
     rows = [row for chunk in chunks for row in chunk]
