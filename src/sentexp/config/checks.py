@@ -89,6 +89,11 @@ def check_accelerator(key: str, value: str) -> None:
     require(value in ACCELERATORS, f"{key}={value} must be auto, cpu or gpu.")
 
 
+def check_switch(key: str, value: object) -> None:
+    """Refuse a switch that is neither on nor off, nor left to what is best."""
+    require(value in (True, False, AUTO), f"{key}={value} must be auto, true or false.")
+
+
 def check_encoding(key: str, value: str | None, otherwise: str = "") -> None:
     """Refuse an encoding that Python does not know; `otherwise` is what null stands for."""
     try:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
-from sentexp.config.checks import check_ranges, number
+from sentexp.config.checks import check_ranges, check_switch, number
 from sentexp.errors import require
 
 
@@ -60,6 +61,7 @@ class ModelConfig:
     package: PackageFile | None
     random: RandomWeights | None
     attn_implementation: Attention
+    keep_dequantized: Any  # auto, true or false
 
     def __post_init__(self) -> None:
         """A backbone must come from somewhere."""
@@ -68,3 +70,4 @@ class ModelConfig:
             f"model.path is empty and model={self.name} has no embedded weights: pass model.path=<folder, GGUF file "
             "or hub id>.",
         )
+        check_switch("model.keep_dequantized", self.keep_dequantized)

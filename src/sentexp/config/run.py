@@ -98,6 +98,7 @@ BOOKKEEPING = (
     "trainer.padding_free",
     "trainer.compile",
     "trainer.cuda_graphs",
+    "model.keep_dequantized",
 )
 """Keys that change where and how often a run is written down, or who computes it, never what it computes."""
 

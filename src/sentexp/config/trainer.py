@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from sentexp.config.checks import AUTO, check_accelerator, check_count_or_fraction, check_ranges, number
+from sentexp.config.checks import check_accelerator, check_count_or_fraction, check_ranges, check_switch, number
 from sentexp.config.metric_names import METRICS
 from sentexp.errors import require
 
@@ -72,10 +72,7 @@ class TrainerConfig:
         )
         legal = [f"validation/{name}" for name in METRICS]
         require(self.monitor in legal, f"trainer.monitor={self.monitor} must be one of {', '.join(legal)}.")
-        require(
-            self.cuda_graphs in (True, False, AUTO),
-            f"trainer.cuda_graphs={self.cuda_graphs} must be auto, true or false.",
-        )
+        check_switch("trainer.cuda_graphs", self.cuda_graphs)
         check_accelerator("trainer.accelerator", self.accelerator)
 
     @property

@@ -1,13 +1,14 @@
 """4-bit and int8 layers as ordinary ones, of the values that they round to."""
 
+import torch
 from torch import nn
 
 CONV = "Conv1D"
 """GPT-2's linear layers, whose weights are transposed; bitsandbytes makes ordinary ones of them."""
 
 
-def unpack(model: nn.Module) -> None:
-    """Replace quantised layers by float32 ones; they stay ordinary linear layers, whatever the architecture has."""
+def unpack(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """Replace quantised layers by those of a dtype; they stay ordinary linear layers, whatever the architecture has."""
     from peft.utils.integrations import dequantize_module_weight
 
     for path, module in list(model.named_modules()):
@@ -15,7 +16,7 @@ def unpack(model: nn.Module) -> None:
         if getattr(weight, "quant_state", None) is None and type(weight).__name__ != "Int8Params":
             continue
         plain = nn.Linear(module.in_features, module.out_features, device="meta")
-        plain.weight = nn.Parameter(dequantize_module_weight(module).data.float(), requires_grad=False)
+        plain.weight = nn.Parameter(dequantize_module_weight(module).data.to(dtype), requires_grad=False)
         plain.bias = module.bias
         _replace(model, path, plain)
     for name in ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "hf_quantizer", "quantization_method"):

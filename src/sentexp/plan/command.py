@@ -22,7 +22,7 @@ from sentexp.system.memory import GIB
 from sentexp.tracking.identity import digest_of
 from sentexp.training.batch_plan import halve_micro_batch
 
-COSTLY = ("trainer.padding_free", "trainer.compile")
+COSTLY = ("trainer.padding_free", "trainer.compile", "trainer.cuda_graphs", "model.keep_dequantized")
 """Keys that change no result, and what it costs."""
 FREE = (
     *(key for key in BOOKKEEPING if key not in COSTLY),

@@ -10,11 +10,14 @@ from sentexp.config import (
     FullFineTuning,
     HeadInit,
     HeadOnly,
+    Precision,
     PriorCorrection,
+    Quantization,
     SequenceClassification,
     Strategy,
     task_name,
 )
+from sentexp.config.checks import AUTO
 from sentexp.data.class_balance import class_weights, row_weights
 from sentexp.data.datamodule import DataModule, pad
 from sentexp.data.prompts import CONTENT_FREE
@@ -37,6 +40,7 @@ from sentexp.models.sequence_classifier import SequenceClassifier, start_head_at
 from sentexp.models.structure import shardable_parts
 from sentexp.run.cache import cached, clear_cache
 from sentexp.run.inputs import RunInputs, RunSpec, build_packer
+from sentexp.system.memory import total_memory
 from sentexp.training.batch_plan import BatchPlan
 from sentexp.training.module import ClassifierModule
 
@@ -44,8 +48,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def build_model(inputs: RunInputs) -> tuple[nn.Module, ParameterAudit]:
-    """Load the backbone, with a head where the task has one, and attach what is trained."""
+ROOM_FOR_DENSE = 0.4
+"""The share of a GPU's memory that dequantised weights may take."""
+
+
+def keeps_dequantized(inputs: RunInputs) -> bool:
+    """Tell whether 4-bit weights are unpacked once, for the whole run, as `model.keep_dequantized` says."""
+    config, wanted = inputs.config, inputs.config.model.keep_dequantized
+    is_packed = config.peft.quantization in (Quantization.nf4, Quantization.fp4)
+    if not is_packed or config.peft.compute_dtype not in (Precision.auto, inputs.precision):
+        return False
+    if wanted == AUTO:
+        size = sum(file.stat().st_size for file in inputs.backbone.folder.glob("*.safetensors"))
+        return inputs.device.type == "cuda" and size < ROOM_FOR_DENSE * total_memory(inputs.device)
+    return bool(wanted)
+
+
+def build_model(inputs: RunInputs, batches: BatchPlan | None = None) -> tuple[nn.Module, ParameterAudit]:
+    """Load the backbone, with a head where the task has one, and attach what is trained.
+
+    Args:
+        inputs: of the run.
+        batches: where memory has run out, says whether 4-bit weights are still unpacked.
+    """
     config = inputs.config
     load = Loading(
         storage=config.peft,
@@ -53,6 +78,7 @@ def build_model(inputs: RunInputs) -> tuple[nn.Module, ParameterAudit]:
         precision=inputs.precision,
         device=inputs.device,
         trains_backbone=isinstance(config.peft, FullFineTuning),
+        keeps_dequantized=keeps_dequantized(inputs) if batches is None else batches.keeps_dequantized,
     )
     model = _load(inputs, load)
     task = config.task
@@ -86,7 +112,7 @@ def _load(inputs: RunInputs, load: Loading) -> "PreTrainedModel":
     if not is_reusable(config.peft):
         clear_cache("model")
         return fresh()
-    key = [task_name(config.task), labels, load.attention, *_weights(inputs)]
+    key = [task_name(config.task), labels, load.attention, load.keeps_dequantized, *_weights(inputs)]
     model = cached(config, "model", key, fresh, most=1)
     if config.sweep.name is None:
         return model

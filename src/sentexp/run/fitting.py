@@ -39,7 +39,7 @@ def fit_and_test(
     """
     config, monitor = inputs.config, inputs.config.trainer.monitor
     L.seed_everything(config.seed, verbose=False)
-    model, parameters = build_model(inputs)
+    model, parameters = build_model(inputs, batches)
     report.print_parameters(method_name(config.peft), parameters)
     baselines = measure_baselines(inputs, model, batches) if config.baseline else {}
     data, module = build_data(inputs, batches), build_module(inputs, model)

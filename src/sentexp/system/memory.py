@@ -46,6 +46,13 @@ def used_memory_gib(device: torch.device) -> float:
     return float(psutil.Process().memory_info().rss) / GIB
 
 
+def total_memory(device: torch.device) -> int:
+    """Return the bytes that a GPU has, or the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return int(psutil.virtual_memory().total)
+
+
 def free_memory_gib(device: torch.device) -> float:
     """Return the memory that a process could still take: of the GPU, else of the machine."""
     if device.type == "cuda":

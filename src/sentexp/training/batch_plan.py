@@ -1,4 +1,4 @@
-"""How the rows of an optimizer step are cut into micro-batches: what changes where memory runs out."""
+"""How the rows of an optimizer step are cut, and how weights are kept: what changes where memory runs out."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,6 +14,8 @@ class BatchPlan:
     max_tokens: int | None
     accumulate_grad_batches: int
     eval_batch_size: int
+    keeps_dequantized: bool = False
+    """Whether 4-bit weights are unpacked once for the whole run."""
 
     @classmethod
     def of(cls, trainer: TrainerConfig) -> "BatchPlan":
@@ -27,7 +29,9 @@ class BatchPlan:
 
     def apply_to(self, trainer: TrainerConfig) -> TrainerConfig:
         """Return the loop with batches of these sizes."""
-        return replace(trainer, **asdict(self))
+        sizes = asdict(self)
+        del sizes["keeps_dequantized"]
+        return replace(trainer, **sizes)
 
     @property
     def micro_batch(self) -> int:
@@ -39,6 +43,10 @@ class BatchPlan:
         """The sizes that halving changes, by their keys."""
         key = "batch_size" if self.max_tokens is None else "max_tokens"
         return {name: getattr(self, name) for name in (key, "accumulate_grad_batches", "eval_batch_size")}
+
+    def packed(self) -> "BatchPlan | None":
+        """Return the same sizes with weights that stay in 4 bits; None where they do so already."""
+        return replace(self, keeps_dequantized=False) if self.keeps_dequantized else None
 
     def halved(self, least: int = 1) -> "BatchPlan | None":
         """Return micro-batches of at most half the size and the same effective batch (law 9).
