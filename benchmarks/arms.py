@@ -121,6 +121,11 @@ class Ground:
     inputs: RunInputs
 
     @property
+    def materials(self) -> RunInputs:
+        """The inputs, by the name that scripts outside this repository read them by."""
+        return self.inputs
+
+    @property
     def batch_size(self) -> int:
         """Rows of an optimizer step."""
         return self.inputs.config.trainer.batch_size
