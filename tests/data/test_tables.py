@@ -152,6 +152,34 @@ def test_blank_lines_are_no_rows(tmp_path):
     assert read(tmp_path / "x.csv", "\n\ntext,label\n\ngood,1\n\n")[0] == [("good", "1")]
 
 
+def test_a_file_without_a_header_is_read_by_the_names_that_are_given(tmp_path):
+    names, content = ["label", "id", "text"], '0,1,"bad, really"\n\n4,2,fine\n'
+    rows, table = read(tmp_path / "x.csv", content, columns=names)
+    assert rows == [("bad, really", "0"), ("fine", "4")]
+    assert table.columns.column_names == ["text", "label"]
+    latin = '"0","1","caf\xe9"\n'.encode("latin-1")
+    assert read(tmp_path / "y.csv", latin, columns=names, encoding="latin-1")[0] == [("caf\xe9", "0")]
+    assert read(tmp_path / "z.tsv", "1\t2\tgood\n", columns=names)[0] == [("good", "1")]
+
+
+def test_rows_without_a_header_are_counted_from_the_first(tmp_path):
+    with pytest.raises(UserError, match=r"Row 2 of .*x.csv has 2 of the 3 columns of data.columns \("):
+        read(tmp_path / "x.csv", "0,1,a\n4,2\n", columns=["label", "id", "text"])
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        ("0,1467810369,a long day at the office\n", r"data.columns=\[label,c2,text\]"),
+        ("a long day at the office,4\n", r"data.columns=\[text,label\]"),
+        ("-1.5,a long day\n", r"data.columns=\[label,text\]"),
+    ],
+)
+def test_a_first_row_that_looks_like_data_is_told(tmp_path, content, hint):
+    with pytest.raises(UserError, match=rf"if that is the first row, name the columns: {hint}"):
+        read(tmp_path / "x.csv", content + content)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [

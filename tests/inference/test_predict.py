@@ -266,7 +266,8 @@ BAD = {
     "utf-8": ("text\nfine\nとても良い映画です\n".encode("cp932"), "Line 3 of in.csv is not utf-8: name its"),
     "ragged": (b"text,b\nfine,1\nfine\n", "Row 2 of in.csv has 1 of the 2 columns of its header ("),
     "quotes": (b'text,b\nfine,1\n"fine,2\n', "Row 2 of in.csv has a quotation mark that is not closed, or"),
-    "label": (b"text,label\nfine,1\n", "in.csv has a column label already, and predict never replaces one: add"),
+    "label": (b"text,label,predicted_label\nfine,1,2\n", "in.csv has a column predicted_label already, and predict "
+              "never replaces one: give prefix=<another beginning of the new names>."),
     "twice": (b"text,text\nfine,1\n", "text=text is the name of 2 columns of in.csv"),
 }  # fmt: skip
 
@@ -283,11 +284,29 @@ def test_a_bad_csv_is_one_sentence(name, sentexp, tmp_path):
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_columns_of_the_input_stay_beside_the_predicted_ones(sentexp, tmp_path):
+    (tmp_path / "in.csv").write_bytes(b"text,label\na warm film,1\ndull,0\n")
+    code, _, errors = sentexp("input=in.csv", "output=out.csv")
+    assert code == 0, errors
+    assert "in.csv has a column label, which stays: the new ones begin with predicted_." in errors.replace("\n", " ")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == ["1", "0"]
+    assert {row["predicted_label"] for row in rows} <= {"negative", "positive"}
+    assert "predicted_probability_positive" in rows[0]
+
+
+def test_a_file_without_a_header_is_predicted_by_the_names_that_are_given(sentexp, tmp_path):
+    (tmp_path / "in.csv").write_bytes(b"4,a warm film\n0,dull\n")
+    code, _, errors = sentexp("input=in.csv", "output=out.jsonl", "columns=[stars,text]")
+    assert code == 0, errors
+    assert [row["text"] for row in read(tmp_path / "out.jsonl")] == ["a warm film", "dull"]
+
+
 BAD_LINES = {
     b'{"text": "a"}\nnonsense\n': "Line 2 of in.jsonl is not JSON",
     b'{"text": "a"}\n[1]\n': "Row 2 of in.jsonl is not a JSON object",
     b'{"text": "a \\ud800"}\n': "Row 1 of in.jsonl holds half of a surrogate pair",
-    b'{"text": "a", "label": 1}\n': "in.jsonl has a column label already",
     b"\n\n": "in.jsonl has no rows",
 }
 

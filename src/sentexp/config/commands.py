@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sentexp.config.checks import (
     check_accelerator,
@@ -12,6 +12,7 @@ from sentexp.config.checks import (
     given,
     number,
     read_delimiter,
+    read_names,
     seed_number,
 )
 from sentexp.config.data import DataConfig
@@ -149,6 +150,7 @@ class PredictConfig(ReadingRun):
     format: TableFormat | None
     encoding: str | None
     delimiter: str | None
+    columns: Any
     chunk_rows: int = number(ge=1)
 
     def __post_init__(self) -> None:
@@ -156,6 +158,7 @@ class PredictConfig(ReadingRun):
         ReadingRun.__post_init__(self)
         check_encoding("encoding", self.encoding)
         self.delimiter = read_delimiter("delimiter", self.delimiter)
+        self.columns = read_names("columns", self.columns, "a list of the names of all columns, in their order")
 
 
 @dataclass(kw_only=True, slots=True)

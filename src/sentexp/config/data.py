@@ -155,10 +155,12 @@ class TableData(DataConfig):
     encoding: str | None
     delimiter: str | None
     quoting: bool | None
+    columns: Any
 
     def __post_init__(self) -> None:
         """Check columns and the reading of text files."""
         self.slices = read_names("data.slices", self.slices, "a column or a list of columns such as [language,source]")
+        self.columns = read_names("data.columns", self.columns, "a list of the names of all columns, in their order")
         check_encoding("data.encoding", self.encoding, ", and null detects it")
         self.delimiter = read_delimiter(
             "data.delimiter", self.delimiter, ", or null for the one that belongs to the ending of the file"

@@ -7,7 +7,7 @@ first block is read, so that what is wrong is told at once.
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ class TextFormat:
     delimiter: str | None = None
     quoting: bool | None = None
     skip_ragged: bool = False
+    columns: list[str] = field(default_factory=list)
+    """Names of the columns of a file without a header."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +42,7 @@ class Keys:
     """
 
     path: str = "data.path"
+    columns: str = "data.columns"
     encoding: str = "data.encoding"
     delimiter: str = "data.delimiter"
     unquoted: str = "pass data.quoting=false if the file does not quote"
@@ -68,6 +71,7 @@ class Delimited:
         self.skipped = 0
         self.notes: list[str] = []
         self._first_ragged = ""
+        self._header_lines = 0 if form.columns else 1
         is_tsv = ending == ".tsv"
         self.delimiter = form.delimiter or ("\t" if is_tsv else ",")
         self.form = replace(
@@ -122,7 +126,7 @@ class Delimited:
                 block_size=BLOCK,
                 column_names=unique,
                 skip_rows=self._blank_lines,
-                skip_rows_after_names=1,
+                skip_rows_after_names=self._header_lines,
             ),
             "parse_options": arrow_csv.ParseOptions(
                 delimiter=self.delimiter,
@@ -137,13 +141,15 @@ class Delimited:
             ),
         }
 
-    def delimiter_hint(self) -> str:
-        """Return a hint when the header looks as if it were written with another delimiter."""
+    def header_hint(self) -> str:
+        """Return a hint when the header looks as if it were written with another delimiter, or as if it were a row."""
         if len(self.names) == 1:
             for other in (";", "\t", ",", "|"):
                 if other != self.delimiter and other in self.names[0]:
                     written = other.replace("\t", "\\t")
                     return f"; pass \"{self.keys.delimiter}='{written}'\" if that divides them"
+        if not self.form.columns and any(_looks_like_data(name) for name in self.names):
+            return f"; if that is the first row, name the columns: {self.keys.columns}=[{_placeholders(self.names)}]"
         return ""
 
     def _detect_encoding(self, named: str | None) -> None:
@@ -166,7 +172,7 @@ class Delimited:
         """Return the number of rows below the header; refuse a quotation mark that would join rows or vanish."""
         if not (self.form.quoting and self._has_quotes()):
             with self.file.open(encoding=python_name(self.form.encoding)) as lines:
-                return max(0, sum(line != "\n" for line in lines) - 1)
+                return max(0, sum(line != "\n" for line in lines) - self._header_lines)
         count = 0
         try:
             with self._lines() as lines:
@@ -177,7 +183,7 @@ class Delimited:
                 f"Row {count} of {self.name} has a quotation mark that is not closed, or not doubled inside a text "
                 f"({error}): fix it, or {self.keys.unquoted}."
             ) from None
-        return max(0, count - 1)
+        return max(0, count - self._header_lines)
 
     def _has_quotes(self) -> bool:
         with self.file.open("rb") as stream:
@@ -191,7 +197,13 @@ class Delimited:
                 blank_lines, names = next((number, row) for number, row in rows if row)
         except (StopIteration, csv.Error):
             raise UserError(f"{self.name} has no header: its first line must name the columns.") from None
-        return names, blank_lines
+        columns = self.form.columns
+        require(
+            not columns or len(names) == len(columns),
+            f"{self.keys.columns} names {len(columns)} columns, and the first row of {self.name} has {len(names)} "
+            f"({self.delimiter.join(names)[:120]!r}): name as many, in their order.",
+        )
+        return columns or names, blank_lines
 
     @contextmanager
     def _lines(self) -> Iterator[IO[str]]:
@@ -212,8 +224,9 @@ class Delimited:
         self.skipped += 1
         if self.form.skip_ragged:
             return "skip"
-        number = row.number - 1 - self._blank_lines  # the header is a row to Arrow
-        columns = f"{row.actual_columns} of the {row.expected_columns} columns of its header"
+        number = row.number - self._header_lines - self._blank_lines  # the header is a row to Arrow
+        of = self.keys.columns if self.form.columns else "its header"
+        columns = f"{row.actual_columns} of the {row.expected_columns} columns of {of}"
         divided = f"quote texts that hold {self.delimiter!r}"
         if not self.form.quoting:
             divided = f"no text may hold {self.delimiter!r}, as the file does not quote"
@@ -229,3 +242,19 @@ class Delimited:
         if "straddling" in str(error):
             return UserError(f"{self.name} has a row of more than {BLOCK >> 20} MiB: shorten it.")
         return UserError(f"{self.name} cannot be read ({str(error).splitlines()[0][:200]}): fix the file.")
+
+
+LONGEST_NAME = 60
+
+
+def _looks_like_data(name: str) -> bool:
+    """Tell whether the name of a column is rather a value: a number, nothing, or a text."""
+    return len(name) > LONGEST_NAME or not name.strip() or name.strip().lstrip("+-").replace(".", "", 1).isdigit()
+
+
+def _placeholders(names: Sequence[str]) -> str:
+    """Return what to type for columns whose names are not known: the longest value is probably the text."""
+    text = max(range(len(names)), key=lambda place: len(names[place]))
+    return ",".join(
+        "text" if place == text else "label" if place == (text == 0) else f"c{place + 1}" for place in range(len(names))
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentexp.data.arrow_spill import concat_or_spill
+from sentexp.data.compressed import COMPRESSED, decompressed, inner_name
 from sentexp.data.delimited import Delimited, Keys, TextFormat
 from sentexp.data.json_rows import JsonRows
 from sentexp.errors import UserError, require
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SUFFIXES", "Table", "TextFormat", "as_strings", "read_lines", "read_table", "require_columns"]
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+
+def is_table(file: Path) -> bool:
+    """Tell whether a file has the ending of a table, compressed or not."""
+    return Path(inner_name(file)).suffix.lower() in SUFFIXES
+
+
 JSON_ROWS = 1 << 13
 """Rows of JSON that are read at one time."""
 
@@ -39,32 +47,38 @@ def read_table(file: Path, columns: dict[str, str], form: TextFormat) -> Table:
     """Return columns of a file as `large_string`, in file order.
 
     Args:
-        file: with one of the endings `SUFFIXES`.
+        file: with one of the endings `SUFFIXES`, compressed or not.
         columns: by configuration key, the names of the columns that are wanted.
         form: of CSV and TSV.
 
     Raises:
         UserError: the file cannot be read, a column is missing or named twice, or a row does not fit its header.
     """
-    ending, keys = file.suffix.lower(), Keys()
-    require(
-        ending in SUFFIXES,
-        f"data.path={file} has the ending {file.suffix!r}: it must be one of {', '.join(SUFFIXES)}.",
-    )
     require(file.is_file(), f"data.path={file} is a folder with the name of a file: name a file in it.")
-    require(file.stat().st_size > 0, f"data.path={file} is empty: it must hold a header and at least one row.")
-    match ending:
-        case ".csv" | ".tsv":
-            table = _read_delimited(Delimited(file, form, ending, keys, str(file)), columns)
-        case ".parquet":
-            table = Table(columns=_read_parquet(file, columns))
-        case _:
-            table = Table(columns=_read_json(JsonRows(file, form.encoding, keys, str(file)), columns))
+    with decompressed(file, f"data.path={file}") as (plain, ending):
+        require(
+            ending in SUFFIXES,
+            f"data.path={file} has the ending {ending!r}: it must be one of {', '.join(SUFFIXES)}, or such a file "
+            f"compressed ({', '.join(COMPRESSED)}).",
+        )
+        require(plain.stat().st_size > 0, f"data.path={file} is empty: it must hold a header and at least one row.")
+        table = _read_plain(plain, ending, columns, form, str(file))
     require(
         table.columns.num_rows > 0,
         f"data.path={file} has 0 rows{' that fit its header' if table.skipped else ''}: it must hold at least one.",
     )
     return table
+
+
+def _read_plain(file: Path, ending: str, columns: dict[str, str], form: TextFormat, name: str) -> Table:
+    keys = Keys()
+    match ending:
+        case ".csv" | ".tsv":
+            return _read_delimited(Delimited(file, form, ending, keys, name), columns)
+        case ".parquet":
+            return Table(columns=_read_parquet(file, columns, name))
+        case _:
+            return Table(columns=_read_json(JsonRows(file, form.encoding, keys, name), columns))
 
 
 def as_strings(columns: "pa.Table", wanted: Sequence[str], file: object) -> "pa.Table":
@@ -98,7 +112,7 @@ def require_columns(present: Sequence[str], columns: dict[str, str], where: obje
 
 def _read_delimited(file: Delimited, columns: dict[str, str]) -> Table:
     require(file.rows > 0, f"data.path={file.name} has 0 rows: it must hold at least one row below its header.")
-    require_columns(file.names, columns, file.name, file.delimiter_hint())
+    require_columns(file.names, columns, file.name, file.header_hint())
     wanted = list(dict.fromkeys(columns.values()))
     table = concat_or_spill(file.tables(wanted))
     return Table(columns=table, skipped=file.skipped, notes=file.notes)
@@ -124,19 +138,19 @@ def unreadable_parquet(name: object, error: Exception) -> UserError:
     return UserError(f"{name} cannot be read as .parquet ({str(error).splitlines()[0][:200]}): fix it.")
 
 
-def _read_parquet(file: Path, columns: dict[str, str]) -> "pa.Table":
+def _read_parquet(file: Path, columns: dict[str, str], name: str) -> "pa.Table":
     import pyarrow as pa
 
     wanted = list(dict.fromkeys(columns.values()))
-    with open_parquet(file, file) as stream:
-        require_columns(stream.schema_arrow.names, columns, file)
+    with open_parquet(file, name) as stream:
+        require_columns(stream.schema_arrow.names, columns, name)
         try:
             if stream.metadata.num_rows == 0:
-                return as_strings(stream.read(wanted), wanted, file)
+                return as_strings(stream.read(wanted), wanted, name)
             batches = (pa.Table.from_batches([batch]) for batch in stream.iter_batches(columns=wanted))
-            return concat_or_spill(as_strings(batch, wanted, file) for batch in batches)
+            return concat_or_spill(as_strings(batch, wanted, name) for batch in batches)
         except (pa.ArrowInvalid, OSError) as error:
-            raise unreadable_parquet(file, error) from None
+            raise unreadable_parquet(name, error) from None
 
 
 def _read_json(file: JsonRows, columns: dict[str, str]) -> "pa.Table":

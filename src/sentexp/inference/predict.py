@@ -8,6 +8,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -26,6 +27,8 @@ from sentexp.system.memory import trim_memory
 from sentexp.tracking.identity import digest_of
 
 SAMPLE = 1 << 20
+PREFIX = "predicted_"
+"""Before the names of the added columns, where the input has columns of these names."""
 
 
 def predict(config: PredictConfig, sentence: str | None = None) -> None:
@@ -52,22 +55,26 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
     form = config.format.name if config.input == STANDARD and config.format is not None else None
     piece = min(PIECE, config.chunk_rows)
     try:
-        with open_source(config.input, form, config.encoding, config.delimiter, piece) as source:
+        with open_source(config.input, form, config.encoding, config.delimiter, piece, config.columns) as source:
             _predict_table(finished, config, source)
     except BrokenPipeError:  # who reads standard output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _predict_table(finished: Finished, config: PredictConfig, source: Source) -> None:
-    assert config.output is not None
     column = source.choose_text(config.text, finished.trained.text)
-    added = [config.prefix + name for name in (LABEL, *(PROBABILITY + label for label in finished.trained.labels))]
+    names = (LABEL, *(PROBABILITY + label for label in finished.trained.labels))
+    if not config.prefix and (kept := [name for name in names if name in source.columns]):
+        tell(f"{source.name} has a column {' and '.join(kept)}, which stays: the new ones begin with {PREFIX}.")
+        config = replace(config, prefix=PREFIX)
+    added = [config.prefix + name for name in names]
     taken = [name for name in added if name in source.columns]
     require(
         not taken,
-        f"{source.name} has a column {' and '.join(taken)} already, and predict never replaces one: add another "
-        "beginning to the new names with prefix=predicted_.",
+        f"{source.name} has a column {' and '.join(taken)} already, and predict never replaces one: give "
+        "prefix=<another beginning of the new names>.",
     )
+    assert config.output is not None
     form = _output_form(config, source)
     task = _task(finished, config, column, form)
     delimiter = source.delimiter if source.form == "csv" else ","
@@ -191,6 +198,7 @@ def _task(finished: Finished, config: PredictConfig, column: str, form: str) -> 
         digest.update(stream.read(SAMPLE))
     weights = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in _weights(finished)]
     keys = [config.calibrated, config.prefix, config.chunk_rows, config.max_tokens, config.encoding, config.delimiter]
+    keys += [config.columns] if config.columns else []
     source = [str(file.absolute()), facts.st_size, facts.st_mtime_ns, digest.hexdigest()]
     return digest_of(source, finished.trained.identity, finished.trained.run_id, weights, keys, column, form)
 

@@ -3,12 +3,13 @@
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from sentexp.data.compressed import decompressed
 from sentexp.data.delimited import Delimited, Keys, TextFormat
 from sentexp.data.json_rows import JsonRows, Rows
 from sentexp.data.tables import SUFFIXES, open_parquet, require_columns
@@ -26,6 +27,7 @@ CHUNK_CHARACTERS = 1 << 24
 """Characters of the texts of a chunk; one that has more ends sooner than its rows say."""
 KEYS = Keys(
     path="input",
+    columns="columns",
     encoding="encoding",
     delimiter="delimiter",
     unquoted="save it as .tsv if it does not quote",
@@ -39,7 +41,11 @@ def format_of(key: str, path: str) -> str:
     Raises:
         UserError: an ending of another format.
     """
-    ending, endings = Path(path).suffix.lower(), INPUTS if key == "input" else OUTPUTS
+    return _known_ending(key, path, Path(path).suffix.lower())
+
+
+def _known_ending(key: str, path: str, ending: str) -> str:
+    endings = INPUTS if key == "input" else OUTPUTS
     require(
         ending in endings,
         f"{key}={path} has the ending {ending!r}: it must be one of {', '.join(endings)}, or - for standard {key} with "
@@ -55,49 +61,52 @@ def open_source(
     encoding: str | None = None,
     delimiter: str | None = None,
     piece: int = PIECE,
+    columns: Sequence[str] = (),
 ) -> "Iterator[Source]":
     """Yield the rows of an input; see `Source`.
 
     Args:
-        path: of a file; - is standard input.
+        path: of a file, compressed or not; - is standard input.
         form: csv, tsv, jsonl, json or parquet; None is by the ending, or by the first bytes of standard input.
         encoding: null is what a byte order mark says, UTF-8, or of CSV and TSV what is detected.
         delimiter: of CSV and TSV; null is that of the format.
         piece: rows that are read at one time.
+        columns: names of the columns of a CSV or TSV file without a header.
 
     Raises:
         UserError: the file is missing, empty, or of another format.
     """
     name = "standard input" if path == STANDARD else path
-    with _as_file(path) as file, file.open("rb") as stream:
+    with _as_file(path) as (file, ending), file.open("rb") as stream:
         start = stream.read(4)
         stream.seek(0)
         require(bool(start), f"input={path} is empty: it must hold a header or rows.")
         if form is None:
-            form = _by_first_bytes(start) if path == STANDARD else format_of("input", path)
+            form = _by_first_bytes(start) if path == STANDARD else _known_ending("input", path, ending)
         match form:
             case "parquet":
                 yield _parquet_source(stream, name, piece)
             case "jsonl" | "json":
                 yield _json_source(JsonRows(file, encoding, KEYS, name), form, piece)
             case _:
-                text_format = TextFormat(encoding=encoding, delimiter=delimiter)
+                text_format = TextFormat(encoding=encoding, delimiter=delimiter, columns=list(columns))
                 yield _delimited_source(Delimited(file, text_format, f".{form}", KEYS, name), form, piece)
 
 
 @contextmanager
-def _as_file(path: str) -> Iterator[Path]:
-    """Yield the file of an input; standard input is kept in one that goes with its end."""
+def _as_file(path: str) -> Iterator[tuple[Path, str]]:
+    """Yield the plain file of an input and its ending; standard input is kept in one that goes with its end."""
     if path == STANDARD:
         with tempfile.NamedTemporaryFile(prefix="sentexp-input-") as kept:
             shutil.copyfileobj(sys.stdin.buffer, kept)
             kept.flush()
-            yield Path(kept.name)
+            yield Path(kept.name), ""
         return
     file = Path(path).expanduser()
     require(file.exists(), f"input={path} does not exist: name a file, or - for standard input.")
     require(file.is_file(), f"input={path} is a folder: name a file in it.")
-    yield file
+    with decompressed(file, f"input={path}") as plain:
+        yield plain
 
 
 def _by_first_bytes(start: bytes) -> str:

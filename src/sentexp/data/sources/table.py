@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sentexp.config import AUTO, BadRows, TableData
+from sentexp.data.compressed import inner_name
 from sentexp.data.sources.layout import ALIASES, SLICE, RawSplits, read_splits
-from sentexp.data.tables import SUFFIXES, TextFormat, as_strings, read_table, require_columns
+from sentexp.data.tables import TextFormat, as_strings, is_table, read_table, require_columns
 from sentexp.errors import require
 from sentexp.system.hub import hub_splits, hub_tables, is_local, local_path
 from sentexp.system.package_files import locate
@@ -30,6 +31,7 @@ def table_splits(data: TableData) -> RawSplits:
         delimiter=data.delimiter,
         quoting=data.quoting,
         skip_ragged=data.on_bad_rows is BadRows.skip,
+        columns=data.columns,
     )
     return read_splits(_split_files(data), columns, form, lambda table, _: _renamed(table, data))
 
@@ -87,9 +89,7 @@ def _split_files(data: TableData) -> dict[str, list[Path]]:
         _require_one_table(data, f"data.path={data.path} is one file")
         return {"train": [root]}
     folders = [root / data.subset] if data.subset else [root, root / "data", root / "plain_text"]
-    files = sorted(
-        file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.suffix.lower() in SUFFIXES
-    )
+    files = sorted(file for folder in folders if folder.is_dir() for file in folder.iterdir() if is_table(file))
     files_of_splits = {}
     for name in ALIASES:
         split = getattr(data.splits, name)
@@ -110,7 +110,7 @@ def _files_of(split: str, files: list[Path], where: str) -> list[Path]:
         "data.splits.validation and data.splits.test (null carves the last two from train), a folder in it with "
         "data.subset, or one of the files with data.path.",
     )
-    kinds = {re.sub(r"-\d+-of-\d+$", "", file.stem) + file.suffix for file in matching}
+    kinds = {re.sub(r"-\d+-of-\d+(?=\.)", "", file.name) for file in matching}
     require(
         len(kinds) == 1,
         f"{where} has {len(kinds)} files for the split {split!r} ({', '.join(sorted(kinds))}): name one of them with "
@@ -122,4 +122,8 @@ def _files_of(split: str, files: list[Path], where: str) -> list[Path]:
 def _named(split: str, files: list[Path]) -> list[Path]:
     """Return the files of a split by the names that people give them."""
     stems = "|".join(re.escape(alias) for alias in ALIASES.get(split, (split,)))
-    return [file for file in files if file.name == split or re.fullmatch(rf"({stems})(-\d+-of-\d+)?", file.stem)]
+    return [file for file in files if file.name == split or re.fullmatch(rf"({stems})(-\d+-of-\d+)?", _stem(file))]
+
+
+def _stem(file: Path) -> str:
+    return Path(inner_name(file)).stem
