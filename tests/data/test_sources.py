@@ -448,3 +448,47 @@ def test_the_files_of_twelve_languages(corpora):
     german = [text for table in found.values() for text in texts(table) if "\ufffd" in text]
     assert len(german) == 4
     assert german[0] == "Die Lieferung kostet f\ufffdnfzehn Euro"
+
+
+def test_a_folder_of_texts_for_each_class_is_read(tmp_path):
+    for split in ("train", "test"):
+        for label in ("neg", "pos"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            for number in range(3):
+                (folder / f"{number}.txt").write_text(f"{split} {label} film {number}\nin two lines")
+    (tmp_path / "README.txt").write_text("no row")
+    found = own(tmp_path)
+    assert found.labels == ["neg", "pos"]
+    assert texts(found.splits["train"])[0] == "train neg film 0\nin two lines"
+    assert labels(found.splits["test"]) == [0, 0, 0, 1, 1, 1]
+    assert set(own(tmp_path / "train").splits) == {"train"}
+    with pytest.raises(UserError, match=r"has no folder held_out with a folder of .txt files .*: it has test, train"):
+        own(tmp_path, "data.splits.test=held_out")
+    (tmp_path / "train/pos/3.txt").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(UserError, match=r"3.txt is not utf-8: name its encoding with data.encoding"):
+        own(tmp_path)
+    assert "caf\xe9" in texts(own(tmp_path, "data.encoding=latin-1").splits["train"])
+
+
+def test_lines_in_fasttexts_form_are_read(tmp_path):
+    (tmp_path / "x.txt").write_text("__label__2 Great: a film\n\n__label__1 dull\n")
+    found = own(tmp_path / "x.txt")
+    assert (found.labels, texts(found.splits["train"])) == (["1", "2"], ["Great: a film", "dull"])
+    for content in ("no label here\n", "__label__2 __label__3 two labels\n"):
+        (tmp_path / "x.txt").write_text(content)
+        with pytest.raises(
+            UserError, match=r"Line 1 of .*x.txt reads .*: it must be one __label__<label> and its text"
+        ):
+            own(tmp_path / "x.txt")
+    with pytest.raises(UserError, match=r"data.text=body is not a column of .*x.txt: its columns are text, label"):
+        own(tmp_path / "x.txt", "data.text=body")
+
+
+def test_several_files_are_one_table(tmp_path):
+    for number in range(3):
+        (tmp_path / f"part-{number}.csv").write_text(f"text,label\nfilm {number},{number % 2}\n")
+    found = own(f"{tmp_path}/part-*.csv")
+    assert texts(found.splits["train"]) == ["film 0", "film 1", "film 2"]
+    with pytest.raises(UserError, match=r"data.path=.*/other-\*.csv matches no file"):
+        own(f"{tmp_path}/other-*.csv")

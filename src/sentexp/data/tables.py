@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sentexp.data.arrow_spill import concat_or_spill
 from sentexp.data.compressed import COMPRESSED, decompressed, inner_name
 from sentexp.data.delimited import Delimited, Keys, TextFormat
+from sentexp.data.encodings import marked_encoding, python_name
 from sentexp.data.json_rows import JsonRows
 from sentexp.errors import UserError, require
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 __all__ = ["SUFFIXES", "Table", "TextFormat", "as_strings", "read_lines", "read_table", "require_columns"]
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 
 
 def is_table(file: Path) -> bool:
@@ -77,6 +78,8 @@ def _read_plain(file: Path, ending: str, columns: dict[str, str], form: TextForm
             return _read_delimited(Delimited(file, form, ending, keys, name), columns)
         case ".parquet":
             return Table(columns=_read_parquet(file, columns, name))
+        case ".txt":
+            return Table(columns=_read_labelled_lines(file, form.encoding, columns, name))
         case _:
             return Table(columns=_read_json(JsonRows(file, form.encoding, keys, name), columns))
 
@@ -168,6 +171,38 @@ def _read_json(file: JsonRows, columns: dict[str, str]) -> "pa.Table":
     table = concat_or_spill(tables())
     require_columns(sorted(file.columns), columns, file.name)
     return table
+
+
+LABEL = "__label__"
+
+
+def _read_labelled_lines(file: Path, encoding: str | None, columns: dict[str, str], name: str) -> "pa.Table":
+    """Read lines in fastText's form, `__label__positive a warm film`, as the columns text and label.
+
+    Raises:
+        UserError: a line without a label, or with several.
+    """
+    import pyarrow as pa
+
+    require_columns(("text", "label"), columns, name, f" ({LABEL}<label> before the text of each line)")
+    encoding = python_name(encoding or marked_encoding(file) or "utf-8")
+    texts, labels = [], []
+    try:
+        with file.open(encoding=encoding, newline="\n") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                label, _, text = line.strip("\r\n").partition(" ")
+                require(
+                    label.startswith(LABEL) and not text.lstrip().startswith(LABEL),
+                    f"Line {number} of {name} reads {line.strip()[:60]!r}: it must be one {LABEL}<label> and its text.",
+                )
+                texts.append(text)
+                labels.append(label.removeprefix(LABEL))
+    except UnicodeError:
+        raise UserError(f"{name} is not {encoding}: name its encoding with data.encoding=<name>.") from None
+    wanted = {"text": pa.array(texts, pa.large_string()), "label": pa.array(labels, pa.large_string())}
+    return pa.table({column: wanted[column] for column in dict.fromkeys(columns.values())})
 
 
 def _scalar(value: Any) -> str | None:

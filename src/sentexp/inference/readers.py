@@ -19,7 +19,8 @@ from sentexp.inference.row_formats import Chunk, as_text
 if TYPE_CHECKING:
     import pyarrow as pa
 
-INPUTS, OUTPUTS = SUFFIXES, tuple(ending for ending in SUFFIXES if ending != ".json")
+INPUTS = tuple(ending for ending in SUFFIXES if ending != ".txt")
+OUTPUTS = tuple(ending for ending in INPUTS if ending != ".json")
 STANDARD = "-"
 PIECE = 256
 """Rows that are read at one time."""

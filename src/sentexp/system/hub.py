@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,14 +12,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model")
+LOCAL_ENDINGS = {".gguf", ".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", ".gz", ".bz2", ".xz", ".zst", ".zip"}
+"""Of paths that are no hub ids, whether they exist or not."""
 Kind = Literal["model", "dataset"]
 
 
 def is_local(path: str) -> bool:
     """Tell a local path from a hub id: a hub id is `name` or `owner/name` and nothing of that name exists here."""
     expanded = Path(path).expanduser()
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
-    return looks_local or expanded.exists() or expanded.suffix in {".gguf", ".csv", ".tsv", ".jsonl", ".parquet"}
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path or has_magic(path)
+    return looks_local or expanded.exists() or expanded.suffix.lower() in LOCAL_ENDINGS
 
 
 def local_path(key: str, path: str) -> Path:

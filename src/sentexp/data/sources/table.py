@@ -1,11 +1,13 @@
 """Tables: of an installed package, a file, a folder in GLUE's or the hub's layout, or the hub."""
 
 import re
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sentexp.config import AUTO, BadRows, TableData
 from sentexp.data.compressed import inner_name
+from sentexp.data.sources.class_folders import ENDING, class_folders, has_class_folders
 from sentexp.data.sources.layout import ALIASES, SLICE, RawSplits, read_splits
 from sentexp.data.tables import TextFormat, as_strings, is_table, read_table, require_columns
 from sentexp.errors import require
@@ -26,6 +28,8 @@ def table_splits(data: TableData) -> RawSplits:
         return RawSplits(splits={"train": _renamed(_package_table(data, columns), data)})
     if not is_local(data.path):
         return RawSplits(splits=_hub_splits(data, data.path, columns))
+    if _has_no_table(data.path) and has_class_folders(Path(data.path).expanduser()):
+        return class_folders(data, Path(data.path).expanduser())
     form = TextFormat(
         encoding=data.encoding,
         delimiter=data.delimiter,
@@ -81,9 +85,20 @@ def _package_table(data: TableData, columns: dict[str, str]) -> "pa.Table":
     return table
 
 
+def _has_no_table(path: str) -> bool:
+    root = Path(path).expanduser()
+    return root.is_dir() and not any(is_table(file) and file.suffix != ENDING for file in root.iterdir())
+
+
 def _split_files(data: TableData) -> dict[str, list[Path]]:
     """Return the files of each split of a local path that the configuration names."""
     assert data.path is not None
+    if has_magic(data.path) and not Path(data.path).expanduser().exists():
+        _require_one_table(data, f"data.path={data.path} is files of one table")
+        pattern = Path(data.path).expanduser().absolute()
+        found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+        require(bool(found), f"data.path={data.path} matches no file.")
+        return {"train": found}
     root = local_path("data.path", data.path)
     if root.is_file():
         _require_one_table(data, f"data.path={data.path} is one file")
