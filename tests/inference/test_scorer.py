@@ -5,8 +5,8 @@ import pytest
 import torch
 from rounding import rounding
 
-from sentexp.inference import scorer as module
 from sentexp.inference.scorer import Scorer, batches
+from sentexp.models.fast import padding_free
 from sentexp.models.saved import read_trained
 from sentexp.tracking.predictions import file_name, read_predictions
 
@@ -62,7 +62,7 @@ def test_ragged_texts_keep_their_order_whatever_the_batches(name, finished):
 def test_padded_rows_say_the_same(finished, texts, monkeypatch):
     trained = read_trained(finished(*RUNS["answers"]).weights)
     packed = Scorer(trained).probabilities(texts)
-    monkeypatch.setattr(module, "PADDING_FREE_ARCHITECTURES", ())
+    monkeypatch.setattr(padding_free, "PADDING_FREE_ARCHITECTURES", ())
     padded = Scorer(trained)
     assert padded.packer is None
     np.testing.assert_allclose(padded.probabilities(texts), packed, rtol=0, atol=rounding())

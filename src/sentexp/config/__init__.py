@@ -36,7 +36,7 @@ from sentexp.config.data import (
     TableData,
 )
 from sentexp.config.labels import require_class_name
-from sentexp.config.model import Attention, ModelConfig, PackageFile, RandomWeights
+from sentexp.config.model import Attention, HeadStart, ModelConfig, PackageFile, RandomWeights
 from sentexp.config.optim import OptimConfig, OptimizerName, Schedule
 from sentexp.config.peft import (
     IA3,
@@ -53,6 +53,8 @@ from sentexp.config.registry import from_conf, load_config, register_schemas
 from sentexp.config.run import BOOKKEEPING, Config, flatten
 from sentexp.config.sweep import Pruner, Sampler, SearchConfig, SweepConfig
 from sentexp.config.task import (
+    ASKING,
+    BARE,
     TEMPLATE_GROUP,
     AnswerLoss,
     CausalLM,
@@ -69,7 +71,9 @@ from sentexp.config.trainer import Precision, Strategy, TrainerConfig
 
 __all__ = [
     "AGREEMENT_LEVELS",
+    "ASKING",
     "AUTO",
+    "BARE",
     "BOOKKEEPING",
     "IA3",
     "RATING_LIMIT",
@@ -92,6 +96,7 @@ __all__ = [
     "FullFineTuning",
     "HeadInit",
     "HeadOnly",
+    "HeadStart",
     "Lora",
     "ModelConfig",
     "Multilingual",

@@ -17,6 +17,13 @@ class Attention(Enum):
     flash_attention_2 = "flash_attention_2"
 
 
+class HeadStart(Enum):
+    """Where a classification head starts: at that of a checkpoint which has one already, or drawn anew."""
+
+    auto = "auto"
+    new = "new"
+
+
 @dataclass(kw_only=True, slots=True)
 class PackageFile:
     """A file inside an installed distribution, trusted by its SHA-256 and never imported."""
@@ -62,12 +69,32 @@ class ModelConfig:
     random: RandomWeights | None
     attn_implementation: Attention
     keep_dequantized: Any  # auto, true or false
+    labels: Any
+    head: HeadStart
+
+    @property
+    def given_as(self) -> str:
+        """The key that names the backbone, and its value."""
+        return f"model={self.name}" if self.path is None else f"model.path={self.path}"
 
     def __post_init__(self) -> None:
-        """A backbone must come from somewhere."""
+        """A backbone must come from somewhere; labels are names."""
         require(
             self.path is not None or self.package is not None or self.random is not None,
             f"model.path is empty and model={self.name} has no embedded weights: pass model.path=<folder, GGUF file "
             "or hub id>.",
         )
         check_switch("model.keep_dequantized", self.keep_dequantized)
+        if self.labels is not None:
+            self.labels = _read_labels(self.labels)
+
+
+def _read_labels(given: object) -> list[str]:
+    """Return the names of a checkpoint's labels."""
+    names = [str(name) for name in given] if isinstance(given, list) else []
+    require(
+        len(names) > 1 and len({name.casefold() for name in names}) == len(names),
+        f"model.labels={given} must be a list of different labels in the order of the checkpoint's, as in "
+        "[negative,positive]; null is what the checkpoint calls them.",
+    )
+    return names

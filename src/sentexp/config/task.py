@@ -18,9 +18,14 @@ TEMPLATE_GROUP = "template"
 """The folder of `conf` whose files `task.template` names: not a group of hydra's, so that a plain key chooses."""
 
 
-class HeadInit(Enum):
-    """Start of the classification head: small normal numbers, or the output embeddings of the label words."""
+BARE, ASKING = "{text}", "{text}\nSentiment:"
+"""Templates of `task=seq_cls`: of encoders, and of decoders, whose last token then reads the question."""
 
+
+class HeadInit(Enum):
+    """Start of a new head: small normal numbers, the output embeddings of the label words, or what suits the model."""
+
+    auto = "auto"
     normal = "normal"
     label_words = "label_words"
 
@@ -54,7 +59,10 @@ class TaskConfig:
 
 @dataclass(kw_only=True, slots=True)
 class SequenceClassification(TaskConfig):
-    """`task=seq_cls`: a linear head over the last token of the framed text (PEFT's `SEQ_CLS`)."""
+    """`task=seq_cls`: a head over what the model makes of the framed text (PEFT's `SEQ_CLS`).
+
+    `auto` stays until the model is known.
+    """
 
     template: str
     head_init: HeadInit
@@ -62,7 +70,8 @@ class SequenceClassification(TaskConfig):
     def __post_init__(self) -> None:
         """The text must appear once."""
         TaskConfig.__post_init__(self)
-        _require_text_slot("task.template", self.template)
+        if self.template != AUTO:
+            _require_text_slot("task.template", self.template)
 
 
 @dataclass(kw_only=True, slots=True)

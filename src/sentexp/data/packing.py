@@ -56,7 +56,10 @@ class Packed(NamedTuple):
     cells: Tensor
     """The cell of each token behind the prefix, numbered line by line, shape (tokens - prefix,)."""
     bias: Tensor
-    """0 where a cell sees another, else -inf; shape (rows or 1, width, prefix + width). One line is plainly causal."""
+    """0 where a cell sees another, else -inf; shape (rows or 1, width or 1, prefix + width).
+
+    One row is plainly causal; one line for each row hides its padding, and nothing else.
+    """
     starts: Tensor
     """Where each row begins behind the prefix, and the end, shape (rows + 1,), int32: what varlen kernels take."""
     read: Tensor
@@ -65,6 +68,8 @@ class Packed(NamedTuple):
     """How many tokens all rows share."""
     learned: Learned | None = None
     """What is learned; None for a classification head and for scoring."""
+    causal: bool = True
+    """Whether tokens see those before them only; else every token sees its whole row."""
 
     @property
     def rows(self) -> int:
@@ -89,12 +94,14 @@ class Packer:
     """Packs the rows of a batch, for training and for scoring.
 
     `answers` are the tokens of each label's word and `end` those that end an answer; with no answers a classification
-    head reads the last token. `loss` says what is learned.
+    head reads the last token. `loss` says what is learned. In rows of encoders, not `causal`, every token sees all
+    others: no prefix is shared, and all tokens are read.
     """
 
     answers: list[list[int]] = field(default_factory=list)
     end: list[int] = field(default_factory=list)
     loss: AnswerLoss = AnswerLoss.answer
+    causal: bool = True
     tree: AnswerTree = field(init=False)
     """Of the answers: its branches are behind each prompt that is scored."""
 
@@ -143,6 +150,8 @@ class Packer:
 
     def score(self, rows: Sequence[list[int]], prefix: int) -> Packed:
         """Return rows to be scored: `read` holds the end of each prompt and, after it, each token of the branches."""
+        if not self.causal:
+            return _pack(rows, 0, _tensor(np.arange(sum(map(len, rows)))), causal=False)
         branch = self.tree.branch_tokens
         extra = len(branch)
         ends = np.cumsum([len(row) + extra - prefix for row in rows]) + prefix - 1 - extra
@@ -157,6 +166,7 @@ def _pack(
     *,
     tree: AnswerTree | None = None,
     learned: Learned | None = None,
+    causal: bool = True,
 ) -> Packed:
     """Return the layout of rows whose last tokens are the branches of a tree, if one is given."""
     lengths = np.array([len(row) - prefix for row in rows])
@@ -166,7 +176,7 @@ def _pack(
     within = column < lengths[:, None]
     grid = np.where(within, starts[:-1, None] + column, starts[:-1, None]) + prefix
     position = np.broadcast_to(prefix + column, within.shape)
-    unseen = np.triu(np.ones((width, width), dtype=bool), 1)[None]
+    unseen = np.triu(np.ones((width, width), dtype=bool), 1)[None] if causal else ~within[:, None]
     if tree is not None and tree.branch_tokens:
         ends = lengths[:, None] - len(tree.branch_tokens)  # of the prompts
         number = column - ends  # of the token in the branches, below 0 in the prompt
@@ -176,7 +186,7 @@ def _pack(
         depth[in_branch] = np.asarray(tree.branch_depths)[number[in_branch]]
         position = np.where(in_branch, prefix + ends + depth, position)
         unseen = unseen | ((label[:, None, :] >= 0) & (label[:, None, :] != label[:, :, None]))
-    bias = torch.zeros(len(unseen), width, prefix + width)
+    bias = torch.zeros(*unseen.shape[:2], prefix + width)
     bias[:, :, prefix:].masked_fill_(torch.from_numpy(unseen), -torch.inf)
     ids = np.concatenate([np.asarray(rows[0][:prefix]), *(np.asarray(row[prefix:]) for row in rows)])
     return Packed(
@@ -189,6 +199,7 @@ def _pack(
         read=read,
         prefix=prefix,
         learned=learned,
+        causal=causal,
     )
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from sentexp.config import Precision
 from sentexp.data.datamodule import Texts, pad
-from sentexp.data.packing import Packer
 from sentexp.data.tokens import WORTH_SHARING, encode, row_limit
 from sentexp.errors import UserError
 from sentexp.models.cuda_graphs import ScoringGraphs
+from sentexp.models.encoder_classifier import classifier_over
 from sentexp.models.fast.attention import PrefixCache
-from sentexp.models.fast.padding_free import PADDING_FREE_ARCHITECTURES
+from sentexp.models.fast.padding_free import packer_for
 from sentexp.models.label_scorer import LabelScorer, without_prior
 from sentexp.models.loading import DTYPES
 from sentexp.models.pretrained import Backbone
@@ -75,13 +75,11 @@ class Scorer:
         model, self.tokenizer = loaded
         self.limit, _ = row_limit(self.tokenizer, trained.prompt, trained.max_length, trained.positions)
         prompt, pad_id = trained.prompt, self.tokenizer.pad_token_id
-        self.packer = None
-        if base_of(model).config.get_text_config().model_type in PADDING_FREE_ARCHITECTURES:
-            self.packer = Packer(answers=prompt.answers, end=prompt.end)
+        self.packer = packer_for(base_of(model).config.get_text_config().model_type, prompt)
         self.classifier: SequenceClassifier | LabelScorer = (
             LabelScorer(model, prompt.answers, prompt.end, scoring_task(trained), pad_id, prompt.max_answer_tokens)
             if trained.answers
-            else SequenceClassifier(model)
+            else classifier_over(model)
         ).train(False)
         records = self.device.type == "cuda" and self.packer is not None
         self.graphs = ScoringGraphs(self.classifier) if records else None

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ from torch import nn
 from sentexp.config import IA3, Bias, FullFineTuning, HeadOnly, Lora, PeftConfig, Untuned
 from sentexp.distributed.sharding import cut_like, gathered
 from sentexp.errors import UserError, require
-from sentexp.models.structure import HEAD_NAMES, find_head, head_of
+from sentexp.models.encoders import encoder_of
+from sentexp.models.structure import find_head, head_of, head_paths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,14 +64,18 @@ def attach(model: "PreTrainedModel", peft: PeftConfig) -> tuple[nn.Module, Param
         case Untuned():
             expected = 0
         case HeadOnly():
-            head_of(model).requires_grad_(True)
+            (own_head or head_of(model)).requires_grad_(True)
             expected = head
         case FullFineTuning():
             model.requires_grad_(True)
             expected = sum(parameter.numel() for parameter in model.parameters())
         case Lora() | IA3():
             shapes = {path: _shape(module) for path, module in model.named_modules()}
-            biases = {path: parameter.numel() for path, parameter in model.named_parameters() if "bias" in path}
+            biases = {
+                path: parameter.numel()
+                for path, parameter in model.named_parameters()
+                if "bias" in path and not _is_in(path, head_paths(model))
+            }
             trained, targets = _wrap(model, _peft_config(model, peft))
             expected = head + _implied(peft, targets, shapes, biases, trained)
         case _:
@@ -107,20 +113,25 @@ def _peft_config(model: "PreTrainedModel", peft: Lora | IA3) -> Any:
 
     shared: dict[str, Any] = {"task_type": library.TaskType.CAUSAL_LM}
     if find_head(model) is not None:
-        shared = {"task_type": library.TaskType.SEQ_CLS, "modules_to_save": [_head_name(model)]}
+        shared = {"task_type": library.TaskType.SEQ_CLS, "modules_to_save": list(head_paths(model))}
     conv1d = any(type(module).__name__ == "Conv1D" for module in model.modules())
     if isinstance(peft, IA3):
+        encoder = encoder_of(model.config)
+        if peft.target_modules is None and encoder is not None and encoder.ia3 is not None:
+            shared |= {"target_modules": list(encoder.ia3[0]), "feedforward_modules": list(encoder.ia3[1])}
         if peft.target_modules is not None:
             feedforward = _names(model, "peft.feedforward_modules", peft.feedforward_modules)
             shared |= {"target_modules": _names(model, "peft.target_modules", peft.target_modules)}
-            shared |= {"feedforward_modules": feedforward}
+            shared |= {"feedforward_modules": feedforward, "exclude_modules": _of_head(model, shared["target_modules"])}
         return library.IA3Config(fan_in_fan_out=conv1d, **shared)
+    targets = _names(model, "peft.target_modules", peft.target_modules)
     return library.LoraConfig(
         r=peft.r,
         lora_alpha=peft.alpha,
         lora_dropout=peft.dropout,
         bias=peft.bias.name,
-        target_modules=_names(model, "peft.target_modules", peft.target_modules),
+        target_modules=targets,
+        exclude_modules=_of_head(model, targets),
         layers_to_transform=peft.layers_to_transform,
         use_rslora=peft.use_rslora,
         use_dora=peft.use_dora,
@@ -135,7 +146,7 @@ def _names(model: "PreTrainedModel", key: str, targets: str | list[str]) -> list
     linear = [
         path
         for path, module in model.named_modules()
-        if _shape(module) and path.split(".")[-1] not in HEAD_NAMES and module is not output
+        if _shape(module) and not _is_in(path, head_paths(model)) and module is not output
     ]
     leaves = sorted({path.split(".")[-1] for path in linear})
     if targets == "all-linear":
@@ -146,9 +157,15 @@ def _names(model: "PreTrainedModel", key: str, targets: str | list[str]) -> list
         require(bool(matching), f"{key}={targets} matches no module: {listed}.")
         return matching
     for name in targets:
-        is_there = any(path == name or path.endswith(f".{name}") for path in linear)
+        is_there = any(_has_name(path, name) for path in linear)
         require(is_there, f"{key}: {name!r} matches no module: {listed}.")
     return targets
+
+
+def _of_head(model: "PreTrainedModel", targets: list[str]) -> list[str] | None:
+    """Return the layers of the head that have the names of targets: they train in full, and get no adapter."""
+    layers = [path for path, module in model.named_modules() if _shape(module) and _is_in(path, head_paths(model))]
+    return [path for path in layers if any(_has_name(path, name) for name in targets)] or None
 
 
 def _wrap(model: "PreTrainedModel", config: Any) -> tuple[nn.Module, list[str]]:
@@ -178,7 +195,8 @@ def _implied(
     pairs = {path: shape for path in targets if (shape := shapes[path])}
     if isinstance(peft, IA3):
         forward = set(wrapped.peft_config["default"].feedforward_modules)  # type: ignore[index, union-attr]
-        return sum(size[0] if path.split(".")[-1] in forward else size[1] for path, size in pairs.items())
+        scales_input = {path: any(_has_name(path, name) for name in forward) for path in pairs}
+        return sum(size[0] if scales_input[path] else size[1] for path, size in pairs.items())
     implied = sum(peft.r * (inputs + outputs) for inputs, outputs in pairs.values())
     if peft.use_dora:
         implied += sum(outputs for _, outputs in pairs.values())
@@ -198,27 +216,34 @@ def _shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _head_name(model: nn.Module) -> str:
-    return next(name for name in HEAD_NAMES if hasattr(model, name))
+def _has_name(path: str, name: str) -> bool:
+    """Tell whether PEFT means a module by a name: its path, or the end of it."""
+    return path == name or path.endswith(f".{name}")
+
+
+def _is_in(path: str, modules: Sequence[str]) -> bool:
+    """Tell whether something is a module or a part of one, by its path in transformers' model."""
+    return any(path == module or path.startswith(f"{module}.") for module in modules)
 
 
 def _audit(model: nn.Module, targets: list[str]) -> ParameterAudit:
-    trainable, frozen = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
+    trainable, frozen, head = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), head_paths(model)
+    tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
+    embeddings = {id(parameter) for table in tables for parameter in table.parameters(recurse=False)}
     for path, parameter in model.named_parameters():
         if "original_module" in path:
             continue  # PEFT's copy of the head before training: not part of the model's answer
         counts = trainable if parameter.requires_grad else frozen
-        counts[_kind(path, parameter)] += _numel(parameter)
+        in_head = _is_in(path.removeprefix("base_model.model."), head)
+        counts["head" if in_head else _kind(path, parameter, embeddings)] += _numel(parameter)
     return ParameterAudit(trainable=trainable, frozen=frozen, targets=targets)
 
 
-def _kind(path: str, parameter: nn.Parameter) -> str:
+def _kind(path: str, parameter: nn.Parameter, embeddings: set[int]) -> str:
     parts = path.split(".")
     if any(part.startswith(ADAPTER_PARTS) for part in parts):
         return "adapter"
-    if any(name in parts for name in HEAD_NAMES):
-        return "head"
-    if any(part in ("embed_tokens", "wte", "wpe", "lm_head", "embed_out") for part in parts):
+    if id(parameter) in embeddings or any(part in ("lm_head", "embed_out") for part in parts):
         return "embeddings"
     return "linear layers" if parameter.ndim > 1 else "norms and biases"
 

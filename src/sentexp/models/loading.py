@@ -1,6 +1,7 @@
 """Loading models and tokenizers from the folder of a backbone: arithmetic, storage, and weights that runs share."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import ERROR, getLogger
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,12 @@ from safetensors import SafetensorError
 
 from sentexp.config import Attention, Bias, FullFineTuning, Lora, PeftConfig, Precision, Quantization
 from sentexp.errors import UserError, require
+from sentexp.models.architecture import is_classifier, read_config
 from sentexp.models.dequantize import unpack
+from sentexp.models.encoders import encoder_of
+from sentexp.models.head_start import draw_head, reorder_output
 from sentexp.models.pretrained import Backbone
-from sentexp.models.structure import HEAD_NAMES, find_head, head_of
+from sentexp.models.structure import HEAD, find_head, head_modules, head_of, head_paths, output_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,15 +66,23 @@ def load_tokenizer(backbone: Backbone) -> "PreTrainedTokenizerBase":
 
 
 def load_classifier(
-    backbone: Backbone, tokenizer: "PreTrainedTokenizerBase", labels: list[str], load: Loading
+    backbone: Backbone,
+    tokenizer: "PreTrainedTokenizerBase",
+    labels: list[str],
+    load: Loading,
+    rows: Sequence[int] | None = None,
 ) -> "PreTrainedModel":
-    """Return transformers' sequence classifier over the backbone, its head fresh, float32 and never quantised.
+    """Return transformers' sequence classifier over the backbone, its head float32 and never quantised.
+
+    A new head has what the files hold of it, a pretrained pooler for instance, but never its output layer; where they
+    hold a whole classifier, nothing.
 
     Args:
         backbone: where the weights are.
         tokenizer: gives the pad id.
         labels: class names, in the order of the logits.
         load: how.
+        rows: of the output layer that the files hold, one for each label; None is a new head.
 
     Raises:
         UserError: weights that do not fit the architecture, or an architecture without a sequence classifier.
@@ -79,8 +91,30 @@ def load_classifier(
 
     named = dict(enumerate(labels))
     options = {"num_labels": len(labels), "id2label": named, "label2id": {name: index for index, name in named.items()}}
-    model = _load(AutoModelForSequenceClassification, backbone, tokenizer, load, **options)
-    head_of(model).float()
+    config = read_config(backbone)
+    encodes = encoder_of(config) is not None
+    with torch.random.fork_rng(devices=[], enabled=encodes):  # its head is drawn below, by the seed alone
+        model, report = _load(
+            AutoModelForSequenceClassification,
+            backbone,
+            tokenizer,
+            load,
+            ignore_mismatched_sizes=rows is None,
+            **options,
+        )
+    head = head_modules(model) or {HEAD: head_of(model)}
+    _require_whole(backbone, report, () if rows is not None else tuple(head))
+    for module in head.values():
+        module.float()
+    if rows is not None:
+        reorder_output(model, rows)
+        model.drawn = []
+        return model
+    known = {path for path in head if not any(name.startswith(f"{path}.") for name in report["missing_keys"])}
+    new = is_classifier(config, backbone.folder)
+    model.drawn = [path for path in head if new or path not in known or output_path(config).startswith(path)]
+    if encodes or known:
+        draw_head(model, model.drawn)
     return model
 
 
@@ -97,7 +131,9 @@ def load_language_model(backbone: Backbone, tokenizer: "PreTrainedTokenizerBase"
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, backbone, tokenizer, load)
+    model, report = _load(AutoModelForCausalLM, backbone, tokenizer, load)
+    _require_whole(backbone, report)
+    return model
 
 
 def build_on_meta(backbone: Backbone, labels: list[str] | None) -> "PreTrainedModel":
@@ -133,28 +169,30 @@ def is_reusable(peft: PeftConfig) -> bool:
 
 
 def clone_sharing_weights(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Return a model of modules of its own around the same weights, but for a head of its own, initialised anew."""
+    """Return a model of modules of its own around the same weights, but for a head of its own.
+
+    What was new of the head is drawn anew.
+    """
     head = find_head(model)
     of_head = set() if head is None else {id(parameter) for parameter in head.parameters()}
     common = [*model.parameters(), *model.buffers()]
     common += [module.quant_state for module in model.modules() if getattr(module, "quant_state", None) is not None]
     other = copy.deepcopy(model, {id(thing): thing for thing in common if id(thing) not in of_head})
     if head is not None:
-        fresh = head_of(other)
-        with torch.no_grad():
-            fresh.weight.normal_(0, other.config.get_text_config().initializer_range)
-            if fresh.bias is not None:
-                fresh.bias.zero_()
+        draw_head(other, getattr(model, "drawn", head_paths(model)))
     return other
 
 
 def _load(
     auto: Any, backbone: Backbone, tokenizer: "PreTrainedTokenizerBase", load: Loading, **options: Any
-) -> "PreTrainedModel":
+) -> tuple[Any, dict[str, Any]]:
+    """Return a model, and transformers' report of the weights that it has not found."""
     from transformers.utils import logging
 
     if load.storage.quantization is not Quantization.none:
-        options |= {"quantization_config": _bitsandbytes(load), "device_map": {"": load.device}}
+        encoder = encoder_of(read_config(backbone))
+        quantization = _bitsandbytes(load, [HEAD, "lm_head"] if encoder is None else list(encoder.head))
+        options |= {"quantization_config": quantization, "device_map": {"": load.device}}
     if load.attention is not Attention.auto:
         options["attn_implementation"] = load.attention.name
     logging.set_verbosity_error()
@@ -171,33 +209,39 @@ def _load(
         )
     except (ValueError, OSError, ImportError, SafetensorError) as error:
         raise UserError(f"model.path={backbone.folder} cannot be loaded: {str(error).splitlines()[0]}.") from error
-    missing = [name for name in report["missing_keys"] if name.partition(".")[0] not in HEAD_NAMES]
-    require(
-        not missing and not report["mismatched_keys"],
-        f"model.path={backbone.folder} lacks weights that its architecture needs, so they would be random: "
-        f"{', '.join(sorted(missing)[:5]) or report['mismatched_keys']}.",
-    )
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.use_cache = False
     if load.keeps_dequantized:
         unpack(model, DTYPES[load.precision])
     _evaluate_as_trained(model)
-    return model
+    return model, report
 
 
-def _bitsandbytes(load: Loading) -> Any:
+def _require_whole(backbone: Backbone, report: dict[str, Any], new: Sequence[str] = ()) -> None:
+    """Refuse weights that would be random, but for those of modules that are to be new."""
+    lacking = [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
+    missing = sorted({name for name in lacking if not any(name.startswith(f"{path}.") for path in new)})
+    require(
+        not missing,
+        f"model.path={backbone.folder} lacks weights that its architecture needs, so they would be random: "
+        f"{', '.join(missing[:5])}.",
+    )
+
+
+def _bitsandbytes(load: Loading, kept: list[str]) -> Any:
+    """Return how layers are quantised, but for those that are kept as they are."""
     from transformers import BitsAndBytesConfig
 
     storage = load.storage
     if storage.quantization is Quantization.int8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[*HEAD_NAMES, "lm_head"])
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     compute = load.precision if storage.compute_dtype is Precision.auto else storage.compute_dtype
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=storage.quantization.name,
         bnb_4bit_use_double_quant=storage.double_quant,
         bnb_4bit_compute_dtype=DTYPES[compute],
-        llm_int8_skip_modules=[*HEAD_NAMES, "lm_head"],
+        llm_int8_skip_modules=kept,
     )
 
 

@@ -59,21 +59,6 @@ def locate_backbone(model: ModelConfig) -> Backbone:
     return Backbone(folder=path, revision=_folder_digest(path))
 
 
-def max_positions(backbone: Backbone) -> int:
-    """Return the most tokens that the backbone has positions for."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(backbone.folder, local_files_only=True)
-    return int(config.get_text_config().max_position_embeddings)
-
-
-def model_type(backbone: Backbone) -> str:
-    """Return transformers' name of the backbone's architecture."""
-    from transformers import AutoConfig
-
-    return str(AutoConfig.from_pretrained(backbone.folder, local_files_only=True).get_text_config().model_type)
-
-
 def _from_gguf(file: Path, sha256: str) -> Backbone:
     """Convert a GGUF file once: packed weights train slowly and cannot be saved."""
 

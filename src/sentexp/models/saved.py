@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from sentexp.config import (
     Attention,
     CausalLM,
+    HeadStart,
     ModelConfig,
     PackageFile,
     PeftConfig,
@@ -24,10 +24,11 @@ from sentexp.config import (
 )
 from sentexp.data.prompts import Prompt
 from sentexp.errors import UserError, require
+from sentexp.models.architecture import holds, read_config
 from sentexp.models.dequantize import unpack
 from sentexp.models.loading import Loading, load_classifier, load_language_model, load_tokenizer
 from sentexp.models.pretrained import Backbone, locate_backbone
-from sentexp.models.structure import HEAD_NAMES, head_of
+from sentexp.models.structure import head_modules, output_path
 from sentexp.system.hub import is_local
 
 if TYPE_CHECKING:
@@ -180,12 +181,16 @@ def load_trained(
         trains_backbone=trained.whole,
     )
     if trained.whole and not trained.answers:
-        _require_a_head(trained.folder)
+        require(
+            holds(base.folder, output_path(read_config(base))),
+            f"{base.folder} holds no classification head, so its answers would be random.",
+        )
     model: nn.Module
     if trained.answers:
         model = load_language_model(base, tokenizer, load)
     else:
-        model = load_classifier(base, tokenizer, trained.labels, load)
+        rows = range(len(trained.labels)) if trained.whole else None
+        model = load_classifier(base, tokenizer, trained.labels, load, rows)
     if unpacked and trained.storage.quantization is not Quantization.none:
         unpack(model)
     if (trained.folder / "head.safetensors").is_file():
@@ -206,28 +211,25 @@ def scoring_task(trained: Trained) -> CausalLM:
 def _model(facts: dict[str, Any]) -> ModelConfig:
     package, random = facts.pop("package"), facts.pop("random")
     attention = Attention[facts.pop("attn_implementation")]
+    head = HeadStart[facts.pop("head", HeadStart.auto.name)]  # which earlier releases do not say
     return from_conf(
         ModelConfig,
         **facts,
         package=None if package is None else PackageFile(**package),
         random=None if random is None else RandomWeights(**random),
         attn_implementation=attention,
+        head=head,
     )
 
 
-def _require_a_head(folder: Path) -> None:
-    """Refuse a model whose head would be random: transformers loads it without a word."""
-    names: set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            names |= {name.partition(".")[0] for name in tensors.keys()}  # noqa: SIM118 (not a dict)
-    require(bool(names & set(HEAD_NAMES)), f"{folder} holds no classification head, so its answers would be random.")
-
-
 def _put_head(model: nn.Module, file: Path) -> None:
-    state = {key.removeprefix("score."): value for key, value in load_file(file).items()}
+    state = load_file(file)
     try:
-        head_of(model).load_state_dict(state)
+        for path, module in head_modules(model).items():
+            start = f"{path}."
+            module.load_state_dict(
+                {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+            )
     except RuntimeError as error:
         raise UserError(f"{file} does not fit the base model: {str(error).splitlines()[-1].strip()}") from None
 

@@ -12,7 +12,7 @@ from sentexp.config import FullFineTuning, HeadOnly, PeftConfig, Untuned
 from sentexp.distributed import processes
 from sentexp.distributed.sharding import gathered, gathered_state
 from sentexp.models.adapters import trainable_state
-from sentexp.models.structure import find_head
+from sentexp.models.structure import head_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,13 +40,16 @@ def save_trained(
             divided out of the probabilities, and the temperature after that.
         parent: the run's folder.
     """
-    head = find_head(model)
-    kinds = {Untuned: "prompt" if head is None else "head", HeadOnly: "head", FullFineTuning: "model"}
+    head = head_modules(model)
+    kinds = {Untuned: "head" if head else "prompt", HeadOnly: "head", FullFineTuning: "model"}
     name = kinds.get(type(peft), "adapter")
     folder = parent / name
     state: Any = gathered_state(model) if name == "model" else trainable_state(model)
-    if name == "head" and head is not None:
-        state = {f"score.{key}": gathered(value) for key, value in head.state_dict().items()}
+    if name == "head":
+        parts = (
+            (f"{path}.{key}", value) for path, module in head.items() for key, value in module.state_dict().items()
+        )
+        state = {key: gathered(value) for key, value in parts}
 
     _write(folder, model, tokenizer, state, base, facts)
     return folder

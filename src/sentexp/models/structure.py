@@ -5,32 +5,53 @@ from typing import Any
 import torch
 
 from sentexp.errors import UserError
+from sentexp.models.encoders import encoder_of
 
-HEAD_NAMES = ("score", "classifier")
+HEAD = "score"
+"""transformers' name for the linear head of a decoder."""
 
 
-def find_head(model: torch.nn.Module) -> torch.nn.Linear | None:
-    """Return the classification head of a transformers model, wrapped by PEFT or not; a language model has none."""
-    for path, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and path.split(".")[-1] in HEAD_NAMES:
-            return module
-        if path.split(".")[-1] in HEAD_NAMES and hasattr(module, "modules_to_save"):
-            return module.modules_to_save["default"]  # type: ignore[no-any-return]
-    return None
+def head_paths(model: torch.nn.Module) -> tuple[str, ...]:
+    """Return the paths of the modules of a classification head in transformers' model; a language model has none."""
+    base = base_of(model)
+    encoder = encoder_of(base.config)
+    if encoder is not None:
+        return encoder.head
+    return (HEAD,) if hasattr(base, HEAD) else ()
+
+
+def output_path(config: Any) -> str:
+    """Return the path of the layer of a head that has a row for each label, by transformers' configuration."""
+    encoder = encoder_of(config)
+    return HEAD if encoder is None else encoder.output
+
+
+def head_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Return the modules of the classification head by their paths: those that train, where PEFT keeps copies."""
+    modules = {path: base_of(model).get_submodule(path) for path in head_paths(model)}
+    return {
+        path: getattr(module, "modules_to_save", {"default": module})["default"] for path, module in modules.items()
+    }
+
+
+def find_head(model: torch.nn.Module) -> torch.nn.Module | None:
+    """Return the modules of the classification head, as one; a language model has none."""
+    modules = head_modules(model)
+    return torch.nn.ModuleList(modules.values()) if modules else None
 
 
 def head_of(model: torch.nn.Module) -> torch.nn.Linear:
-    """Return the classification head of a transformers sequence classifier, wrapped by PEFT or not.
+    """Return the linear head of a decoder that classifies.
 
     Raises:
         UserError: the model has none.
     """
-    head = find_head(model)
-    if head is not None:
+    head = head_modules(model).get(HEAD)
+    if isinstance(head, torch.nn.Linear):
         return head
     raise UserError(
-        f"{type(model).__name__} has no linear head named {' or '.join(HEAD_NAMES)} over the last token: task=seq_cls "
-        "needs a decoder such as Llama or GPT-2."
+        f"{type(base_of(model)).__name__} has no linear head named {HEAD} over the last token: task=seq_cls needs "
+        "a decoder such as Llama or GPT-2, or an encoder such as BERT."
     )
 
 
@@ -40,9 +61,13 @@ def base_of(model: torch.nn.Module) -> Any:
 
 
 def shardable_parts(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Return the layers of a model's backbone, the backbone, and the head if there is one."""
-    base = base_of(model)
-    head = find_head(model)
-    backbone = base if head is None else base.base_model
+    """Return the layers of a model's backbone, the backbone, and the head; parts come before what holds them."""
+    base, head = base_of(model), head_modules(model)
+    if not head:
+        backbone, inside = base, []
+    else:
+        backbone = base.base_model
+        held = {id(module) for module in backbone.modules()}
+        inside = [module for module in head.values() if id(module) in held]
     layers = [module for module in backbone.modules() if type(module).__name__ in (base._no_split_modules or ())]
-    return [*layers, backbone, *([] if head is None else [head])]
+    return [*layers, *inside, backbone, *(module for module in head.values() if module not in inside)]

@@ -25,6 +25,7 @@ from sentexp.data.tokens import encode
 from sentexp.distributed.sharding import shard
 from sentexp.errors import require
 from sentexp.models.adapters import ParameterAudit, attach
+from sentexp.models.encoder_classifier import classifier_over
 from sentexp.models.fast.fusion_context import fused_run
 from sentexp.models.feature_cache import FeatureCache
 from sentexp.models.label_scorer import LabelScorer
@@ -36,7 +37,7 @@ from sentexp.models.loading import (
     load_classifier,
     load_language_model,
 )
-from sentexp.models.sequence_classifier import SequenceClassifier, start_head_at_label_words
+from sentexp.models.sequence_classifier import start_head_at_label_words
 from sentexp.models.structure import shardable_parts
 from sentexp.run.cache import cached, clear_cache
 from sentexp.run.inputs import RunInputs, RunSpec, build_packer
@@ -86,6 +87,11 @@ def build_model(inputs: RunInputs, batches: BatchPlan | None = None) -> tuple[nn
         labels = inputs.examples.labels
         start_head_at_label_words(model, inputs.backbone, inputs.tokenizer, task.template, labels)
     if config.trainer.gradient_checkpointing:
+        require(
+            model.supports_gradient_checkpointing,
+            f"trainer.gradient_checkpointing=true computes layers again, and transformers cannot do so for "
+            f"{config.model.given_as} ({model.config.model_type}): leave it false.",
+        )
         model.activation_checkpointing_enable({"use_reentrant": False})
     trained, audit = attach(model, config.peft)
     if config.trainer.strategy is Strategy.fsdp:
@@ -107,12 +113,13 @@ def _load(inputs: RunInputs, load: Loading) -> "PreTrainedModel":
     def fresh() -> "PreTrainedModel":
         if isinstance(config.task, CausalLM):
             return load_language_model(inputs.backbone, inputs.tokenizer, load)
-        return load_classifier(inputs.backbone, inputs.tokenizer, labels, load)
+        return load_classifier(inputs.backbone, inputs.tokenizer, labels, load, inputs.head_rows)
 
     if not is_reusable(config.peft):
         clear_cache("model")
         return fresh()
-    key = [task_name(config.task), labels, load.attention, load.keeps_dequantized, *_weights(inputs)]
+    stored = [load.attention, load.keeps_dequantized]
+    key = [task_name(config.task), labels, inputs.head_rows, *stored, *_weights(inputs)]
     model = cached(config, "model", key, fresh, most=1)
     if config.sweep.name is None:
         return model
@@ -151,7 +158,7 @@ def build_module(inputs: RunInputs, model: nn.Module) -> ClassifierModule:
         content_free = pad(rows, pad_id, "left") if packer is None else packer.score(rows, 0)
     prompt = inputs.prompt
     return ClassifierModule(
-        SequenceClassifier(model, config.trainer.compile, _known_features(inputs))
+        classifier_over(model, config.trainer.compile, _known_features(inputs))
         if answering is None
         else LabelScorer(
             model, prompt.answers, prompt.end, answering, pad_id, prompt.max_answer_tokens, config.trainer.compile

@@ -42,8 +42,8 @@ def _kind(config: Config) -> tuple[str, str]:
     reason = _obstacle(config)
     if reason:
         return reason, ""
+    from sentexp.models.architecture import model_type
     from sentexp.models.fast.support import ARCHITECTURES
-    from sentexp.models.pretrained import model_type
     from sentexp.run.inputs import resolve_inputs
     from sentexp.tracking.identity import digest_of
 

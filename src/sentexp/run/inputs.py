@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sentexp.config import CausalLM, Config, Precision, Untuned, flatten, task_name
+from sentexp.config import AnswerLoss, CausalLM, Config, Precision, Untuned, flatten, task_name
 from sentexp.data.audit import DataAudit, audit
 from sentexp.data.packing import Packer
-from sentexp.data.prompts import Prompt, build_prompt, choose_shots, holding_special_tokens, resolve_template
+from sentexp.data.prompts import Prompt, build_prompt, choose_shots, holding_special_tokens
 from sentexp.data.splits import NAMES, Examples, load_examples
 from sentexp.data.tokens import TokenRows, tokenize
 from sentexp.errors import require
-from sentexp.models.fast.padding_free import PADDING_FREE_ARCHITECTURES
+from sentexp.models.architecture import max_positions, model_type, require_supported
+from sentexp.models.checkpoint_labels import head_rows
+from sentexp.models.fast.padding_free import packer_for
 from sentexp.models.loading import load_tokenizer
-from sentexp.models.pretrained import Backbone, locate_backbone, max_positions, model_type
+from sentexp.models.pretrained import Backbone, locate_backbone
 from sentexp.run import report
 from sentexp.run.cache import cached
 from sentexp.run.cuda_graphs import uses_cuda_graphs
+from sentexp.run.resolve import resolve_task
 from sentexp.system.device import choose_device, choose_precision
 from sentexp.system.hub import is_local
 from sentexp.system.memory import reset_peak_memory
@@ -31,7 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, slots=True)
 class RunSpec:
-    """What the identity of a run stands on. `prompt` frames the texts; `positions` is the model's limit."""
+    """What the identity of a run stands on. `prompt` frames the texts; `positions` is the model's limit.
+
+    `head_rows` are those of the head that the backbone has already, one for each label; None where the head is new.
+    """
 
     config: Config
     backbone: Backbone
@@ -40,6 +46,7 @@ class RunSpec:
     digest: str
     positions: int
     prompt: Prompt
+    head_rows: list[int] | None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,7 +64,7 @@ def resolve_inputs(config: Config, whole: bool = False) -> RunSpec:
     """Find backbone and data, and build the prompt.
 
     Args:
-        config: of the run; in what is returned, a prompt template that was chosen by name stands as it is.
+        config: of the run; in what is returned, what the model decides of the task stands as it is.
         whole: leave the subsets of the data out.
 
     Raises:
@@ -66,14 +73,18 @@ def resolve_inputs(config: Config, whole: bool = False) -> RunSpec:
     examples, digest = cached(
         config, "examples", [flatten(config.data), whole], lambda: _with_digest(load_examples(config.data, whole))
     )
-    backbone, tokenizer, positions = cached(config, "backbone", flatten(config.model), lambda: _backbone(config))
+    backbone, tokenizer, positions = cached(
+        config, "backbone", [flatten(config.model), task_name(config.task)], lambda: _backbone(config)
+    )
     require(
         config.data.max_length <= positions,
         f"data.max_length={config.data.max_length} is more than the {positions} positions of "
         f"model={config.model.name}.",
     )
-    if isinstance(config.task, CausalLM):
-        config = replace(config, task=replace(config.task, template=resolve_template(config.task, tokenizer)))
+    rows = None
+    if not isinstance(config.task, CausalLM):
+        rows = head_rows(config.model, backbone, examples.labels, config.data.name)
+    config = replace(config, task=resolve_task(config, backbone, tokenizer, rows is not None))
     spec = RunSpec(
         config=config,
         backbone=backbone,
@@ -82,6 +93,7 @@ def resolve_inputs(config: Config, whole: bool = False) -> RunSpec:
         digest=digest,
         positions=positions,
         prompt=build_prompt(config.task, tokenizer, examples.labels),
+        head_rows=rows,
     )
     return replace(spec, prompt=prompt_with_shots(spec)) if isinstance(config.peft, Untuned) else spec
 
@@ -188,11 +200,10 @@ def build_packer(spec: RunSpec) -> Packer | None:
     That is where `trainer.padding_free` says so, and for architectures that were never compared without padding.
     """
     config, prompt = spec.config, spec.prompt
-    if not config.trainer.padding_free or model_type(spec.backbone) not in PADDING_FREE_ARCHITECTURES:
+    if not config.trainer.padding_free:
         return None
-    if not isinstance(config.task, CausalLM):
-        return Packer()
-    return Packer(answers=prompt.answers, end=prompt.end, loss=config.task.loss)
+    loss = config.task.loss if isinstance(config.task, CausalLM) else AnswerLoss.answer
+    return packer_for(model_type(spec.backbone), prompt, loss)
 
 
 def _with_digest(examples: Examples) -> tuple[Examples, str]:
@@ -201,6 +212,7 @@ def _with_digest(examples: Examples) -> tuple[Examples, str]:
 
 def _backbone(config: Config) -> tuple[Backbone, "PreTrainedTokenizerBase", int]:
     backbone = locate_backbone(config.model)
+    require_supported(backbone, config.model.given_as, isinstance(config.task, CausalLM))
     return backbone, load_tokenizer(backbone), max_positions(backbone)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from sentexp.config import BOOKKEEPING, Config, flatten
+from sentexp.config import ASKING, AUTO, BOOKKEEPING, Config, SequenceClassification, flatten
 
 NUMERICS_VERSION = "b3d63fd2ec16d744601a819c533c39ec4e7998ded9dd8194f6948c4b4baa0750"
 """The version of what sentexp computes, a part of every identity.
@@ -15,10 +15,20 @@ digest of the sources that identities used to hold, so that the runs of that rel
 """
 
 
+LATER = {"model.labels": None, "model.head": "auto"}
+"""Keys that earlier releases did not have, and the value that computes what these did: it is no part of identities."""
+WRITTEN_OUT = {"task.template": ASKING, "task.head_init": "label_words"}
+"""What stood in the place of auto in earlier releases: a sweep is known by it. That of a run is resolved."""
+
+
 def settings(config: Config) -> dict[str, Any]:
     """Return the keys of a configuration that say what is computed, and their values."""
     kinds = {"peft": type(config.peft).__name__, "task": type(config.task).__name__}
-    return kinds | {key: value for key, value in flatten(config).items() if not key.startswith(BOOKKEEPING)}
+    known = {key: value for key, value in flatten(config).items() if not key.startswith(BOOKKEEPING)}
+    known = {key: value for key, value in known.items() if key not in LATER or value != LATER[key]}
+    if isinstance(config.task, SequenceClassification):
+        known |= {key: value for key, value in WRITTEN_OUT.items() if known[key] == AUTO}
+    return kinds | known
 
 
 def fingerprint(config: Config, *resolved: Any) -> str:

@@ -221,7 +221,7 @@ class ClassifierModule(L.LightningModule):
         """Return the optimizer and its schedule, stepped once per optimizer step."""
         # The kernel takes no shards, and what scales losses in fp16 must see the gradients before it.
         fused = not is_sharded(self.classifier) and self.trainer.precision != "16-mixed"
-        optimizer = build_optimizer(self.optim, self.classifier, find_head(self.classifier), self.device, fused)
+        optimizer = build_optimizer(self.optim, self.classifier, find_head(self.classifier.model), self.device, fused)
         schedule = build_schedule(self.optim, optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

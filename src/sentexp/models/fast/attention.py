@@ -80,7 +80,7 @@ def attend(
         scale: of the scores.
         prefix_kv: the cached prefix, whose tokens are then not among these.
         dropout: of the attention weights.
-        window: how many tokens back a token sees, itself included; None is all.
+        window: how many tokens back a token sees, itself included, and in encoders ahead as well; None is all.
     """
     prefix = packed.prefix
     if not prefix:
@@ -103,9 +103,9 @@ def _rows(
     window: int | None,
 ) -> Tensor:
     rows, width = packed.grid.shape
-    plain = prefix_kv is None and dropout == 0 and window is None
+    plain = dropout == 0 and (not packed.causal or (prefix_kv is None and window is None))
     if plain and takes_flash(packed, query.dtype, query.shape[-1]):
-        return _flash(query, key, value, packed, scale)
+        return _flash(query, key, value, packed, scale, window)
     flat = packed.grid.flatten()
     query, key, value = (part.index_select(0, flat).unflatten(0, (rows, width)) for part in (query, key, value))
     if prefix_kv is not None:
@@ -121,8 +121,9 @@ def _rows(
 
 
 def takes_flash(packed: Packed, dtype: torch.dtype, head_size: int) -> bool:
-    """Tell whether the variable-length kernel can attend within rows: on a GPU in 16 bits, where all is causal."""
-    return packed.ids.is_cuda and len(packed.bias) == 1 and dtype in HALF and head_size <= WIDEST_HEAD
+    """Tell whether the variable-length kernel can attend within rows: on a GPU in 16 bits, all of it causal or none."""
+    whole = len(packed.bias) == 1 or not packed.causal
+    return packed.ids.is_cuda and whole and dtype in HALF and head_size <= WIDEST_HEAD
 
 
 def without_grid(packed: Packed) -> Packed:
@@ -136,9 +137,12 @@ def without_grid(packed: Packed) -> Packed:
     )
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scale: float) -> Tensor:
-    """Return the causal attention within each row by PyTorch's variable-length kernel, on a GPU in 16 bits."""
-    options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0)}
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, packed: Packed, scale: float, window: int | None = None
+) -> Tensor:
+    """Return the attention within each row by PyTorch's variable-length kernel, on a GPU in 16 bits."""
+    reach = -1 if window is None else window - 1
+    options: dict[str, Any] = {"scale": scale, "window_size": (reach, 0 if packed.causal else reach)}
     if key.shape[1] != query.shape[1]:
         if TAKES_GROUPED_HEADS:
             options["enable_gqa"] = True
@@ -167,7 +171,7 @@ def _grid(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float,
         query: shape (rows, width, heads, width of a head).
         key: shape (rows, keys, key heads, width of a head).
         value: the same.
-        bias: of the scores, shape (rows or 1, width, keys).
+        bias: of the scores, shape (rows or 1, width or 1, keys).
         scale: of the scores.
         dropout: of the weights.
     """
@@ -205,7 +209,8 @@ def _too_far(packed: Packed, window: int) -> Tensor:
     positions = positions.view_as(packed.grid)
     prefix = torch.arange(packed.prefix, device=positions.device).expand(len(positions), -1)
     keys = torch.cat([prefix, positions], 1)
-    return positions[:, :, None] - keys[:, None, :] >= window
+    distance = positions[:, :, None] - keys[:, None, :]
+    return (distance if packed.causal else distance.abs()) >= window
 
 
 def use_packed_attention(config: Any) -> None:

@@ -5,8 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sentexp.data.packing import Packed
+from sentexp.config import AnswerLoss
+from sentexp.data.packing import Packed, Packer
+from sentexp.data.prompts import Prompt
 from sentexp.distributed.sharding import is_sharded
+from sentexp.models.encoders import ENCODERS
 from sentexp.models.fast.attention import PrefixCache, takes_flash, use_packed_attention, within, without_grid
 from sentexp.models.fast.fusion_context import ForwardOutput, fused_run
 from sentexp.models.fast.llama import LlamaLayers
@@ -25,7 +28,23 @@ PADDING_FREE_ARCHITECTURES = (
     "qwen3",
     "smollm3",
 )
-"""Model types whose rows can be packed: each was compared with its padded rows in the tests."""
+"""Decoders whose rows can be packed: each was compared with its padded rows in the tests. See `encoders` for others."""
+
+
+def packer_for(architecture: str, prompt: Prompt, loss: AnswerLoss = AnswerLoss.answer) -> Packer | None:
+    """Return what lays the rows of an architecture out without padding; None where they are padded.
+
+    Args:
+        architecture: transformers' name of it.
+        prompt: of the run.
+        loss: what a language model learns from.
+    """
+    encoder = ENCODERS.get(architecture)
+    if encoder is not None:
+        return Packer(causal=False) if encoder.packs else None
+    if architecture not in PADDING_FREE_ARCHITECTURES:
+        return None
+    return Packer(answers=prompt.answers, end=prompt.end, loss=loss)
 
 
 class PaddingFreeModel:

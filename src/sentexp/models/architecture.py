@@ -1,0 +1,102 @@
+"""What a folder of weights is, by its configuration: its architecture, its limits, and what it can be used for."""
+
+from pathlib import Path
+from typing import Any
+
+from sentexp.errors import UserError, require
+from sentexp.models.encoders import ENCODERS
+from sentexp.models.pretrained import Backbone
+from sentexp.models.structure import output_path
+
+FIRST_POSITION = 2
+"""Of encoders that count positions from their pad id, which is 1 in all of them."""
+CLASSIFIER = "ForSequenceClassification"
+"""The end of the name of transformers' classifiers."""
+
+
+def read_config(backbone: Backbone) -> Any:
+    """Return transformers' configuration of a backbone.
+
+    Raises:
+        UserError: an architecture that the installed transformers does not have.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(backbone.folder, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(
+            f"model.path={backbone.folder} has a config.json that transformers cannot read: {_first_line(error)}"
+        ) from None
+
+
+def model_type(backbone: Backbone) -> str:
+    """Return transformers' name of the backbone's architecture."""
+    return str(read_config(backbone).get_text_config().model_type)
+
+
+def max_positions(backbone: Backbone) -> int:
+    """Return the most tokens that the backbone has positions for."""
+    config = read_config(backbone).get_text_config()
+    encoder = ENCODERS.get(config.model_type)
+    taken = FIRST_POSITION if encoder is not None and encoder.counts_from_pad else 0
+    return int(config.max_position_embeddings) - taken
+
+
+def require_supported(backbone: Backbone, name: str, answers: bool) -> None:
+    """Refuse an architecture that cannot do a task.
+
+    Args:
+        backbone: of the run.
+        name: what the user calls it, with its key.
+        answers: whether the task is to answer a prompt, not to classify with a head.
+
+    Raises:
+        UserError: an encoder-decoder, an encoder that has to answer, or one that was never tried.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    )
+
+    config = read_config(backbone)
+    kind = config.get_text_config().model_type
+    encodes = kind in ENCODERS or kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    supported = f"the encoders {', '.join(ENCODERS)}, and decoders such as llama, qwen3 or gpt2"
+    require(
+        not config.is_encoder_decoder,
+        f"{name} is {kind}, an encoder-decoder, which sentexp does not support: it takes {supported}.",
+    )
+    if answers:
+        require(
+            not encodes and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+            f"{name} is {kind}, {'an encoder' if encodes else 'no language model'}, which writes no answers: use "
+            "task=seq_cls, or a decoder such as llama, qwen3 or gpt2.",
+        )
+    else:
+        require(
+            kind in ENCODERS or (not encodes and kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+            f"{name} is {kind}, which task=seq_cls does not support: it takes {supported}.",
+        )
+
+
+def is_classifier(config: Any, folder: Path) -> bool:
+    """Tell whether a folder holds a classifier with its head, by its configuration and its weights."""
+    named = any(name.endswith(CLASSIFIER) for name in config.architectures or ())
+    return named and holds(folder, output_path(config))
+
+
+def holds(folder: Path, module: str) -> bool:
+    """Tell whether the files of a folder hold weights of a module."""
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            if any(name.startswith(f"{module}.") for name in tensors.keys()):  # noqa: SIM118 (not a dict)
+                return True
+    return False
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
