@@ -31,7 +31,7 @@ OWN: dict[str, dict[str, Any]] = {
 """What the configurations of an architecture have beside the common shape."""
 FROM_ONE = ("roberta", "xlm-roberta", "mpnet")
 """Architectures whose tokenizers have <s> as 0, <pad> as 1 and </s> as 2."""
-POSITIONS = 66
+POSITIONS = 162
 
 
 def config_of(kind: str, **changes: Any) -> Any:

@@ -21,17 +21,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from sentexp.config import ExportFormat, ExportType, Precision, Quantization
 from sentexp.errors import require
+from sentexp.export.onnx_graph import graph_of
 from sentexp.export.prompt_tokenizer import save_framed
 from sentexp.inference.scorer import Scorer
 from sentexp.models.loading import load_tokenizer
 from sentexp.models.merge import merge
 from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import FACTS, Trained, read_trained
-from sentexp.models.structure import head_of
 
 Reader = Callable[[Sequence[str]], NDArray[Any]]
 """Gives the probabilities of texts, shape (texts, labels)."""
@@ -104,7 +104,7 @@ def _write_merged(trained: Trained, base: Backbone, dtype: ExportType, folder: P
 
 def _write_onnx(trained: Trained, base: Backbone, folder: Path) -> None:
     _require_installed("onnx", ("onnx", "onnxscript", "onnxruntime"))
-    graph = _Graph(merge(trained, base), trained).train(False)
+    graph = graph_of(merge(trained, base), trained)
     save_framed(
         load_tokenizer(Backbone(folder=trained.folder, revision="")),
         trained.prompt,
@@ -131,46 +131,6 @@ def _write_onnx(trained: Trained, base: Backbone, folder: Path) -> None:
             verbose=False,
         )
     _write_labels(trained, folder)
-
-
-class _Graph(nn.Module):
-    """Token ids and mask of rows padded on the right, to logits of labels: by a head or by the rows of label words."""
-
-    prior: Tensor
-
-    def __init__(self, model: Any, trained: Trained) -> None:
-        super().__init__()
-        model.set_attn_implementation("eager")
-        self.answers, self.base = trained.answers, model.base_model
-        head: Any = model.get_output_embeddings() if trained.answers else head_of(model)
-        self.weight, self.bias = head.weight, head.bias
-        if trained.answers:
-            words = trained.prompt.answers
-            require(
-                max(map(len, words)) == 1,
-                f"format=onnx answers with one token for each label, and run {trained.identity} has label words of "
-                "several: use format=merged, or train with task.label_words of one token each.",
-            )
-            first = [word[0] for word in words]
-            self.weight = nn.Parameter(head.weight[first])
-            self.bias = None if head.bias is None else nn.Parameter(head.bias[first])
-        prior = torch.ones(len(trained.labels)) if trained.prior is None else torch.tensor(trained.prior)
-        self.register_buffer("prior", prior.clamp(min=torch.finfo(prior.dtype).tiny).log())
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return logits, shape (rows, labels)."""
-        tokens = ids.shape[1]
-        column = torch.arange(tokens, device=ids.device)
-        seen = (column <= column[:, None])[None, None] & mask.bool()[:, None, None, :]
-        hidden = self.base(
-            input_ids=ids,
-            attention_mask=torch.where(seen, 0.0, torch.finfo(torch.float32).min),
-            position_ids=column.expand_as(ids),
-            use_cache=False,
-        ).last_hidden_state
-        last = (mask.sum(1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
-        logits: Tensor = nn.functional.linear(hidden.gather(1, last).squeeze(1), self.weight, self.bias)
-        return logits - self.prior
 
 
 def _write_gguf(trained: Trained, base: Backbone, dtype: ExportType, folder: Path) -> None:

@@ -48,14 +48,16 @@ class EncoderClassifier(SequenceClassifier):
         """Return float32 states of rows, shape (rows, hidden): what the head reads, or their mean where it pools."""
         del cache
         if isinstance(texts, Packed) and self.pooling == "first":
-            return self.packed.hidden(self._numbered(texts)).index_select(0, texts.grid[:, 0]).float()
+            first = self.packed.hidden(self._numbered(texts)).index_select(0, texts.grid[:, 0])
+            return first.float()
         return pool(self._states(texts), _mask(texts), self.pooling)
 
     def _states(self, texts: Texts) -> Tensor:
         """Return the float32 hidden states of all tokens, shape (rows, tokens, hidden)."""
         if isinstance(texts, Packed):
             states = self.packed.hidden(self._numbered(texts))
-            return states.index_select(0, texts.grid.flatten()).unflatten(0, texts.grid.shape).float()
+            grid: Tensor = states.index_select(0, texts.grid.flatten()).unflatten(0, texts.grid.shape)
+            return grid.float()
         return self._padded(texts.ids, texts.mask).float()
 
     def _numbered(self, packed: Packed) -> Packed:

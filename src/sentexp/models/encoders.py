@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -133,8 +132,8 @@ def pool(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
     """
     if pooling != "first":
         return mean_of_tokens(states, mask)
-    first = mask.argmax(1)
-    return states[torch.arange(len(first), device=first.device), first]
+    first = mask.argmax(1)[:, None, None].expand(-1, 1, states.shape[-1])
+    return states.gather(1, first).squeeze(1)
 
 
 def mean_of_tokens(values: Tensor, mask: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 from sentexp.config import AnswerLoss, CausalLM, PriorCorrection, TrainerConfig, Untuned
 from sentexp.data.class_balance import row_weights
 from sentexp.data.datamodule import DataModule
+from sentexp.data.packing import Packer
 from sentexp.data.text_hash import Numbers
 from sentexp.data.tokens import TokenRows
 from sentexp.run.inputs import RunSpec, build_packer
@@ -96,11 +97,11 @@ def workload(spec: RunSpec, tokens: dict[str, TokenRows], trainer: TrainerConfig
     weights = row_weights(config.data, spec.examples)
     data = DataModule(tokens, spec.tokenizer, trainer, config.seed, weights)
     learned, scored = _behind_the_prompt(spec)
-    packed = build_packer(spec) is not None
+    packer = build_packer(spec)
     order: Order = data.train_dataloader().sampler.batches()  # type: ignore[attr-defined]
-    train = _batches(tokens["train"], order, learned, packed)
+    train = _batches(tokens["train"], order, learned, packer)
     validation, test = (
-        _batches(tokens[split], list(data.by_length(split).sampler), Behind(scored, scored), packed)
+        _batches(tokens[split], list(data.by_length(split).sampler), Behind(scored, scored), packer)
         for split in ("validation", "test")
     )
     per_epoch = len(train.order)
@@ -135,14 +136,14 @@ class Behind(NamedTuple):
     of_label: int | list[int]
 
 
-def _batches(rows: TokenRows, order: Order, behind: Behind, packed: bool) -> Batches:
+def _batches(rows: TokenRows, order: Order, behind: Behind, packer: Packer | None) -> Batches:
     lengths = np.asarray(rows.lengths)
     count = np.array([len(numbers) for numbers, _ in order])
     width = np.array([int(lengths[numbers].max()) for numbers, _ in order]) + behind.most
-    if packed:
-        each = np.asarray(behind.of_label)
+    if packer is not None:
+        each, shared = np.asarray(behind.of_label), rows.prefix if packer.causal else 0
         whole = lengths + (each[rows.labels] if each.ndim else each)
-        computed = np.array([int(whole[numbers].sum()) for numbers, _ in order]) - (count - 1) * rows.prefix
+        computed = np.array([int(whole[numbers].sum()) for numbers, _ in order]) - (count - 1) * shared
     else:
         computed = count * width
     tokens = sum(int(lengths[numbers].sum()) for numbers, _ in order)

@@ -78,8 +78,7 @@ def resolve_inputs(config: Config, whole: bool = False) -> RunSpec:
     )
     require(
         config.data.max_length <= positions,
-        f"data.max_length={config.data.max_length} is more than the {positions} positions of "
-        f"model={config.model.name}.",
+        f"data.max_length={config.data.max_length} is more than the {positions} positions of {config.model.given_as}.",
     )
     rows = None
     if not isinstance(config.task, CausalLM):

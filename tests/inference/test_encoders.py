@@ -1,0 +1,185 @@
+"""Encoders from the configuration to the files: trained, read again, exported; what cannot be used is refused."""
+
+import json
+import warnings
+from importlib.util import find_spec
+
+import encoders
+import numpy as np
+import pytest
+import torch
+from rounding import drift, rounding
+from safetensors.torch import load_file
+
+from sentexp.config import ExportFormat, ExportType
+from sentexp.errors import UserError
+from sentexp.export.exporters import read, write
+from sentexp.inference.scorer import Scorer
+from sentexp.models.encoders import ENCODERS
+from sentexp.models.saved import find_base, read_trained
+from sentexp.plan.command import plan
+from sentexp.run.inputs import resolve_inputs
+from sentexp.run.train import train
+from sentexp.tracking.predictions import file_name, read_predictions
+
+ONNX = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs the extra export")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """Return a function from an architecture to the override that names a pretrained model of it."""
+    written = {}
+
+    def override(kind):
+        if kind not in written:
+            written[kind] = tmp_path_factory.mktemp(kind)
+            encoders.write_encoder(written[kind], kind)
+        return f"model.path={written[kind]}"
+
+    return override
+
+
+@pytest.fixture
+def tuned(finished, pretrained):
+    """Return a function that trains an encoder for two epochs, once, and returns its result."""
+    return lambda kind, *words: finished(pretrained(kind), "trainer.max_epochs=2", *words)
+
+
+def said(result):
+    return read_predictions(result.folder / file_name("test")).probabilities
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rounding())
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_a_run_says_the_same_when_it_is_read_again(kind, tuned, texts):
+    result = tuned(kind)
+    assert said(result).std(0).min() > 10 * rounding(), "every text is answered alike"
+    assert set(result.parameters.trainable) == set(result.parameters.frozen)
+    assert result.parameters.trainable["head"] > result.parameters.frozen["head"] == 0
+    close(Scorer(read_trained(result.weights)).probabilities(texts), said(result))
+
+
+@pytest.mark.parametrize("peft", ["qlora", "dora", "ia3", "head", "full", "none"])
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "deberta-v2"])
+def test_every_way_of_training_is_read_again(kind, peft, tuned, texts):
+    result = tuned(kind, f"peft={peft}")
+    close(Scorer(read_trained(result.weights)).probabilities(texts), said(result))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "eurobert"])
+def test_padded_rows_train_as_packed_ones(kind, tuned):
+    steady = ("optim.eps=1", "optim.lr=1e-1")
+    packed, padded = (tuned(kind, *steady, f"trainer.padding_free={given}") for given in ("true", "false"))
+    assert packed.identity == padded.identity
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_transformers_and_peft_alone_say_what_the_run_says(kind, tuned, texts):
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    result = tuned(kind)
+    trained = read_trained(result.weights)
+    plain = AutoModelForSequenceClassification.from_pretrained(find_base(trained).folder, num_labels=2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        model = PeftModel.from_pretrained(plain, trained.folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained.folder)
+    rows = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
+    close(logits.softmax(-1).numpy(), said(result))
+
+
+FORMATS = [
+    *((kind, "peft", "lora") for kind in ENCODERS),
+    *((kind, "merged", "lora") for kind in ENCODERS),
+    ("bert", "merged", "head"),
+    ("distilbert", "merged", "full"),
+    *(pytest.param(kind, "onnx", "lora", marks=(ONNX, pytest.mark.slow)) for kind in ENCODERS),
+]
+
+
+@pytest.mark.parametrize(("kind", "form", "peft"), FORMATS)
+def test_an_export_says_what_the_run_says(kind, form, peft, tuned, texts, tmp_path):
+    result = tuned(kind, f"peft={peft}")
+    trained = read_trained(result.weights)
+    write(ExportFormat[form], trained, find_base(trained), ExportType.float32, tmp_path)
+    close(read(ExportFormat[form], tmp_path, None)(texts), said(result))
+
+
+def test_the_template_is_the_bare_text_and_the_head_starts_small(pretrained, config):
+    spec = resolve_inputs(config(pretrained("bert"), "task.template=auto"))
+    assert (spec.config.task.template, spec.config.task.head_init.name) == ("{text}", "normal")
+    decoder = resolve_inputs(config("task.template=auto"))
+    assert (decoder.config.task.template, decoder.config.task.head_init.name) == ("{text}\nSentiment:", "label_words")
+
+
+def test_positions_that_are_taken_are_no_part_of_the_limit(pretrained, config):
+    assert resolve_inputs(config(pretrained("bert"), "data.max_length=32")).positions == encoders.POSITIONS
+    assert resolve_inputs(config(pretrained("roberta"), "data.max_length=32")).positions == encoders.POSITIONS - 2
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2"])
+def test_a_plan_of_an_encoder_is_printed(kind, pretrained, config, capsys):
+    plan([config(pretrained(kind), "trainer.max_steps=2")])
+    assert "train" in capsys.readouterr().out
+
+
+def test_baselines_of_an_encoder_read_what_its_head_reads(tuned):
+    result = tuned("eurobert", "baseline=true")
+    assert 0 <= result.baselines["linear_probe"].metrics["test/accuracy"] <= 1
+
+
+def refused(config, *words):
+    with pytest.raises(UserError) as error:
+        resolve_inputs(config(*words))
+    return str(error.value)
+
+
+def test_an_encoder_writes_no_answers(pretrained, config):
+    words = refused(config, pretrained("bert"), "task=causal_lm", "task.template=completion")
+    assert "is bert, an encoder, which writes no answers: use task=seq_cls" in words
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("t5", "is t5, an encoder-decoder, which sentexp does not support: it takes the encoders albert, bert"),
+        ("camembert", "is camembert, which task=seq_cls does not support: it takes the encoders albert, bert"),
+        ("vit", "is vit, which task=seq_cls does not support: it takes the encoders albert"),
+        ("nonesuch", "has a config.json that transformers cannot read"),
+    ],
+)
+def test_other_architectures_are_refused_by_name(kind, sentence, pretrained, config, tmp_path):
+    folder = tmp_path / kind
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    (folder / "model.safetensors").write_bytes(b"")
+    assert sentence in refused(config, f"model.path={folder}")
+
+
+def test_label_words_are_of_language_models(pretrained, config):
+    words = refused(config, pretrained("bert"), "task.head_init=label_words")
+    assert "is bert, an encoder: leave it auto" in words
+
+
+def test_albert_has_no_layers_to_compute_again(tuned):
+    with pytest.raises(UserError, match=r"trainer.gradient_checkpointing=true .* \(albert\): leave it false"):
+        tuned("albert", "trainer.gradient_checkpointing=true")
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_a_run_of_a_sweep_trains_as_it_does_alone(kind, pretrained, config, tmp_path):
+    def trained(folder, *words):
+        result = train(config(pretrained(kind), "trainer.max_steps=3", f"output_dir={tmp_path / folder}", *words))
+        return load_file(next(result.weights.glob("*.safetensors")))
+
+    alone = trained("alone", "seed=5")
+    first, second = (trained("sweep", "sweep.name=x", "baseline=false", f"seed={seed}") for seed in (4, 5))
+    for name, value in alone.items():
+        torch.testing.assert_close(second[name], value, rtol=0, atol=rounding() + drift(5e-3, 3, 1e-2))
+    assert any(not torch.equal(first[name], second[name]) for name in alone)
