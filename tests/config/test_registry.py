@@ -12,6 +12,7 @@ from sentexp.config import (
     EvaluateConfig,
     EvaluatedSplit,
     PackageFile,
+    PackageModel,
     PackageTable,
     RandomWeights,
     SearchConfig,
@@ -31,6 +32,7 @@ PARTS = {
     SweepConfig: ("config",),
     RandomWeights: ("model/tiny",),
     PackageFile: ("model/smollm2_135m",),
+    PackageModel: ("model/smollm2_135m",),
     PackageTable: ("data/imdb",),
     Splits: ("data/csv",),
 }

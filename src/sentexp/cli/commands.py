@@ -61,6 +61,7 @@ COMMANDS = {
         Command(name="audit", module="sentexp.run.audit", override=BASIC),
         Command(name="prepare", module="sentexp.run.prepare", override=BASIC),
         Command(name="runs", module="sentexp.cli.list_runs", override=BASIC),
+        Command(name="models", module="sentexp.cli.list_models", override=BASIC),
         Command(name="compare", module="sentexp.compare.command", has_own_keys=True),
         Command(
             name="predict",

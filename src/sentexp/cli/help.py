@@ -24,6 +24,7 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp serve run=best                   an HTTP server and a page, on this machine alone
   python -m sentexp audit data=fpb                   look for duplicates, leaks and faults in the data; train nothing
   python -m sentexp prepare model=gpt2 data=sst2     fetch, convert and tokenise only: the run then needs no network
+  python -m sentexp models                           every option of model=: size, licence, what it takes in memory
   python -m sentexp --cfg job                        print the whole configuration and stop
 
 Options:

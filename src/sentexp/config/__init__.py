@@ -36,7 +36,7 @@ from sentexp.config.data import (
     TableData,
 )
 from sentexp.config.labels import require_class_name
-from sentexp.config.model import Attention, HeadStart, ModelConfig, PackageFile, RandomWeights
+from sentexp.config.model import Attention, HeadStart, ModelConfig, PackageFile, PackageModel, RandomWeights
 from sentexp.config.optim import OptimConfig, OptimizerName, Schedule
 from sentexp.config.peft import (
     IA3,
@@ -103,6 +103,7 @@ __all__ = [
     "OptimConfig",
     "OptimizerName",
     "PackageFile",
+    "PackageModel",
     "PackageTable",
     "PeftConfig",
     "PhraseBank",

@@ -34,6 +34,13 @@ class PackageFile:
 
 
 @dataclass(kw_only=True, slots=True)
+class PackageModel(PackageFile):
+    """A GGUF file, or safetensors with the files `beside` them that are read too: their names and SHA-256."""
+
+    beside: dict[str, str]
+
+
+@dataclass(kw_only=True, slots=True)
 class RandomWeights:
     """The shape of a Llama-architecture model with random weights and a byte-level tokenizer."""
 
@@ -65,7 +72,7 @@ class ModelConfig:
     name: str
     path: str | None
     revision: str | None
-    package: PackageFile | None
+    package: PackageModel | None
     random: RandomWeights | None
     attn_implementation: Attention
     keep_dequantized: Any  # auto, true or false

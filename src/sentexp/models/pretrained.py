@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sentexp.config import ModelConfig, RandomWeights
+from sentexp.config import ModelConfig, PackageFile, PackageModel, RandomWeights
 from sentexp.errors import UserError, require
 from sentexp.system.hub import is_local, local_path, snapshot
 from sentexp.system.package_files import cache_dir, locate, sha256_of
@@ -42,7 +42,7 @@ def locate_backbone(model: ModelConfig) -> Backbone:
     """
     if model.path is None:
         if model.package is not None:
-            return _from_gguf(locate(model.package), model.package.sha256)
+            return _from_package(model.package)
         assert model.random is not None
         return _from_random(model.random)
     if not is_local(model.path):
@@ -57,6 +57,17 @@ def locate_backbone(model: ModelConfig) -> Backbone:
         "(pickled .bin weights are never loaded: convert them to safetensors first).",
     )
     return Backbone(folder=path, revision=_folder_digest(path))
+
+
+def _from_package(package: PackageModel) -> Backbone:
+    """Return a model in an installed package: safetensors are read where they are, once every file is proved."""
+    file = locate(package)
+    if not package.beside:
+        return _from_gguf(file, package.sha256)
+    folder = Path(package.file).parent
+    for name, sha256 in package.beside.items():
+        locate(PackageFile(distribution=package.distribution, file=str(folder / name), sha256=sha256))
+    return Backbone(folder=file.parent, revision=package.sha256)
 
 
 def _from_gguf(file: Path, sha256: str) -> Backbone:

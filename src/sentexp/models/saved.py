@@ -15,7 +15,7 @@ from sentexp.config import (
     CausalLM,
     HeadStart,
     ModelConfig,
-    PackageFile,
+    PackageModel,
     PeftConfig,
     Precision,
     Quantization,
@@ -215,7 +215,7 @@ def _model(facts: dict[str, Any]) -> ModelConfig:
     return from_conf(
         ModelConfig,
         **facts,
-        package=None if package is None else PackageFile(**package),
+        package=None if package is None else PackageModel(**{"beside": {}} | package),
         random=None if random is None else RandomWeights(**random),
         attn_implementation=attention,
         head=head,

@@ -1,0 +1,82 @@
+"""`python -m sentexp models`: every option of `model=`, with its size, its licence and the memory that it takes."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from sentexp.config import Config, conf_dir
+from sentexp.errors import UserError
+from sentexp.system.console import OUT, say
+
+MILLIONS = {"million": 1, "billion": 1000}
+HEADER = re.compile(
+    r"# (?P<title>[^:]+): (?P<kind>encoder|decoder|classifier), (?P<size>[\d.]+) (?P<unit>million|billion) parameters, "
+    r"(?P<licence>.+?)(?P<gated>, gated: [^.]+)?\.(?= |\n)"
+)
+"""The first line of a file in `conf/model/`."""
+BYTES = {"lora": 2.0, "qlora": 0.6, "full": 16.0}
+"""Of a parameter: 16 bits; 4 bits, their scales, and embeddings in 16; float32 with its gradient and AdamW's state."""
+GIB = 2**30
+
+
+@dataclass(kw_only=True, slots=True)
+class Listed:
+    """An option of `model=`: what it is, millions of parameters, licence, and whether that has to be accepted."""
+
+    name: str
+    title: str
+    kind: str
+    size: float
+    licence: str
+    gated: bool
+
+    def gib(self, peft: str) -> float:
+        """Return the GiB of weights and what the optimizer keeps, without the activations of a batch."""
+        return self.size * 1e6 * BYTES[peft] / GIB
+
+
+def read_option(file: Path) -> Listed:
+    """Return what the first line of an option's file says.
+
+    Raises:
+        UserError: another form.
+    """
+    match = HEADER.match(file.read_text(encoding="utf-8"))
+    if match is None:
+        raise UserError(
+            f"{file} must begin as `# <title>: encoder, 110 million parameters, Apache-2.0.`, with decoder or "
+            "classifier, and `, gated: ...` where its licence has to be accepted."
+        )
+    return Listed(
+        name=file.stem,
+        title=match["title"],
+        kind=match["kind"],
+        size=float(match["size"]) * MILLIONS[match["unit"]],
+        licence=match["licence"],
+        gated=match["gated"] is not None,
+    )
+
+
+def models(config: Config) -> None:
+    """Print the options of `model=`, the smallest first; the one that is chosen is marked.
+
+    Raises:
+        UserError: a file whose first line has another form.
+    """
+    listed = sorted(map(read_option, (conf_dir() / "model").glob("*.yaml")), key=lambda one: one.size)
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("parameters", *BYTES)]
+    table = Table(Column("model=", no_wrap=True), "what it is", "kind", *numbers, "licence")
+    for one in listed:
+        size = f"{one.size:,.3g} M" if one.size < MILLIONS["billion"] else f"{one.size / MILLIONS['billion']:.2g} B"
+        memory = [f"{one.gib(peft):.2f}" if one.gib(peft) < 1 else f"{one.gib(peft):.0f}" for peft in BYTES]
+        name = f"{one.name}*" if one.name == config.model.name else one.name
+        licence = f"{one.licence}, to be accepted" if one.gated else one.licence
+        table.add_row(*(Text(cell) for cell in (name, one.title, one.kind, size, *memory, licence)))
+    OUT.print(table)
+    say(
+        f"* is chosen. GiB of weights and optimizer for peft={'|'.join(BYTES)}; a batch comes on top: "
+        "python -m sentexp plan model=<name> says how much."
+    )
