@@ -81,7 +81,7 @@ class Scorer:
             if trained.answers
             else classifier_over(model)
         ).train(False)
-        records = self.device.type == "cuda" and self.packer is not None
+        records = self.device.type == "cuda" and self.packer is not None and self.packer.causal
         self.graphs = ScoringGraphs(self.classifier) if records else None
         for name, value in self.classifier.named_buffers(recurse=False):  # the model is there, perhaps quantised
             setattr(self.classifier, name, value.to(self.device))
