@@ -293,3 +293,13 @@ def test_the_frame_of_a_prompt_is_the_prefix_of_its_rows():
     texts = pa.table({"text": pa.array(["bad", "good and long"], pa.large_string()), "label": np.zeros(2, np.int32)})
     found = tokenize(texts, tokenizer, Prompt(head="Review: ", tail=" It was"), 100, 1000, progress=False)
     assert found.prefix == len(tokenizer("Review: ")["input_ids"])
+
+
+def test_tokens_of_encoders_see_their_whole_row_and_share_no_prefix():
+    packed = Packer(causal=False).train([[1, 2, 5, 6], [1, 2, 7]], [0, 1], 2)
+    assert packed.ids.tolist() == [1, 2, 5, 6, 1, 2, 7]
+    assert packed.positions.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert packed.read.tolist() == list(range(7))
+    assert (packed.prefix, packed.causal, packed.starts.tolist()) == (0, False, [0, 4, 7])
+    unseen = packed.bias == -torch.inf
+    assert unseen.tolist() == [[[False] * 4], [[False, False, False, True]]]

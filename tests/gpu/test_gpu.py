@@ -67,3 +67,22 @@ def test_packed_attention_is_that_of_float32_on_the_cpu(dtype, key_heads, prefix
 
     for found, expected in zip(attended("cuda", dtype), attended("cpu", torch.float32), strict=True):
         assert (found - expected).norm() < rounding(float(expected.norm()), dtype, terms=1, sums=1)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_packed_attention_of_encoders_is_that_of_float32_on_the_cpu(dtype, window):
+    packed = Packer(causal=False).score([[5] * length for length in (1, 4, 60, 17)], 0)
+    torch.manual_seed(0)
+    states = [torch.randn(len(packed.ids), 4, 64) for _ in range(3)]
+    weights = torch.randn(len(packed.ids), 4, 64)
+
+    def attended(device, dtype):
+        given = [part.to(device, dtype).requires_grad_() for part in states]
+        layout = type(packed)(*(part.to(device) if isinstance(part, Tensor) else part for part in packed))
+        out = attend(*given, layout, 0.125, window=window)
+        gradients = torch.autograd.grad((out.float() * weights.to(device)).sum(), given)
+        return [part.float().cpu() for part in (out, *gradients)]
+
+    for found, expected in zip(attended("cuda", dtype), attended("cpu", torch.float32), strict=True):
+        assert (found - expected).norm() < rounding(float(expected.norm()), dtype, terms=1, sums=1)

@@ -39,7 +39,7 @@ class PeftConfig:
 
 @dataclass(kw_only=True, slots=True)
 class Untuned(PeftConfig):
-    """`peft=none`: nothing is trained; the backbone and a fresh head are evaluated as they are."""
+    """`peft=none`: nothing is trained; the model is tested as it is, with the head that it has or a new one."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -14,9 +14,9 @@ from sentexp.errors import UserError, require
 from sentexp.models.architecture import is_classifier, read_config
 from sentexp.models.dequantize import unpack
 from sentexp.models.encoders import encoder_of
-from sentexp.models.head_start import draw_head, reorder_output
+from sentexp.models.head_start import begin_at_rows, begin_new_head, draw_head
 from sentexp.models.pretrained import Backbone
-from sentexp.models.structure import HEAD, find_head, head_modules, head_of, head_paths, output_path
+from sentexp.models.structure import HEAD, find_head, head_modules, head_of, head_paths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,8 +92,7 @@ def load_classifier(
     named = dict(enumerate(labels))
     options = {"num_labels": len(labels), "id2label": named, "label2id": {name: index for index, name in named.items()}}
     config = read_config(backbone)
-    encodes = encoder_of(config) is not None
-    with torch.random.fork_rng(devices=[], enabled=encodes):  # its head is drawn below, by the seed alone
+    with torch.random.fork_rng(devices=[], enabled=encoder_of(config) is not None):  # its head is drawn below
         model, report = _load(
             AutoModelForSequenceClassification,
             backbone,
@@ -106,15 +105,10 @@ def load_classifier(
     _require_whole(backbone, report, () if rows is not None else tuple(head))
     for module in head.values():
         module.float()
-    if rows is not None:
-        reorder_output(model, rows)
-        model.drawn = []
-        return model
-    known = {path for path in head if not any(name.startswith(f"{path}.") for name in report["missing_keys"])}
-    new = is_classifier(config, backbone.folder)
-    model.drawn = [path for path in head if new or path not in known or output_path(config).startswith(path)]
-    if encodes or known:
-        draw_head(model, model.drawn)
+    if rows is None:
+        begin_new_head(model, report["missing_keys"], is_classifier(config, backbone.folder))
+    else:
+        begin_at_rows(model, rows)
     return model
 
 

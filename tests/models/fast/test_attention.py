@@ -50,3 +50,29 @@ def test_the_kernel_of_any_release_reads_grouped_heads(kernel, key_heads, monkey
     torch.testing.assert_close(
         found, attend(query, key, value, packed, 0.3), rtol=0, atol=rounding(float(value.abs().max()))
     )
+
+
+def of_all_tokens(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
+    """Return what the kernel gives in rows where tokens see so many before and behind them; -1 is all."""
+    before, behind = window_size
+    assert before == behind
+    rows = []
+    for start, end in itertools.pairwise(cu_seq_q.tolist()):
+        q, k, v = (part[start:end].transpose(0, 1) for part in (query, key, value))
+        place = torch.arange(end - start)
+        far = (place[:, None] - place).abs() > before if before >= 0 else torch.zeros(1, dtype=torch.bool)
+        scores = (q @ k.mT * scale).masked_fill(far, -torch.inf)
+        rows.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_the_kernel_reads_all_tokens_of_encoders_or_their_window(window, monkeypatch):
+    monkeypatch.setattr(attention.varlen, "varlen_attn", of_all_tokens)
+    packed = Packer(causal=False).score([[1] * length for length in (3, 1, 7)], 0)
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(11, 4, 8, generator=draw) for _ in range(3))
+    found = _flash(query, key, value, packed, 0.3, window)
+    torch.testing.assert_close(
+        found, attend(query, key, value, packed, 0.3, window=window), rtol=0, atol=rounding(float(value.abs().max()))
+    )

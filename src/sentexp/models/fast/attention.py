@@ -1,4 +1,4 @@
-"""Attention over packed rows: within each row, and to the prefix that all rows share.
+"""Attention over packed rows: within each row, causal or not, and to the prefix that all rows share.
 
 On a GPU the rows go through PyTorch's variable-length flash attention where it applies, else through its scaled
 dot-product attention over a grid of padded rows. On the CPU two batched products and a softmax over that grid are much
