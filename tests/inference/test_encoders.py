@@ -201,12 +201,14 @@ def test_a_run_of_a_sweep_trains_as_it_does_alone(kind, pretrained, config, tmp_
     assert any(not torch.equal(first[name], second[name]) for name in alone)
 
 
-def test_the_commands_take_an_encoder(tuned, command_line, tmp_path):
+def test_the_commands_take_an_encoder(tuned, command_line, capsys, tmp_path):
     result = tuned("roberta")
     run = f"run={result.folder}"
+    capsys.readouterr()
     code, output, errors = command_line("predict", run, "--text", "a warm and funny film", "tracking=none")
     assert code == 0, errors
-    assert "probability_positive" in output
+    shown = [float(part) for line in output.splitlines() for part in line.split() if part.startswith("0.")]
+    assert sum(shown) == pytest.approx(1, abs=2e-4)
     target = tmp_path / "merged"
     code, _, errors = command_line("export", run, "format=merged", f"output={target}", "tracking=none")
     assert code == 0, errors
