@@ -75,7 +75,7 @@ class Scorer:
         model, self.tokenizer = loaded
         self.limit, _ = row_limit(self.tokenizer, trained.prompt, trained.max_length, trained.positions)
         prompt, pad_id = trained.prompt, self.tokenizer.pad_token_id
-        self.packer = packer_for(base_of(model).config.get_text_config().model_type, prompt)
+        self.packer = packer_for(base_of(model).config.model_type, prompt)
         self.classifier: SequenceClassifier | LabelScorer = (
             LabelScorer(model, prompt.answers, prompt.end, scoring_task(trained), pad_id, prompt.max_answer_tokens)
             if trained.answers

@@ -31,8 +31,8 @@ def read_config(backbone: Backbone) -> Any:
 
 
 def model_type(backbone: Backbone) -> str:
-    """Return transformers' name of the backbone's architecture."""
-    return str(read_config(backbone).get_text_config().model_type)
+    """Return transformers' name of the backbone's architecture: of the whole, where it reads pictures as well."""
+    return str(read_config(backbone).model_type)
 
 
 def max_positions(backbone: Backbone) -> int:

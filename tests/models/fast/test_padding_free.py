@@ -63,7 +63,7 @@ def shape(kind, **changes):
     common |= {name: 0.0 for name in dropouts if hasattr(usual, name)}
     if hasattr(usual, "num_key_value_heads"):
         common["num_key_value_heads"] = 2
-    if kind == "qwen3":
+    if kind in ("gemma3_text", "qwen3"):
         common["head_dim"] = 8
     if kind == "smollm3":
         common["no_rope_layers"] = [1, 0]
@@ -654,6 +654,7 @@ def test_four_bit_weights_of_another_arithmetic_are_left_to_transformers(fast_ca
 
 
 WINDOWS = [
+    ("gemma3_text", {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}),
     ("mistral", {"sliding_window": 4}),
     ("phi3", {"sliding_window": 4}),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),

@@ -17,6 +17,7 @@ from sentexp.models.fast.support import supports
 from sentexp.models.structure import base_of
 
 PADDING_FREE_ARCHITECTURES = (
+    "gemma3_text",
     "gpt2",
     "gpt_neox",
     "llama",
