@@ -51,8 +51,9 @@ def with_sentexp(file: Path) -> dict[str, float]:
     from sentexp.data.prompts import Prompt
     from sentexp.data.splits import NAMES, load_examples
     from sentexp.data.tokens import tokenize
+    from sentexp.models.architecture import max_positions
     from sentexp.models.loading import load_tokenizer
-    from sentexp.models.pretrained import locate_backbone, max_positions
+    from sentexp.models.pretrained import locate_backbone
 
     bare = ["data.max_length=128", "trainer.progress_bar=false"]
     config = load_config("data=csv", f"data.path={file}", *bare)

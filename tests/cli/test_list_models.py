@@ -12,7 +12,17 @@ FILES = sorted((conf_dir() / "model").glob("*.yaml"))
 def test_every_option_is_listed_the_smallest_first(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     models(load_config("model=bert_base"))
-    output = capsys.readouterr().out
+    output, _, architectures = capsys.readouterr().out.partition("says how much.")
+    cells_of = [[cell.strip() for cell in line.split("│")[1:-1]] for line in architectures.splitlines()]
+    for name, cells in {
+        "mpnet": ["encoder", "", ""],
+        "roberta": ["encoder", "yes", ""],
+        "qwen2": ["decoder", "yes", "yes"],
+        "qwen3": ["decoder", "yes", ""],
+    }.items():
+        assert [name, *cells] in [
+            [cell.strip() for cell in line.split("│")[1:-1]] for line in architectures.splitlines()
+        ]
     rows = [line.split("│")[1].strip() for line in output.splitlines() if line.startswith("│")]
     named = [row.removesuffix("*") for row in rows]
     assert sorted(named) == [file.stem for file in FILES]

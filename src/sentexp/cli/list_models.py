@@ -1,4 +1,7 @@
-"""`python -m sentexp models`: every option of `model=`, with its size, its licence and the memory that it takes."""
+"""`python -m sentexp models`: every option of `model=`, with its size, its licence and the memory that it takes.
+
+A second table says what is computed how for each architecture.
+"""
 
 import re
 from dataclasses import dataclass
@@ -61,7 +64,7 @@ def read_option(file: Path) -> Listed:
 
 
 def models(config: Config) -> None:
-    """Print the options of `model=`, the smallest first; the one that is chosen is marked.
+    """Print the options of `model=`, the smallest first, the chosen one marked; then the architectures.
 
     Raises:
         UserError: a file whose first line has another form.
@@ -80,3 +83,15 @@ def models(config: Config) -> None:
         f"* is chosen. GiB of weights and optimizer for peft={'|'.join(BYTES)}; a batch comes on top: "
         "python -m sentexp plan model=<name> says how much."
     )
+    OUT.print(_architectures())
+
+
+def _architectures() -> Table:
+    """Return what is computed how for each architecture."""
+    from sentexp.models.architecture import supported
+
+    table = Table("architecture", "kind", "rows without padding", "own layers, runs together in a sweep")
+    for one in supported():
+        said = ("yes" if answer else "" for answer in (one.packs, one.own_layers))
+        table.add_row(one.architecture, "encoder" if one.encodes else "decoder", *said)
+    return table

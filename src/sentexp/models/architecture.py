@@ -1,10 +1,13 @@
 """What a folder of weights is, by its configuration: its architecture, its limits, and what it can be used for."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sentexp.errors import UserError, require
 from sentexp.models.encoders import ENCODERS
+from sentexp.models.fast.padding_free import PADDING_FREE_ARCHITECTURES
+from sentexp.models.fast.support import ARCHITECTURES
 from sentexp.models.pretrained import Backbone
 from sentexp.models.structure import output_path
 
@@ -79,6 +82,29 @@ def require_supported(backbone: Backbone, name: str, answers: bool) -> None:
             kind in ENCODERS or (not encodes and kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
             f"{name} is {kind}, which task=seq_cls does not support: it takes {supported}.",
         )
+
+
+@dataclass(kw_only=True, slots=True)
+class Support:
+    """What is computed how for an architecture: rows without padding, layers of sentexp's own, runs together."""
+
+    architecture: str
+    encodes: bool
+    packs: bool
+    own_layers: bool
+
+
+def supported() -> list[Support]:
+    """Return the architectures that were compared with transformers' own; other decoders are padded."""
+    encoders = [
+        Support(architecture=name, encodes=True, packs=encoder.packs, own_layers=False)
+        for name, encoder in ENCODERS.items()
+    ]
+    decoders = [
+        Support(architecture=name, encodes=False, packs=True, own_layers=name in ARCHITECTURES)
+        for name in PADDING_FREE_ARCHITECTURES
+    ]
+    return [*encoders, *decoders]
 
 
 def is_classifier(config: Any, folder: Path) -> bool:
