@@ -20,9 +20,7 @@ def test_every_option_is_listed_the_smallest_first(capsys, monkeypatch):
         "qwen2": ["decoder", "yes", "yes"],
         "qwen3": ["decoder", "yes", ""],
     }.items():
-        assert [name, *cells] in [
-            [cell.strip() for cell in line.split("│")[1:-1]] for line in architectures.splitlines()
-        ]
+        assert [name, *cells] in cells_of
     rows = [line.split("│")[1].strip() for line in output.splitlines() if line.startswith("│")]
     named = [row.removesuffix("*") for row in rows]
     assert sorted(named) == [file.stem for file in FILES]
