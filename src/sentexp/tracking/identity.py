@@ -15,7 +15,12 @@ digest of the sources that identities used to hold, so that the runs of that rel
 """
 
 
-LATER: dict[str, Any] = {"model.labels": None, "model.head": "auto", "model.package.beside": {}}
+LATER: dict[str, Any] = {
+    "data.columns": [],
+    "model.labels": None,
+    "model.head": "auto",
+    "model.package.beside": {},
+}
 """Keys that earlier releases did not have, and the value that computes what these did: it is no part of identities."""
 WRITTEN_OUT = {"task.template": ASKING, "task.head_init": "label_words"}
 """What stood in the place of auto in earlier releases: a sweep is known by it. That of a run is resolved."""
