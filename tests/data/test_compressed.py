@@ -74,6 +74,7 @@ def test_a_folder_of_compressed_splits_is_read(tmp_path):
         ("x.gz", gzip.compress(ROWS), r"x.gz has the ending '': it must be one of .csv, .tsv, .* compressed \(.gz"),
         ("x.csv.gz", gzip.compress(b""), r"data.path=.*x.csv.gz is empty"),
     ],
+    ids=["cut", "no gzip", "no xz", "no zstd", "no zip", "no ending", "empty"],
 )
 def test_what_is_damaged_is_told(tmp_path, name, content, sentence):
     (tmp_path / name).write_bytes(content)
