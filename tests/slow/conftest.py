@@ -4,12 +4,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import warm
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -35,6 +37,33 @@ def free_port() -> Callable[[], int]:
             return int(probe.getsockname()[1])
 
     return find
+
+
+@pytest.fixture
+def forked(
+    command_environment: dict[str, str], tmp_path: Path, free_port: Callable[[], int]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function like that of `torchrun`, whose processes are warm."""
+
+    def start(
+        *words: str, program: tuple[str, ...] = ("-m", "sentexp"), count: int = 2
+    ) -> subprocess.CompletedProcess[str]:
+        environment = command_environment | {"GLOO_SOCKET_IFNAME": "lo"}
+        if count > 1:
+            environment |= {"TORCHELASTIC_RUN_ID": "forked", "WORLD_SIZE": str(count)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {} for rank in range(count)]
+        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+            files = [Path(folder) / name for name in ("output", "errors")]
+            started = [warm.Process([*program, *words], tmp_path, environment | rank, *files) for rank in ranks]
+            while None in (codes := [process.poll() for process in started]) and not any(codes):
+                time.sleep(0.1)  # as torchrun does
+            for process in started:
+                process.terminate()  # when one has failed, the others are ended
+            codes = [process.wait() for process in started]
+            return subprocess.CompletedProcess(words, int(any(codes)), *(file.read_text() for file in files))
+
+    return start
 
 
 @pytest.fixture

@@ -1,0 +1,69 @@
+"""Processes that have the libraries imported already: they are forked from one that has, which saves seconds for each.
+
+Their command, environment, folder and files are those of a process of its own, and so are signals and exit codes. That
+a command does the same in an interpreter that has imported nothing is tested once for each kind.
+"""
+
+import atexit
+import os
+import runpy
+import sys
+import threading
+from multiprocessing import forkserver, get_context
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import pytest
+
+MODULES = [
+    "sentexp.run.train",
+    "peft",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "transformers.models.llama.modeling_llama",
+]
+
+
+class Process(ForkServerProcess):
+    """`python *words` in a process that has imported the libraries; `subprocess.Popen`, as far as tests need it."""
+
+    def __init__(self, words: list[str], folder: Path, environment: dict[str, str], output: Path, errors: Path) -> None:
+        super().__init__(target=_run, args=(words, folder, environment, output, errors))
+        get_context("forkserver").set_forkserver_preload(MODULES)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OMP_NUM_THREADS", "1")  # read on import
+            forkserver.ensure_running()
+        self.start()
+
+    def poll(self) -> int | None:
+        """Return the exit code; none while it runs."""
+        return self.exitcode
+
+    def wait(self) -> int | None:
+        """Return the exit code at the end; processes that wait for each other would do so for hours, and are killed."""
+        self.join(600)
+        self.kill()
+        self.join()
+        return self.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal."""
+        os.kill(self.pid, number)
+
+
+def _run(words: list[str], folder: Path, environment: dict[str, str], output: Path, errors: Path) -> None:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, file in ((1, output), (2, errors)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    try:
+        match words:
+            case ["-m", module, *rest]:
+                sys.argv = [module, *rest]
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            case [program, *rest]:
+                sys.argv = [program, *rest]
+                runpy.run_path(program, run_name="__main__")
+    finally:  # multiprocessing leaves without them
+        threading._shutdown()
+        atexit._run_exitfuncs()
