@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import warm
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
@@ -33,10 +34,21 @@ def started(command_environment, tmp_path):
     return command
 
 
+@pytest.fixture
+def forked(command_environment, tmp_path):
+    """Return a function like `started`, whose process is warm: other slow tests run and sweep in fresh ones."""
+
+    def command(*words):
+        done = warm.run(["-m", "sentexp", *words], tmp_path, command_environment)
+        return done.returncode, done.stdout, done.stderr
+
+    return command
+
+
 @pytest.fixture(params=["here", pytest.param("process", marks=pytest.mark.slow)])
-def sentexp(request, reviews, started, command_line, tmp_path):
+def sentexp(request, reviews, forked, command_line, tmp_path):
     """Return the command line, in this process or in one of its own, in an empty folder: words of a quick run added."""
-    do = command_line if request.param == "here" else started
+    do = command_line if request.param == "here" else forked
     added = [
         "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation",
         "data.splits.test=test", "trainer.progress_bar=false", "trainer.batch_size=8", "tracking.system_metrics=false",
@@ -159,7 +171,8 @@ def test_a_users_own_group_options_are_found(sentexp, tmp_path, reviews):
     assert code == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_terminated_run_is_killed_in_mlflow_and_goes_on(number, command_environment, tmp_path, reviews):
     words = [
         "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation", "data.splits.test=test",

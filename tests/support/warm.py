@@ -7,7 +7,9 @@ a command does the same in an interpreter that has imported nothing is tested on
 import atexit
 import os
 import runpy
+import subprocess
 import sys
+import tempfile
 import threading
 from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerProcess
@@ -39,15 +41,21 @@ class Process(ForkServerProcess):
         return self.exitcode
 
     def wait(self) -> int | None:
-        """Return the exit code at the end; processes that wait for each other would do so for hours, and are killed."""
-        self.join(600)
-        self.kill()
+        """Return the exit code at the end."""
         self.join()
         return self.exitcode
 
     def send_signal(self, number: int) -> None:
         """Send a signal."""
         os.kill(self.pid, number)
+
+
+def run(words: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run `python *words` to its end in a warm process."""
+    with tempfile.TemporaryDirectory() as kept:
+        files = [Path(kept) / name for name in ("output", "errors")]
+        code = Process(words, folder, environment, *files).wait()
+        return subprocess.CompletedProcess(words, code, *(file.read_text() for file in files))
 
 
 def _run(words: list[str], folder: Path, environment: dict[str, str], output: Path, errors: Path) -> None:
