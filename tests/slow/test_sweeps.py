@@ -233,11 +233,11 @@ def assert_same_sweep(folder, expected, store=None):
     return children
 
 
-def test_launchers_give_the_table_of_the_launcher_in_this_process(words, start, tmp_path, cluster, mlflow_server):
+def test_launchers_give_the_table_of_the_launcher_in_this_process(words, start, fork, tmp_path, cluster, mlflow_server):
     words = [*words, "peft.r=2,4"]
-    assert start(tmp_path / "here", *words, "hydra/launcher=sequential").wait() == 0
+    assert fork(tmp_path / "here", *words, "hydra/launcher=sequential").wait() == 0
     for launcher, chosen in LAUNCHERS.items():
-        code = start(tmp_path / launcher, *words, *chosen).wait()
+        code = fork(tmp_path / launcher, *words, *chosen).wait()
         assert code == 0, (tmp_path / launcher / "console.txt").read_text()
         assert_same_sweep(tmp_path / launcher, tmp_path / "here")
     may_mount = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0

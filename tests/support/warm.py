@@ -26,10 +26,17 @@ MODULES = [
 
 
 class Process(ForkServerProcess):
-    """`python *words` in a process that has imported the libraries; `subprocess.Popen`, as far as tests need it."""
+    """`python *words` in a process that has imported the libraries; `subprocess.Popen`, as far as tests need it.
 
-    def __init__(self, words: list[str], folder: Path, environment: dict[str, str], output: Path, errors: Path) -> None:
-        super().__init__(target=_run, args=(words, folder, environment, output, errors))
+    Args:
+        words: after `python`: a program or -m and a module, and their arguments.
+        folder: where it works.
+        environment: all of its variables.
+        files: its output, its errors and perhaps its input.
+    """
+
+    def __init__(self, words: list[str], folder: Path, environment: dict[str, str], *files: Path) -> None:
+        super().__init__(target=_run, args=(words, folder, environment, files))
         get_context("forkserver").set_forkserver_preload(MODULES)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OMP_NUM_THREADS", "1")  # read on import
@@ -50,20 +57,24 @@ class Process(ForkServerProcess):
         os.kill(self.pid, number)
 
 
-def run(words: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run `python *words` to its end in a warm process."""
+def run(
+    words: list[str], folder: Path, environment: dict[str, str], said: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run `python *words` to its end in a warm process that finds this on its input."""
     with tempfile.TemporaryDirectory() as kept:
-        files = [Path(kept) / name for name in ("output", "errors")]
+        files = [Path(kept) / name for name in ("output", "errors", "input")]
+        files[2].write_text(said)
         code = Process(words, folder, environment, *files).wait()
-        return subprocess.CompletedProcess(words, code, *(file.read_text() for file in files))
+        return subprocess.CompletedProcess(words, code, *(file.read_text() for file in files[:2]))
 
 
-def _run(words: list[str], folder: Path, environment: dict[str, str], output: Path, errors: Path) -> None:
+def _run(words: list[str], folder: Path, environment: dict[str, str], files: tuple[Path, ...]) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    for number, file in ((1, output), (2, errors)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    for number, file in zip((1, 2, 0), files, strict=False):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
+    sys.stdin = os.fdopen(0)
     try:
         match words:
             case ["-m", module, *rest]:
