@@ -87,20 +87,20 @@ def test_light_commands_do_not_import_torch(words, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("place", "words", "sentence"),
     [
-        (["peft=loraa"], "sentexp: peft=loraa is not an option of peft: it must be one of dora"),
-        (["peft.r=0"], "sentexp: peft.r=0 must be at least 1."),
-        (["-m", "peft.r=4,x"], "sentexp: peft.r=x: "),
-        (["experiment=nope"], "sentexp: experiment=nope is not an option of experiment"),
-        (["+foo=1", "model=tiny"], "sentexp: The configuration does not fit together ("),
-        (["peft=null"], "sentexp: "),
-        (["~data"], "sentexp: "),
-        (["trian"], "sentexp: Unknown command 'trian'. Commands: train, plan"),
+        ("started", ["peft=loraa"], "sentexp: peft=loraa is not an option of peft: it must be one of dora"),
+        ("started", ["trian"], "sentexp: Unknown command 'trian'. Commands: train, plan"),
+        ("command_line", ["peft.r=0"], "sentexp: peft.r=0 must be at least 1."),
+        ("command_line", ["-m", "peft.r=4,x"], "sentexp: peft.r=x: "),
+        ("command_line", ["experiment=nope"], "sentexp: experiment=nope is not an option of experiment"),
+        ("command_line", ["+foo=1", "model=tiny"], "sentexp: The configuration does not fit together ("),
+        ("command_line", ["peft=null"], "sentexp: "),
+        ("command_line", ["~data"], "sentexp: "),
     ],
 )
-def test_a_mistake_is_one_sentence_and_a_failure(started, words, sentence):
-    code, _, errors = started(*words)
+def test_a_mistake_is_one_sentence_and_a_failure(place, words, sentence, request):
+    code, _, errors = request.getfixturevalue(place)(*words)
     assert code == 1
     assert errors.startswith(sentence)
     assert errors.count("\n") == 1
