@@ -56,6 +56,7 @@ def test_a_language_model_that_learned_to_answer_beats_its_base(sentexp, tmp_pat
 
 
 QUICK = ("data.train_subset=48", "data.validation_subset=16", "data.test_fraction=0.004", "data.max_length=48")
+QUICKER = ("data.train_subset=12", "trainer.batch_size=4", "data.validation_subset=8", "data.test_fraction=0.002")
 
 
 @pytest.mark.parametrize("method", ["none", "head", "full", "lora", "qlora", "dora", "ia3"])
@@ -63,7 +64,14 @@ QUICK = ("data.train_subset=48", "data.validation_subset=16", "data.test_fractio
 def test_every_way_of_training_runs_on_the_real_backbone(method, task, tmp_path):
     if (method, task) == ("head", "causal_lm"):
         pytest.skip("a language model has no classification head")
-    words = (f"peft={method}", f"task={task}", "tracking=none", "baseline=false", "trainer.progress_bar=false", *QUICK)
+    words = (
+        f"peft={method}",
+        f"task={task}",
+        "tracking=none",
+        "baseline=false",
+        "trainer.progress_bar=false",
+        *QUICKER,
+    )
     metrics = train(load_config(*words, f"output_dir={tmp_path}")).metrics
     assert metrics["train/steps"] == (0 if method == "none" else 3)
     assert 0 < metrics["test/loss"] < 3
