@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import warm
 
 from sentexp.config import load_config
 from sentexp.inference.scorer import Scorer
@@ -215,8 +214,8 @@ def test_a_request_that_is_begun_is_answered_before_it_stops(trained, tmp_path, 
 
 
 def test_plain_mlflow_serves_the_same_model(trained, serve, free_port, tmp_path, command_environment):
-    words = ["-m", "sentexp", "register", f"run={trained.identity}", "name=reviews"]
-    done = warm.run(words, tmp_path, command_environment)
+    words = [sys.executable, "-m", "sentexp", "register", f"run={trained.identity}", "name=reviews"]
+    done = subprocess.run(words, cwd=tmp_path, env=command_environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     command_environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path / 'mlflow.db'}"
     command_environment["PATH"] = f"{Path(sys.executable).parent}:{command_environment['PATH']}"  # MLflow calls uvicorn

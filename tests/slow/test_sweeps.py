@@ -107,7 +107,7 @@ def test_a_sweep_killed_five_times_ends_as_an_undisturbed_one(words, start, fork
     for _ in range(5):
         process = fork(tmp_path / "killed", *words, *axes)
         time.sleep(moments.uniform(1, 8))
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     assert fork(tmp_path / "killed", *words, *axes).wait() == code
     assert_alike(table(tmp_path / "killed"), table(tmp_path / "undisturbed"))
@@ -237,7 +237,7 @@ def test_launchers_give_the_table_of_the_launcher_in_this_process(words, start, 
     words = [*words, "peft.r=2,4"]
     assert fork(tmp_path / "here", *words, "hydra/launcher=sequential").wait() == 0
     for launcher, chosen in LAUNCHERS.items():
-        code = fork(tmp_path / launcher, *words, *chosen).wait()
+        code = start(tmp_path / launcher, *words, *chosen).wait()
         assert code == 0, (tmp_path / launcher / "console.txt").read_text()
         assert_same_sweep(tmp_path / launcher, tmp_path / "here")
     may_mount = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
