@@ -1,7 +1,10 @@
 """Processes that have the libraries imported already: they are forked from one that has, which saves seconds for each.
 
 Their command, environment, folder and files are those of a process of its own, and so are signals and exit codes. That
-a command does the same in an interpreter that has imported nothing is tested once for each kind.
+the same is done by an interpreter that has imported nothing is tested once for each kind: a run in
+`test_the_default_run_learns`, a sweep in `test_a_sweep_killed_five_times_ends_as_an_undisturbed_one`, launchers in their
+test, a server in `test_a_request_that_is_begun_is_answered_before_it_stops`, signals in
+`test_a_terminated_run_is_killed_in_mlflow_and_goes_on`, torchrun in the first case of each test of `test_processes.py`.
 """
 
 import atexit
@@ -51,10 +54,6 @@ class Process(ForkServerProcess):
         """Return the exit code at the end."""
         self.join()
         return self.exitcode
-
-    def send_signal(self, number: int) -> None:
-        """Send a signal."""
-        os.kill(self.pid, number)
 
 
 def run(
