@@ -1,9 +1,10 @@
 """Processes that have the libraries imported already: they are forked from one that has, which saves seconds for each.
 
 Their command, environment, folder and files are those of a process of its own, and so are signals and exit codes. That
-the same is done by an interpreter that has imported nothing is tested once for each kind: a run in
-`test_the_default_run_learns`, a sweep in `test_a_sweep_killed_five_times_ends_as_an_undisturbed_one`, launchers in their
-test, a server in `test_a_request_that_is_begun_is_answered_before_it_stops`, signals in
+an interpreter that has imported nothing does the same is tested once for each kind: a run in
+`test_the_default_run_learns`, a sweep in `test_a_sweep_killed_five_times_ends_as_an_undisturbed_one`, a launcher in
+`test_launchers_give_the_table_of_the_launcher_in_this_process`, a server in
+`test_a_request_that_is_begun_is_answered_before_it_stops`, signals in
 `test_a_terminated_run_is_killed_in_mlflow_and_goes_on`, torchrun in the first case of each test of `test_processes.py`.
 """
 
@@ -73,7 +74,8 @@ def _run(words: list[str], folder: Path, environment: dict[str, str], files: tup
     os.environ.update(environment)
     for number, file in zip((1, 2, 0), files, strict=False):
         os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
-    sys.stdin = os.fdopen(0)
+    if len(files) > 2:
+        sys.stdin = os.fdopen(0)
     try:
         match words:
             case ["-m", module, *rest]:
