@@ -35,7 +35,7 @@ def test_notebooks_run(names, tmp_path, monkeypatch):
     """The second of two finds the sweep of the first finished, and trains nothing; fewer rows are enough."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # more threads would wait for other tests
     for file in [file for name in names for file in NOTEBOOKS if file.stem == name]:
-        text = file.read_text().replace("train_subset=200", "train_subset=48")
+        text = file.read_text().replace("train_subset=200", "train_subset=96")
         assert "test_fraction=0.04" in text
         notebook = nbformat.reads(text.replace("test_fraction=0.04", "test_fraction=0.008"), as_version=4)
         place = {"metadata": {"path": str(tmp_path)}}
