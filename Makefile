@@ -16,11 +16,13 @@ help: ## show this help
 
 setup: $(STAMP) ## create .venv, install the tested set of packages, convert the embedded model
 
+# Compiled on every core: pip uses one. A few files of the packages do not compile at all.
 $(STAMP): pyproject.toml constraints.txt requirements-embedded.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"sentexp needs Python 3.11 to 3.13, not {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,export,launchers,notebooks,search]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev,export,launchers,notebooks,search]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-embedded.txt
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	$(BIN)/python -m sentexp prepare trainer.progress_bar=false
 	@touch $(STAMP)
 

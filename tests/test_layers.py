@@ -152,6 +152,13 @@ def test_a_finished_run_is_used_without_what_trains(imported):
     assert not [name for name in loaded if name == "sentexp.training" or name.startswith("sentexp.training.")]
 
 
+def test_imports_have_no_effects(imported):
+    loaded, home = imported
+    assert "sentexp.run.train" in loaded["everything"]
+    assert not set(LATE[:5]) & loaded["everything"], "imported too early"
+    assert [path for path in home.rglob("*") if path.is_file() and "matplotlib" not in str(path)] == []
+
+
 def test_packages_of_no_concept_do_not_exist():
     assert not [file for file in FILES if file.stem in ("utils", "common", "helpers", "base", "misc")]
 
@@ -166,13 +173,6 @@ def test_nothing_unsafe_is_called(file):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
             assert "weights_only=True" in ast.unparse(node)
-
-
-def test_imports_have_no_effects(imported):
-    loaded, home = imported
-    assert "sentexp.run.train" in loaded["everything"]
-    assert not set(LATE[:5]) & loaded["everything"], "imported too early"
-    assert [path for path in home.rglob("*") if path.is_file() and "matplotlib" not in str(path)] == []
 
 
 def test_the_training_core_runs_on_a_bare_machine(tmp_path):

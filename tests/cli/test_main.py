@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import warm
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
@@ -33,10 +34,21 @@ def started(command_environment, tmp_path):
     return command
 
 
+@pytest.fixture
+def forked(command_environment, tmp_path):
+    """Return a function like `started`, whose process is warm: other slow tests run and sweep in fresh ones."""
+
+    def command(*words):
+        done = warm.run(["-m", "sentexp", *words], tmp_path, command_environment)
+        return done.returncode, done.stdout, done.stderr
+
+    return command
+
+
 @pytest.fixture(params=["here", pytest.param("process", marks=pytest.mark.slow)])
-def sentexp(request, reviews, started, command_line, tmp_path):
+def sentexp(request, reviews, forked, command_line, tmp_path):
     """Return the command line, in this process or in one of its own, in an empty folder: words of a quick run added."""
-    do = command_line if request.param == "here" else started
+    do = command_line if request.param == "here" else forked
     added = [
         "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation",
         "data.splits.test=test", "trainer.progress_bar=false", "trainer.batch_size=8", "tracking.system_metrics=false",
@@ -75,20 +87,20 @@ def test_light_commands_do_not_import_torch(words, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("place", "words", "sentence"),
     [
-        (["peft=loraa"], "sentexp: peft=loraa is not an option of peft: it must be one of dora"),
-        (["peft.r=0"], "sentexp: peft.r=0 must be at least 1."),
-        (["-m", "peft.r=4,x"], "sentexp: peft.r=x: "),
-        (["experiment=nope"], "sentexp: experiment=nope is not an option of experiment"),
-        (["+foo=1", "model=tiny"], "sentexp: The configuration does not fit together ("),
-        (["peft=null"], "sentexp: "),
-        (["~data"], "sentexp: "),
-        (["trian"], "sentexp: Unknown command 'trian'. Commands: train, plan"),
+        ("started", ["peft=loraa"], "sentexp: peft=loraa is not an option of peft: it must be one of dora"),
+        ("started", ["trian"], "sentexp: Unknown command 'trian'. Commands: train, plan"),
+        ("command_line", ["peft.r=0"], "sentexp: peft.r=0 must be at least 1."),
+        ("command_line", ["-m", "peft.r=4,x"], "sentexp: peft.r=x: "),
+        ("command_line", ["experiment=nope"], "sentexp: experiment=nope is not an option of experiment"),
+        ("command_line", ["+foo=1", "model=tiny"], "sentexp: The configuration does not fit together ("),
+        ("command_line", ["peft=null"], "sentexp: "),
+        ("command_line", ["~data"], "sentexp: "),
     ],
 )
-def test_a_mistake_is_one_sentence_and_a_failure(started, words, sentence):
-    code, _, errors = started(*words)
+def test_a_mistake_is_one_sentence_and_a_failure(place, words, sentence, request):
+    code, _, errors = request.getfixturevalue(place)(*words)
     assert code == 1
     assert errors.startswith(sentence)
     assert errors.count("\n") == 1
@@ -159,7 +171,8 @@ def test_a_users_own_group_options_are_found(sentexp, tmp_path, reviews):
     assert code == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_terminated_run_is_killed_in_mlflow_and_goes_on(number, command_environment, tmp_path, reviews):
     words = [
         "model=tiny", "data=sst2", f"data.path={reviews}", "data.splits.validation=validation", "data.splits.test=test",

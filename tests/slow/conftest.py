@@ -4,12 +4,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import warm
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -38,15 +40,52 @@ def free_port() -> Callable[[], int]:
 
 
 @pytest.fixture
-def serve(command_environment: dict[str, str]) -> Iterator[Callable[..., None]]:
-    """Return a function that starts a server in a folder and waits until its output holds a text that says so."""
-    servers = []
+def forked(
+    command_environment: dict[str, str], tmp_path: Path, free_port: Callable[[], int]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function like that of `torchrun`, whose processes are warm."""
 
-    def begin(words: list[str], folder: Path, ready: str) -> None:
+    def start(
+        *words: str, program: tuple[str, ...] = ("-m", "sentexp"), count: int = 2
+    ) -> subprocess.CompletedProcess[str]:
+        environment = command_environment | {"GLOO_SOCKET_IFNAME": "lo"}
+        if count > 1:
+            environment |= {"TORCHELASTIC_RUN_ID": "forked", "WORLD_SIZE": str(count)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {} for rank in range(count)]
+        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+            files = [Path(folder) / name for name in ("output", "errors")]
+            started = [warm.Process([*program, *words], tmp_path, environment | rank, *files) for rank in ranks]
+            until = time.monotonic() + 600  # processes that wait for each other would do so for hours
+            while None in (codes := [process.poll() for process in started]) and not any(codes):
+                assert time.monotonic() < until, files[1].read_text()
+                time.sleep(0.1)  # as torchrun does
+            for process in started:
+                process.terminate()  # when one has failed, the others are ended
+                process.join(30)
+                process.kill()
+            codes = [process.wait() for process in started]
+            return subprocess.CompletedProcess(words, int(any(codes)), *(file.read_text() for file in files))
+
+    return start
+
+
+@pytest.fixture
+def serve(command_environment: dict[str, str]) -> Iterator[Callable[..., None]]:
+    """Return a function that starts a server in a folder and waits until its output holds a text that says so.
+
+    With `fork` it is a warm process, and its words are those for Python.
+    """
+    servers: list[subprocess.Popen[bytes] | warm.Process] = []
+
+    def begin(words: list[str], folder: Path, ready: str, fork: bool = False) -> None:
         output = folder / "server.txt"
         with output.open("w") as out:
-            server = subprocess.Popen(words, cwd=folder, env=command_environment, stdout=out, stderr=out)
-        servers.append(server)
+            if fork:
+                servers.append(warm.Process(words, folder, command_environment, output, output))
+            else:
+                servers.append(subprocess.Popen(words, cwd=folder, env=command_environment, stdout=out, stderr=out))
+        server = servers[-1]
         while ready not in output.read_text():
             assert server.poll() is None, output.read_text()
             time.sleep(0.1)
@@ -67,7 +106,16 @@ def mlflow_server(
         command_environment.update(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
         port = free_port()
         words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", "sqlite:///mlflow.db"]
-        words += ["--artifacts-destination", "mlartifacts", "--host", "127.0.0.1", "--port", str(port)]
+        words += [
+            "--artifacts-destination",
+            "mlartifacts",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ]
         serve(words, folder, "Application startup complete")
         return f"http://127.0.0.1:{port}"
 

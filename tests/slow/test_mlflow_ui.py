@@ -7,12 +7,11 @@ shown, and `runs.png` and `comparison.png` are written into the folder.
 import json
 import os
 import re
-import subprocess
-import sys
 import urllib.parse
 from pathlib import Path
 
 import pytest
+import warm
 from mlflow import MlflowClient
 
 from sentexp.tracking.store import PARENT
@@ -35,15 +34,16 @@ return found;
 """
 
 
-@pytest.fixture
-def folder(tmp_path, command_environment):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
     """Return the folder of a sweep: one that is there, or a tiny one."""
     if "SWEEP" in os.environ:
         return Path(os.environ["SWEEP"])
     words = ["--multirun", "peft.r=8,16,32", "model=tiny", "data.train_subset=64", "data.test_fraction=0.04"]
     words += ["baseline=false", "tracking.system_metrics=false"]
-    subprocess.run([sys.executable, "-m", "sentexp", *words], cwd=tmp_path, env=command_environment, check=True)
-    return tmp_path
+    tiny = tmp_path_factory.mktemp("sweep")
+    assert warm.run(["-m", "sentexp", *words], tiny, {**os.environ, "OMP_NUM_THREADS": "1"}).returncode == 0
+    return tiny
 
 
 @pytest.fixture

@@ -43,6 +43,12 @@ def disturbed(tmp_path):
 
 
 @pytest.fixture
+def launch(request, torchrun, forked):
+    """Return a function that starts processes: torchrun itself for the first case of each test, then `forked`."""
+    return forked if any(request.node.callspec.indices.values()) else torchrun
+
+
+@pytest.fixture
 def recorded(store):
     """Return words that record in MLflow, and a function that returns the one run of a result that is recorded."""
 
@@ -72,29 +78,29 @@ def folder_of(tmp_path):
     ],
     ids="-".join,
 )
-def test_two_processes_give_the_result_of_one(overrides, words, train, torchrun, ragged, same, tmp_path):
-    done = torchrun(*words, *ragged, *overrides)
+def test_two_processes_give_the_result_of_one(overrides, words, train, launch, ragged, same, tmp_path):
+    done = launch(*words, *ragged, *overrides)
     assert done.returncode == 0, done.stderr
     same(train(*ragged, *overrides, "trainer.strategy=single", f"output_dir={tmp_path / 'alone'}"), folder_of(tmp_path))
 
 
-def test_it_is_one_mlflow_run(words, torchrun, ragged, recorded):
-    done = torchrun("trainer=ddp", *words, *ragged, *recorded[0], "baseline=true")
+def test_it_is_one_mlflow_run(words, forked, ragged, recorded):
+    done = forked("trainer=ddp", *words, *ragged, *recorded[0], "baseline=true")
     assert done.returncode == 0, done.stderr
     tracked = recorded[1]()
     assert (tracked.info.status, tracked.data.tags["processes"]) == ("FINISHED", "2")
-    again = torchrun("trainer=ddp", *words, *ragged, *recorded[0], "baseline=true")
+    again = forked("trainer=ddp", *words, *ragged, *recorded[0], "baseline=true")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("is finished: this is its result") == 1
     assert recorded[1]().info.end_time == tracked.info.end_time
 
 
-def test_processes_do_not_share_dropout(words, torchrun, disturbed):
+def test_processes_do_not_share_dropout(words, forked, disturbed):
     line = "'seed ' + os.environ.get('RANK', '0') + ' ' + str(torch.initial_seed()) + chr(10)"
     program = disturbed(f"os.write(1, ({line}).encode())")  # in one piece: what two processes print can mix
     seeds = {}
     for count, option in ((1, "default"), (2, "ddp")):
-        done = torchrun(f"trainer={option}", *words, f"output_dir=of{count}", program=program, count=count)
+        done = forked(f"trainer={option}", *words, f"output_dir=of{count}", program=program, count=count)
         assert done.returncode == 0, done.stderr
         lines = [line.split() for line in done.stdout.splitlines() if line.startswith("seed")]
         seeds[count] = {(rank, seed) for _, rank, seed in lines}
@@ -103,10 +109,10 @@ def test_processes_do_not_share_dropout(words, torchrun, disturbed):
 
 
 def test_out_of_memory_in_one_process_halves_the_batches_of_all(
-    words, train, torchrun, ragged, same, disturbed, recorded, tmp_path
+    words, train, forked, ragged, same, disturbed, recorded, tmp_path
 ):
     program = disturbed(f"if {SECOND} and packed.rows > 1: raise torch.OutOfMemoryError('out of memory')")
-    done = torchrun("trainer=ddp", *words, *ragged, "peft.dropout=0", *recorded[0], program=program)
+    done = forked("trainer=ddp", *words, *ragged, "peft.dropout=0", *recorded[0], program=program)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("batches of 2 rows, accumulated 10 times") == 1
     assert recorded[1]().data.tags["out_of_memory"] == "batches of 2 rows, accumulated 10 times"
@@ -114,9 +120,9 @@ def test_out_of_memory_in_one_process_halves_the_batches_of_all(
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_failure_in_one_process_is_that_of_the_run(strategy, words, torchrun, ragged, disturbed, recorded, store):
+def test_a_failure_in_one_process_is_that_of_the_run(strategy, words, launch, ragged, disturbed, recorded, store):
     program = disturbed(f"if {SECOND} and len(calls) == 4: raise ValueError('the roof fell in')")
-    done = torchrun(f"trainer={strategy}", *words, *ragged, *recorded[0], program=program)
+    done = launch(f"trainer={strategy}", *words, *ragged, *recorded[0], program=program)
     assert done.returncode == 1
     assert done.stderr.count("ValueError: the roof fell in") == 1
     tracked = recorded[1]()
@@ -131,18 +137,18 @@ def test_a_failure_in_one_process_is_that_of_the_run(strategy, words, torchrun, 
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_killed_run_goes_on_in_another_number_of_processes(
-    first, then, strategy, words, train, torchrun, ragged, same, disturbed, recorded, tmp_path
+    first, then, strategy, words, train, launch, ragged, same, disturbed, recorded, tmp_path
 ):
     saving = (*ragged, "peft.dropout=0", "trainer.save_steps=1", *recorded[0])
     option = {1: "trainer=default", 2: f"trainer={strategy}"}
     one = "True" if first == 1 else SECOND
     kill = disturbed(f"if {one} and len(calls) == 9: os.kill(os.getpid(), signal.SIGKILL)")
-    killed = torchrun(option[first], *words, *saving, program=kill, count=first)
+    killed = launch(option[first], *words, *saving, program=kill, count=first)
     assert killed.returncode != 0
     folder = folder_of(tmp_path)
     assert (folder / "last.ckpt").is_file()
     assert not (folder / "result.json").exists()
-    done = torchrun(option[then], *words, *saving, count=then)
+    done = launch(option[then], *words, *saving, count=then)
     assert done.returncode == 0, done.stderr
     assert "Going on with run" in done.stdout
     assert recorded[1]().info.status == "FINISHED"
@@ -160,8 +166,8 @@ def test_a_killed_run_goes_on_in_another_number_of_processes(
         ("fsdp", "optim.lr=1e30", "The loss is nan"),
     ],
 )
-def test_a_mistake_is_told_once(strategy, mistake, sentence, words, torchrun, ragged):
-    done = torchrun(f"trainer={strategy}", *words, *ragged, mistake)
+def test_a_mistake_is_told_once(strategy, mistake, sentence, words, launch, ragged):
+    done = launch(f"trainer={strategy}", *words, *ragged, mistake)
     assert done.returncode == 1
     assert done.stderr.count(f"sentexp: {sentence}") == 1
     assert "sentexp/cli/main.py" not in done.stderr

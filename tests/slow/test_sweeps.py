@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import warm
 from mlflow import MlflowClient
 from rounding import drift, rounding, smooth
 
@@ -40,7 +41,7 @@ def words(reviews):
 
 @pytest.fixture
 def start(command_environment):
-    """Return a function that starts the command in a folder."""
+    """Return a function that starts the command in a folder, in a process of its own."""
 
     def begin(folder, *words):
         folder.mkdir(exist_ok=True)
@@ -48,6 +49,18 @@ def start(command_environment):
             return subprocess.Popen(
                 [sys.executable, *words], cwd=folder, env=command_environment, stdout=console, stderr=console
             )
+
+    return begin
+
+
+@pytest.fixture
+def fork(command_environment):
+    """Return a function like `start`, whose process is warm."""
+
+    def begin(folder, *words):
+        folder.mkdir(exist_ok=True)
+        console = folder / "console.txt"
+        return warm.Process(list(words), folder, command_environment, console, console)
 
     return begin
 
@@ -83,30 +96,30 @@ def recorded(folder, store=None):
     return parent, children
 
 
-def test_a_sweep_killed_five_times_ends_as_an_undisturbed_one(words, start, tmp_path):
+def test_a_sweep_killed_five_times_ends_as_an_undisturbed_one(words, start, fork, tmp_path):
     axes, failing, code = ["peft.r=2,4,8", f"optim.lr=1e-3,2e-3,{RATE},1e30"], 3, 1  # a rate of 1e30 always fails
     axes += ["trainer.precision=fp32", f"optim.eps={EPS}", "trainer.monitor=validation/loss", "trainer.eval_steps=1000"]
-    defer_signals = start(tmp_path / "defer_signals", *words, *axes)
-    assert defer_signals.wait() == code
+    undisturbed = start(tmp_path / "undisturbed", *words, *axes)
+    assert undisturbed.wait() == code
     seed = random.randrange(1 << 30)
     print(f"moments of the kills: random.Random({seed})")
     moments = random.Random(seed)
     for _ in range(5):
-        process = start(tmp_path / "killed", *words, *axes)
-        time.sleep(moments.uniform(8, 16))
-        process.send_signal(signal.SIGKILL)
+        process = fork(tmp_path / "killed", *words, *axes)
+        time.sleep(moments.uniform(1, 8))
+        process.kill()
         process.wait()
-    assert start(tmp_path / "killed", *words, *axes).wait() == code
-    assert_alike(table(tmp_path / "killed"), table(tmp_path / "defer_signals"))
-    for folder in ("defer_signals", "killed"):
+    assert fork(tmp_path / "killed", *words, *axes).wait() == code
+    assert_alike(table(tmp_path / "killed"), table(tmp_path / "undisturbed"))
+    for folder in ("undisturbed", "killed"):
         parent, children = recorded(tmp_path / folder)
         assert parent.info.status == "FAILED"
         states = sorted(run.info.status for run in children)
         assert states == ["FAILED"] * failing + ["FINISHED"] * (12 - failing)
 
 
-def test_a_store_that_is_locked_for_30_seconds_holds_a_sweep_up_and_no_more(words, start, tmp_path):
-    process = start(tmp_path / "locked", *words, "peft.r=2,4,8")
+def test_a_store_that_is_locked_for_30_seconds_holds_a_sweep_up_and_no_more(words, fork, tmp_path):
+    process = fork(tmp_path / "locked", *words, "peft.r=2,4,8")
     file = tmp_path / "locked" / "mlflow.db"
     while not list(tmp_path.glob("locked/outputs/*")):
         assert process.poll() is None, (tmp_path / "locked" / "console.txt").read_text()
@@ -135,20 +148,20 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_a_store_on_a_full_disk_loses_nothing(words, start, tmp_path, small_disk):
+def test_a_store_on_a_full_disk_loses_nothing(words, fork, tmp_path, small_disk):
     folder, axes = tmp_path / "full", ["peft.r=2,4,8,16"]
     words = [*words, f"tracking.uri=sqlite:///{small_disk / 'mlflow.db'}"]
-    assert start(folder, *words, "peft.r=2", "tracking.experiment=other").wait() == 0
+    assert fork(folder, *words, "peft.r=2", "tracking.experiment=other").wait() == 0
     filler = small_disk / "filler"
     with contextlib.suppress(OSError), filler.open("wb") as out:
         while out.write(bytes(4096)):
             out.flush()
-    assert start(folder, *words, *axes).wait() == 1
+    assert fork(folder, *words, *axes).wait() == 1
     console = (folder / "console.txt").read_text()
     assert "No space is left to write" in console
     assert "Traceback" not in console
     filler.unlink()
-    assert start(folder, *words, *axes).wait() == 0
+    assert fork(folder, *words, *axes).wait() == 0
     assert [run["state"] for run in json.loads(table(folder))] == ["finished"] * 4
     runs = MlflowClient(f"sqlite:///{small_disk / 'mlflow.db'}").search_runs(["2"])
     assert [run.info.status for run in runs] == ["FINISHED"] * 5
@@ -220,9 +233,9 @@ def assert_same_sweep(folder, expected, store=None):
     return children
 
 
-def test_launchers_give_the_table_of_the_launcher_in_this_process(words, start, tmp_path, cluster, mlflow_server):
+def test_launchers_give_the_table_of_the_launcher_in_this_process(words, start, fork, tmp_path, cluster, mlflow_server):
     words = [*words, "peft.r=2,4"]
-    assert start(tmp_path / "here", *words, "hydra/launcher=sequential").wait() == 0
+    assert fork(tmp_path / "here", *words, "hydra/launcher=sequential").wait() == 0
     for launcher, chosen in LAUNCHERS.items():
         code = start(tmp_path / launcher, *words, *chosen).wait()
         assert code == 0, (tmp_path / launcher / "console.txt").read_text()
@@ -238,10 +251,10 @@ def test_launchers_give_the_table_of_the_launcher_in_this_process(words, start, 
         assert "result.json" in {file.path for file in MlflowClient(store).list_artifacts(run.info.run_id)}
 
 
-def test_a_worker_that_is_killed_costs_no_run(words, start, tmp_path):
+def test_a_worker_that_is_killed_costs_no_run(words, fork, tmp_path):
     import psutil
 
-    process = start(tmp_path / "killed", *words, "peft.r=2,4,8,16", "trainer.max_epochs=12", *LAUNCHERS["joblib"])
+    process = fork(tmp_path / "killed", *words, "peft.r=2,4,8,16", "trainer.max_epochs=12", *LAUNCHERS["joblib"])
     workers = []
     while not list(tmp_path.glob("killed/outputs/*/last.ckpt")):
         assert process.poll() is None

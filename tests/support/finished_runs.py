@@ -1,8 +1,11 @@
 """What the tests of serving share: finished runs of the tiny model, trained once for each file of tests."""
 
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import warm
 
 from sentexp.config import load_config
 from sentexp.export import verify
@@ -13,6 +16,16 @@ from sentexp.run.train import train as train_run
 @pytest.fixture
 def fresh():
     """Let the checks of a test start their processes."""
+
+
+@pytest.fixture
+def forked(fresh, monkeypatch):
+    """Let these processes be warm, where others of the kind are not."""
+
+    def run(call, *, env, **options):
+        return warm.run(call[1:], Path.cwd(), env, options["input"])
+
+    monkeypatch.setattr(verify, "subprocess", SimpleNamespace(run=run))
 
 
 @pytest.fixture(autouse=True)

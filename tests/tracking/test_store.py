@@ -177,7 +177,8 @@ def test_a_locked_store_is_named(store, impatient):
     assert impatient
 
 
-@pytest.mark.parametrize("seconds", [0.3, *(pytest.param(n, marks=pytest.mark.slow) for n in (0.1, 0.6, 1.0))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.1, 0.3, 0.6, 1.0])
 def test_a_kill_in_the_making_of_a_store_leaves_none_or_a_whole_one(seconds, tmp_path, command_environment):
     code = f"""
 import os, threading
