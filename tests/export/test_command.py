@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,7 @@ from sentexp.export import command as module
 from sentexp.export.command import export
 from sentexp.export.exporters import read
 from sentexp.inference.scorer import Scorer
+from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import read_trained
 
 NONE = from_conf(TrackingConfig, backend=TrackingBackend.none)
@@ -142,7 +144,7 @@ def test_weights_in_16_bits_are_half_as_large(write):
 def test_an_export_that_fails_its_check_is_removed(write, monkeypatch, tmp_path):
     writes = module.write
 
-    def damaged(form, trained, base, dtype, folder):
+    def damaged(form, trained, base, dtype, folder, device):
         writes(form, trained, base, dtype, folder)
         file = folder / "adapter_model.safetensors"
         save_file({name: value + 0.5 for name, value in load_file(file).items()}, file, {"format": "pt"})
@@ -202,3 +204,17 @@ def test_an_adapter_without_its_run_is_exported_with_less_said(finished, config,
     card = (folder / "README.md").read_text()
     assert "What it was trained on is not recorded beside these weights." in card
     assert "nothing is said of how good they are" in card
+
+
+def test_a_model_that_a_gpu_holds_twice_is_merged_there(monkeypatch, base_model):
+    base = Backbone(folder=base_model, revision="")
+    size = (base_model / "model.safetensors").stat().st_size
+    monkeypatch.setattr(module, "choose_device", lambda wanted: torch.device("cpu" if wanted == "cpu" else "cuda"))
+    for total, wanted, device in (
+        (5 * size, "auto", "cuda"),
+        (3 * size, "auto", "cpu"),
+        (0, "gpu", "cuda"),
+        (9, "cpu", "cpu"),
+    ):
+        monkeypatch.setattr(module, "total_memory", lambda _, total=total: total)
+        assert module._device(wanted, base).type == device

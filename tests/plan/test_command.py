@@ -139,6 +139,14 @@ def test_runs_that_cost_the_same_are_timed_once(config, timed):
     assert len(timed) == 4
 
 
+@pytest.mark.usefixtures("timed")
+@pytest.mark.parametrize("keep", ["true", "false"])
+def test_weights_that_are_unpacked_once_are_told(config, capsys, keep):
+    plan([config("peft=qlora", f"model.keep_dequantized={keep}")])
+    said = "4-bit weights are unpacked once for the whole run; model.keep_dequantized=false keeps them packed."
+    assert (said in capsys.readouterr().out.replace("\n", " ")) is (keep == "true")
+
+
 def test_the_estimate_is_the_line_through_the_timed_batches(config):
     (run,) = plan([config()])
     measured, work = run.costs.measured, run.costs.work

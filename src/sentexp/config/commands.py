@@ -197,10 +197,12 @@ class ExportConfig(FinishedRun):
     dtype: ExportType
     output: str | None
     overwrite: bool
+    accelerator: str
 
     def __post_init__(self) -> None:
         """Check that a format is named, and that it has such numbers."""
         FinishedRun.__post_init__(self)
+        check_accelerator("accelerator", self.accelerator)
         formats = ", ".join(one.name for one in ExportFormat)
         require(self.format is not None, f"export needs a format: give format=<one of {formats}>.")
         plain = self.format in (ExportFormat.peft, ExportFormat.onnx)

@@ -4,15 +4,20 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from sentexp.config import ExportConfig, ExportFormat, Precision
+import torch
+
+from sentexp.config import AUTO, ExportConfig, ExportFormat, Precision
 from sentexp.errors import UserError, require
 from sentexp.export.exporters import write
 from sentexp.export.model_card import is_export, write_card
 from sentexp.export.verify import expected, tolerance_of, verify_export
 from sentexp.inference.run_lookup import resolve_run
 from sentexp.inference.scorer import Scorer
+from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import find_base
 from sentexp.system.console import say
+from sentexp.system.device import choose_device
+from sentexp.system.memory import release_memory, total_memory
 
 EXPORTS = "exports"
 
@@ -41,9 +46,12 @@ def export(config: ExportConfig) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        write(config.format, trained, base, config.dtype, unfinished)
-        texts, wanted = expected(Scorer(trained, config.base, "cpu", precision=Precision.fp32))
-        arguments = [form, str(unfinished), *([config.base] if config.base else [])]
+        device = _device(config.accelerator, base)
+        write(config.format, trained, base, config.dtype, unfinished, device)
+        place = "gpu" if device.type == "cuda" else "cpu"
+        texts, wanted = expected(Scorer(trained, config.base, place, precision=Precision.fp32))
+        release_memory()
+        arguments = [form, str(unfinished), place, *([config.base] if config.base else [])]
         try:
             verification = verify_export(wanted, arguments, texts, tolerance_of(trained, config.dtype))
         except UserError as error:
@@ -59,3 +67,16 @@ def export(config: ExportConfig) -> Path:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
     say(f"{folder}, {size:,.1f} MiB: {verification}")
     return folder
+
+
+COPIES = 4
+"""How often a GPU must hold the files of a model: float32 is twice bfloat16, and it is there twice at one time."""
+
+
+def _device(accelerator: str, base: Backbone) -> torch.device:
+    """Return where a model is merged and checked: on a GPU if that is large enough, or asked for."""
+    device = choose_device(accelerator)
+    size = sum(file.stat().st_size for file in base.folder.glob("*.safetensors"))
+    if accelerator == AUTO and device.type == "cuda" and COPIES * size > total_memory(device):
+        return torch.device("cpu")
+    return device

@@ -29,9 +29,10 @@ from sentexp.export.onnx_graph import graph_of
 from sentexp.export.prompt_tokenizer import save_framed
 from sentexp.inference.scorer import Scorer
 from sentexp.models.loading import load_tokenizer
-from sentexp.models.merge import merge
+from sentexp.models.merge import CPU, merge
 from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import FACTS, Trained, read_trained
+from sentexp.system.device import choose_device
 
 Reader = Callable[[Sequence[str]], NDArray[Any]]
 """Gives the probabilities of texts, shape (texts, labels)."""
@@ -42,7 +43,9 @@ BATCH = 16
 """Rows that a verification reads at one time."""
 
 
-def write(form: ExportFormat, trained: Trained, base: Backbone, dtype: ExportType, folder: Path) -> None:
+def write(
+    form: ExportFormat, trained: Trained, base: Backbone, dtype: ExportType, folder: Path, device: torch.device = CPU
+) -> None:
     """Write a finished run into a folder that is there.
 
     Args:
@@ -51,6 +54,7 @@ def write(form: ExportFormat, trained: Trained, base: Backbone, dtype: ExportTyp
         base: see `find_base`.
         dtype: of merged weights.
         folder: to write to.
+        device: where an adapter is merged into a Hugging Face folder.
 
     Raises:
         UserError: this run cannot be written so, and why.
@@ -59,26 +63,28 @@ def write(form: ExportFormat, trained: Trained, base: Backbone, dtype: ExportTyp
         case ExportFormat.peft:
             _write_adapter(trained, folder)
         case ExportFormat.merged:
-            _write_merged(trained, base, dtype, folder)
+            _write_merged(trained, base, dtype, folder, device)
         case ExportFormat.onnx:
             _write_onnx(trained, base, folder)
         case ExportFormat.gguf:
             _write_gguf(trained, base, dtype, folder)
 
 
-def read(form: ExportFormat, folder: Path, base: str | None) -> Reader:
-    """Return what reads texts with an export, in float32 on the CPU.
+def read(form: ExportFormat, folder: Path, base: str | None, accelerator: str = "cpu") -> Reader:
+    """Return what reads texts with an export, in float32.
 
     Args:
         form: of the export.
         folder: of the export.
         base: where the base model is now, if it has moved: of an adapter alone.
+        accelerator: cpu or gpu; ONNX and llama.cpp's files are read on the CPU.
     """
     match form:
         case ExportFormat.peft:
-            return Scorer(read_trained(folder), base, "cpu", precision=Precision.fp32).probabilities
+            return Scorer(read_trained(folder), base, accelerator, precision=Precision.fp32).probabilities
         case ExportFormat.merged:
-            return _scorer(folder) if (folder / FACTS).is_file() else _read_pipeline(folder)
+            is_answering = (folder / FACTS).is_file()
+            return _scorer(folder, accelerator) if is_answering else _read_pipeline(folder, accelerator)
         case ExportFormat.onnx:
             return _read_onnx(folder)
         case ExportFormat.gguf:
@@ -96,8 +102,8 @@ def _write_adapter(trained: Trained, folder: Path) -> None:
             shutil.copy2(file, folder / file.name)
 
 
-def _write_merged(trained: Trained, base: Backbone, dtype: ExportType, folder: Path) -> None:
-    model: Any = merge(trained, base).to(getattr(torch, dtype.name))
+def _write_merged(trained: Trained, base: Backbone, dtype: ExportType, folder: Path, device: torch.device) -> None:
+    model: Any = merge(trained, base, device).to(getattr(torch, dtype.name))
     _save_tokenizer(trained, folder)
     model.save_pretrained(folder)
 
@@ -171,16 +177,17 @@ def _write_labels(trained: Trained, folder: Path) -> None:
     (folder / "labels.json").write_text(json.dumps(trained.labels, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _scorer(folder: Path, loaded: tuple[nn.Module, Any] | None = None) -> Reader:
+def _scorer(folder: Path, accelerator: str = "cpu", loaded: tuple[nn.Module, Any] | None = None) -> Reader:
     """Return what reads texts with a language model."""
     trained = replace(read_trained(folder), precision=Precision.fp32)
-    return Scorer(trained, None, "cpu", precision=Precision.fp32, loaded=loaded).probabilities
+    return Scorer(trained, None, accelerator, precision=Precision.fp32, loaded=loaded).probabilities
 
 
-def _read_pipeline(folder: Path) -> Reader:
+def _read_pipeline(folder: Path, accelerator: str) -> Reader:
     from transformers import pipeline
 
-    pipe = pipeline("text-classification", model=str(folder), dtype=torch.float32, device="cpu", top_k=None)
+    device = choose_device(accelerator)
+    pipe = pipeline("text-classification", model=str(folder), dtype=torch.float32, device=device, top_k=None)
     labels = [pipe.model.config.id2label[number] for number in range(pipe.model.config.num_labels)]
 
     def probabilities(texts: Sequence[str]) -> NDArray[Any]:
@@ -205,7 +212,7 @@ def _read_gguf(folder: Path) -> Reader:
     model = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
-    return _scorer(folder, (model, load_tokenizer(Backbone(folder=folder, revision=""))))
+    return _scorer(folder, loaded=(model, load_tokenizer(Backbone(folder=folder, revision=""))))
 
 
 def _padded(tokenizer: Any, logits: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]) -> Reader:

@@ -1,6 +1,6 @@
 """The check of an export: another process reads it, and gives the probabilities that the run gives.
 
-python -m sentexp.export.verify peft exports/1a2b3c-peft < texts.json
+python -m sentexp.export.verify peft exports/1a2b3c-peft cpu < texts.json
 """
 
 import json
@@ -112,20 +112,21 @@ def _read(arguments: Sequence[str], texts: Sequence[str]) -> NDArray[Any]:
     """Return what an export says of texts, shape (texts, labels).
 
     Args:
-        arguments: its format, its folder and, if it has moved, its base model.
+        arguments: its format, its folder, cpu or gpu (not of MLflow models) and, if it has moved, its base model.
         texts: to be read.
 
     Raises:
         UserError: it cannot be read.
     """
-    form, folder, *base = arguments
+    form, folder, *rest = arguments
     if form == "mlflow":
         from sentexp.export.mlflow_model import read_model
 
         return read_model(Path(folder))(texts)
     from sentexp.export.exporters import read
 
-    return read(ExportFormat[form], Path(folder), base[0] if base else None)(texts)
+    accelerator, *base = rest
+    return read(ExportFormat[form], Path(folder), base[0] if base else None, accelerator)(texts)
 
 
 def main() -> None:

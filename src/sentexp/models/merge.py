@@ -11,9 +11,11 @@ from sentexp.models.loading import build_on_meta
 from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import Trained, load_trained
 
+CPU = torch.device("cpu")
 
-def merge(trained: Trained, base: Backbone) -> nn.Module:
-    """Return the model in float32 on the CPU, without PEFT or bitsandbytes.
+
+def merge(trained: Trained, base: Backbone, device: torch.device = CPU) -> nn.Module:
+    """Return the model in float32, without PEFT or bitsandbytes.
 
     A 4-bit or int8 base is unpacked, not replaced by the weights that it was packed from: the adapter was trained on
     what it rounds to.
@@ -21,12 +23,13 @@ def merge(trained: Trained, base: Backbone) -> nn.Module:
     Args:
         trained: the weights.
         base: see `find_base`.
+        device: where it is merged, and then is.
 
     Raises:
         UserError: weights that are missing, damaged, or do not fit the base.
     """
     model: Any
-    model, _ = load_trained(trained, base, Precision.fp32, torch.device("cpu"), unpacked=True)
+    model, _ = load_trained(trained, base, Precision.fp32, device, unpacked=True)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload(safe_merge=True)
     if trained.storage.quantization is not Quantization.none:

@@ -13,6 +13,7 @@ from sentexp.plan.report import Fused, print_advice, print_fusion, print_runs, p
 from sentexp.plan.run_states import Costs, Planned, survey
 from sentexp.plan.timing import measure
 from sentexp.plan.workload import reads_validation, workload
+from sentexp.run.build import keeps_dequantized
 from sentexp.run.cache import clear_cache
 from sentexp.run.fusing import fuse
 from sentexp.run.inputs import RunInputs, with_shots
@@ -90,6 +91,8 @@ def _measure(runs: list[Planned]) -> None:
         say(f"Timing a few steps, {number}/{len(kinds)}: {alike[0].name}")
         first, *others = [run.costs for run in alike if run.costs is not None]
         assert first.inputs is not None
+        if keeps_dequantized(first.inputs):
+            say("4-bit weights are unpacked once for the whole run; model.keep_dequantized=false keeps them packed.")
         _measure_until_it_fits(first, first.inputs)
         for costs in others:
             costs.measured, costs.unmeasured = first.measured, first.unmeasured
