@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from rounding import agree, rounding
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from sentexp.data.packing import Packer
 from sentexp.models.fast import fused_forward as fused_forward_module
@@ -91,8 +91,26 @@ def learn(run, seed, prefix=0):
     return {"loss": loss.detach()} | gradients_of(run)
 
 
+NEWER = {"qwen3": {"head_dim": 8}, "smollm3": {"no_rope_layers": [1, 0]}}
+
+
+@pytest.mark.parametrize("kind", NEWER)
+def test_norms_of_heads_and_layers_without_positions_are_those_of_each_run_alone(kind):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0}
+    base = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **sizes, **heads, **NEWER[kind]))
+    for parameter in base.parameters():
+        parameter.data.normal_(mean=float(parameter.ndim == 1), std=0.2)
+    compare_with_runs_alone(adapted(base.requires_grad_(False), ADAPTERS), prefix=0)
+
+
 @pytest.mark.parametrize("prefix", [0, 3])
 def test_states_and_gradients_are_those_of_each_run_alone(runs, prefix):
+    compare_with_runs_alone(runs, prefix)
+
+
+def compare_with_runs_alone(runs, prefix):
     alone = [learn(run, seed, prefix) for seed, run in enumerate(runs)]
     inputs = [ForwardInput(run.fast_layers, rows(seed, prefix), None, seed) for seed, run in enumerate(runs)]
     states = fused_forward(inputs)

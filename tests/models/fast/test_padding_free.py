@@ -16,6 +16,7 @@ from sentexp.models.adapters import attach
 from sentexp.models.fast import llama
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import PADDING_FREE_ARCHITECTURES
+from sentexp.models.fast.support import ARCHITECTURES
 from sentexp.models.label_scorer import LabelScorer
 from sentexp.models.loading import Loading, clone_sharing_weights, load_classifier, load_language_model, load_tokenizer
 from sentexp.models.pretrained import locate_backbone
@@ -170,7 +171,7 @@ def fast_calls(monkeypatch):
 def test_nothing_changes_without_padding(kind, task, fast_calls):
     classifier, packer = build(kind, task)
     compare(classifier, packer, some_rows(seed=PADDING_FREE_ARCHITECTURES.index(kind)))
-    assert bool(fast_calls) == (kind in ("llama", "mistral", "qwen2"))
+    assert bool(fast_calls) == (kind in ARCHITECTURES)
 
 
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
@@ -227,7 +228,7 @@ def assert_rounded_alike(found, other, truth):
 
 
 @pytest.mark.parametrize("task", [TASKS[0], TASKS[1], TASKS[4]], ids=["head", "answer", "labels"])
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gpt2"])
 def test_bfloat16_is_rounded_as_without_packing(kind, task):
     """Both are as far from float32: the arithmetic is no coarser where rows are packed."""
     rows = some_rows(count=6)
@@ -260,7 +261,7 @@ def test_a_prefix_that_is_known_is_not_computed_again(kind, task, fast_calls):
         agree(found, said(classifier, pad(rows, 0, "right")))
     assert len(cache.layers) == 2
     assert all(key.shape[0] == value.shape[0] == 3 for key, value in cache.layers.values())
-    assert bool(fast_calls) == (kind == "llama")
+    assert bool(fast_calls) == (kind in ARCHITECTURES)
 
 
 def test_rows_that_share_nothing_leave_no_trace_in_the_cache():
@@ -410,6 +411,9 @@ def test_a_model_that_has_scored_can_be_trained(kind):
         ("llama", {"tie_word_embeddings": True}),
         ("mistral", {"head_dim": 6, "sliding_window": None}),
         ("qwen2", {"num_hidden_layers": 3}),
+        ("qwen3", {"attention_bias": True}),
+        ("qwen3", {"rms_norm_eps": 0.1}),
+        ("smollm3", {"no_rope_layers": [0, 1]}),
     ],
 )
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
@@ -429,7 +433,6 @@ def test_shapes_that_the_fast_layers_support(kind, changes, task, fast_calls):
         ("phi", {"qk_layernorm": True}),
         ("phi", {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.25}}),
         ("phi3", {"sliding_window": None}),
-        ("qwen3", {"attention_bias": True}),
     ],
     ids=str,
 )
@@ -484,7 +487,7 @@ def test_recomputed_activations_give_the_same_gradients(kind, task, fast_calls):
         found.append(learned(classifier, packer.train(rows, labels_of(rows), 3), rows))
         calls.append(len(fast_calls))
     agree(found[1], found[0])
-    assert calls == ([2, 4] if kind == "llama" else [0, 0])
+    assert calls == ([2, 4] if kind in ARCHITECTURES else [0, 0])
 
 
 RATE, STEPS = 1e-3, 3

@@ -32,6 +32,7 @@ class Layer(NamedTuple):
     """What a decoder layer computes with; all layers of a backbone have the same shapes.
 
     `qkv_widths` are the outputs of q, k and v; `head_size` is the width of a head, `scale` multiplies the scores.
+    `head_norms` are those of queries and keys (Qwen 3); `rotates` is false in layers without positions (SmolLM3).
     """
 
     first_norm: Tensor
@@ -44,6 +45,8 @@ class Layer(NamedTuple):
     head_size: int
     scale: float
     eps: float
+    head_norms: tuple[Tensor, Tensor] | None
+    rotates: bool
 
 
 class LlamaLayers:
@@ -143,6 +146,8 @@ class LlamaLayers:
             head_size=attention.head_dim,
             scale=attention.scaling,
             eps=module.input_layernorm.variance_epsilon,
+            head_norms=(attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None,
+            rotates=bool(getattr(attention, "use_rope", True)),
         )
 
 
@@ -193,7 +198,12 @@ def project(
     """Return queries, keys and values, shape (tokens, heads or key heads, width of a head)."""
     states = product(rms_norm(hidden, layer.first_norm, layer.eps), layer.qkv).split(layer.qkv_widths, 1)
     query, key, value = (part.unflatten(1, (-1, layer.head_size)) for part in states)
-    return apply_rotary(query, *rotary), apply_rotary(key, *rotary), value
+    if layer.head_norms is not None:
+        of_query, of_key = layer.head_norms
+        query, key = rms_norm(query, of_query, layer.eps), rms_norm(key, of_key, layer.eps)
+    if layer.rotates:
+        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+    return query, key, value
 
 
 def feed_forward(

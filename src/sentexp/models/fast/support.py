@@ -7,9 +7,15 @@ from torch import nn
 
 from sentexp.models.fast.stacked_lora import ADAPTER, base_layer
 
-ARCHITECTURES = ("llama", "mistral", "qwen2")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 """transformers' names of the models whose layers can be replaced."""
-LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
+LAYERS = (
+    "LlamaDecoderLayer",
+    "MistralDecoderLayer",
+    "Qwen2DecoderLayer",
+    "Qwen3DecoderLayer",
+    "SmolLM3DecoderLayer",
+)
 LINEAR = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 
 
@@ -27,7 +33,8 @@ def supports(backbone: Any, longest: int) -> bool:
 
 def _is_supported_layer(layer: Any, dtype: torch.dtype) -> bool:
     """Tell whether a layer's weights are frozen, plain or in 4 bits, with LoRA or DoRA adapters at most."""
-    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    norms += [getattr(layer.self_attn, name) for name in ("q_norm", "k_norm") if hasattr(layer.self_attn, name)]
     if any(norm.weight.requires_grad for norm in norms) or layer.mlp.config.hidden_act != "silu":
         return False
     for part, names in LINEAR.items():
