@@ -10,7 +10,13 @@ WORDS = {2: "[bad,good]", 3: "[bad,even,good]"}  # bytes are the tokens of the t
 SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+QUICK = ("five_seeds", "gpt2_full_sst2", "llama2_7b_qlora_fpb")
+"""Presets that the default tests train: a sweep's, one that trains every weight, one in 4 bits."""
+
+
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in PRESETS]
+)
 def test_every_preset_trains_a_few_steps(preset, corpora, tmp_path):
     """The paged optimizers need a GPU, so adamw stands in for them; everything else is as written."""
     plain = load_config(f"experiment={preset}")

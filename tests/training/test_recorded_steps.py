@@ -65,17 +65,21 @@ def metrics_of(result):
     return {(row["step"], name): value for row in rows for name, value in smooth(row).items()}
 
 
+def slow(*words):
+    return pytest.param(words, marks=pytest.mark.slow)
+
+
 @pytest.mark.usefixtures("recording")
 @pytest.mark.parametrize(
     "extra",
     [
         ("peft=lora",),
-        ("peft=lora", "optim.schedule=cosine", "peft.dropout=0.0", "data.class_weights=[1,3]", "task.focal_gamma=1"),
-        ("peft=dora", "trainer.batch_size=3"),
-        ("peft=qlora", "trainer.max_tokens=400"),
+        slow("peft=lora", "optim.schedule=cosine", "data.class_weights=[1,3]", "task.focal_gamma=1"),
+        slow("peft=dora", "trainer.batch_size=3"),
+        slow("peft=qlora", "trainer.max_tokens=400"),
         ("peft=lora", *ANSWERS),
-        ("peft=lora", *ANSWERS, "task.loss=full"),
-        ("peft=lora", *ANSWERS, "task.loss=label_words", "task.label_words=[no good,good]"),
+        slow("peft=lora", *ANSWERS, "task.loss=full"),
+        slow("peft=lora", *ANSWERS, "task.loss=label_words", "task.label_words=[no good,good]"),
     ],
     ids=["lora", "weighed", "dora", "tokens", "answers", "full loss", "branches"],
 )
