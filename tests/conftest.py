@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -380,6 +381,26 @@ def worsening(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Classifier
         monkeypatch.setattr(ClassifierModule, "keep_validation", keep)
 
     return worsen
+
+
+@pytest.fixture
+def interrupted_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """Return a context in which a training is interrupted after so many steps."""
+
+    @contextmanager
+    def interrupt(steps: int) -> Iterator[None]:
+        original = ClassifierModule.training_step
+
+        def step(self: ClassifierModule, batch: Any, batch_idx: int) -> torch.Tensor:
+            if self.trainer.global_step == steps:
+                raise KeyboardInterrupt
+            return original(self, batch, batch_idx)
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(ClassifierModule, "training_step", step)
+            yield
+
+    return interrupt
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from sentexp.export.mlflow_model import save_model
 from sentexp.inference.run_lookup import resolve_run
 from sentexp.serving.serve import build_app
 from sentexp.tracking.predictions import file_name, read_predictions
-from sentexp.training.module import ClassifierModule
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -79,20 +78,11 @@ def test_a_run_is_predicted_evaluated_exported_registered_and_served(sentexp, co
     assert len(MlflowClient(store).search_model_versions("name='reviews'")) == 1
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint(train, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_from_its_checkpoint(train, tmp_path, interrupted_at):
     given = ("peft=lora", *STEADY, "trainer.max_epochs=4", "trainer.save_steps=5", "baseline=false", ON_GPU)
     whole = train(*given, f"output_dir={tmp_path / 'whole'}")
-    with monkeypatch.context() as patch:
-        original = ClassifierModule.training_step
-
-        def step(self, batch, batch_idx):
-            if self.trainer.global_step == 13:
-                raise KeyboardInterrupt
-            return original(self, batch, batch_idx)
-
-        patch.setattr(ClassifierModule, "training_step", step)
-        with pytest.raises(SystemExit):
-            train(*given, f"output_dir={tmp_path / 'killed'}")
+    with interrupted_at(13):
+        train(*given, f"output_dir={tmp_path / 'killed'}")
     resumed = train(*given, f"output_dir={tmp_path / 'killed'}")
     tolerance = rounding() + drift(1e-2, 16, 1e-2)
     assert smooth(resumed.metrics) == pytest.approx(smooth(whole.metrics), abs=tolerance)

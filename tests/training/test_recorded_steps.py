@@ -11,7 +11,6 @@ from sentexp.models import cuda_graphs
 from sentexp.run import inputs
 from sentexp.run.train import train
 from sentexp.training import recorded_steps
-from sentexp.training.module import ClassifierModule
 
 LR, EPS = 1e-2, 1e-2
 WORDS = (
@@ -98,20 +97,12 @@ def test_a_run_of_recorded_steps_is_the_run_of_usual_ones(config, tmp_path, extr
     assert max(losses) - min(losses) > 10 * tolerance
 
 
-def test_a_killed_run_goes_on_with_recorded_steps(config, tmp_path, recording, monkeypatch):
+@pytest.mark.usefixtures("recording")
+def test_a_killed_run_goes_on_with_recorded_steps(config, tmp_path, interrupted_at):
     words = (*WORDS, "peft=lora", "peft.dropout=0.2", "trainer.save_steps=5")
     whole = train(config(*words, f"output_dir={tmp_path / 'whole'}"))
-    with monkeypatch.context() as patch:
-        original = ClassifierModule.training_step
-
-        def step(self, batch, batch_idx):
-            if self.trainer.global_step == 13:
-                raise KeyboardInterrupt
-            return original(self, batch, batch_idx)
-
-        patch.setattr(ClassifierModule, "training_step", step)
-        with pytest.raises(SystemExit):
-            train(config(*words, f"output_dir={tmp_path / 'killed'}"))
+    with interrupted_at(13):
+        train(config(*words, f"output_dir={tmp_path / 'killed'}"))
     resumed = train(config(*words, f"output_dir={tmp_path / 'killed'}"))
     assert smooth(resumed.metrics) == pytest.approx(smooth(whole.metrics), abs=rounding() + drift(LR, 24, EPS))
     assert resumed.metrics["train/steps"] == whole.metrics["train/steps"]
