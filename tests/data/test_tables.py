@@ -242,3 +242,8 @@ def test_many_rows_are_read_in_order(tmp_path, monkeypatch):
     assert read(tmp_path / "x.csv", "text,label\n" + "".join(f"{t},{v}\n" for t, v in rows))[0] == rows
     lines = "".join(json.dumps({"text": t, "label": v}) + "\n" for t, v in rows)
     assert read(tmp_path / "x.jsonl", lines)[0] == rows
+
+
+def test_names_for_a_file_that_has_a_header_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"data.columns names the columns of .*x.csv, whose first line does so already"):
+        read(tmp_path / "x.csv", "label,text\n1,a\n", columns=["label", "text"])

@@ -209,7 +209,7 @@ def test_an_adapter_without_its_run_is_exported_with_less_said(finished, config,
 def test_a_model_that_a_gpu_holds_twice_is_merged_there(monkeypatch, base_model):
     base = Backbone(folder=base_model, revision="")
     size = (base_model / "model.safetensors").stat().st_size
-    monkeypatch.setattr(module, "choose_device", lambda wanted: torch.device("cpu" if wanted == "cpu" else "cuda"))
+    monkeypatch.setattr(module, "choose_device", lambda wanted, _: torch.device("cpu" if wanted == "cpu" else "cuda"))
     for total, wanted, device in (
         (5 * size, "auto", "cuda"),
         (3 * size, "auto", "cpu"),

@@ -366,3 +366,21 @@ def test_another_attempt_is_not_drawn_as_the_finished_run(config):
     (result.folder / "state.json").write_text('{"identity": "x"}')
     plot_finished(result, config("plots=true"))
     assert not any((result.folder / name).exists() for name in PLOTS)
+
+
+def test_a_finished_run_of_other_labels_is_not_the_result(config, tmp_path):
+    """Rows whose labels have other names, in the same order, have the same identity."""
+    results = []
+    for names in (("negative", "positive"), ("bad", "good")):
+        rows = [f"film number {number} of many,{names[number % 2]}\n" for number in range(60)]
+        (tmp_path / "x.csv").write_text("".join(["text,label\n", *rows]))
+        own = ("data=csv", f"data.path={tmp_path / 'x.csv'}", "data.splits.validation=null", "data.splits.test=null")
+        run = ("peft=head", "trainer.max_steps=1", *own)
+        if results:
+            with pytest.raises(
+                UserError, match=r"is finished with the labels negative, positive, and these rows, .* bad"
+            ):
+                train(config(*run))
+            run = (*run, "sweep.rerun=true")
+        results.append(train(config(*run)).labels)
+    assert results == [["negative", "positive"], ["bad", "good"]]

@@ -203,6 +203,10 @@ class Delimited:
             f"{self.keys.columns} names {len(columns)} columns, and the first row of {self.name} has {len(names)} "
             f"({self.delimiter.join(names)[:120]!r}): name as many, in their order.",
         )
+        require(
+            not columns or names != columns,
+            f"{self.keys.columns} names the columns of {self.name}, whose first line does so already: leave it out.",
+        )
         return columns or names, blank_lines
 
     @contextmanager

@@ -75,7 +75,7 @@ COPIES = 4
 
 def _device(accelerator: str, base: Backbone) -> torch.device:
     """Return where a model is merged and checked: on a GPU if that is large enough, or asked for."""
-    device = choose_device(accelerator)
+    device = choose_device(accelerator, "accelerator")
     size = sum(file.stat().st_size for file in base.folder.glob("*.safetensors"))
     if accelerator == AUTO and device.type == "cuda" and COPIES * size > total_memory(device):
         return torch.device("cpu")

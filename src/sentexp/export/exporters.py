@@ -186,7 +186,7 @@ def _scorer(folder: Path, accelerator: str = "cpu", loaded: tuple[nn.Module, Any
 def _read_pipeline(folder: Path, accelerator: str) -> Reader:
     from transformers import pipeline
 
-    device = choose_device(accelerator)
+    device = choose_device(accelerator, "accelerator")
     pipe = pipeline("text-classification", model=str(folder), dtype=torch.float32, device=device, top_k=None)
     labels = [pipe.model.config.id2label[number] for number in range(pipe.model.config.num_labels)]
 

@@ -64,7 +64,7 @@ class Scorer:
         loaded: "tuple[nn.Module, PreTrainedTokenizerBase] | None" = None,
     ) -> None:
         self.trained, self.max_tokens = trained, max_tokens
-        self.device = choose_device(accelerator)
+        self.device = choose_device(accelerator, "accelerator")
         limit_kernel_caches()
         halved = trained.precision is Precision.fp16 and self.device.type != "cuda"
         best = Precision.fp32 if halved else choose_precision(trained.precision, self.device)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from sentexp.errors import require
 from sentexp.run import report
 from sentexp.run.baselines import measure_baselines
 from sentexp.run.build import build_model
@@ -27,6 +28,11 @@ def finished_result(spec: RunSpec, run_dir: RunDir) -> Result | None:
         remove_checkpoints(run_dir.path)
     if result is None or config.sweep.rerun:
         return None
+    require(
+        result.labels == spec.examples.labels,
+        f"Run {identity} is finished with the labels {', '.join(result.labels)}, and these rows, which are the same "
+        f"otherwise, have {', '.join(spec.examples.labels)}: name them with data.labels, or give sweep.rerun=true.",
+    )
     say(f"Run {identity} is finished: this is its result. sweep.rerun=true trains it again.")
     if lacks_baselines(result, config):
         result = _with_baselines(result, prepare_inputs(spec))

@@ -78,7 +78,8 @@ def resolve_inputs(config: Config, whole: bool = False) -> RunSpec:
     )
     require(
         config.data.max_length <= positions,
-        f"data.max_length={config.data.max_length} is more than the {positions} positions of {config.model.given_as}.",
+        f"data.max_length={config.data.max_length} is more than the {positions} positions of "
+        f"{config.model.given_as}: give data.max_length={positions}, or less.",
     )
     rows = None
     if not isinstance(config.task, CausalLM):

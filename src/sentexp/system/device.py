@@ -12,8 +12,8 @@ from sentexp.errors import require
 from sentexp.system.memory import GIB
 
 
-def choose_device(accelerator: str) -> torch.device:
-    """Return the device that `trainer.accelerator` (auto, cpu or gpu) means here.
+def choose_device(accelerator: str, key: str = "trainer.accelerator") -> torch.device:
+    """Return the device that a key for it (auto, cpu or gpu) means here.
 
     Raises:
         UserError: a GPU is asked for and there is none.
@@ -21,7 +21,7 @@ def choose_device(accelerator: str) -> torch.device:
     available = torch.cuda.is_available()
     require(
         accelerator != "gpu" or available,
-        "trainer.accelerator=gpu, but no CUDA GPU is visible here: use trainer.accelerator=cpu or auto.",
+        f"{key}=gpu, but no CUDA GPU is visible here: use {key}=cpu or auto.",
     )
     return torch.device("cuda" if available and accelerator != "cpu" else "cpu")
 

@@ -97,7 +97,11 @@ def _split_files(data: TableData) -> dict[str, list[Path]]:
         _require_one_table(data, f"data.path={data.path} is files of one table")
         pattern = Path(data.path).expanduser().absolute()
         found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
-        require(bool(found), f"data.path={data.path} matches no file.")
+        found = [file for file in found if file.is_file()]
+        require(
+            bool(found),
+            f"data.path={data.path} matches no file: name a file, a folder, or a pattern such as part-*.csv.",
+        )
         return {"train": found}
     root = local_path("data.path", data.path)
     if root.is_file():
