@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from sentexp.config import load_config
 from sentexp.config.checks import (
     check_accelerator,
     check_encoding,
@@ -83,3 +84,11 @@ def test_what_must_be_given_is_returned():
     assert given(0, "give a number") == 0
     with pytest.raises(UserError, match="give a number"):
         given(None, "give a number")
+
+
+@pytest.mark.parametrize("value", ["maybe", 1, 0, "null"])
+@pytest.mark.parametrize("key", ["trainer.cuda_graphs", "model.keep_dequantized"])
+def test_a_switch_is_on_off_or_auto(key, value):
+    given_as = None if value == "null" else value
+    with pytest.raises(UserError, match=rf"^{key}={given_as} must be auto, true or false.$"):
+        load_config(f"{key}={value}")

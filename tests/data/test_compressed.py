@@ -88,6 +88,16 @@ def test_a_zip_of_several_files_is_refused(tmp_path):
         read(tmp_path / "x.zip")
 
 
+def test_a_zip_with_a_password_is_told(tmp_path):
+    zipped(tmp_path / "x.zip", "a.csv")
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    for place, mark in ((6, b"PK\x03\x04"), (8, b"PK\x01\x02")):  # the flag that says so, of the file and in the list
+        content[content.index(mark) + place] |= 1
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"x.zip cannot be decompressed \(.*password"):
+        read(tmp_path / "x.zip")
+
+
 def test_a_few_bytes_that_stand_for_very_many_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(compressed, "SUSPICIOUS", 1 << 20)
     (tmp_path / "x.csv.gz").write_bytes(gzip.compress(b"a" * (1 << 23)))

@@ -465,6 +465,9 @@ def test_a_folder_of_texts_for_each_class_is_read(tmp_path):
     assert set(own(tmp_path / "train").splits) == {"train"}
     with pytest.raises(UserError, match=r"has no folder held_out with a folder of .txt files .*: it has test, train"):
         own(tmp_path, "data.splits.test=held_out")
+    for key in ("data.slices=region", "data.group=region"):
+        with pytest.raises(UserError, match=r"is a folder of texts for each class, which has no column region"):
+            own(tmp_path, key)
     (tmp_path / "train/pos/3.txt").write_bytes("caf\xe9".encode("latin-1"))
     with pytest.raises(UserError, match=r"3.txt is not utf-8: name its encoding with data.encoding"):
         own(tmp_path)

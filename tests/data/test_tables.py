@@ -170,13 +170,13 @@ def test_rows_without_a_header_are_counted_from_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("content", "hint"),
     [
-        ("0,1467810369,a long day at the office\n", r"data.columns=\[label,c2,text\]"),
-        ("a long day at the office,4\n", r"data.columns=\[text,label\]"),
-        ("-1.5,a long day\n", r"data.columns=\[label,text\]"),
+        ("0,1467810369,a long day at the office\n", r"data.columns=\[name1,name2,name3\]"),
+        ("a long day at the office,4\n", r"data.columns=\[name1,name2\]"),
+        ("-1.5,a long day\n", r"data.columns=\[name1,name2\]"),
     ],
 )
 def test_a_first_row_that_looks_like_data_is_told(tmp_path, content, hint):
-    with pytest.raises(UserError, match=rf"if that is the first row, name the columns: {hint}"):
+    with pytest.raises(UserError, match=rf"if that is the first row, name all columns in their order with {hint}"):
         read(tmp_path / "x.csv", content + content)
 
 

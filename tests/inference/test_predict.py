@@ -303,6 +303,13 @@ def test_a_file_without_a_header_is_predicted_by_the_names_that_are_given(sentex
     assert [row["text"] for row in read(tmp_path / "out.jsonl")] == ["a warm film", "dull"]
 
 
+def test_a_first_row_that_looks_like_data_is_told(sentexp, tmp_path):
+    (tmp_path / "in.csv").write_bytes(b"4,a warm film,x\n0,dull,y\n")
+    code, _, errors = sentexp("input=in.csv", "output=out.csv")
+    assert code == 1
+    assert "if that is the first row, name all columns in their order with columns=[name1,name2,name3]" in errors
+
+
 BAD_LINES = {
     b'{"text": "a"}\nnonsense\n': "Line 2 of in.jsonl is not JSON",
     b'{"text": "a"}\n[1]\n': "Row 2 of in.jsonl is not a JSON object",

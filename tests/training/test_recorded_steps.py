@@ -1,4 +1,4 @@
-"""Recorded steps, on the CPU: what stands in for a CUDA graph repeats the work on the tensors that were recorded."""
+"""Recorded steps, on the CPU: a substitute for a CUDA graph repeats the work on the tensors that were recorded."""
 
 import json
 
@@ -48,7 +48,7 @@ class Unreliable(Repetition):
 
 @pytest.fixture
 def recording(monkeypatch):
-    """Record steps on the CPU; return a function that takes another stand-in for a graph."""
+    """Record steps on the CPU; return a function that takes another substitute for a graph."""
 
     def use(graph):
         monkeypatch.setattr(cuda_graphs, "CudaGraph", graph)

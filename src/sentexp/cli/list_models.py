@@ -16,7 +16,7 @@ from sentexp.system.console import OUT, say
 
 MILLIONS = {"million": 1, "billion": 1000}
 HEADER = re.compile(
-    r"# (?P<title>[^:]+): (?P<kind>encoder|decoder|classifier), (?P<size>[\d.]+) (?P<unit>million|billion) parameters, "
+    r"# [^:]+: (?P<kind>encoder|decoder|classifier), (?P<size>[\d.]+) (?P<unit>million|billion) parameters, "
     r"(?P<licence>.+?)(?P<gated>, gated: [^.]+)?\.(?= |\n)"
 )
 """The first line of a file in `conf/model/`."""
@@ -27,10 +27,9 @@ GIB = 2**30
 
 @dataclass(kw_only=True, slots=True)
 class Listed:
-    """An option of `model=`: what it is, millions of parameters, licence, and whether that has to be accepted."""
+    """An option of `model=`: its kind, millions of parameters, licence, and whether that has to be accepted."""
 
     name: str
-    title: str
     kind: str
     size: float
     licence: str
@@ -55,7 +54,6 @@ def read_option(file: Path) -> Listed:
         )
     return Listed(
         name=file.stem,
-        title=match["title"],
         kind=match["kind"],
         size=float(match["size"]) * MILLIONS[match["unit"]],
         licence=match["licence"],
@@ -70,18 +68,20 @@ def models(config: Config) -> None:
         UserError: a file whose first line has another form.
     """
     listed = sorted(map(read_option, (conf_dir() / "model").glob("*.yaml")), key=lambda one: one.size)
-    numbers = [Column(name, justify="right", no_wrap=True) for name in ("parameters", *BYTES)]
-    table = Table(Column("model=", no_wrap=True), "what it is", "kind", *numbers, "licence")
+    names = [Column(name, no_wrap=True) for name in ("model=", "kind")]
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("size", *BYTES)]
+    table = Table(*names, *numbers, "licence", box=None)  # without lines it fits 80 columns
     for one in listed:
         size = f"{one.size:,.3g} M" if one.size < MILLIONS["billion"] else f"{one.size / MILLIONS['billion']:.2g} B"
         memory = [f"{one.gib(peft):.2f}" if one.gib(peft) < 1 else f"{one.gib(peft):.0f}" for peft in BYTES]
         name = f"{one.name}*" if one.name == config.model.name else one.name
-        licence = f"{one.licence}, to be accepted" if one.gated else one.licence
-        table.add_row(*(Text(cell) for cell in (name, one.title, one.kind, size, *memory, licence)))
+        licence = f"{one.licence} (gated)" if one.gated else one.licence
+        table.add_row(*(Text(cell) for cell in (name, one.kind, size, *memory, licence)))
     OUT.print(table)
     say(
-        f"* is chosen. GiB of weights and optimizer for peft={'|'.join(BYTES)}; a batch comes on top: "
-        "python -m sentexp plan model=<name> says how much."
+        f"* is chosen; size is the number of parameters. {', '.join(BYTES)}: GiB of weights and optimizer with this "
+        "peft, without a batch: python -m sentexp plan model=<name> says how much in all. gated: the licence must be "
+        "accepted."
     )
     OUT.print(_architectures())
 
@@ -90,7 +90,8 @@ def _architectures() -> Table:
     """Return what is computed how for each architecture."""
     from sentexp.models.architecture import supported
 
-    table = Table("architecture", "kind", "rows without padding", "own layers, runs together in a sweep")
+    columns = ("architecture", "kind", "padding-free", "fast layers, fused sweeps")
+    table = Table(*(Column(name, no_wrap=True) for name in columns), box=None)
     for one in supported():
         said = ("yes" if answer else "" for answer in (one.packs, one.own_layers))
         table.add_row(one.architecture, "encoder" if one.encodes else "decoder", *said)

@@ -91,7 +91,7 @@ def check_accelerator(key: str, value: str) -> None:
 
 def check_switch(key: str, value: object) -> None:
     """Refuse a switch that is neither on nor off, nor left to what is best."""
-    require(value in (True, False, AUTO), f"{key}={value} must be auto, true or false.")
+    require(isinstance(value, bool) or value == AUTO, f"{key}={value} must be auto, true or false.")
 
 
 def check_encoding(key: str, value: str | None, otherwise: str = "") -> None:

@@ -45,7 +45,8 @@ def decompressed(file: Path, key: str) -> Iterator[tuple[Path, str]]:
         try:
             with _opened(file, key) as (stream, name), plain.open("wb") as out:
                 _copy(stream, out, file, key)
-        except (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
+        # RuntimeError: a zip with a password, or compressed in a way that Python does not know
+        except (OSError, EOFError, RuntimeError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise UserError(f"{key} cannot be decompressed ({reason}): fetch it again, or decompress it.") from None
         yield plain, Path(name).suffix.lower()

@@ -149,7 +149,8 @@ class Delimited:
                     written = other.replace("\t", "\\t")
                     return f"; pass \"{self.keys.delimiter}='{written}'\" if that divides them"
         if not self.form.columns and any(_looks_like_data(name) for name in self.names):
-            return f"; if that is the first row, name the columns: {self.keys.columns}=[{_placeholders(self.names)}]"
+            names = ",".join(f"name{number}" for number in range(1, len(self.names) + 1))
+            return f"; if that is the first row, name all columns in their order with {self.keys.columns}=[{names}]"
         return ""
 
     def _detect_encoding(self, named: str | None) -> None:
@@ -254,11 +255,3 @@ LONGEST_NAME = 60
 def _looks_like_data(name: str) -> bool:
     """Tell whether the name of a column is rather a value: a number, nothing, or a text."""
     return len(name) > LONGEST_NAME or not name.strip() or name.strip().lstrip("+-").replace(".", "", 1).isdigit()
-
-
-def _placeholders(names: Sequence[str]) -> str:
-    """Return what to type for columns whose names are not known: the longest value is probably the text."""
-    text = max(range(len(names)), key=lambda place: len(names[place]))
-    return ",".join(
-        "text" if place == text else "label" if place == (text == 0) else f"c{place + 1}" for place in range(len(names))
-    )

@@ -148,14 +148,15 @@ def _delimited_source(file: Delimited, form: str, piece: int) -> "Source":
 
     schema = pa.schema([pa.field(name, pa.large_string()) for name in file.names])
     source = Source(file.name, form, file.names, pieces(), file.rows, schema)
-    source.delimiter, source.notes = file.delimiter, file.notes
+    source.delimiter, source.notes, source.hint = file.delimiter, file.notes, file.header_hint()
     return source
 
 
 class Source:
     """The rows of a file or of standard input; see `open_source`.
 
-    `textual` are the columns that hold texts, and `notes` sentences for the person at the keyboard.
+    `textual` are the columns that hold texts, `notes` sentences for the person at the keyboard, and `hint` what to try
+    where a column is missing.
 
     Args:
         name: of the input, for sentences.
@@ -176,7 +177,7 @@ class Source:
         schema: "pa.Schema | None" = None,
     ) -> None:
         self.name, self.form, self.columns, self.rows, self.schema = name, form, columns, rows, schema
-        self.textual, self.notes, self.delimiter = columns, list[str](), ","
+        self.textual, self.notes, self.delimiter, self.hint = columns, list[str](), ",", ""
         self._pieces = pieces
 
     def choose_text(self, wanted: str | None, usual: str | None) -> str:
@@ -195,7 +196,7 @@ class Source:
         require(
             len(self.textual) == 1,
             f"{self.name} has no column {' or '.join(dict.fromkeys(filter(None, (usual, 'text'))))}: name the one that "
-            f"holds the texts with text=<column>; its columns are {', '.join(self.columns)}.",
+            f"holds the texts with text=<column>; its columns are {', '.join(self.columns)}{self.hint}.",
         )
         return self.textual[0]
 

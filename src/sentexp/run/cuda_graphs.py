@@ -17,7 +17,7 @@ def uses_cuda_graphs(config: Config, device: torch.device, precision: Precision,
         architecture: transformers' name of the backbone's.
 
     Raises:
-        UserError: `trainer.cuda_graphs=true`, and something stands against it.
+        UserError: `trainer.cuda_graphs=true`, and something cannot be recorded.
     """
     wanted = config.trainer.cuda_graphs
     if wanted is False:
@@ -47,4 +47,4 @@ def _obstacle(config: Config, device: torch.device, precision: Precision, archit
         ),
         "trainer.precision=fp16 scales losses by what came of the last step": precision is Precision.fp16,
     }
-    return next((reason for reason, stands in obstacles.items() if stands), "")
+    return next((reason for reason, applies in obstacles.items() if applies), "")

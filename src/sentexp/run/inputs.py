@@ -64,7 +64,7 @@ def resolve_inputs(config: Config, whole: bool = False) -> RunSpec:
     """Find backbone and data, and build the prompt.
 
     Args:
-        config: of the run; in what is returned, what the model decides of the task stands as it is.
+        config: of the run; the task in what is returned is resolved, as far as the model decides it.
         whole: leave the subsets of the data out.
 
     Raises:

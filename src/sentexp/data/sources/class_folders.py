@@ -18,7 +18,7 @@ ENDING = ".txt"
 
 
 def has_class_folders(root: Path) -> bool:
-    """Tell whether a folder holds classes as folders of texts, or splits of these, and no table."""
+    """Tell whether a folder holds classes as folders of texts, or splits of these."""
     return bool(_classes(root)) or any(_classes(folder) for folder in _folders(root))
 
 
@@ -26,8 +26,14 @@ def class_folders(data: TableData, root: Path) -> RawSplits:
     """Return the splits of such a folder; without folders for splits all of it is `train`.
 
     Raises:
-        UserError: a split that the configuration names is not there, or a text is in another encoding.
+        UserError: a split or a column that the configuration names is not there, or a text is in another encoding.
     """
+    wanted_columns = [*data.slices, *([data.group] if data.group is not None else [])]
+    require(
+        not wanted_columns,
+        f"data.path={data.path} is a folder of texts for each class, which has no column {', '.join(wanted_columns)}: "
+        "leave data.slices and data.group out, or write the texts into a table.",
+    )
     if _classes(root):
         return RawSplits(splits={"train": _texts(root, data)})
     splits = {}
