@@ -133,7 +133,7 @@ def draw_data(
     names = list(next(iter(counts.values())))
     left.set_xticks(range(len(names)), names, rotation=30 if len(names) > 5 else 0)  # noqa: PLR2004 (fits the width)
     left.set(title="Labels", ylabel="share of the split", ylim=(0, 1.25 * left.get_ylim()[1]))
-    left.legend(loc="upper center", ncols=3)
+    left.legend(loc="upper center", ncols=3, fontsize="small", handlelength=1, columnspacing=1)
     for split, histogram in histograms.items():
         total = max(1, sum(histogram))
         color, style = styles[split]
