@@ -95,6 +95,8 @@ class ClassifierModule(L.LightningModule):
         self.training_graphs: TrainingGraphs | None = None
         self.scoring_graphs = ScoringGraphs(classifier) if cuda_graphs else None
         self._replay: Callable[[], Tensor] | None = None
+        self.last_loss: Tensor | None = None
+        self.rows_per_second = 0.0
         self._pace: deque[tuple[float, int]] = deque()
 
     def on_train_start(self) -> None:
@@ -152,7 +154,8 @@ class ClassifierModule(L.LightningModule):
         del optimizer
         loss = self.step_loss.clone()
         self.step_loss.zero_()
-        self.log("train/loss", loss, prog_bar=True)
+        self.last_loss = loss
+        self.log("train/loss", loss)
         if self.trainer.global_step % self.log_every_n_steps == 0:
             self._refuse_what_is_no_number(loss)
 
@@ -268,7 +271,8 @@ class ClassifierModule(L.LightningModule):
         if len(self._pace) > 1:
             elapsed = self._pace[-1][0] - self._pace[0][0]
             done = sum(count for _, count in self._pace) - self._pace[0][1]
-            self.log("train/rows_per_second", done / max(elapsed, 1e-9), prog_bar=True)
+            self.rows_per_second = done / max(elapsed, 1e-9)
+            self.log("train/rows_per_second", torch.tensor(self.rows_per_second))  # a tensor, or it goes to the GPU
 
 
 _measure = processes.main_process_only(split_metrics)

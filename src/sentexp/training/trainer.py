@@ -1,7 +1,6 @@
 """The Lightning trainer: callbacks, logger, fit and test."""
 
 import logging
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -25,11 +24,10 @@ from sentexp.errors import OutOfMemory, UserError
 from sentexp.system.memory import is_out_of_memory
 from sentexp.training.checkpoint import Checkpoints, ResumableEarlyStopping
 from sentexp.training.module import ClassifierModule
+from sentexp.training.progress_bar import ProgressBar
 
 LIGHTNING_PRECISION = {Precision.fp32: "32-true", Precision.bf16: "bf16-mixed", Precision.fp16: "16-mixed"}
 STRATEGIES = {Strategy.single: SingleStrategy, Strategy.ddp: ReplicatedStrategy, Strategy.fsdp: ShardedStrategy}
-REFRESH_IN_A_LOG, REFRESH_ON_A_GPU = 25, 10
-"""Steps between two updates of the progress bar; each waits for the GPU."""
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # rows are padded in microseconds; workers would copy the data
     ".*your dataloader is not resumable.*",  # the data module is: its order is a function of seed and epoch
@@ -101,8 +99,7 @@ def build_trainer(
             )
         )
     if config.progress_bar:
-        steps = REFRESH_ON_A_GPU if device.type == "cuda" else 1
-        callbacks.append(TQDMProgressBar(refresh_rate=steps if sys.stderr.isatty() else REFRESH_IN_A_LOG))
+        callbacks.append(ProgressBar(device))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logger = SinkLogger(sink)
     trainer = L.Trainer(

@@ -5,10 +5,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from torch.autograd import gradcheck
 
 from sentexp.models.fast.lora_linear import AdapterParts, lora_linear
-from sentexp.models.fast.stacked_lora import ADAPTER, Adapters, Group, _Convert, _Place, _stack
+from sentexp.models.fast.stacked_lora import ADAPTER, Adapters, Group, _stack
 
 WIDE = torch.float64
 DORA = {"use_dora": True, "lora_alpha": 3}
@@ -121,24 +120,6 @@ def test_an_adapter_that_is_switched_off_says_nothing():
     for part in (layers.q, layers.v):
         part.enable_adapters(enabled=False)
     torch.testing.assert_close(lora_linear(x, grouped(layers)), torch.cat([part(x) for part in layers.parts], 1))
-
-
-def test_the_gradients_of_converted_adapters():
-    places = [
-        _Place(0, slice(0, 2), slice(None), 1.0),
-        _Place(1, slice(0, 4), slice(0, 2), 0.5),
-        _Place(0, slice(2, 3), slice(None), 1.0),
-        _Place(1, slice(4, 7), slice(2, 3), 2.0),
-    ]
-
-    def convert(*parameters):
-        return _Convert.apply(places, [(3, 6), (7, 3)], WIDE, *parameters)
-
-    parameters = random(2, 6), random(4, 2), random(1, 6), random(3, 1)
-    a, b = convert(*parameters)
-    assert torch.equal(a, torch.cat([parameters[0], parameters[2]]))
-    assert torch.equal(b, torch.block_diag(0.5 * parameters[1], 2 * parameters[3]))
-    assert gradcheck(convert, parameters)
 
 
 def test_dropout_is_that_of_each_module_and_of_training_only():

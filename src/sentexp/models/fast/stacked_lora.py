@@ -14,11 +14,12 @@ the row, which counts as a constant (section 4.3). The norm takes one more produ
     |w + b A|^2 = |w|^2 + 2 (w A^T) b^T + b (A A^T) b^T
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sentexp.models.fast.adapter_matrices import AdapterMatrices, Block
 from sentexp.models.fast.lora_linear import Adapter, AdapterParts, Linear
 
 ADAPTER = "default"
@@ -108,20 +109,8 @@ def _stack(weights: list[nn.Parameter]) -> Tensor:
     return stacked
 
 
-class _Place(NamedTuple):
-    """Where a parameter stands: the number of its matrix, its rows and columns there; and its scale."""
-
-    matrix: int
-    rows: slice
-    columns: slice
-    scale: float
-
-
 class Adapters:
-    """The adapters of groups, converted together once for each forward pass.
-
-    The float32 weights are copied into matrices of the arithmetic's dtype, in one go; their gradients come back the
-    same way. Off the diagonal B is 0.
+    """The adapters of groups, converted together once for each forward pass (see `adapter_matrices`).
 
     Args:
         groups: of linear layers, wrapped by PEFT or not.
@@ -131,13 +120,9 @@ class Adapters:
     def __init__(self, groups: list[Group], dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._modules: list[Any] = []
-        self._places: list[_Place] = []
-        self._shapes: list[tuple[int, int]] = []
         self._groups = groups
         self._ranks = [[_rank(module) for module in group.modules] for group in groups]
-        for group, ranks in zip(groups, self._ranks, strict=True):
-            if any(ranks):
-                self._add(group, ranks)
+        self._layout = self._find_layout()
 
     @property
     def first_adapted(self) -> int:
@@ -163,13 +148,13 @@ class Adapters:
         """
         if not self._modules or self._modules[0].disable_adapters:
             return [None] * len(self._ranks)
-        matrices = iter(_Convert.apply(self._places, self._shapes, self.dtype, *self._matrices))  # type: ignore[no-untyped-call]
+        matrices = iter(self._layout.convert(self._matrices, self.dtype))
         drop = self._modules[0].lora_dropout[ADAPTER]
         dropout = drop.p if training and isinstance(drop, nn.Dropout) else 0.0
         adapters: list[Adapter | None] = []
         for group, ranks in zip(self._groups, self._ranks, strict=True):
             if any(ranks):
-                a, b = next(matrices), next(matrices)
+                a, b = next(matrices)
                 parts = AdapterParts(ranks, group.outputs, dropout, generator)
                 adapters.append(Adapter(a, b, self._factor(group, a, b), parts))
             else:
@@ -188,19 +173,20 @@ class Adapters:
         ]
         return torch.cat(parts)
 
-    def _add(self, group: Group, ranks: list[int]) -> None:
-        first, second = len(self._shapes), len(self._shapes) + 1
-        rank = output = 0
-        for module, module_rank, width in zip(group.modules, ranks, group.outputs, strict=True):
-            if module_rank:
-                through = slice(rank, rank + module_rank)
-                self._modules.append(module)
-                self._places.append(_Place(first, through, slice(None), 1.0))
-                self._places.append(
-                    _Place(second, slice(output, output + width), through, float(module.scaling[ADAPTER]))
-                )
-            rank, output = rank + module_rank, output + width
-        self._shapes += [(rank, group.inputs), (output, rank)]
+    def _find_layout(self) -> AdapterMatrices:
+        blocks: list[Block] = []
+        shapes: list[tuple[int, int, int]] = []
+        for group, ranks in zip(self._groups, self._ranks, strict=True):
+            rank = output = 0
+            for module, module_rank, width in zip(group.modules, ranks, group.outputs, strict=True):
+                if module_rank:
+                    own_ranks, own_outputs = slice(rank, rank + module_rank), slice(output, output + width)
+                    self._modules.append(module)
+                    blocks.append(Block(len(shapes), own_ranks, own_outputs, float(module.scaling[ADAPTER])))
+                rank, output = rank + module_rank, output + width
+            if rank:
+                shapes.append((group.inputs, output, rank))
+        return AdapterMatrices(blocks, shapes)
 
 
 def _rank(module: Any) -> int:
@@ -210,27 +196,3 @@ def _rank(module: Any) -> int:
 def _magnitude(module: Any) -> nn.Parameter | None:
     magnitudes = getattr(module, "lora_magnitude_vector", {})
     return magnitudes[ADAPTER].weight if ADAPTER in magnitudes else None
-
-
-class _Convert(torch.autograd.Function):
-    """Copies parameters to their places in new matrices, scaled; cuts their gradients up and scales them back."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, places: list[_Place], shapes: list[tuple[int, int]], dtype: torch.dtype, *parameters: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.places, ctx.dtype = places, parameters[0].dtype
-        matrices = [torch.zeros(shape, dtype=dtype, device=parameters[0].device) for shape in shapes]
-        there = [matrices[place.matrix][place.rows, place.columns] for place in places]
-        torch._foreach_copy_(there, parameters)
-        torch._foreach_mul_(there[1::2], [place.scale for place in places[1::2]])
-        return tuple(matrices)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        to_parameters: list[Tensor | None] = []
-        for place in ctx.places:
-            matrix = gradients[place.matrix]
-            part = None if matrix is None else matrix[place.rows, place.columns].to(ctx.dtype)
-            to_parameters.append(part if part is None or place.scale == 1 else part * place.scale)
-        return None, None, None, *to_parameters

@@ -1,0 +1,54 @@
+"""The matrices of adapters, copied and gathered: values, zeros and gradients."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from sentexp.models.fast.adapter_matrices import AdapterMatrices, Block, _Copied, _Gathered
+
+WIDE = torch.float64
+WAYS = pytest.mark.parametrize("way", [_Copied, _Gathered])
+
+
+def layout(*scales):
+    """Return two modules in a group of three, whose second has no adapter, and one by itself."""
+    first, third, alone = scales
+    blocks = [
+        Block(0, slice(0, 2), slice(0, 4), first),
+        Block(0, slice(2, 3), slice(6, 9), third),
+        Block(1, slice(0, 2), slice(0, 3), alone),
+    ]
+    return AdapterMatrices(blocks, [(6, 9, 3), (5, 3, 2)])
+
+
+def parameters():
+    torch.manual_seed(0)
+    shapes = (2, 6), (4, 2), (1, 6), (3, 1), (2, 5), (3, 2)
+    return [torch.randn(*shape, dtype=WIDE, requires_grad=True) for shape in shapes]
+
+
+@WAYS
+@pytest.mark.parametrize("scales", [(1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (0.5, 2.0, 1.0)])
+def test_blocks_stand_on_the_diagonal_scaled(way, scales):
+    given = parameters()
+    a, b, alone_a, alone_b = way.apply(layout(*scales), WIDE, *given)
+    assert torch.equal(a, torch.cat([given[0], given[2]]))
+    expected = torch.zeros(9, 3, dtype=WIDE)
+    expected[:4, :2], expected[6:, 2:] = scales[0] * given[1], scales[1] * given[3]
+    assert torch.equal(b, expected)
+    assert torch.equal(alone_a, given[4])
+    assert torch.equal(alone_b, scales[2] * given[5])
+    assert gradcheck(lambda *tensors: way.apply(layout(*scales), WIDE, *tensors), given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_ways_round_alike(dtype):
+    found = []
+    for way in (_Copied, _Gathered):
+        given = [part.detach().float().requires_grad_() for part in parameters()]
+        matrices = way.apply(layout(0.3, 0.3, 0.3), dtype, *given)
+        weights = [torch.arange(part.numel(), dtype=torch.float32).view(part.shape).sin() for part in matrices]
+        loss = sum((part.float() * weight).sum() for part, weight in zip(matrices, weights, strict=True))
+        found.append([*matrices, *torch.autograd.grad(loss, given)])
+    for one, other in zip(*found, strict=True):  # a product with the scale may be rounded otherwise, by one unit
+        torch.testing.assert_close(one, other, rtol=torch.finfo(dtype).eps, atol=0)
