@@ -1,11 +1,15 @@
 """The steps of a Llama layer between its products: their values and their gradients."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from rounding import rounding
 from torch import nn
 from torch.autograd import gradcheck
 
+from sentexp.models import fast
+from sentexp.models.fast import ops
 from sentexp.models.fast.ops import _RMSNorm, _Rotation, _SwiGLU
 
 
@@ -41,3 +45,68 @@ def test_the_gradient_of_the_norm():
     torch.testing.assert_close(*gradients, rtol=0, atol=rounding(largest, terms=8, sums=4))
     # It computes in float32 whatever it is given: the difference quotient needs larger steps.
     assert gradcheck(lambda x: _RMSNorm.apply(x, weight, 0.1), (x,), eps=1e-2, atol=2e-3, rtol=1e-3)
+
+
+def normalise(x, weight, eps):
+    normal, inverse = ops.plain_normalise(x, eps)
+    return weight * normal, inverse[:, 0]
+
+
+def normalise_backward(gradient, x, inverse, weight):
+    normal = (x.float() * inverse[:, None]).to(x.dtype)
+    return ops.plain_normalise_backward(gradient, normal, inverse[:, None], weight)
+
+
+def rotate(x, cosine, sine, back):
+    return (ops.plain_rotate_back if back else ops.plain_rotate)(x, cosine, sine)
+
+
+STAND_IN = {
+    "normalise": normalise,
+    "normalise_backward": normalise_backward,
+    "swiglu": ops.plain_swiglu,
+    "swiglu_backward": ops.plain_swiglu_backward,
+    "rotate": rotate,
+}
+"""Plain operations by the names of `triton_ops`."""
+
+
+def refuse(*_, **__):
+    raise RuntimeError("Failed to find C compiler.\nPlease specify it.")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        ({}, ""),
+        ({"rotate": refuse}, "Failed to find C compiler."),
+        ({"swiglu": lambda both: both[:, :48]}, "the gated unit would differ"),
+        ({"normalise_backward": lambda *given: 1.1 * normalise_backward(*given)}, "the norm's derivative would"),
+    ],
+)
+def test_kernels_that_cannot_be_made_or_are_wrong_are_not_used(monkeypatch, capsys, wrong, fault):
+    stand = SimpleNamespace(**STAND_IN | wrong)
+    monkeypatch.setattr(fast, "triton_ops", stand, raising=False)
+    found = ops._working_kernels.__wrapped__(torch.device("cpu"))
+    assert found is (None if fault else stand)
+    output = capsys.readouterr().out
+    assert (f"Triton's kernels are off: {fault}" in output) if fault else not output
+
+
+def test_kernels_give_the_derivatives(monkeypatch):
+    x, weight = torch.randn(5, 8), torch.randn(8)
+    angles = torch.randn(5, 1, 4)
+    results = []
+    for found in (None, SimpleNamespace(**STAND_IN)):
+        monkeypatch.setattr(ops, "kernels", lambda _, found=found: found)
+        given = x.clone().requires_grad_()
+        heads = ops.apply_rotary(ops.rms_norm(given, weight, 1e-5).view(5, 2, 4), angles.cos(), angles.sin())
+        out = ops.swiglu(heads.flatten(1))
+        results.append((out, *torch.autograd.grad(out.sin().sum(), given)))
+    limit = rounding(float(results[0][1].abs().max()), terms=8, sums=4)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=limit)
+
+
+def test_no_kernels_on_the_cpu():
+    assert ops.kernels(torch.zeros(1)) is None

@@ -196,13 +196,18 @@ def project(
     hidden: Tensor, layer: Layer, rotary: Rotary, product: Product = lora_linear
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values, shape (tokens, heads or key heads, width of a head)."""
-    states = product(rms_norm(hidden, layer.first_norm, layer.eps), layer.qkv).split(layer.qkv_widths, 1)
-    query, key, value = (part.unflatten(1, (-1, layer.head_size)) for part in states)
+    states = product(rms_norm(hidden, layer.first_norm, layer.eps), layer.qkv).unflatten(1, (-1, layer.head_size))
+    queries, keys, values = [width // layer.head_size for width in layer.qkv_widths]
     if layer.head_norms is not None:
         of_query, of_key = layer.head_norms
+        query, key, value = states.split([queries, keys, values], 1)
         query, key = rms_norm(query, of_query, layer.eps), rms_norm(key, of_key, layer.eps)
+        both = torch.cat([query, key], 1)
+    else:
+        both, value = states.split([queries + keys, values], 1)
     if layer.rotates:
-        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+        both = apply_rotary(both, *rotary)
+    query, key = both.split([queries, keys], 1)
     return query, key, value
 
 
