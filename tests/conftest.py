@@ -21,6 +21,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.entropy import deterministic_PRNG
 from matplotlib.figure import Figure
+from repetition import recording  # noqa: F401 (a fixture)
 from rounding import drift, rounding, smooth
 from safetensors.torch import load_file
 from sqlalchemy import Engine, event

@@ -16,6 +16,7 @@ from sentexp.models.fast.padding_free import PaddingFreeModel
 from sentexp.plan.command import plan
 from sentexp.run.fusing import fuse
 from sentexp.sweeps.fused import FusedLauncher
+from sentexp.training import recorded_steps
 
 
 @pytest.fixture
@@ -96,6 +97,44 @@ def test_a_run_that_ends_leaves_the_shared_weights_where_they_are(sentexp, tmp_p
     words = ("--multirun", "trainer.max_steps=1,3", *TRAINING, "tracking=none", "output_dir=fused")
     assert sentexp(*words)[0] == 0
     assert len(runs_of(tmp_path / "fused")) == 2
+
+
+@pytest.fixture
+def together(monkeypatch):
+    """Return the list of how many runs each recorded step took."""
+    sizes = []
+    original = recorded_steps.TrainingGraphs.together
+
+    def step(self, batches, seeds):
+        found = original(self, batches, seeds)
+        if found is not None:
+            sizes.append(len(batches))
+        return found
+
+    monkeypatch.setattr(recorded_steps.TrainingGraphs, "together", step)
+    return sizes
+
+
+@pytest.mark.usefixtures("recording")
+@pytest.mark.parametrize(
+    ("axes", "most"),
+    [
+        (["peft.r=2,4", "optim.lr=5e-3,1e-2", "peft.dropout=0.2"], 4),
+        (["seed=1,2", "peft.dropout=0,0.2"], 4),
+        (["task=causal_lm", "task.label_words=[bad,great]", "peft=lora,dora", "trainer.gradient_clip_val=0.05"], 2),
+    ],
+    ids=["lora", "other orders of rows", "answers and dora"],
+)
+def test_every_run_of_recorded_steps_is_what_it_is_alone(sentexp, tmp_path, together, axes, most):
+    given = {word.partition("=")[0] for word in axes}
+    common = [word for word in TRAINING if word.partition("=")[0] not in given]
+    words = ("--multirun", *axes, *common, ONCE, "tracking=none", "trainer.max_epochs=6", "trainer.max_steps=20")
+    assert sentexp(*words, "output_dir=fused")[0] == 0
+    assert max(together) == most
+    assert sum(together) > most * 20 / 2  # of the steps of all runs
+    apart = ("hydra/launcher=sequential", "trainer.cuda_graphs=false")
+    assert sentexp(*words, *apart, "output_dir=alone")[0] == 0
+    assert_same(runs_of(tmp_path / "fused"), runs_of(tmp_path / "alone"), 20)
 
 
 @pytest.mark.slow

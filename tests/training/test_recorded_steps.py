@@ -4,11 +4,10 @@ import json
 
 import pytest
 import torch
+from repetition import Repetition
 from rounding import drift, rounding, smooth
 
 from sentexp.config import load_config
-from sentexp.models import cuda_graphs
-from sentexp.run import inputs
 from sentexp.run.train import train
 from sentexp.training import recorded_steps
 
@@ -20,21 +19,6 @@ WORDS = (
 ANSWERS = ("task=causal_lm", "task.template=auto", "task.label_words=[bad,good]", "baseline=false")
 
 
-class Repetition:
-    """Repeats the work where a CUDA graph would replay it."""
-
-    count = 0
-
-    def __init__(self, work, pool):
-        del pool
-        self._work = work
-
-    def replay(self):
-        """Do the work again."""
-        Repetition.count += 1
-        return self._work()
-
-
 class Unreliable(Repetition):
     """Gives other numbers than the work."""
 
@@ -44,19 +28,6 @@ class Unreliable(Repetition):
         if not isinstance(outputs, recorded_steps.Step):
             return outputs
         return outputs._replace(gradients=[gradient * 1.01 for gradient in outputs.gradients])
-
-
-@pytest.fixture
-def recording(monkeypatch):
-    """Record steps on the CPU; return a function that takes another substitute for a graph."""
-
-    def use(graph):
-        monkeypatch.setattr(cuda_graphs, "CudaGraph", graph)
-
-    monkeypatch.setattr(inputs, "uses_cuda_graphs", lambda config, *_: config.trainer.cuda_graphs is not False)
-    monkeypatch.setattr(Repetition, "count", 0)
-    use(Repetition)
-    return use
 
 
 def metrics_of(result):
@@ -118,7 +89,7 @@ def test_a_recording_that_gives_other_numbers_is_not_used(config, tmp_path, reco
 
 
 def test_a_recording_that_fails_leaves_the_usual_way(config, recording, capsys):
-    def broken(work, pool):
+    def broken(work, pool, generators):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB\nand more")
 
     recording(broken)
@@ -129,13 +100,13 @@ def test_a_recording_that_fails_leaves_the_usual_way(config, recording, capsys):
 
 def test_the_learning_rate_of_each_step_is_that_of_the_schedule(config, recording, monkeypatch):
     seen = []
-    original = recorded_steps.TrainingGraphs._step
+    original = recorded_steps.Learner.update
 
-    def step(self, batch):
-        seen.append([float(group["lr"]) for group in self._optimizer.param_groups])
-        return original(self, batch)
+    def update(self):
+        seen.append([float(group["lr"]) for group in self.optimizer.param_groups])
+        original(self)
 
-    monkeypatch.setattr(recorded_steps.TrainingGraphs, "_step", step)
+    monkeypatch.setattr(recorded_steps.Learner, "update", update)
     train(config(*WORDS, "peft=lora", "optim.schedule=linear", "optim.warmup_steps=0", "optim.head_lr=0.5"))
     rates = [max(rates) for rates in seen[2:]]  # the first two are the check
     assert len(rates) > 8

@@ -12,7 +12,7 @@ Learning rates are tensors that the schedule fills, and PyTorch's generator keep
 differs between replays. What a graph cannot do is computed as usual.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from sentexp.data.datamodule import Texts
 from sentexp.data.packing import Packed
 from sentexp.models.fast.attention import PrefixCache
-from sentexp.models.fast.fusion_context import fused_run
+from sentexp.models.fast.fusion_context import unfused
 from sentexp.models.label_scorer import LabelScorer
 from sentexp.models.sequence_classifier import Scores, SequenceClassifier
 from sentexp.system.console import say
@@ -39,10 +39,13 @@ class CudaGraph(Generic[T]):
     Args:
         work: what is recorded; nothing of it is computed yet. It returns tensors that each replay fills anew.
         pool: the memory that graphs share which are never replayed at once.
+        generators: that draw random numbers, beside PyTorch's own.
     """
 
-    def __init__(self, work: Callable[[], T], pool: Any) -> None:
+    def __init__(self, work: Callable[[], T], pool: Any, generators: Sequence[torch.Generator] = ()) -> None:
         self._graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            self._graph.register_generator_state(generator)
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._outputs = work()
 
@@ -55,9 +58,11 @@ class CudaGraph(Generic[T]):
 class Recorded(Generic[T]):
     """What is done with a batch, recorded for batches of its shape."""
 
-    def __init__(self, batch: Any, work: Callable[[Any], T], pool: Any) -> None:
+    def __init__(
+        self, batch: Any, work: Callable[[Any], T], pool: Any, generators: Sequence[torch.Generator] = ()
+    ) -> None:
         self._batch = _copied(batch)
-        self._graph = CudaGraph(lambda: work(self._batch), pool)
+        self._graph = CudaGraph(lambda: work(self._batch), pool, generators)
 
     def __call__(self, batch: Any) -> T:
         """Return the outputs for a batch, which the next one overwrites."""
@@ -73,11 +78,18 @@ class Graphs(Generic[T]):
         work: takes a batch, and returns tensors.
         check: compares the first recording with the usual way for a batch, and returns what is wrong with it, if
             anything; it leaves everything as it was.
+        generators: that draw random numbers, beside PyTorch's own.
     """
 
-    def __init__(self, work: Callable[[Any], T], check: Callable[[Recorded[T], Any], str]) -> None:
+    def __init__(
+        self,
+        work: Callable[[Any], T],
+        check: Callable[[Recorded[T], Any], str],
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
         self._work = work
         self._check = check
+        self._generators = generators
         self._seen: set[Any] = set()
         self._recorded: dict[Any, Recorded[T]] = {}
         self._pool: Any = None
@@ -96,9 +108,9 @@ class Graphs(Generic[T]):
 
     def get(self, batch: Any) -> Recorded[T] | None:
         """Return the recording for batches of this shape; None where this one is to be computed as usual."""
-        if self.fault or fused_run() is not None:
+        if self.fault:
             return None
-        shape = tuple(part.shape if isinstance(part, Tensor) else part for part in _leaves(batch))
+        shape = shape_of(batch)
         if shape not in self._recorded:
             if shape not in self._seen or self.count == MOST_SHAPES:
                 self._seen.add(shape)
@@ -117,7 +129,7 @@ class Graphs(Generic[T]):
         try:
             if self._pool is None and torch.cuda.is_available():
                 self._pool = torch.cuda.graph_pool_handle()
-            recorded = Recorded(batch, self._work, self._pool)
+            recorded = Recorded(batch, self._work, self._pool, self._generators)
             self.fault = self._check(recorded, batch) if is_first else ""
         except RuntimeError as error:  # that of CUDA, out of memory included
             self.fault = f"recording failed: {str(error).splitlines()[0]}"
@@ -149,8 +161,11 @@ class ScoringGraphs:
         layout = self._classifier.packed.recordable(texts)
         if layout is None or layout.prefix:
             return self._classifier(texts, cache)  # type: ignore[no-any-return]
-        recorded = self.graphs.get(layout)
-        return self._classifier(layout) if recorded is None else recorded(layout)  # type: ignore[no-any-return]
+        with unfused():
+            recorded = self.graphs.get(layout)
+            if recorded is not None:
+                return recorded(layout)  # type: ignore[no-any-return]
+        return self._classifier(layout)  # type: ignore[no-any-return]
 
     def _check(self, recorded: Recorded[Scores], texts: Packed) -> str:
         usual, replayed = self._classifier(texts).logits, recorded(texts).logits
@@ -167,6 +182,11 @@ def rounding_share() -> float:
 def is_near(found: Tensor, expected: Tensor, limit: float) -> bool:
     """Tell whether the norm of a difference is within a share of the norm; not where one is no number."""
     return bool((found - expected).norm() <= limit * expected.norm())
+
+
+def shape_of(batch: Any) -> Any:
+    """Return what batches have in common that one recording is for: the shapes of tensors, and all else as it is."""
+    return tuple(part.shape if isinstance(part, Tensor) else part for part in _leaves(batch))
 
 
 def _leaves(batch: Any) -> list[Any]:

@@ -26,7 +26,7 @@ from sentexp.models.structure import find_head
 from sentexp.training.evaluation import Evaluation, Outputs
 from sentexp.training.loss import weigh
 from sentexp.training.optim import build_optimizer, build_schedule
-from sentexp.training.recorded_steps import TrainingGraphs
+from sentexp.training.recorded_steps import Learner, TrainingGraphs
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -107,9 +107,8 @@ class ClassifierModule(L.LightningModule):
         self.train()
         if self.cuda_graphs and self.trainer.accumulate_grad_batches == 1:
             optimizer: Any = self.optimizers(use_pl_optimizer=False)
-            self.training_graphs = TrainingGraphs(
-                optimizer, self._loss, self._clip, self.trainer.precision_plugin.forward_context
-            )
+            context, layers = self.trainer.precision_plugin.forward_context, lambda: self.classifier.packed.fast_layers
+            self.training_graphs = TrainingGraphs([Learner(optimizer, layers, self._loss, self._clip, context)])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by seed, micro-batch number and process; look for a CUDA graph of the batch."""
@@ -243,7 +242,7 @@ class ClassifierModule(L.LightningModule):
     def teardown(self, stage: str) -> None:
         """Give the memory of recorded steps back."""
         if stage == "fit" and self.training_graphs is not None:
-            self.recorded_graphs = self.training_graphs.graphs.summary
+            self.recorded_graphs = self.training_graphs.summary
             self.training_graphs = self._replay = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

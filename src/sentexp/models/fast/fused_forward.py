@@ -27,18 +27,19 @@ from sentexp.models.fast.lora_linear import Adapter
 class ForwardInput(NamedTuple):
     """What one of several runs over the same frozen weights reads.
 
-    `seed` is that of its dropout masks; None continues with torch's own generator.
+    `seed` is that of its dropout masks; None continues with the generator `dropout`, or with torch's own.
     """
 
     layers: LlamaLayers
     packed: Packed
     cache: PrefixCache | None = None
     seed: int | None = None
+    dropout: torch.Generator | None = None
 
     @property
     def generator(self) -> torch.Generator | None:
-        """A new generator of the seed."""
-        return None if self.seed is None else torch.Generator(self.packed.ids.device).manual_seed(self.seed)
+        """What draws the dropout masks: a new generator of the seed, where there is one."""
+        return self.dropout if self.seed is None else torch.Generator(self.packed.ids.device).manual_seed(self.seed)
 
 
 def fused_forward(inputs: Sequence[ForwardInput]) -> tuple[Tensor, ...]:

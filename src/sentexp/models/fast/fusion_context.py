@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -39,6 +39,14 @@ class FusedRun(Protocol):
     def backward(self, output: ForwardOutput) -> None:
         """Turn the gradient of the leaf into those of the adapter."""
 
+    def step(self, graphs: Any, batch: Any) -> Tensor | None:
+        """Do the whole optimizer step of a batch together with other runs, and return its loss; None: it was not done.
+
+        Args:
+            graphs: the run's own `training.recorded_steps.TrainingGraphs`.
+            batch: as it is recorded.
+        """
+
 
 def fused_run() -> FusedRun | None:
     """Return the run of this thread; None where it is by itself."""
@@ -48,6 +56,30 @@ def fused_run() -> FusedRun | None:
 def enter(run: FusedRun) -> None:
     """Let this thread be that of a run of a fused sweep."""
     _context.run = run
+
+
+class _Reading:
+    """A run whose hidden states are known."""
+
+    def __init__(self, states: Tensor) -> None:
+        self._states: Tensor | None = states
+
+    def forward(self, layers: LlamaLayers, packed: Packed, cache: PrefixCache | None) -> Tensor:
+        del layers, packed, cache
+        states, self._states = self._states, None
+        if states is None:
+            raise RuntimeError("a loss reads its rows more than once")
+        return states
+
+
+@contextmanager
+def reading(states: Tensor) -> Iterator[None]:
+    """Let the model give these hidden states, which a pass of several runs has found, once."""
+    run, _context.run = fused_run(), _Reading(states)
+    try:
+        yield
+    finally:
+        _context.run = run
 
 
 @contextmanager

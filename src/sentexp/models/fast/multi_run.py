@@ -17,7 +17,8 @@ stops with a request. When all runs have stopped, one pass answers all requests:
     torch.autograd.grad: one pass back, each adapter gets its own gradient
     resume ------------------> optimizer.step(), next batch, ...
 
-A run that fails, stops early or ends leaves the others as they are, and the next one takes its place.
+On a GPU a run first asks for the whole step (`StepRequest`), which `fused_steps` may replay for all of them. A run that
+fails, stops early or ends leaves the others as they are, and the next one takes its place.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from sentexp.models.fast.fused_forward import fused_forward
+from sentexp.models.fast.fused_steps import FusedSteps
 from sentexp.models.fast.fusion_context import ForwardOutput
 from sentexp.models.fast.run_thread import (
     GLOBAL_STATES,
@@ -34,6 +36,7 @@ from sentexp.models.fast.run_thread import (
     ForwardRequest,
     GlobalState,
     RunThread,
+    StepRequest,
 )
 from sentexp.system.memory import free_memory_gib, is_out_of_memory, release_memory, used_memory_gib
 
@@ -64,6 +67,8 @@ class RunScheduler:
         self.global_states = (*GLOBAL_STATES, *self.global_states)
         self._room = min(FIRST, self.most)
         self._per_pass = self.most
+        self._can_begin = 0
+        self._steps = FusedSteps()
 
     def run_all(self, works: list[Callable[[], None]]) -> None:
         """Do all the work, as many at once as there is room for.
@@ -83,6 +88,8 @@ class RunScheduler:
                         run.resume()
                 errors += [run.error for run in runs if run.error is not None]
                 runs = [run for run in runs if not run.ended]
+                self._steps.keep(runs)
+                self._can_begin = len(runs) + len(waiting)
                 self._answer(runs)
         except BaseException:
             for run in runs:
@@ -92,10 +99,15 @@ class RunScheduler:
             raise error
 
     def _answer(self, runs: list[RunThread]) -> None:
-        """Answer what all runs are waiting for: gradients first, so that runs meet again at their next batch."""
+        """Answer what all runs are waiting for: gradients first, then steps, so that runs meet at their next pass."""
         with_gradients = [run for run in runs if isinstance(run.request, BackwardRequest)]
         if with_gradients:
             self._backward(with_gradients)
+            return
+        steps = [run for run in runs if isinstance(run.request, StepRequest)]
+        if steps:
+            self._steps.answer(steps)
+            self.largest_pass = max(self.largest_pass, self._steps.largest)
             return
         for trains in (True, False):
             alike = [run for run in runs if isinstance(run.request, ForwardRequest) and run.request.trains is trains]
@@ -119,7 +131,10 @@ class RunScheduler:
             return
         self.largest_pass = max(self.largest_pass, len(runs))
         if trains and self._room < self.most:
+            room = self._room
             self._make_room(len(runs), used_memory_gib(self.device) - before)
+            if min(self._room, self._can_begin) > max(room, len(runs)):
+                return  # others begin, and all read their first batches together
         for run, given, states in zip(runs, inputs, states_of_runs, strict=True):
             leaf = states.detach().requires_grad_(states.requires_grad)
             run.answer = ForwardOutput(given, states, leaf) if trains else states

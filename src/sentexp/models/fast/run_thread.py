@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,21 @@ class BackwardRequest:
 
     output: ForwardOutput
     gradient: Tensor
+
+
+class StepOutput(NamedTuple):
+    """The answer to a `StepRequest`: the loss of the step; None where it was not done."""
+
+    loss: Tensor | None
+
+
+@dataclass(slots=True)
+class StepRequest:
+    """A run wants the whole optimizer step of a batch, as its `training.recorded_steps.TrainingGraphs` would do it."""
+
+    graphs: Any
+    batch: Any
+    seed: int
 
 
 @dataclass(slots=True)
@@ -75,7 +90,7 @@ class RunThread:
     """
 
     def __init__(self, work: Callable[[], None], global_states: tuple[GlobalState, ...]) -> None:
-        self.request: ForwardRequest | BackwardRequest | None = None
+        self.request: ForwardRequest | BackwardRequest | StepRequest | None = None
         self.answer: Any = None
         self.ended = False
         self.error: BaseException | None = None
@@ -107,7 +122,7 @@ class RunThread:
             self.answer = Interrupted()
             self.resume()
 
-    def yield_request(self, request: ForwardRequest | BackwardRequest) -> Any:
+    def yield_request(self, request: ForwardRequest | BackwardRequest | StepRequest) -> Any:
         """Wait, in the run's own thread, for the answer to a request.
 
         Raises:
@@ -130,6 +145,10 @@ class RunThread:
         """Turn the gradient of an output into those of the adapter."""
         if output.leaf.grad is not None:
             self.yield_request(BackwardRequest(output, output.leaf.grad))
+
+    def step(self, graphs: Any, batch: Any) -> Tensor | None:
+        """Return the loss of an optimizer step that was done together with other runs; None where it was not."""
+        return self.yield_request(StepRequest(graphs, batch, torch.initial_seed())).loss  # type: ignore[no-any-return]
 
     def _live(self, work: Callable[[], None]) -> None:
         self._go.acquire()
