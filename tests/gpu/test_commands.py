@@ -38,15 +38,32 @@ def test_a_run_of_recorded_steps_is_the_run_of_usual_ones(train, tmp_path, capsy
     assert smooth(found["true"].metrics) == pytest.approx(smooth(found["false"].metrics), abs=tolerance)
 
 
-@pytest.mark.parametrize("method", ["peft=lora", "peft=qlora"])
-def test_a_fused_sweep_finishes_all_of_its_runs(sentexp, tmp_path, method):
-    code, output, errors = sentexp(
-        "--multirun", method, "peft.r=2,4", "optim.lr=1e-3,2e-3", "trainer.max_epochs=2", ON_GPU
-    )
+@pytest.mark.parametrize(
+    ("method", "precision"), [(["peft=lora"], "fp32"), (["peft=lora"], "bf16"), (["peft=qlora", *ANSWERS], "bf16")]
+)
+def test_every_run_of_a_fused_sweep_is_what_it_is_alone(sentexp, tmp_path, method, precision):
+    axes = ("peft.r=2,4", "optim.weight_decay=0,0.1", "peft.dropout=0.2")
+    words = ("--multirun", *method, *axes, *STEADY[:2], *STEADY[3:], "trainer.max_epochs=8", "tracking=none", ON_GPU)
+    words = (*words, f"trainer.precision={precision}", "trainer.eval_steps=1000", "baseline=false")
+    code, output, errors = sentexp(*words, "output_dir=fused")
     assert code == 0, errors
-    assert "4 runs train together over one backbone" in output
-    results = [json.loads(file.read_text()) for file in tmp_path.glob("outputs/*/result.json")]
-    assert len(results) == 4
+    assert "Up to 4 of them read the backbone in one pass" in output
+    assert "CUDA graphs are off" not in output
+    apart = ("output_dir=alone", "hydra/launcher=sequential", "trainer.cuda_graphs=false")
+    code, _, errors = sentexp(*words, *apart)
+    assert code == 0, errors
+    fused, alone = (
+        {
+            file.parent.name: smooth(json.loads(file.read_text())["metrics"])
+            for file in tmp_path.glob(f"{way}/*/result.json")
+        }
+        for way in ("fused", "alone")
+    )
+    assert len(fused) == 4
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    tolerance = rounding(dtype=dtype, terms=1) + drift(1e-2, 32, 1e-2, terms=1)
+    for name, metrics in alone.items():
+        assert fused[name] == pytest.approx(metrics, abs=tolerance)
 
 
 def test_a_run_is_predicted_evaluated_exported_registered_and_served(sentexp, command_line, tmp_path, reviews, store):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from sentexp.models.fast.adapter_matrices import AdapterMatrices, Block, _Copied, _Gathered
+from sentexp.models.fast.adapter_matrices import AdapterMatrices, Block, GroupShape, _Copied, _Gathered
 
 WIDE = torch.float64
 WAYS = pytest.mark.parametrize("way", [_Copied, _Gathered])
@@ -18,7 +18,7 @@ def layout(*scales):
         Block(0, slice(2, 3), slice(6, 9), third),
         Block(1, slice(0, 2), slice(0, 3), alone),
     ]
-    return AdapterMatrices(blocks, [(6, 9, 3), (5, 3, 2)])
+    return AdapterMatrices(blocks, [GroupShape(6, 9, 3), GroupShape(5, 3, 2)])
 
 
 def parameters():
@@ -52,3 +52,26 @@ def test_both_ways_round_alike(dtype):
         found.append([*matrices, *torch.autograd.grad(loss, given)])
     for one, other in zip(*found, strict=True):  # a product with the scale may be rounded otherwise, by one unit
         torch.testing.assert_close(one, other, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+@WAYS
+@pytest.mark.parametrize("scales", [(0.5, 0.5), (0.5, 2.0)])
+def test_those_of_several_runs_are_stacked_with_zeros_where_one_has_fewer_ranks(way, scales):
+    torch.manual_seed(0)
+    blocks = [
+        Block(0, slice(0, 1), slice(0, 4), scales[0]),
+        Block(0, slice(2, 4), slice(4, 6), scales[0]),
+        Block(0, slice(0, 2), slice(0, 4), scales[1], run=1),
+        Block(0, slice(2, 3), slice(4, 6), scales[1], run=1),
+    ]
+    both = AdapterMatrices(blocks, [GroupShape(5, 6, 4)], runs=2)
+    shapes = (1, 5), (4, 1), (2, 5), (2, 2), (2, 5), (4, 2), (1, 5), (2, 1)
+    given = [torch.randn(*shape, dtype=WIDE, requires_grad=True) for shape in shapes]
+    a, b = way.apply(both, WIDE, *given)
+    expected_a, expected_b = torch.zeros(2, 4, 5, dtype=WIDE), torch.zeros(2, 6, 4, dtype=WIDE)
+    for number, block in enumerate(blocks):
+        expected_a[block.run, block.ranks] = given[2 * number]
+        expected_b[block.run, block.outputs, block.ranks] = block.scale * given[2 * number + 1]
+    assert torch.equal(a, expected_a)
+    assert torch.equal(b, expected_b)
+    assert gradcheck(lambda *tensors: way.apply(both, WIDE, *tensors), given)

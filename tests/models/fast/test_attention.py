@@ -76,3 +76,16 @@ def test_the_kernel_reads_all_tokens_of_encoders_or_their_window(window, monkeyp
     torch.testing.assert_close(
         found, attend(query, key, value, packed, 0.3, window=window), rtol=0, atol=rounding(float(value.abs().max()))
     )
+
+
+def test_rows_of_several_layouts_are_joined(monkeypatch):
+    monkeypatch.setattr(attention, "takes_flash", lambda packed, *_: packed.causal)
+    one, two = Packer().score([[1, 2, 3], [4]], 0), Packer().score([[5, 6], [7, 8, 9, 10]], 0)
+    joined = attention.join([one, two], torch.float32, 8)
+    assert joined.starts.tolist() == [0, 3, 4, 6, 10]
+    assert joined.starts.dtype is torch.int32
+    assert joined.grid.shape == (4, 4)
+    assert len(joined.bias) == 1
+    assert attention.join([one], torch.float32, 8) is None  # one layout is what it is
+    assert attention.join([one, Packer().score([[1, 2], [1, 3]], 1)], torch.float32, 8) is None
+    assert attention.join([one, Packer(causal=False).score([[1, 2]], 0)], torch.float32, 8) is None

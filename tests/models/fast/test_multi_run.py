@@ -11,9 +11,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaCo
 
 from sentexp.data.packing import Packer
 from sentexp.models.fast import fused_forward as fused_forward_module
-from sentexp.models.fast import multi_run
+from sentexp.models.fast import fused_lora_linear, multi_run
 from sentexp.models.fast.attention import PrefixCache
-from sentexp.models.fast.fused_forward import ForwardInput, fused_forward
+from sentexp.models.fast.batched_lora import can_be_stacked
+from sentexp.models.fast.fused_forward import ForwardInput, FusedRows, fused_forward
 from sentexp.models.fast.fusion_context import unfused
 from sentexp.models.fast.multi_run import RunScheduler
 from sentexp.models.fast.padding_free import PaddingFreeModel
@@ -79,13 +80,13 @@ def gradients_of(run):
     return {name: part.grad.clone() for name, part in run.model.named_parameters() if "lora" in name}
 
 
-def learn(run, seed, prefix=0):
+def learn(run, seed, prefix=0, texts=None):
     """Return the loss of a step of a run, and leave the gradients in its adapter."""
     torch.manual_seed(seed)
     for parameter in adapter(run):
         parameter.grad = None
     weights = torch.randn(5, 32, generator=torch.Generator().manual_seed(seed))
-    loss = (run.hidden(rows(seed, prefix)) * weights).sum()
+    loss = (run.hidden(rows(seed, prefix) if texts is None else texts) * weights).sum()
     loss.backward()
     run.finish()
     return {"loss": loss.detach()} | gradients_of(run)
@@ -110,9 +111,41 @@ def test_states_and_gradients_are_those_of_each_run_alone(runs, prefix):
     compare_with_runs_alone(runs, prefix)
 
 
-def compare_with_runs_alone(runs, prefix):
-    alone = [learn(run, seed, prefix) for seed, run in enumerate(runs)]
-    inputs = [ForwardInput(run.fast_layers, rows(seed, prefix), None, seed) for seed, run in enumerate(runs)]
+@pytest.mark.parametrize("prefix", [0, 3])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj", "down_proj"]])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_batched_adapters_learn_what_each_run_learns_alone(base, monkeypatch, prefix, targets, dropout):
+    sizes = ({"r": 4, "lora_alpha": 8}, {"r": 1, "lora_alpha": 3}, {"r": 3, "lora_alpha": 8, "use_rslora": True})
+    runs = adapted(base, [{"target_modules": targets, "lora_dropout": dropout} | options for options in sizes])
+    products = []
+    original = fused_lora_linear.batched_lora_linear
+
+    def batched(*given):
+        products.append(given)
+        return original(*given)
+
+    monkeypatch.setattr(fused_forward_module, "batches", lambda _: True)
+    monkeypatch.setattr(fused_lora_linear, "batched_lora_linear", batched)
+    for seed in (0, 1):  # the second time with the stack of the first
+        compare_with_runs_alone(runs, prefix, [rows(seed, prefix)] * len(runs))
+    assert len(products) == 2 * 3 * (4 if targets == "all-linear" else 2)
+
+
+def test_adapters_that_differ_otherwise_are_not_batched(runs):
+    parts = [run.fast_layers.adapters for run in runs]
+    plain, dropped, fewer, down, dora = parts
+    assert can_be_stacked([plain, plain])
+    for others in ([plain], [plain, dropped], [fewer, down], [dropped, fewer], [dora, dora]):
+        assert not can_be_stacked(others)
+    one, two = (FusedRows.of([rows(0, 0), rows(seed, 0)], [[None], [None]]) for seed in (0, 1))
+    assert one.are_alike
+    assert not two.are_alike
+
+
+def compare_with_runs_alone(runs, prefix, texts=None):
+    texts = [rows(seed, prefix) for seed in range(len(runs))] if texts is None else texts
+    alone = [learn(run, seed, prefix, texts[seed]) for seed, run in enumerate(runs)]
+    inputs = [ForwardInput(run.fast_layers, texts[seed], None, seed) for seed, run in enumerate(runs)]
     states = fused_forward(inputs)
     losses = []
     for seed, own in enumerate(states):

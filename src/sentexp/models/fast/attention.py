@@ -6,6 +6,7 @@ faster, at the lengths of sentences, than any of PyTorch's attention kernels. On
 with a weight.
 """
 
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -134,6 +135,25 @@ def without_grid(packed: Packed) -> Packed:
         grid=nothing.expand(rows, width),
         cells=nothing[0, :0],
         bias=packed.bias.new_zeros(1, 1, 1).expand(1, width, width),
+    )
+
+
+def join(packed: Sequence[Packed], dtype: torch.dtype, head_size: int) -> Packed | None:
+    """Return the rows of several layouts as those of one, for the variable-length kernel alone.
+
+    None where it cannot attend to them.
+    """
+    if len(packed) == 1 or any(part.prefix or not takes_flash(part, dtype, head_size) for part in packed):
+        return None
+    starts, tokens = [packed[0].starts[:1]], 0
+    for part in packed:
+        starts.append(part.starts[1:] + tokens)
+        tokens += len(part.ids)
+    rows, width = sum(part.rows for part in packed), max(part.grid.shape[1] for part in packed)
+    return packed[0]._replace(
+        starts=torch.cat(starts),
+        grid=packed[0].grid[:1, :1].expand(rows, width),
+        bias=packed[0].bias[:1, :1, :1].expand(1, width, width),
     )
 
 

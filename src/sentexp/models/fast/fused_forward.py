@@ -11,17 +11,17 @@ attention are each run's own. Below the first layer that any run adapts, rows th
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sentexp.data.packing import Packed
-from sentexp.models.fast.attention import PrefixCache, PrefixKV, attend, within
+from sentexp.models.fast.attention import PrefixCache, PrefixKV, attend, join, within
+from sentexp.models.fast.batched_lora import AdapterStack, can_be_stacked
 from sentexp.models.fast.fused_lora_linear import fused_lora_linear
 from sentexp.models.fast.llama import Layer, LlamaLayers, Rotary, feed_forward, project
-from sentexp.models.fast.lora_linear import Adapter
 
 
 class ForwardInput(NamedTuple):
@@ -57,26 +57,59 @@ def fused_forward(inputs: Sequence[ForwardInput]) -> tuple[Tensor, ...]:
     leaders = rows.leaders() if shared_layers else list(range(len(inputs)))
     distinct = rows.only(leaders)
     with torch.autocast(rows.packed[0].ids.device.type, enabled=False):
-        adapters = [one.layers.adapters.convert(layers.backbone.training, one.generator) for one in inputs]
+        adapters = _convert(inputs, rows)
         hidden = layers.embed(torch.cat([part.ids for part in distinct.packed]))
         hidden = _run(layers, range(shared_layers), hidden, distinct, [])
         hidden = distinct.repeated(hidden, leaders)
-        hidden = _run(layers, range(shared_layers, count), hidden, rows, adapters)
+        hidden = _run(layers, range(shared_layers, count), hidden, rows.with_joined(layers), adapters)
         hidden = layers.last_norm(hidden)
     return tuple(hidden[span] for span in rows.read_spans)
 
 
+def _convert(inputs: Sequence[ForwardInput], rows: "FusedRows") -> list[list[Any]]:
+    """Return the adapters of all groups of all layers: a list for each run, or one of batched ones for all of them."""
+    training, generators = inputs[0].layers.backbone.training, [one.generator for one in inputs]
+    adapters = [one.layers.adapters for one in inputs]
+    if not rows.are_alike or not batches(rows.packed[0].ids.device) or not can_be_stacked(adapters):
+        return [one.convert(training, generator) for one, generator in zip(adapters, generators, strict=True)]
+    first = inputs[0].layers
+    if first.stack is None or first.stack.adapters != adapters:
+        first.stack = AdapterStack(adapters)
+    return [first.stack.convert(adapters[0].dropout if training else 0.0, generators)]
+
+
+def batches(device: torch.device) -> bool:
+    """Tell whether adapters of several runs are batched: on a GPU, where each kernel counts.
+
+    Batched products compute with zeros where a run has fewer ranks than another.
+    """
+    return device.type == "cuda"
+
+
 class FusedRows(NamedTuple):
-    """The rows of several runs: those of each, their tokens, and the caches that keep their prefixes."""
+    """The rows of several runs: those of each, their tokens, and the caches that keep their prefixes.
+
+    `joined` are all rows as those of one run, where one kernel can attend to them.
+    """
 
     packed: list[Packed]
     spans: list[slice]
     caches: list[list[PrefixCache | None]]
+    joined: Packed | None = None
 
     @classmethod
     def of(cls, packed: list[Packed], caches: list[list[PrefixCache | None]]) -> "FusedRows":
         """Return rows one after the other."""
         return cls(packed, _spans([len(part.ids) for part in packed]), caches)
+
+    def with_joined(self, layers: LlamaLayers) -> "FusedRows":
+        """Return the same with all rows as those of one run, where these layers can attend to them so."""
+        return self._replace(joined=join(self.packed, layers.dtype, layers.head_size))
+
+    @property
+    def are_alike(self) -> bool:
+        """Whether each run has as many tokens as the others, and as many that are read."""
+        return len({(len(part.ids), len(part.read)) for part in self.packed}) == 1
 
     def leaders(self) -> list[int]:
         """Return for the rows of each run the number of the first run that reads the same ones, in the same order."""
@@ -137,9 +170,7 @@ def _spans(lengths: Sequence[int]) -> list[slice]:
     return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
-def _run(
-    layers: LlamaLayers, numbers: range, hidden: Tensor, rows: FusedRows, adapters: list[list[Adapter | None]]
-) -> Tensor:
+def _run(layers: LlamaLayers, numbers: range, hidden: Tensor, rows: FusedRows, adapters: list[list[Any]]) -> Tensor:
     """Return the hidden states after some layers.
 
     Args:
@@ -147,7 +178,7 @@ def _run(
         numbers: of the layers.
         hidden: states before them, shape (tokens, hidden).
         rows: of the runs.
-        adapters: of each run, those of all groups of all layers; empty where no layer has any.
+        adapters: see `_convert`; empty where no layer has any.
     """
     rotary = layers.rotary(torch.cat([part.positions for part in rows.packed]), hidden)
     for number in numbers:
@@ -163,13 +194,13 @@ def _run(
     return hidden
 
 
-def _layer(layers: LlamaLayers, number: int, rows: FusedRows, adapters: list[list[Adapter | None]]) -> Layer:
+def _layer(layers: LlamaLayers, number: int, rows: FusedRows, adapters: list[list[Any]]) -> Layer:
     """Return what a layer computes with, the adapters of each run over its own tokens."""
     tokens = [rows.spans] * len(layers.groups[number])
     if number == len(layers.groups) - 1:  # behind attention, only the tokens that are read remain
         tokens = [rows.spans, *[rows.read_spans] * (len(tokens) - 1)]
     of_runs = [layers.of_layer(number, of_run) for of_run in adapters]
-    by_group: list[list[Adapter]] = []
+    by_group: list[list[Any]] = []
     for group, spans in enumerate(tokens):
         of_group = zip((of_run[group] for of_run in of_runs), spans, strict=False)  # no runs below the first adapter
         by_group.append([adapter.over(span) for adapter, span in of_group if adapter is not None])
@@ -190,8 +221,11 @@ def fused_layer(
         number: of the layer, in the caches of an evaluation; None in training.
     """
     query, key, value = project(hidden, layer, rotary, fused_lora_linear)
-    attended = []
+    if rows.joined is not None:
+        attended = attend(query, key, value, rows.joined, layer.scale)
+        return feed_forward(hidden, attended, layer, read, fused_lora_linear)
+    parts = []
     for run, (packed, span) in enumerate(zip(rows.packed, rows.spans, strict=True)):
         prefix_kv = None if number is None else rows.prefix_kv(run, number, key[span], value[span])
-        attended.append(attend(query[span], key[span], value[span], packed, layer.scale, prefix_kv=prefix_kv))
-    return feed_forward(hidden, torch.cat(attended), layer, read, fused_lora_linear)
+        parts.append(attend(query[span], key[span], value[span], packed, layer.scale, prefix_kv=prefix_kv))
+    return feed_forward(hidden, torch.cat(parts), layer, read, fused_lora_linear)

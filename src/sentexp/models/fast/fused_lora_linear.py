@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sentexp.models.fast.batched_lora import BatchedAdapter, batched_lora_linear
 from sentexp.models.fast.lora_linear import (
     AdapterGradients,
     AdapterParts,
@@ -29,6 +30,8 @@ def fused_lora_linear(x: Tensor, linear: Linear) -> Tensor:
         linear: the group and the adapters of the runs.
     """
     weight, unpack, bias, adapters = linear
+    if adapters and isinstance(adapters[0], BatchedAdapter):
+        return batched_lora_linear(x, weight, unpack, bias, adapters[0])
     if not adapters or (len(adapters) == 1 and adapters[0].parts.tokens.indices(len(x)) == (0, len(x), 1)):
         return lora_linear(x, linear)
     parts = [adapter.parts for adapter in adapters]

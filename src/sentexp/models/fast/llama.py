@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sentexp.data.packing import Packed
 from sentexp.models.fast.attention import PrefixCache, attend, within
-from sentexp.models.fast.lora_linear import Adapter, Linear, lora_linear
+from sentexp.models.fast.lora_linear import Linear, lora_linear
 from sentexp.models.fast.ops import apply_rotary, rms_norm, swiglu
 from sentexp.models.fast.stacked_lora import Adapters, Group
 
@@ -64,6 +64,8 @@ class LlamaLayers:
         self.adapters = Adapters([group for groups in self.groups for group in groups], self.dtype)
         self.unadapted = self.adapters.first_adapted // len(self.groups[0])
         """How many layers are below the first one with an adapter."""
+        self.stack: Any = None
+        """The `AdapterStack` of the pass of several runs that this one was the first of."""
         self.train_layer = torch.compile(decoder_layer, dynamic=True) if compiled else decoder_layer
 
     def __call__(self, packed: Packed, cache: PrefixCache | None = None) -> Tensor:
@@ -118,12 +120,12 @@ class LlamaLayers:
         norm = self.backbone.norm
         return rms_norm(hidden, norm.weight, norm.variance_epsilon)
 
-    def of_layer(self, number: int, adapters: Sequence[Adapter | None]) -> Sequence[Adapter | None]:
+    def of_layer(self, number: int, adapters: Sequence[Any]) -> Sequence[Any]:
         """Return those of the adapters of all groups that belong to a layer."""
         groups = len(self.groups[0])
         return adapters[number * groups : (number + 1) * groups]
 
-    def layer(self, number: int, adapters: Sequence[list[Adapter]]) -> Layer:
+    def layer(self, number: int, adapters: Sequence[list[Any]]) -> Layer:
         """Return what a layer computes with.
 
         Args:

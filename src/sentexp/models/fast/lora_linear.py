@@ -68,13 +68,14 @@ class Adapter(NamedTuple):
 class Linear(NamedTuple):
     """A product: W, or what unpacks it where it is kept in 4 bits; the bias; the adapters.
 
-    A single run has one adapter or none; in a pass of several runs each may have one, over its tokens.
+    A single run has one adapter or none; in a pass of several runs each may have one, over its tokens, or there is one
+    `BatchedAdapter` of all of them.
     """
 
     weight: Tensor | None
     unpack: Callable[[], Tensor] | None
     bias: Tensor | None
-    adapters: Sequence[Adapter]
+    adapters: Sequence[Any]
 
     def dense(self, like: Tensor) -> Tensor:
         """Return W, unpacked where that is needed, in the arithmetic of a tensor."""
@@ -105,7 +106,8 @@ def _plain(x: Tensor, linear: Linear) -> Tensor:
     out = nn.functional.linear(x, dense, linear.bias)
     if not linear.adapters:
         return out
-    a, b, factor, parts = linear.adapters[0]
+    adapter: Adapter = linear.adapters[0]
+    a, b, factor, parts = adapter
     dropped = [nn.functional.dropout(x, parts.dropout) for _ in parts.ranks]
     low = torch.cat([part @ rows.mT for part, rows in zip(dropped, a.split(parts.ranks), strict=True)], 1)
     delta = low @ b.mT

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sentexp.models.fast.adapter_matrices import AdapterMatrices, Block
+from sentexp.models.fast.adapter_matrices import AdapterMatrices, Block, GroupShape
 from sentexp.models.fast.lora_linear import Adapter, AdapterParts, Linear
 
 ADAPTER = "default"
@@ -81,8 +81,8 @@ class Group:
         lower = b.to(wide)
         return (self._squares + ((2 * crossed + lower @ ours) * lower).sum(1)).clamp_min(0).sqrt()
 
-    def with_adapters(self, adapters: list[Adapter]) -> Linear:
-        """Return what a product with these layers needs: one adapter at most for a run."""
+    def with_adapters(self, adapters: list[Any]) -> Linear:
+        """Return what a product with these layers needs: one adapter at most for a run, or a batched one."""
         return Linear(self.weight, self.unpack if self._packed else None, self.bias, adapters)
 
 
@@ -125,6 +125,54 @@ class Adapters:
         self._layout = self._find_layout()
 
     @property
+    def count(self) -> int:
+        """How many groups there are, with adapters or without."""
+        return len(self._groups)
+
+    @property
+    def adapted(self) -> list[list[bool]]:
+        """Which modules of each group have an adapter."""
+        return [[rank > 0 for rank in ranks] for ranks in self._ranks]
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether there are adapters, they are switched on, and none is DoRA's."""
+        live = bool(self._modules) and not self._modules[0].disable_adapters
+        return live and all(_magnitude(module) is None for module in self._modules)
+
+    @property
+    def dropout(self) -> float:
+        """That of the adapters' inputs in training."""
+        drop = self._modules[0].lora_dropout[ADAPTER] if self._modules else None
+        return float(drop.p) if isinstance(drop, nn.Dropout) else 0.0
+
+    def of_group(self, number: int) -> list[int]:
+        """Return the rank of each module of a group; 0 where it has no adapter."""
+        return self._ranks[number]
+
+    def sizes(self, number: int) -> tuple[int, list[int]]:
+        """Return the inputs of a group, and the outputs of each of its modules."""
+        return self._groups[number].inputs, self._groups[number].outputs
+
+    def scales(self, number: int) -> list[float]:
+        """Return what the B of each module of a group is multiplied by; 0 where it has none."""
+        modules, ranks = self._groups[number].modules, self._ranks[number]
+        return [float(module.scaling[ADAPTER]) if rank else 0.0 for module, rank in zip(modules, ranks, strict=True)]
+
+    def matrices_of_groups(self) -> list[list[nn.Parameter]]:
+        """Return A and B of each module with an adapter, by group; groups without any are left out."""
+        return [
+            [
+                matrix[ADAPTER].weight
+                for module, rank in zip(group.modules, ranks, strict=True)
+                if rank
+                for matrix in (module.lora_A, module.lora_B)
+            ]
+            for group, ranks in zip(self._groups, self._ranks, strict=True)
+            if any(ranks)
+        ]
+
+    @property
     def first_adapted(self) -> int:
         """The number of the first group with an adapter; how many there are, where none has one."""
         return next((number for number, ranks in enumerate(self._ranks) if any(ranks)), len(self._ranks))
@@ -137,7 +185,7 @@ class Adapters:
 
     @property
     def _matrices(self) -> list[nn.Parameter]:
-        return [matrix[ADAPTER].weight for module in self._modules for matrix in (module.lora_A, module.lora_B)]
+        return [matrix for of_group in self.matrices_of_groups() for matrix in of_group]
 
     def convert(self, training: bool, generator: torch.Generator | None = None) -> list[Adapter | None]:
         """Return the adapter of each group as it is now; None where there is none, or it is switched off.
@@ -149,8 +197,7 @@ class Adapters:
         if not self._modules or self._modules[0].disable_adapters:
             return [None] * len(self._ranks)
         matrices = iter(self._layout.convert(self._matrices, self.dtype))
-        drop = self._modules[0].lora_dropout[ADAPTER]
-        dropout = drop.p if training and isinstance(drop, nn.Dropout) else 0.0
+        dropout = self.dropout if training else 0.0
         adapters: list[Adapter | None] = []
         for group, ranks in zip(self._groups, self._ranks, strict=True):
             if any(ranks):
@@ -175,7 +222,7 @@ class Adapters:
 
     def _find_layout(self) -> AdapterMatrices:
         blocks: list[Block] = []
-        shapes: list[tuple[int, int, int]] = []
+        shapes: list[GroupShape] = []
         for group, ranks in zip(self._groups, self._ranks, strict=True):
             rank = output = 0
             for module, module_rank, width in zip(group.modules, ranks, group.outputs, strict=True):
@@ -185,7 +232,7 @@ class Adapters:
                     blocks.append(Block(len(shapes), own_ranks, own_outputs, float(module.scaling[ADAPTER])))
                 rank, output = rank + module_rank, output + width
             if rank:
-                shapes.append((group.inputs, output, rank))
+                shapes.append(GroupShape(group.inputs, output, rank))
         return AdapterMatrices(blocks, shapes)
 
 

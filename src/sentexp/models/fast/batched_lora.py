@@ -1,0 +1,182 @@
+"""LoRA adapters of several runs as batched products, where each run has as many tokens as the others.
+
+`fused_lora_linear` multiplies the adapters of the runs one after the other, in so many kernels for each run. Here their
+matrices are stacked, so that the number of kernels does not depend on how many runs there are. With x, shape (runs *
+tokens, inputs), read as (runs, tokens, inputs), and everything else of `lora_linear` stacked in the same way:
+
+    u = (x M) A^T      y = x W^T + u B^T      v = g B
+    dA = v^T (x M)     dB = g^T u             dx = g W + (v A) M
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sentexp.models.fast.adapter_matrices import AdapterMatrices, Block, GroupShape
+from sentexp.models.fast.lora_linear import dense_weight
+from sentexp.models.fast.stacked_lora import Adapters
+
+
+class BatchedParts(NamedTuple):
+    """How the modules of a group divide the adapters: the ranks of each, dropout, and what draws the masks of a run."""
+
+    ranks: list[int]
+    dropout: float
+    generators: Sequence[torch.Generator | None]
+
+    def masks(self, x: Tensor) -> list[Tensor]:
+        """Return what the input of each module's adapters is multiplied by, shape (runs, tokens, inputs).
+
+        Each run draws what it would alone.
+        """
+        kept = 1 - self.dropout
+        if kept == 1:
+            return []
+        masks = [torch.empty_like(x) for _ in self.ranks]
+        for mask in masks:
+            for own, generator in zip(mask, self.generators, strict=True):
+                own.bernoulli_(kept, generator=generator)
+            mask.div_(kept)
+        return masks
+
+
+class BatchedAdapter(NamedTuple):
+    """The matrices of a group: `a` has the shape (runs, ranks, inputs), `b` (runs, outputs, ranks), scaled."""
+
+    a: Tensor
+    b: Tensor
+    parts: BatchedParts
+
+    def over(self, tokens: slice) -> "BatchedAdapter":
+        """Return the same: it is for all tokens."""
+        del tokens
+        return self
+
+
+class AdapterStack:
+    """The adapters of several runs over the same weights; see `can_be_stacked`.
+
+    Args:
+        adapters: of the runs.
+    """
+
+    def __init__(self, adapters: Sequence[Adapters]) -> None:
+        self.adapters = list(adapters)
+        first = adapters[0]
+        of_groups = [[one.of_group(number) for one in adapters] for number in range(first.count)]
+        self._ranks = [[max(own) for own in zip(*ranks, strict=True)] for ranks in of_groups]
+        blocks: list[Block] = []
+        shapes: list[GroupShape] = []
+        for number, ranks in enumerate(self._ranks):
+            if any(ranks):
+                inputs, outputs = first.sizes(number)
+                for run, (one, own) in enumerate(zip(adapters, of_groups[number], strict=True)):
+                    blocks += _blocks(len(shapes), run, own, ranks, outputs, one.scales(number))
+                shapes.append(GroupShape(inputs, sum(outputs), sum(ranks)))
+        self._layout = AdapterMatrices(blocks, shapes, len(adapters))
+
+    def convert(self, dropout: float, generators: Sequence[torch.Generator | None]) -> list[BatchedAdapter | None]:
+        """Return the adapters of each group as they are now; None where there are none.
+
+        Args:
+            dropout: of all runs.
+            generators: of the masks of each.
+        """
+        of_runs = [iter(one.matrices_of_groups()) for one in self.adapters]
+        parameters = [matrix for ranks in self._ranks if any(ranks) for run in of_runs for matrix in next(run)]
+        matrices = iter(self._layout.convert(parameters, self.adapters[0].dtype))
+        return [
+            BatchedAdapter(*next(matrices), BatchedParts(ranks, dropout, generators)) if any(ranks) else None
+            for ranks in self._ranks
+        ]
+
+
+def can_be_stacked(adapters: Sequence[Adapters]) -> bool:
+    """Tell whether runs adapt the same modules, by LoRA, with the same dropout."""
+    first = adapters[0]
+    return len(adapters) > 1 and all(
+        one.is_lora and one.adapted == first.adapted and one.dropout == first.dropout and one.dtype == first.dtype
+        for one in adapters
+    )
+
+
+def batched_lora_linear(
+    x: Tensor, weight: Tensor | None, unpack: Any, bias: Tensor | None, adapter: BatchedAdapter
+) -> Tensor:
+    """Return the outputs of a group side by side, shape (runs * tokens, outputs).
+
+    Args:
+        x: the tokens of the runs one after the other, as many of each; shape (runs * tokens, inputs).
+        weight: W, shape (outputs, inputs); None in 4 bits.
+        unpack: unpacks W in 4 bits.
+        bias: of the outputs.
+        adapter: of the runs.
+    """
+    out: Tensor = _BatchedLoraLinear.apply(x, weight, unpack, bias, *adapter)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _BatchedLoraLinear(torch.autograd.Function):
+    """The product with one adapter for each of several runs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        unpack: Any,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        parts: BatchedParts,
+    ) -> Tensor:
+        runs = x.unflatten(0, (len(a), -1))
+        masks = parts.masks(runs)
+        if masks:
+            rows = a.split(parts.ranks, 1)
+            low = torch.cat([(runs * mask) @ own.mT for mask, own in zip(masks, rows, strict=True)], 2)
+        else:
+            low = torch.bmm(runs, a.mT)
+        out = x @ dense_weight(weight, unpack, x).mT
+        out.unflatten(0, (len(a), -1)).baddbmm_(low, b.mT)
+        if bias is not None:
+            out += bias
+        ctx.save_for_backward(x, weight, a, b, low, *(mask.bool() for mask in masks))
+        ctx.unpack, ctx.parts = unpack, parts
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        x, weight, a, b, low, *dropped = ctx.saved_tensors
+        runs, outer = (part.unflatten(0, (len(a), -1)) for part in (x, gradient))
+        masks = [mask.to(x.dtype).div_(1 - ctx.parts.dropout) for mask in dropped]
+        inner = torch.bmm(outer, b)
+        lows, rows = inner.split(ctx.parts.ranks, 2), a.split(ctx.parts.ranks, 1)
+        to_x: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            to_x = gradient @ dense_weight(weight, ctx.unpack, gradient)
+            own = to_x.unflatten(0, (len(a), -1))
+            if masks:
+                for v, matrix, mask in zip(lows, rows, masks, strict=True):
+                    own.addcmul_(v @ matrix, mask)
+            else:
+                own.baddbmm_(inner, a)
+        if masks:
+            to_a = torch.cat([v.mT @ (runs * mask) for v, mask in zip(lows, masks, strict=True)], 1)
+        else:
+            to_a = torch.bmm(inner.mT, runs)
+        return to_x, None, None, None, to_a, torch.bmm(low.mT, outer).mT, None
+
+
+def _blocks(
+    group: int, run: int, own: list[int], ranks: list[int], outputs: list[int], scales: list[float]
+) -> list[Block]:
+    """Return the blocks of a run's modules in a group, whose ranks begin where those of the run with the most do."""
+    blocks, rank, output = [], 0, 0
+    for has, most, width, scale in zip(own, ranks, outputs, scales, strict=True):
+        if has:
+            blocks.append(Block(group, slice(rank, rank + has), slice(output, output + width), scale, run))
+        rank, output = rank + most, output + width
+    return blocks
