@@ -4,9 +4,9 @@ At the lengths of sentences a GPU waits for Python, which launches its kernels o
 of kernels over fixed memory: a batch is copied into the tensors that were recorded, and one launch repeats all that was
 done with them. Batches have few shapes (`data.buckets`), each of which has a graph:
 
-    first batch of a shape     computed as usual, which also allocates what is allocated once
-    second batch               recorded; the first recording of a run is compared with the usual way
-    any further batch          replayed
+    until a shape is met again   computed as usual, which also allocates what is allocated once
+    that batch                   recorded and replayed, which is compared with the usual way
+    any further batch            replayed; one of another shape is recorded first
 
 Learning rates are tensors that the schedule fills, and PyTorch's generator keeps its seed in one, so that dropout
 differs between replays. What a graph cannot do is computed as usual.
@@ -112,7 +112,7 @@ class Graphs(Generic[T]):
             return None
         shape = shape_of(batch)
         if shape not in self._recorded:
-            if shape not in self._seen or self.count == MOST_SHAPES:
+            if self.count == MOST_SHAPES or (not self._recorded and shape not in self._seen):
                 self._seen.add(shape)
                 return None
             self._record(shape, batch)

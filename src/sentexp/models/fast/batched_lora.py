@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sentexp.models.fast.adapter_matrices import AdapterMatrices, Block, GroupShape
 from sentexp.models.fast.lora_linear import dense_weight
-from sentexp.models.fast.stacked_lora import Adapters
+from sentexp.models.fast.stacked_lora import Adapters, layout_of, most_ranks
 
 
 class BatchedParts(NamedTuple):
@@ -64,18 +63,8 @@ class AdapterStack:
 
     def __init__(self, adapters: Sequence[Adapters]) -> None:
         self.adapters = list(adapters)
-        first = adapters[0]
-        of_groups = [[one.of_group(number) for one in adapters] for number in range(first.count)]
-        self._ranks = [[max(own) for own in zip(*ranks, strict=True)] for ranks in of_groups]
-        blocks: list[Block] = []
-        shapes: list[GroupShape] = []
-        for number, ranks in enumerate(self._ranks):
-            if any(ranks):
-                inputs, outputs = first.sizes(number)
-                for run, (one, own) in enumerate(zip(adapters, of_groups[number], strict=True)):
-                    blocks += _blocks(len(shapes), run, own, ranks, outputs, one.scales(number))
-                shapes.append(GroupShape(inputs, sum(outputs), sum(ranks)))
-        self._layout = AdapterMatrices(blocks, shapes, len(adapters))
+        self._ranks = most_ranks(adapters)
+        self._layout = layout_of(adapters)
 
     def convert(self, dropout: float, generators: Sequence[torch.Generator | None]) -> list[BatchedAdapter | None]:
         """Return the adapters of each group as they are now; None where there are none.
@@ -97,9 +86,13 @@ def can_be_stacked(adapters: Sequence[Adapters]) -> bool:
     """Tell whether runs adapt the same modules, by LoRA, with the same dropout."""
     first = adapters[0]
     return len(adapters) > 1 and all(
-        one.is_lora and one.adapted == first.adapted and one.dropout == first.dropout and one.dtype == first.dtype
+        one.is_lora and _adapted(one) == _adapted(first) and one.dropout == first.dropout and one.dtype == first.dtype
         for one in adapters
     )
+
+
+def _adapted(adapters: Adapters) -> list[list[bool]]:
+    return [[rank > 0 for rank in ranks] for ranks in adapters.ranks]
 
 
 def batched_lora_linear(
@@ -168,15 +161,3 @@ class _BatchedLoraLinear(torch.autograd.Function):
         else:
             to_a = torch.bmm(inner.mT, runs)
         return to_x, None, None, None, to_a, torch.bmm(low.mT, outer).mT, None
-
-
-def _blocks(
-    group: int, run: int, own: list[int], ranks: list[int], outputs: list[int], scales: list[float]
-) -> list[Block]:
-    """Return the blocks of a run's modules in a group, whose ranks begin where those of the run with the most do."""
-    blocks, rank, output = [], 0, 0
-    for has, most, width, scale in zip(own, ranks, outputs, scales, strict=True):
-        if has:
-            blocks.append(Block(group, slice(rank, rank + has), slice(output, output + width), scale, run))
-        rank, output = rank + most, output + width
-    return blocks

@@ -14,6 +14,7 @@ the row, which counts as a constant (section 4.3). The norm takes one more produ
     |w + b A|^2 = |w|^2 + 2 (w A^T) b^T + b (A A^T) b^T
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -119,20 +120,15 @@ class Adapters:
 
     def __init__(self, groups: list[Group], dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._modules: list[Any] = []
-        self._groups = groups
-        self._ranks = [[_rank(module) for module in group.modules] for group in groups]
-        self._layout = self._find_layout()
-
-    @property
-    def count(self) -> int:
-        """How many groups there are, with adapters or without."""
-        return len(self._groups)
-
-    @property
-    def adapted(self) -> list[list[bool]]:
-        """Which modules of each group have an adapter."""
-        return [[rank > 0 for rank in ranks] for ranks in self._ranks]
+        self.groups = groups
+        self.ranks = [[_rank(module) for module in group.modules] for group in groups]
+        self._modules = [
+            module
+            for group, ranks in zip(groups, self.ranks, strict=True)
+            for module, rank in zip(group.modules, ranks, strict=True)
+            if rank
+        ]
+        self._layout = layout_of([self])
 
     @property
     def is_lora(self) -> bool:
@@ -146,19 +142,6 @@ class Adapters:
         drop = self._modules[0].lora_dropout[ADAPTER] if self._modules else None
         return float(drop.p) if isinstance(drop, nn.Dropout) else 0.0
 
-    def of_group(self, number: int) -> list[int]:
-        """Return the rank of each module of a group; 0 where it has no adapter."""
-        return self._ranks[number]
-
-    def sizes(self, number: int) -> tuple[int, list[int]]:
-        """Return the inputs of a group, and the outputs of each of its modules."""
-        return self._groups[number].inputs, self._groups[number].outputs
-
-    def scales(self, number: int) -> list[float]:
-        """Return what the B of each module of a group is multiplied by; 0 where it has none."""
-        modules, ranks = self._groups[number].modules, self._ranks[number]
-        return [float(module.scaling[ADAPTER]) if rank else 0.0 for module, rank in zip(modules, ranks, strict=True)]
-
     def matrices_of_groups(self) -> list[list[nn.Parameter]]:
         """Return A and B of each module with an adapter, by group; groups without any are left out."""
         return [
@@ -168,14 +151,14 @@ class Adapters:
                 if rank
                 for matrix in (module.lora_A, module.lora_B)
             ]
-            for group, ranks in zip(self._groups, self._ranks, strict=True)
+            for group, ranks in zip(self.groups, self.ranks, strict=True)
             if any(ranks)
         ]
 
     @property
     def first_adapted(self) -> int:
         """The number of the first group with an adapter; how many there are, where none has one."""
-        return next((number for number, ranks in enumerate(self._ranks) if any(ranks)), len(self._ranks))
+        return next((number for number, ranks in enumerate(self.ranks) if any(ranks)), len(self.ranks))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -195,11 +178,11 @@ class Adapters:
             generator: of its masks; None is torch's own.
         """
         if not self._modules or self._modules[0].disable_adapters:
-            return [None] * len(self._ranks)
+            return [None] * len(self.ranks)
         matrices = iter(self._layout.convert(self._matrices, self.dtype))
         dropout = self.dropout if training else 0.0
         adapters: list[Adapter | None] = []
-        for group, ranks in zip(self._groups, self._ranks, strict=True):
+        for group, ranks in zip(self.groups, self.ranks, strict=True):
             if any(ranks):
                 a, b = next(matrices)
                 parts = AdapterParts(ranks, group.outputs, dropout, generator)
@@ -220,20 +203,33 @@ class Adapters:
         ]
         return torch.cat(parts)
 
-    def _find_layout(self) -> AdapterMatrices:
-        blocks: list[Block] = []
-        shapes: list[GroupShape] = []
-        for group, ranks in zip(self._groups, self._ranks, strict=True):
+
+def layout_of(adapters: Sequence[Adapters]) -> AdapterMatrices:
+    """Return where the parameters of runs that adapt the same modules stand; a module's ranks are those of the most."""
+    first = adapters[0]
+    blocks: list[Block] = []
+    shapes: list[GroupShape] = []
+    for number, ranks in enumerate(most_ranks(adapters)):
+        if not any(ranks):
+            continue
+        group = first.groups[number]
+        for run, one in enumerate(adapters):
             rank = output = 0
-            for module, module_rank, width in zip(group.modules, ranks, group.outputs, strict=True):
-                if module_rank:
-                    own_ranks, own_outputs = slice(rank, rank + module_rank), slice(output, output + width)
-                    self._modules.append(module)
-                    blocks.append(Block(len(shapes), own_ranks, own_outputs, float(module.scaling[ADAPTER])))
-                rank, output = rank + module_rank, output + width
-            if rank:
-                shapes.append(GroupShape(group.inputs, output, rank))
-        return AdapterMatrices(blocks, shapes)
+            for module, own, most, width in zip(
+                one.groups[number].modules, one.ranks[number], ranks, group.outputs, strict=True
+            ):
+                if own:
+                    places = slice(rank, rank + own), slice(output, output + width)
+                    blocks.append(Block(len(shapes), *places, float(module.scaling[ADAPTER]), run))
+                rank, output = rank + most, output + width
+        shapes.append(GroupShape(group.inputs, sum(group.outputs), sum(ranks)))
+    return AdapterMatrices(blocks, shapes, len(adapters))
+
+
+def most_ranks(adapters: Sequence[Adapters]) -> list[list[int]]:
+    """Return for each module of each group its rank in the run where that is the largest; 0 where it has none."""
+    of_groups = zip(*(one.ranks for one in adapters), strict=True)
+    return [[max(own) for own in zip(*of_runs, strict=True)] for of_runs in of_groups]
 
 
 def _rank(module: Any) -> int:
