@@ -39,13 +39,19 @@ def test_a_run_of_recorded_steps_is_the_run_of_usual_ones(train, tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    ("method", "precision"), [(["peft=lora"], "fp32"), (["peft=lora"], "bf16"), (["peft=qlora", *ANSWERS], "bf16")]
+    ("method", "precision", "graphs"),
+    [
+        (["peft=lora"], "fp32", "true"),
+        (["peft=lora"], "bf16", "true"),
+        (["peft=lora"], "bf16", "false"),
+        (["peft=qlora", *ANSWERS], "bf16", "true"),
+    ],
 )
-def test_every_run_of_a_fused_sweep_is_what_it_is_alone(sentexp, tmp_path, method, precision):
+def test_every_run_of_a_fused_sweep_is_what_it_is_alone(sentexp, tmp_path, method, precision, graphs):
     axes = ("peft.r=2,4", "optim.weight_decay=0,0.1", "peft.dropout=0.2")
-    words = ("--multirun", *method, *axes, *STEADY[:2], *STEADY[3:], "trainer.max_epochs=8", "tracking=none", ON_GPU)
+    words = ("--multirun", *method, *axes, *STEADY[:2], *STEADY[3:], "trainer.max_epochs=4", "tracking=none", ON_GPU)
     words = (*words, f"trainer.precision={precision}", "trainer.eval_steps=1000", "baseline=false")
-    code, output, errors = sentexp(*words, "output_dir=fused")
+    code, output, errors = sentexp(*words, "output_dir=fused", f"trainer.cuda_graphs={graphs}")
     assert code == 0, errors
     assert "Up to 4 of them read the backbone in one pass" in output
     assert "CUDA graphs are off" not in output
@@ -64,6 +70,13 @@ def test_every_run_of_a_fused_sweep_is_what_it_is_alone(sentexp, tmp_path, metho
     tolerance = rounding(dtype=dtype, terms=1) + drift(1e-2, 32, 1e-2, terms=1)
     for name, metrics in alone.items():
         assert fused[name] == pytest.approx(metrics, abs=tolerance)
+
+
+def test_runs_of_a_sweep_replay_their_own_graphs_where_nothing_else_is_said(sentexp, tmp_path):
+    code, output, errors = sentexp("--multirun", "peft=lora", "peft.r=2,4", "trainer.max_epochs=2", ON_GPU)
+    assert code == 0, errors
+    assert "train together" not in output
+    assert len(list(tmp_path.glob("outputs/*/result.json"))) == 2
 
 
 def test_a_run_is_predicted_evaluated_exported_registered_and_served(sentexp, command_line, tmp_path, reviews, store):

@@ -14,6 +14,7 @@ from sentexp.errors import UserError
 from sentexp.models.fast import multi_run
 from sentexp.models.fast.padding_free import PaddingFreeModel
 from sentexp.plan.command import plan
+from sentexp.run import cuda_graphs
 from sentexp.run.fusing import fuse
 from sentexp.sweeps.fused import FusedLauncher
 from sentexp.training import recorded_steps
@@ -287,6 +288,16 @@ def test_what_differs_in_more_than_an_adapter_is_another_group(config):
     assert "LoRA" in found.reasons[0]
     assert "peft.bias=all" in found.reasons[1]
     assert len(found.reasons) == 5
+
+
+def test_runs_whose_steps_are_recorded_are_fused_on_request(config, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "uses_cuda_graphs", lambda config, *_: config.trainer.cuda_graphs is not False)
+    for graphs in ("auto", "true", "false"):
+        found = fuse([config("sweep.name=x", f"peft.r={rank}", f"trainer.cuda_graphs={graphs}") for rank in (4, 8)])
+        assert found.groups == ([] if graphs == "auto" else [[0, 1]])
+        assert all(
+            "each replays its own CUDA graphs (trainer.cuda_graphs=true" in why for why in found.reasons.values()
+        )
 
 
 def test_the_plan_says_which_runs_fuse_and_why_others_do_not(config, capsys):

@@ -76,15 +76,15 @@ class Graphs(Generic[T]):
 
     Args:
         work: takes a batch, and returns tensors.
-        check: compares the first recording with the usual way for a batch, and returns what is wrong with it, if
-            anything; it leaves everything as it was.
+        check: does the work for a batch in the usual way, before it is recorded for the first time, and returns a
+            function that says what is wrong with the recording, if anything. Both leave everything as it was.
         generators: that draw random numbers, beside PyTorch's own.
     """
 
     def __init__(
         self,
         work: Callable[[Any], T],
-        check: Callable[[Recorded[T], Any], str],
+        check: Callable[[Any], Callable[[Recorded[T]], str]],
         generators: Sequence[torch.Generator] = (),
     ) -> None:
         self._work = work
@@ -125,12 +125,12 @@ class Graphs(Generic[T]):
         self._pool = None
 
     def _record(self, shape: Any, batch: Any) -> None:
-        is_first = not self._recorded
         try:
+            compare = None if self._recorded else self._check(batch)
             if self._pool is None and torch.cuda.is_available():
                 self._pool = torch.cuda.graph_pool_handle()
             recorded = Recorded(batch, self._work, self._pool, self._generators)
-            self.fault = self._check(recorded, batch) if is_first else ""
+            self.fault = "" if compare is None else compare(recorded)
         except RuntimeError as error:  # that of CUDA, out of memory included
             self.fault = f"recording failed: {str(error).splitlines()[0]}"
         if self.fault:
@@ -167,9 +167,14 @@ class ScoringGraphs:
                 return recorded(layout)  # type: ignore[no-any-return]
         return self._classifier(layout)  # type: ignore[no-any-return]
 
-    def _check(self, recorded: Recorded[Scores], texts: Packed) -> str:
-        usual, replayed = self._classifier(texts).logits, recorded(texts).logits
-        return "" if is_near(replayed, usual, rounding_share()) else "the scores of a replayed pass would differ"
+    def _check(self, texts: Packed) -> Callable[[Recorded[Scores]], str]:
+        usual = self._classifier(texts).logits.clone()
+
+        def compare(recorded: Recorded[Scores]) -> str:
+            is_same = is_near(recorded(texts).logits, usual, rounding_share())
+            return "" if is_same else "the scores of a replayed pass would differ"
+
+        return compare
 
 
 def rounding_share() -> float:

@@ -54,10 +54,21 @@ def _kind(config: Config) -> tuple[str, str]:
     architecture = model_type(spec.backbone)
     if architecture not in ARCHITECTURES:
         return f"only layers of {', '.join(ARCHITECTURES)} are fused, and this is {architecture}", ""
+    if config.trainer.cuda_graphs is not True and _are_recorded(config, architecture):
+        return "on a GPU each replays its own CUDA graphs (trainer.cuda_graphs=true: those of all together)", ""
     shared = {key: value for key, value in flatten(config).items() if key.startswith(SHARED)}
     peft = config.peft
     stored = [peft.quantization.name, peft.double_quant, peft.compute_dtype.name]
     return "", digest_of(shared, stored, task_name(config.task), spec.examples.labels)
+
+
+def _are_recorded(config: Config, architecture: str) -> bool:
+    """Tell whether a run by itself replays its steps, which takes less time than those of several runs that do not."""
+    from sentexp.run.cuda_graphs import uses_cuda_graphs
+    from sentexp.system.device import choose_device, choose_precision
+
+    device = choose_device(config.trainer.accelerator)
+    return uses_cuda_graphs(config, device, choose_precision(config.trainer.precision, device), architecture)
 
 
 def _obstacle(config: Config) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sentexp.data.datamodule import Batch
 from sentexp.models.cuda_graphs import Graphs, Recorded, is_near, rounding_share
+from sentexp.models.fast.batched_lora import AdapterStack, can_be_stacked
 from sentexp.models.fast.fused_forward import ForwardInput, fused_forward
 from sentexp.models.fast.fusion_context import fused_run, reading, unfused
 from sentexp.models.fast.llama import LlamaLayers
@@ -102,7 +103,12 @@ class TrainingGraphs:
 
     def __init__(self, learners: Sequence[Learner]) -> None:
         self.learners = learners
-        self._generators = [torch.Generator(learner.device) for learner in learners] if len(learners) > 1 else []
+        self._generators: list[torch.Generator] = []
+        self._stack: AdapterStack | None = None
+        if len(learners) > 1:
+            self._generators = [torch.Generator(learner.device) for learner in learners]
+            adapters = [learner.layers().adapters for learner in learners]
+            self._stack = AdapterStack(adapters) if can_be_stacked(adapters) else None
         self._fused = 0
         self.graphs = Graphs(self._replayable_step, self._check, self._generators)
 
@@ -182,17 +188,17 @@ class TrainingGraphs:
                 return [self.learners[0].loss(batches[0])]
         runs = zip(self.learners, batches, self._generators, strict=True)
         inputs = [ForwardInput(learner.layers(), batch.texts, dropout=own) for learner, batch, own in runs]  # type: ignore[arg-type] # rows that are recorded are packed
+        all_states = fused_forward(inputs, self._stack, as_one=True)
         losses = []
-        for learner, batch, states in zip(self.learners, batches, fused_forward(inputs), strict=True):
+        for learner, batch, states in zip(self.learners, batches, all_states, strict=True):
             with reading(states), learner.context():
                 losses.append(learner.loss(batch))
         return losses
 
-    def _check(self, recorded: Recorded[Step], batches: tuple[Batch, ...]) -> str:
-        """Compare loss, gradients and update of a step with the usual way; both begin with the same weights and masks.
+    def _check(self, batches: tuple[Batch, ...]) -> Callable[[Recorded[Step]], str]:
+        """Do a step in the usual way; return what compares loss, gradients and update of a recorded one with it.
 
-        Returns:
-            What differs; empty where nothing does.
+        Both begin with the same weights and masks.
         """
         parameters = [parameter for learner in self.learners for parameter in learner.parameters]
         moments = [moment for learner in self.learners for moment in learner.moments]
@@ -211,14 +217,19 @@ class TrainingGraphs:
                     tensor.copy_(value)
             return outcome
 
-        usual, replayed = after(self._step), after(recorded)
-        with self.learners[0].context():
-            rounding = rounding_share()
-        limits = {"loss": rounding, "gradients": rounding, "update": UPDATE}
-        for (what, limit), expected, found in zip(limits.items(), usual, replayed, strict=True):
-            if not is_near(found, expected, limit):
-                return f"the {what} of a replayed step would differ from the usual"
-        return ""
+        usual = after(self._step)
+
+        def compare(recorded: Recorded[Step]) -> str:
+            replayed = after(recorded)
+            with self.learners[0].context():
+                rounding = rounding_share()
+            limits = {"loss": rounding, "gradients": rounding, "update": UPDATE}
+            for (what, limit), expected, found in zip(limits.items(), usual, replayed, strict=True):
+                if not is_near(found, expected, limit):
+                    return f"the {what} of a replayed step would differ from the usual"
+            return ""
+
+        return compare
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from sentexp.data.packing import Packer
 from sentexp.models.fast import fused_forward as fused_forward_module
 from sentexp.models.fast import fused_lora_linear, multi_run
 from sentexp.models.fast.attention import PrefixCache
-from sentexp.models.fast.batched_lora import can_be_stacked
+from sentexp.models.fast.batched_lora import AdapterStack, can_be_stacked
 from sentexp.models.fast.fused_forward import ForwardInput, FusedRows, fused_forward
 from sentexp.models.fast.fusion_context import unfused
 from sentexp.models.fast.multi_run import RunScheduler
@@ -124,10 +124,11 @@ def test_batched_adapters_learn_what_each_run_learns_alone(base, monkeypatch, pr
         products.append(given)
         return original(*given)
 
-    monkeypatch.setattr(fused_forward_module, "batches", lambda _: True)
     monkeypatch.setattr(fused_lora_linear, "batched_lora_linear", batched)
-    for seed in (0, 1):  # the second time with the stack of the first
-        compare_with_runs_alone(runs, prefix, [rows(seed, prefix)] * len(runs))
+    stack = AdapterStack([run.fast_layers.adapters for run in runs])
+    for seed in (0, 1):
+        compare_with_runs_alone(runs, prefix, [rows(seed, prefix)] * len(runs), stack)
+    compare_with_runs_alone(runs, prefix, None, stack)  # rows of other lengths: one after the other
     assert len(products) == 2 * 3 * (4 if targets == "all-linear" else 2)
 
 
@@ -142,11 +143,11 @@ def test_adapters_that_differ_otherwise_are_not_batched(runs):
     assert not two.are_alike
 
 
-def compare_with_runs_alone(runs, prefix, texts=None):
+def compare_with_runs_alone(runs, prefix, texts=None, stack=None):
     texts = [rows(seed, prefix) for seed in range(len(runs))] if texts is None else texts
     alone = [learn(run, seed, prefix, texts[seed]) for seed, run in enumerate(runs)]
     inputs = [ForwardInput(run.fast_layers, texts[seed], None, seed) for seed, run in enumerate(runs)]
-    states = fused_forward(inputs)
+    states = fused_forward(inputs, stack)
     losses = []
     for seed, own in enumerate(states):
         weights = torch.randn(5, 32, generator=torch.Generator().manual_seed(seed))

@@ -65,14 +65,18 @@ class AdapterStack:
         self.adapters = list(adapters)
         self._ranks = most_ranks(adapters)
         self._layout = layout_of(adapters)
+        device = adapters[0].parameters[0].device
+        if device.type == "cuda":  # now: what is made while a graph is recorded is not there before it is replayed
+            self._layout.indices(device)
 
-    def convert(self, dropout: float, generators: Sequence[torch.Generator | None]) -> list[BatchedAdapter | None]:
+    def convert(self, training: bool, generators: Sequence[torch.Generator | None]) -> list[BatchedAdapter | None]:
         """Return the adapters of each group as they are now; None where there are none.
 
         Args:
-            dropout: of all runs.
-            generators: of the masks of each.
+            training: dropout is live.
+            generators: of the masks of each run.
         """
+        dropout = self.adapters[0].dropout if training else 0.0
         of_runs = [iter(one.matrices_of_groups()) for one in self.adapters]
         parameters = [matrix for ranks in self._ranks if any(ranks) for run in of_runs for matrix in next(run)]
         matrices = iter(self._layout.convert(parameters, self.adapters[0].dtype))

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sentexp.data.packing import Packed
 from sentexp.models.fast.attention import PrefixCache, PrefixKV, attend, join, within
-from sentexp.models.fast.batched_lora import AdapterStack, can_be_stacked
+from sentexp.models.fast.batched_lora import AdapterStack
 from sentexp.models.fast.fused_lora_linear import fused_lora_linear
 from sentexp.models.fast.llama import Layer, LlamaLayers, Rotary, feed_forward, project
 
@@ -42,13 +42,17 @@ class ForwardInput(NamedTuple):
         return self.dropout if self.seed is None else torch.Generator(self.packed.ids.device).manual_seed(self.seed)
 
 
-def fused_forward(inputs: Sequence[ForwardInput]) -> tuple[Tensor, ...]:
+def fused_forward(
+    inputs: Sequence[ForwardInput], stack: AdapterStack | None = None, *, as_one: bool = False
+) -> tuple[Tensor, ...]:
     """Return the hidden states that each run reads, after the last norm, shape (read, hidden).
 
     The gradients are separate as well: nothing of one run enters those of another.
 
     Args:
         inputs: of runs whose backbones are the same weights, all in training or none.
+        stack: of their adapters, which are then batched where each run has as many tokens as the others.
+        as_one: attend to the rows of all runs at once, where that is possible.
     """
     layers = inputs[0].layers
     count = len(layers.groups)
@@ -57,33 +61,23 @@ def fused_forward(inputs: Sequence[ForwardInput]) -> tuple[Tensor, ...]:
     leaders = rows.leaders() if shared_layers else list(range(len(inputs)))
     distinct = rows.only(leaders)
     with torch.autocast(rows.packed[0].ids.device.type, enabled=False):
-        adapters = _convert(inputs, rows)
+        adapters = _convert(inputs, rows, stack)
         hidden = layers.embed(torch.cat([part.ids for part in distinct.packed]))
         hidden = _run(layers, range(shared_layers), hidden, distinct, [])
         hidden = distinct.repeated(hidden, leaders)
-        hidden = _run(layers, range(shared_layers, count), hidden, rows.with_joined(layers), adapters)
+        rows = rows.with_joined(layers) if as_one else rows
+        hidden = _run(layers, range(shared_layers, count), hidden, rows, adapters)
         hidden = layers.last_norm(hidden)
     return tuple(hidden[span] for span in rows.read_spans)
 
 
-def _convert(inputs: Sequence[ForwardInput], rows: "FusedRows") -> list[list[Any]]:
+def _convert(inputs: Sequence[ForwardInput], rows: "FusedRows", stack: AdapterStack | None) -> list[list[Any]]:
     """Return the adapters of all groups of all layers: a list for each run, or one of batched ones for all of them."""
     training, generators = inputs[0].layers.backbone.training, [one.generator for one in inputs]
-    adapters = [one.layers.adapters for one in inputs]
-    if not rows.are_alike or not batches(rows.packed[0].ids.device) or not can_be_stacked(adapters):
-        return [one.convert(training, generator) for one, generator in zip(adapters, generators, strict=True)]
-    first = inputs[0].layers
-    if first.stack is None or first.stack.adapters != adapters:
-        first.stack = AdapterStack(adapters)
-    return [first.stack.convert(adapters[0].dropout if training else 0.0, generators)]
-
-
-def batches(device: torch.device) -> bool:
-    """Tell whether adapters of several runs are batched: on a GPU, where each kernel counts.
-
-    Batched products compute with zeros where a run has fewer ranks than another.
-    """
-    return device.type == "cuda"
+    if stack is None or not rows.are_alike:
+        pairs = zip(inputs, generators, strict=True)
+        return [one.layers.adapters.convert(training, generator) for one, generator in pairs]
+    return [stack.convert(training, generators)]
 
 
 class FusedRows(NamedTuple):

@@ -64,8 +64,6 @@ class LlamaLayers:
         self.adapters = Adapters([group for groups in self.groups for group in groups], self.dtype)
         self.unadapted = self.adapters.first_adapted // len(self.groups[0])
         """How many layers are below the first one with an adapter."""
-        self.stack: Any = None
-        """The `AdapterStack` of the pass of several runs that this one was the first of."""
         self.train_layer = torch.compile(decoder_layer, dynamic=True) if compiled else decoder_layer
 
     def __call__(self, packed: Packed, cache: PrefixCache | None = None) -> Tensor:
