@@ -151,6 +151,7 @@ class PredictConfig(ReadingRun):
     encoding: str | None
     delimiter: str | None
     columns: Any
+    sheet: str | None
     chunk_rows: int = number(ge=1)
 
     def __post_init__(self) -> None:

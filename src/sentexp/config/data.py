@@ -156,6 +156,7 @@ class TableData(DataConfig):
     delimiter: str | None
     quoting: bool | None
     columns: Any
+    sheet: str | None
 
     def __post_init__(self) -> None:
         """Check columns and the reading of text files."""

@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from sentexp.config import PredictConfig
+from sentexp.data.arrow_folders import ArrowFolder
+from sentexp.data.delimited import TextFormat
 from sentexp.errors import require
 from sentexp.inference.progress import Meter, tell
 from sentexp.inference.readers import PIECE, STANDARD, Source, format_of, open_source
@@ -55,7 +58,7 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
     form = config.format.name if config.input == STANDARD and config.format is not None else None
     piece = min(PIECE, config.chunk_rows)
     try:
-        with open_source(config.input, form, config.encoding, config.delimiter, piece, config.columns) as source:
+        with open_source(config.input, form, _text_format(config), piece) as source:
             _predict_table(finished, config, source)
     except BrokenPipeError:  # who reads standard output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -185,22 +188,35 @@ def _output_form(config: PredictConfig, source: Source) -> str:
     return source.form if source.form in ("csv", "tsv") else "jsonl"
 
 
+def _text_format(config: PredictConfig) -> TextFormat:
+    return TextFormat(
+        encoding=config.encoding, delimiter=config.delimiter, columns=list(config.columns), sheet=config.sheet
+    )
+
+
 def _task(finished: Finished, config: PredictConfig, column: str, form: str) -> str | None:
     """Return a digest of all that the output depends on; None where the input cannot be read twice."""
     assert config.input is not None
     if config.input == STANDARD:
         return None
     file = Path(config.input).expanduser()
+    parts = [file] if file.is_file() else ArrowFolder(file, config.input).files
+    source = [fact for part in parts for fact in _facts(part)]
+    weights = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in _weights(finished)]
+    keys = [config.calibrated, config.prefix, config.chunk_rows, config.max_tokens, config.encoding, config.delimiter]
+    keys += [config.columns] if config.columns else []
+    keys += [config.sheet] if config.sheet else []
+    return digest_of(source, finished.trained.identity, finished.trained.run_id, weights, keys, column, form)
+
+
+def _facts(file: Path) -> list[Any]:
+    """Return place, size, time and a digest of both ends of a file."""
     facts = file.stat()
     with file.open("rb") as stream:
         digest = hashlib.sha256(stream.read(SAMPLE))
         stream.seek(max(0, facts.st_size - SAMPLE))
         digest.update(stream.read(SAMPLE))
-    weights = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in _weights(finished)]
-    keys = [config.calibrated, config.prefix, config.chunk_rows, config.max_tokens, config.encoding, config.delimiter]
-    keys += [config.columns] if config.columns else []
-    source = [str(file.absolute()), facts.st_size, facts.st_mtime_ns, digest.hexdigest()]
-    return digest_of(source, finished.trained.identity, finished.trained.run_id, weights, keys, column, form)
+    return [str(file.absolute()), facts.st_size, facts.st_mtime_ns, digest.hexdigest()]
 
 
 def _weights(finished: Finished) -> list[Path]:

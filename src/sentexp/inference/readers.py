@@ -9,18 +9,20 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from sentexp.data.compressed import decompressed
+from sentexp.data.arrow_folders import ArrowFolder, is_arrow_folder
+from sentexp.data.compressed import COMPRESSED, decompressed
 from sentexp.data.delimited import Delimited, Keys, TextFormat
 from sentexp.data.json_rows import JsonRows, Rows
-from sentexp.data.tables import SUFFIXES, open_parquet, require_columns
+from sentexp.data.labelled_lines import COLUMNS, LabelledLines
+from sentexp.data.spreadsheets import SPREADSHEETS, Spreadsheet
+from sentexp.data.tables import SUFFIXES, open_parquet, require_columns, require_one_file
 from sentexp.errors import UserError, require
 from sentexp.inference.row_formats import Chunk, as_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-INPUTS = tuple(ending for ending in SUFFIXES if ending != ".txt")
-OUTPUTS = tuple(ending for ending in INPUTS if ending != ".json")
+OUTPUTS = tuple(ending for ending in SUFFIXES if ending not in (".json", ".txt", *SPREADSHEETS))
 STANDARD = "-"
 PIECE = 256
 """Rows that are read at one time."""
@@ -33,6 +35,8 @@ KEYS = Keys(
     delimiter="delimiter",
     unquoted="save it as .tsv if it does not quote",
     ragged="name what divides columns with delimiter=<letter>",
+    sheet="sheet",
+    skip="",
 )
 
 
@@ -46,38 +50,36 @@ def format_of(key: str, path: str) -> str:
 
 
 def _known_ending(key: str, path: str, ending: str) -> str:
-    endings = INPUTS if key == "input" else OUTPUTS
+    endings = SUFFIXES if key == "input" else OUTPUTS
+    packed = f", or such a file compressed ({', '.join(COMPRESSED)})" if key == "input" else ""
     require(
         ending in endings,
-        f"{key}={path} has the ending {ending!r}: it must be one of {', '.join(endings)}, or - for standard {key} with "
-        "format=csv, tsv or jsonl.",
+        f"{key}={path} has the ending {ending!r}: it must be one of {', '.join(endings)}{packed}, or - for standard "
+        f"{key} with format=csv, tsv or jsonl.",
     )
     return ending.removeprefix(".")
 
 
 @contextmanager
 def open_source(
-    path: str,
-    form: str | None = None,
-    encoding: str | None = None,
-    delimiter: str | None = None,
-    piece: int = PIECE,
-    columns: Sequence[str] = (),
+    path: str, form: str | None = None, text_format: TextFormat | None = None, piece: int = PIECE
 ) -> "Iterator[Source]":
     """Yield the rows of an input; see `Source`.
 
     Args:
-        path: of a file, compressed or not; - is standard input.
-        form: csv, tsv, jsonl, json or parquet; None is by the ending, or by the first bytes of standard input.
-        encoding: null is what a byte order mark says, UTF-8, or of CSV and TSV what is detected.
-        delimiter: of CSV and TSV; null is that of the format.
+        path: of a file, compressed or not, or of a folder that `datasets` has saved; - is standard input.
+        form: one of the endings without its dot; None is by the ending, or by the first bytes of standard input.
+        text_format: of files of texts; None is what their ending and their bytes say.
         piece: rows that are read at one time.
-        columns: names of the columns of a CSV or TSV file without a header.
 
     Raises:
         UserError: the file is missing, empty, or of another format.
     """
     name = "standard input" if path == STANDARD else path
+    text_format = text_format or TextFormat()
+    if path != STANDARD and is_arrow_folder(Path(path).expanduser()):
+        yield _saved_source(ArrowFolder(Path(path).expanduser(), name), piece)
+        return
     with _as_file(path) as (file, ending), file.open("rb") as stream:
         start = stream.read(4)
         stream.seek(0)
@@ -88,9 +90,12 @@ def open_source(
             case "parquet":
                 yield _parquet_source(stream, name, piece)
             case "jsonl" | "json":
-                yield _json_source(JsonRows(file, encoding, KEYS, name), form, piece)
+                yield _json_source(JsonRows(file, text_format.encoding, KEYS, name), form, piece)
+            case "txt":
+                yield _lines_source(LabelledLines(file, text_format.encoding, KEYS, name, unlabelled=True), piece)
+            case "xlsx" | "ods":
+                yield _sheet_source(Spreadsheet(file, text_format, ending, KEYS, name), form, piece)
             case _:
-                text_format = TextFormat(encoding=encoding, delimiter=delimiter, columns=list(columns))
                 yield _delimited_source(Delimited(file, text_format, f".{form}", KEYS, name), form, piece)
 
 
@@ -105,7 +110,7 @@ def _as_file(path: str) -> Iterator[tuple[Path, str]]:
         return
     file = Path(path).expanduser()
     require(file.exists(), f"input={path} does not exist: name a file, or - for standard input.")
-    require(file.is_file(), f"input={path} is a folder: name a file in it.")
+    require_one_file("input", path)
     with decompressed(file, f"input={path}") as plain:
         yield plain
 
@@ -121,10 +126,9 @@ def _parquet_source(stream: IO[bytes], name: str, piece: int) -> "Source":
 
     file = open_parquet(stream, name)
     schema = file.schema_arrow
-    is_text = {field.name: pa.types.is_string(field.type) or pa.types.is_large_string(field.type) for field in schema}
     tables = (pa.Table.from_batches([batch]) for batch in file.iter_batches(batch_size=piece))
     source = Source(name, "parquet", list(schema.names), tables, file.metadata.num_rows, schema)
-    source.textual = [column for column in schema.names if is_text[column]]
+    source.textual = _textual(schema)
     return source
 
 
@@ -139,17 +143,47 @@ def _json_source(file: JsonRows, form: str, piece: int) -> "Source":
 
 
 def _delimited_source(file: Delimited, form: str, piece: int) -> "Source":
-    import pyarrow as pa
-
-    def pieces() -> "Iterator[pa.Table]":
-        for table in file.tables():
-            for start in range(0, table.num_rows, piece):
-                yield table.slice(start, piece)
-
-    schema = pa.schema([pa.field(name, pa.large_string()) for name in file.names])
-    source = Source(file.name, form, file.names, pieces(), file.rows, schema)
+    source = Source(file.name, form, file.names, _cut(file.tables(), piece), file.rows, _strings(file.names))
     source.delimiter, source.notes, source.hint = file.delimiter, file.notes, file.header_hint()
     return source
+
+
+def _sheet_source(file: Spreadsheet, form: str, piece: int) -> "Source":
+    source = Source(file.name, form, file.names, _cut(file.tables(), piece), None, _strings(file.names))
+    source.notes, source.hint = file.notes, file.header_hint()
+    return source
+
+
+def _lines_source(file: LabelledLines, piece: int) -> "Source":
+    source = Source(file.name, "txt", list(COLUMNS), _cut(file.tables(), piece), None, _strings(COLUMNS))
+    source.textual = ["text"]
+    return source
+
+
+def _saved_source(folder: ArrowFolder, piece: int) -> "Source":
+    columns = list(folder.schema.names)
+    source = Source(folder.name, "arrow", columns, _cut(folder.batches(), piece), None, folder.schema)
+    source.textual = _textual(folder.schema)
+    return source
+
+
+def _textual(schema: "pa.Schema") -> list[str]:
+    import pyarrow as pa
+
+    return [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+
+
+def _strings(columns: Sequence[str]) -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema([pa.field(name, pa.large_string()) for name in columns])
+
+
+def _cut(tables: "Iterator[pa.Table]", piece: int) -> "Iterator[pa.Table]":
+    """Yield the rows of tables in pieces."""
+    for table in tables:
+        for start in range(0, table.num_rows, piece):
+            yield table.slice(start, piece)
 
 
 class Source:
@@ -160,7 +194,7 @@ class Source:
 
     Args:
         name: of the input, for sentences.
-        form: csv, tsv, jsonl, json or parquet.
+        form: the ending without its dot; arrow is a folder.
         columns: their names.
         pieces: Arrow tables, or objects of JSON.
         rows: how many there are; None is not known.

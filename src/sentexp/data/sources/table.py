@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sentexp.config import AUTO, BadRows, TableData
+from sentexp.data.arrow_folders import is_arrow_folder
 from sentexp.data.compressed import inner_name
 from sentexp.data.sources.class_folders import ENDING, class_folders, has_class_folders
 from sentexp.data.sources.layout import ALIASES, SLICE, RawSplits, read_splits
@@ -36,6 +37,8 @@ def table_splits(data: TableData) -> RawSplits:
         quoting=data.quoting,
         skip_ragged=data.on_bad_rows is BadRows.skip,
         columns=data.columns,
+        sheet=data.sheet,
+        named_classes=data.labels is None,
     )
     return read_splits(_split_files(data), columns, form, lambda table, _: _renamed(table, data))
 
@@ -104,8 +107,8 @@ def _split_files(data: TableData) -> dict[str, list[Path]]:
         )
         return {"train": found}
     root = local_path("data.path", data.path)
-    if root.is_file():
-        _require_one_table(data, f"data.path={data.path} is one file")
+    if root.is_file() or is_arrow_folder(root):
+        _require_one_table(data, f"data.path={data.path} is one {'file' if root.is_file() else 'saved data set'}")
         return {"train": [root]}
     folders = [root / data.subset] if data.subset else [root, root / "data", root / "plain_text"]
     files = sorted(file for folder in folders if folder.is_dir() for file in folder.iterdir() if is_table(file))
