@@ -8,6 +8,7 @@ import numpy as np
 
 from sentexp.config import BadRows, DataConfig, require_class_name
 from sentexp.data.arrow_spill import concat_or_spill
+from sentexp.data.label_spellings import proposal
 from sentexp.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> tuple[list[st
     for word in words:
         require_class_name(word)
     merged = [alike for alike in forms.values() if len(alike) > 1]
-    return words, [f"The labels {', '.join(alike)} differ only in case and are one class." for alike in merged]
+    notes = [f"The labels {', '.join(alike)} differ only in case and are one class." for alike in merged]
+    return words, notes + proposal(words)
 
 
 class LabelEncoder:
