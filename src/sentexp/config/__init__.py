@@ -35,7 +35,6 @@ from sentexp.config.data import (
     Splits,
     TableData,
 )
-from sentexp.config.labels import require_class_name
 from sentexp.config.model import Attention, HeadStart, ModelConfig, PackageFile, PackageModel, RandomWeights
 from sentexp.config.optim import OptimConfig, OptimizerName, Schedule
 from sentexp.config.peft import (
@@ -141,6 +140,5 @@ __all__ = [
     "load_template",
     "method_name",
     "register_schemas",
-    "require_class_name",
     "task_name",
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sentexp.config import BadRows, DataConfig, require_class_name
+from sentexp.config import BadRows, DataConfig
 from sentexp.data.arrow_spill import concat_or_spill
 from sentexp.data.label_spellings import proposal
 from sentexp.errors import UserError, require
@@ -44,8 +44,6 @@ def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> tuple[list[st
         f"data={data.name} has one label only, {', '.join(words) or 'the empty one'}: a classifier needs at least two "
         "classes.",
     )
-    for word in words:
-        require_class_name(word)
     merged = [alike for alike in forms.values() if len(alike) > 1]
     notes = [f"The labels {', '.join(alike)} differ only in case and are one class." for alike in merged]
     return words, notes + proposal(words)

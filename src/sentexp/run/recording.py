@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from sentexp.config import CausalLM, Config, Untuned, flatten, method_name, task_name
+from sentexp.config.metric_names import safe_names
 from sentexp.data.class_balance import class_weights
 from sentexp.distributed import processes
 from sentexp.errors import UserError
@@ -155,7 +156,8 @@ def record_inputs(logger: RunLogger, inputs: RunInputs, folder: Path) -> None:
     logger.log_files(folder / CONFIG)
     derived = {"device": inputs.device.type, "precision": inputs.precision.name}
     weights = class_weights(config.data, inputs.examples) or []
-    derived |= {f"class_weight.{n}": str(w) for n, w in zip(inputs.examples.labels, weights, strict=False)}
+    names = safe_names(inputs.examples.labels).values()
+    derived |= {f"class_weight.{name}": str(weight) for name, weight in zip(names, weights, strict=False)}
     logger.log_params({**_params(config), **derived})
     count = {"processes": str(processes.world_size())}
     logger.set_tags({"command": command(), "mlflow.source.name": "sentexp", **count, **git_state()})
