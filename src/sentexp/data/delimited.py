@@ -203,6 +203,8 @@ class Delimited:
         except (StopIteration, csv.Error):
             raise UserError(f"{self.name} has no header: its first line must name the columns.") from None
         columns = self.form.columns
+        if columns and names[len(columns) :] == [""]:  # each line ends with what divides columns
+            columns = [*columns, ""]
         require(
             not columns or len(names) == len(columns),
             f"{self.keys.columns} names {len(columns)} columns, and the first row of {self.name} has {len(names)} "

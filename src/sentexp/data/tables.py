@@ -98,6 +98,8 @@ def _read_plain(file: Path, ending: str, columns: dict[str, str], form: TextForm
             return _read_delimited(Delimited(file, form, ending, keys, name), columns)
         case ".parquet":
             return Table(columns=_read_parquet(file, columns, name))
+        case ".txt" if form.columns or form.delimiter:
+            return _read_delimited(Delimited(file, form, ".tsv", keys, name), columns)
         case ".txt":
             return Table(columns=_read_labelled_lines(LabelledLines(file, form.encoding, keys, name), columns))
         case ".xlsx" | ".ods":

@@ -91,6 +91,8 @@ def open_source(
                 yield _parquet_source(stream, name, piece)
             case "jsonl" | "json":
                 yield _json_source(JsonRows(file, text_format.encoding, KEYS, name), form, piece)
+            case "txt" if text_format.columns or text_format.delimiter:
+                yield _delimited_source(Delimited(file, text_format, ".tsv", KEYS, name), "tsv", piece)
             case "txt":
                 yield _lines_source(LabelledLines(file, text_format.encoding, KEYS, name, unlabelled=True), piece)
             case "xlsx" | "ods":

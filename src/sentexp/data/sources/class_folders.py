@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sentexp.config import AUTO, TableData
 from sentexp.data.encodings import marked_encoding
-from sentexp.data.sources.layout import ALIASES, RawSplits
+from sentexp.data.sources.layout import ALIASES, RawSplits, require_no_columns
 from sentexp.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -28,12 +28,7 @@ def class_folders(data: TableData, root: Path) -> RawSplits:
     Raises:
         UserError: a split or a column that the configuration names is not there, or a text is in another encoding.
     """
-    wanted_columns = [*data.slices, *([data.group] if data.group is not None else [])]
-    require(
-        not wanted_columns,
-        f"data.path={data.path} is a folder of texts for each class, which has no column {', '.join(wanted_columns)}: "
-        "leave data.slices and data.group out, or write the texts into a table.",
-    )
+    require_no_columns(data, "a folder of texts for each class")
     if _classes(root):
         return RawSplits(splits={"train": _texts(root, data)})
     splits = {}

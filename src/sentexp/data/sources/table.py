@@ -1,6 +1,7 @@
 """Tables: of an installed package, a file, a folder in GLUE's or the hub's layout, or the hub."""
 
 import re
+from fnmatch import fnmatchcase
 from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from sentexp.data.arrow_folders import is_arrow_folder
 from sentexp.data.compressed import inner_name
 from sentexp.data.sources.class_folders import ENDING, class_folders, has_class_folders
 from sentexp.data.sources.layout import ALIASES, SLICE, RawSplits, read_splits
+from sentexp.data.sources.line_pairs import has_line_pairs, line_pairs
 from sentexp.data.tables import TextFormat, as_strings, is_table, read_table, require_columns
 from sentexp.errors import require
 from sentexp.system.hub import hub_splits, hub_tables, is_local, local_path
@@ -29,6 +31,9 @@ def table_splits(data: TableData) -> RawSplits:
         return RawSplits(splits={"train": _renamed(_package_table(data, columns), data)})
     if not is_local(data.path):
         return RawSplits(splits=_hub_splits(data, data.path, columns))
+    folder = Path(data.path).expanduser() / (data.subset or "")
+    if has_line_pairs(folder):
+        return line_pairs(data, folder)
     if _has_no_table(data.path) and has_class_folders(Path(data.path).expanduser()):
         return class_folders(data, Path(data.path).expanduser())
     form = TextFormat(
@@ -134,7 +139,7 @@ def _files_of(split: str, files: list[Path], where: str) -> list[Path]:
     )
     kinds = {re.sub(r"-\d+-of-\d+(?=\.)", "", file.name) for file in matching}
     require(
-        len(kinds) == 1,
+        has_magic(split) or len(kinds) == 1,
         f"{where} has {len(kinds)} files for the split {split!r} ({', '.join(sorted(kinds))}): name one of them with "
         f"data.splits.{'validation' if split in ALIASES['validation'] else split}=<name with its ending>.",
     )
@@ -142,7 +147,9 @@ def _files_of(split: str, files: list[Path], where: str) -> list[Path]:
 
 
 def _named(split: str, files: list[Path]) -> list[Path]:
-    """Return the files of a split by the names that people give them."""
+    """Return the files of a split by the names that people give them, or by a pattern."""
+    if has_magic(split):
+        return [file for file in files if fnmatchcase(file.name, split)]
     stems = "|".join(re.escape(alias) for alias in ALIASES.get(split, (split,)))
     return [file for file in files if file.name == split or re.fullmatch(rf"({stems})(-\d+-of-\d+)?", _stem(file))]
 
