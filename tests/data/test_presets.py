@@ -93,7 +93,7 @@ def test_amazon_reviews(tmp_path):
     file = tmp_path / "All_Beauty.jsonl.gz"
     file.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
     found = read("amazon_reviews", file, "data.group=parent_asin")
-    assert rows(found) == [("I like it", "5"), ("it broke", "1")]
+    assert rows(found) == [("Lovely\nI like it", "5"), ("No\nit broke", "1")]
     assert found.splits["train"].column("group").to_pylist() == ["B1", "B2"]
 
 

@@ -65,6 +65,7 @@ from sentexp.config.task import (
     load_template,
     task_name,
 )
+from sentexp.config.text_template import TextTemplate, text_template
 from sentexp.config.tracking import TrackingBackend, TrackingConfig
 from sentexp.config.trainer import Precision, Strategy, TrainerConfig
 
@@ -128,6 +129,7 @@ __all__ = [
     "TableData",
     "TableFormat",
     "TaskConfig",
+    "TextTemplate",
     "TrackingBackend",
     "TrackingConfig",
     "TrainerConfig",
@@ -141,4 +143,5 @@ __all__ = [
     "method_name",
     "register_schemas",
     "task_name",
+    "text_template",
 ]

@@ -16,6 +16,7 @@ from sentexp.config.checks import (
 )
 from sentexp.config.labels import classes_of, read_labels
 from sentexp.config.model import PackageFile
+from sentexp.config.text_template import TextTemplate, text_template
 from sentexp.errors import require
 
 AGREEMENT_LEVELS = ("50", "66", "75", "all")
@@ -145,7 +146,7 @@ class DataConfig:
 class TableData(DataConfig):
     """Rows of a table: `path` if given (file, folder or hub id), else the installed `package`."""
 
-    text: str
+    text: Any
     label: str
     slices: Any
     group: str | None
@@ -160,6 +161,7 @@ class TableData(DataConfig):
 
     def __post_init__(self) -> None:
         """Check columns and the reading of text files."""
+        _ = self.text_template
         self.slices = read_names("data.slices", self.slices, "a column or a list of columns such as [language,source]")
         self.columns = read_names("data.columns", self.columns, "a list of the names of all columns, in their order")
         check_encoding("data.encoding", self.encoding, ", and null detects it")
@@ -167,6 +169,11 @@ class TableData(DataConfig):
             "data.delimiter", self.delimiter, ", or null for the one that belongs to the ending of the file"
         )
         DataConfig.__post_init__(self)
+
+    @property
+    def text_template(self) -> TextTemplate:
+        """What a text is made of."""
+        return text_template("data.text", self.text)
 
     def slice_names(self) -> list[str]:
         """Return the columns named in `data.slices`."""

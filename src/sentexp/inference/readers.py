@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from sentexp.config import TextTemplate, text_template
 from sentexp.data.arrow_folders import ArrowFolder, is_arrow_folder
 from sentexp.data.compressed import COMPRESSED, decompressed
 from sentexp.data.delimited import Delimited, Keys, TextFormat
@@ -16,6 +17,7 @@ from sentexp.data.json_rows import JsonRows, Rows
 from sentexp.data.labelled_lines import COLUMNS, LabelledLines
 from sentexp.data.spreadsheets import SPREADSHEETS, Spreadsheet
 from sentexp.data.tables import SUFFIXES, open_parquet, require_columns, require_one_file
+from sentexp.data.text_parts import join_columns, text_columns
 from sentexp.errors import UserError, require
 from sentexp.inference.row_formats import Chunk, as_text
 
@@ -219,15 +221,17 @@ class Source:
     def choose_text(self, wanted: str | None, usual: str | None) -> str:
         """Return the column of the texts: the one that is wanted, else that of the run, else `text`, else the only one.
 
+        What is wanted, and that of the run, may be a template of several columns.
+
         Raises:
             UserError: there is no such column, or none can be told.
         """
         if wanted is not None:
-            require_columns(self.columns, {"text": wanted}, self.name)
+            self._require(wanted)
             return wanted
         for name in (usual, "text"):
-            if name is not None and name in self.columns:
-                require_columns(self.columns, {"text": name}, self.name)
+            if name is not None and set(text_template("text", name).columns) <= set(self.columns):
+                self._require(name)
                 return name
         require(
             len(self.textual) == 1,
@@ -236,18 +240,22 @@ class Source:
         )
         return self.textual[0]
 
+    def _require(self, text: str) -> None:
+        require_columns(self.columns, text_columns("text", text_template("text", text)), self.name)
+
     def chunks(self, column: str, most: int) -> Iterator[Chunk]:
         """Yield all rows; where a chunk ends depends on the input alone.
 
         Args:
-            column: of the texts.
+            column: of the texts, or a template of several.
             most: rows of a chunk, which ends with the piece that reaches them.
         """
         pieces: list[Any] = []
         texts: list[str | None] = []
         size = seen = 0
+        template = text_template("text", column)
         for piece in self._pieces:
-            read = self._texts(piece, column, seen)
+            read = self._texts(piece, template, seen)
             seen += len(read)
             pieces.append(piece)
             texts += read
@@ -258,14 +266,24 @@ class Source:
         if texts:
             yield Chunk(rows=_joined(pieces), texts=texts)
 
-    def _texts(self, piece: "pa.Table | Rows", column: str, before: int) -> list[str | None]:
-        if isinstance(piece, list):
-            return [as_text(row.get(column)) for row in piece]
+    def _texts(self, piece: "pa.Table | Rows", template: TextTemplate, before: int) -> list[str | None]:
         import pyarrow as pa
 
+        strings = {column: self._strings(piece, column, before) for column in template.columns}
+        texts: list[str | None] = join_columns(pa.table(strings), template).to_pylist()
+        return texts
+
+    def _strings(self, piece: "pa.Table | Rows", column: str, before: int) -> Any:
+        """Return the values of a column as Arrow's strings."""
+        import pyarrow as pa
+
+        if isinstance(piece, list):
+            return pa.array([as_text(row.get(column)) for row in piece], pa.large_string())
         values = piece.column(column)
         try:
-            return values.cast(pa.large_string()).to_pylist()  # type: ignore[no-any-return]
+            strings = values.cast(pa.large_string())
+            strings.validate(full=True)
+            return strings
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
             require(
                 not isinstance(error, UnicodeDecodeError) and "UTF8" not in str(error),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sentexp.config import AnswerLoss, CausalLM, Config, Precision, Untuned, flatten, task_name
+from sentexp.config import AnswerLoss, CausalLM, Config, Precision, TableData, Untuned, flatten, task_name
 from sentexp.data.audit import DataAudit, audit
 from sentexp.data.packing import Packer
 from sentexp.data.prompts import Prompt, build_prompt, choose_shots, holding_special_tokens
@@ -182,7 +182,7 @@ def scoring_facts(inputs: RunInputs) -> dict[str, Any]:
         "max_length": config.data.max_length,
         "positions": inputs.positions,
         "strip": config.data.strip,
-        "text": getattr(config.data, "text", None),
+        "text": str(config.data.text_template) if isinstance(config.data, TableData) else None,
         "model": model,
         "revision": inputs.backbone.revision,
         "storage": {key: stored[key] for key in ("quantization", "double_quant", "compute_dtype")},
