@@ -85,6 +85,7 @@ class DataConfig:
     class_weights: Any
     sampling: Sampling
     max_length: int = number(ge=1)
+    ordered: bool
 
     def __post_init__(self) -> None:
         """Check labels, fractions, subsets and weights."""

@@ -6,7 +6,10 @@ from collections.abc import Iterable, Sequence
 METRICS = ("loss", "accuracy", "auroc_macro", "f1_macro", "precision_macro", "recall_macro", "ece", "brier")
 """The metrics of every split; the classes that a split does not hold stay out of the macro averages."""
 
-LOWER_IS_BETTER = ("loss", "ece", "brier")
+ORDERED_METRICS = ("mae", "qwk", "within_one")
+"""The metrics of ordered classes, beside the others: see `sentexp.metrics.ordered_metrics`."""
+
+LOWER_IS_BETTER = ("loss", "ece", "brier", "mae")
 
 PER_CLASS = ("f1", "precision", "recall")
 """The metrics of each class: `f1_<class>`, in the safe form of its name."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MOST_CLASSES = 100
+FEWEST_RATINGS = 3
 LEFT_OUT, UNKNOWN = -1, -2
 
 
@@ -25,7 +26,7 @@ def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> tuple[list[st
     """
     named = data.class_names()
     if named is not None:
-        return named, []
+        return named, _ratings(data, named)
     import pyarrow.compute as pc
 
     values = {_word(value) for table in tables.values() for value in pc.unique(table.column("label")).to_pylist()}
@@ -46,7 +47,25 @@ def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> tuple[list[st
     )
     merged = [alike for alike in forms.values() if len(alike) > 1]
     notes = [f"The labels {', '.join(alike)} differ only in case and are one class." for alike in merged]
-    return words, notes + proposal(words)
+    require(
+        not data.ordered or all(map(_is_number, words)),
+        f"data.ordered=true needs the order of the classes, and {', '.join(words[:5])} are words: name them from the "
+        "lowest to the highest with data.labels=[...].",
+    )
+    return words, notes + proposal(words) + _ratings(data, words)
+
+
+def _ratings(data: DataConfig, words: list[str]) -> list[str]:
+    """Return a note on classes that are probably ratings: whole numbers in a row."""
+    if data.ordered or len(words) < FEWEST_RATINGS or not all(re.fullmatch(r"-?\d{1,3}", word) for word in words):
+        return []
+    numbers = [int(word) for word in words]
+    if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        return []
+    return [
+        f"The labels are the numbers from {words[0]} to {words[-1]}: if they are ratings, data.ordered=true also "
+        "measures how far answers are from the truth (mae, qwk, within_one)."
+    ]
 
 
 class LabelEncoder:

@@ -21,6 +21,7 @@ from torchmetrics.classification import (
 
 from sentexp.config.metric_names import BINS, SLICE_METRICS, safe_classes, safe_names
 from sentexp.data.splits import Examples, duplicate_free
+from sentexp.metrics.ordered_metrics import ordered_metrics
 
 ALONE: dict[str, Any] = {"sync_on_compute": False}
 """Of every metric: the rows of all processes are here already, and torchmetrics would count them once per process."""
@@ -94,11 +95,14 @@ class SplitMetrics(nn.Module):
             return metric.compute()  # type: ignore[no-any-return]
 
 
-def split_metrics(labels: list[str], logits: Tensor, targets: Tensor, per_class: bool = False) -> dict[str, float]:
-    """Return the metrics of all rows of a split at once (see `SplitMetrics`)."""
+def split_metrics(
+    labels: list[str], logits: Tensor, targets: Tensor, per_class: bool = False, ordered: bool = False
+) -> dict[str, float]:
+    """Return the metrics of all rows of a split at once (see `SplitMetrics`); if wanted those of ordered classes."""
     metrics = SplitMetrics(labels)
     metrics.update(logits, targets)
-    return metrics.compute(per_class)
+    distances = ordered_metrics(len(labels), logits.argmax(-1), targets) if ordered else {}
+    return metrics.compute(per_class) | {name: value for name, value in distances.items() if math.isfinite(value)}
 
 
 def confusion_matrix(labels: list[str], logits: Tensor, targets: Tensor) -> list[list[int]]:

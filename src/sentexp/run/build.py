@@ -173,6 +173,7 @@ def build_module(inputs: RunInputs, model: nn.Module) -> ClassifierModule:
         content_free,
         generates=answering is not None and answering.generate,
         cuda_graphs=inputs.cuda_graphs,
+        ordered=config.data.ordered,
     )
 
 

@@ -18,6 +18,7 @@ digest of the sources that identities used to hold, so that the runs of that rel
 LATER: dict[str, Any] = {
     "data.columns": [],
     "data.sheet": None,
+    "data.ordered": False,
     "model.labels": None,
     "model.head": "auto",
     "model.package.beside": {},
