@@ -3,7 +3,7 @@
 import pytest
 
 from sentexp.errors import UserError
-from sentexp.inference import readers
+from sentexp.inference import source as module
 from sentexp.inference.readers import open_source
 from sentexp.inference.row_formats import Chunk
 
@@ -54,7 +54,7 @@ def test_chunks_hold_every_row_once_in_order(table):
 
 
 def test_long_texts_end_a_chunk_sooner(table, monkeypatch):
-    monkeypatch.setattr(readers, "CHUNK_CHARACTERS", 1000)
+    monkeypatch.setattr(module, "CHUNK_CHARACTERS", 1000)
     with open_source(table("text", *(["x" * 600] * 6)), piece=1) as source:
         assert [len(chunk.texts) for chunk in source.chunks("text", 100)] == [2, 2, 2]
 

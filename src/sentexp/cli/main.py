@@ -37,7 +37,7 @@ VALUED_OPTIONS = (
     "-cp",
 )
 NAMING_RUNS = ("run", "runs", "sweep", "base")
-TEMPLATES = ("data.text", "text")
+TEMPLATES = ("data.text", "data.text_pair", "text", "text_pair")
 """Keys of commands whose values may be ids."""
 
 

@@ -54,6 +54,7 @@ from sentexp.config.sweep import Pruner, Sampler, SearchConfig, SweepConfig
 from sentexp.config.task import (
     ASKING,
     BARE,
+    PAIR_SLOT,
     TEMPLATE_GROUP,
     AnswerLoss,
     CausalLM,
@@ -76,6 +77,7 @@ __all__ = [
     "BARE",
     "BOOKKEEPING",
     "IA3",
+    "PAIR_SLOT",
     "RATING_LIMIT",
     "TEMPLATE_GROUP",
     "AnswerLoss",

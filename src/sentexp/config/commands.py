@@ -146,6 +146,7 @@ class PredictConfig(ReadingRun):
     output: str | None
     overwrite: bool
     text: Any
+    text_pair: Any
     prefix: str
     calibrated: bool
     format: TableFormat | None
@@ -161,6 +162,7 @@ class PredictConfig(ReadingRun):
         check_encoding("encoding", self.encoding)
         self.delimiter = read_delimiter("delimiter", self.delimiter)
         self.text = None if self.text is None else str(text_template("text", self.text))
+        self.text_pair = None if self.text_pair is None else str(text_template("text_pair", self.text_pair))
         self.columns = read_names("columns", self.columns, "a list of the names of all columns, in their order")
 
 

@@ -159,10 +159,11 @@ class TableData(DataConfig):
     quoting: bool | None
     columns: Any
     sheet: str | None
+    text_pair: Any
 
     def __post_init__(self) -> None:
         """Check columns and the reading of text files."""
-        _ = self.text_template
+        _ = self.text_template, self.pair_template
         self.slices = read_names("data.slices", self.slices, "a column or a list of columns such as [language,source]")
         self.columns = read_names("data.columns", self.columns, "a list of the names of all columns, in their order")
         check_encoding("data.encoding", self.encoding, ", and null detects it")
@@ -175,6 +176,11 @@ class TableData(DataConfig):
     def text_template(self) -> TextTemplate:
         """What a text is made of."""
         return text_template("data.text", self.text)
+
+    @property
+    def pair_template(self) -> TextTemplate | None:
+        """What the second text of each row is made of, if rows have two."""
+        return None if self.text_pair is None else text_template("data.text_pair", self.text_pair)
 
     def slice_names(self) -> list[str]:
         """Return the columns named in `data.slices`."""

@@ -147,9 +147,10 @@ class LabelEncoder:
 
     def _refuse_bad_rows(self, table: "pa.Table", empty: Any, unknown: Any, where: str) -> None:
         skip = "or leave such rows out with data.on_bad_rows=skip"
+        what = "text" if getattr(self.data, "text_pair", None) is None else "text or text_pair"
         if empty.any():
             raise UserError(
-                f"Row {_first(empty)} of {where} has an empty text{_more(empty)}: remove the row, fill it in, {skip}."
+                f"Row {_first(empty)} of {where} has an empty {what}{_more(empty)}: remove the row, fill it in, {skip}."
             )
         if not unknown.any():
             return

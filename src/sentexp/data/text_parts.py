@@ -8,6 +8,36 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+PAIR = "\ue0a2"
+"""Between the two texts of a pair, which are one string everywhere: a mark from the private use area."""
+
+
+def pair_texts(texts: "pa.ChunkedArray", others: "pa.ChunkedArray") -> "pa.ChunkedArray":
+    """Return each text and the other of its row as a pair, without blanks beside the mark; null where one is empty."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    mark = pa.scalar(PAIR, pa.large_string())
+    first, second = (
+        pc.replace_substring(pc.fill_null(part, "").cast(pa.large_string()), PAIR, " ") for part in (texts, others)
+    )
+    first, second = pc.utf8_rtrim_whitespace(first), pc.utf8_ltrim_whitespace(second)
+    is_empty = pc.or_(*(pc.equal(pc.utf8_trim_whitespace(part), "") for part in (first, second)))
+    joined = pc.binary_join_element_wise(first, second, mark)
+    return pc.if_else(is_empty, pa.scalar(None, pa.large_string()), joined)
+
+
+def shorten(text: str, most: int) -> str:
+    """Return the beginning of a text, of so many characters; of a pair those of either text."""
+    first, mark, second = text.partition(PAIR)
+    return first[:most] + mark + second[:most]
+
+
+def shown(text: str) -> str:
+    """Return a text as people read it."""
+    return text.replace(PAIR, " | ")
+
+
 def text_columns(key: str, template: TextTemplate) -> dict[str, str]:
     """Return the columns of a template by what sentences call them."""
     if len(template.columns) == 1:

@@ -59,6 +59,12 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     """
     finished = resolve_run(config.wanted, config.tracking, config.output_dir)
     _require_recordable(finished, config)
+    pair = getattr(config.dataset, "text_pair", None)
+    require(
+        (pair is None) == (finished.trained.text_pair is None),
+        f"data.text_pair={'null' if pair is None else pair}, and run {finished.trained.identity} reads "
+        f"{'single texts: leave it out' if pair is not None else 'pairs: name the column of the second texts'}.",
+    )
     needed = [] if config.split is EvaluatedRows.all else [config.split.name]
     examples = chosen_rows(load_examples(config.dataset, whole=True, needed=needed), config.split)
     examples = as_labelled(examples, finished, config)

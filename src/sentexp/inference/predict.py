@@ -7,7 +7,7 @@ kill costs the chunk that it was at.
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from sentexp.data.arrow_folders import ArrowFolder
 from sentexp.data.delimited import TextFormat
 from sentexp.errors import require
 from sentexp.inference.progress import Meter, tell
-from sentexp.inference.readers import PIECE, STANDARD, Source, format_of, open_source
+from sentexp.inference.readers import PIECE, STANDARD, format_of, open_source
 from sentexp.inference.row_formats import Chunk
-from sentexp.inference.run_lookup import Finished, resolve_run
+from sentexp.inference.run_lookup import Finished, require_single_texts, resolve_run
 from sentexp.inference.scorer import LABEL, PROBABILITY, Scorer
+from sentexp.inference.source import Source
 from sentexp.inference.writers import Output, Predictions, open_output
 from sentexp.system.console import OUT
 from sentexp.system.memory import trim_memory
@@ -52,6 +53,7 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
         _check_output(config)
     finished = resolve_run(config.wanted, config.tracking, config.output_dir)
     if sentence is not None:
+        require_single_texts(finished, "predict --text")
         _print_sentence(_scorer(finished, config), sentence, config.calibrated)
         return
     assert config.input is not None
@@ -66,6 +68,7 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
 
 def _predict_table(finished: Finished, config: PredictConfig, source: Source) -> None:
     column = source.choose_text(config.text, finished.trained.text)
+    pair = source.choose_pair(config.text_pair, finished.trained.text_pair)
     names = (LABEL, *(PROBABILITY + label for label in finished.trained.labels))
     if not config.prefix and (kept := [name for name in names if name in source.columns]):
         tell(f"{source.name} has a column {' and '.join(kept)}, which stays: the new ones begin with {PREFIX}.")
@@ -79,17 +82,19 @@ def _predict_table(finished: Finished, config: PredictConfig, source: Source) ->
     )
     assert config.output is not None
     form = _output_form(config, source)
-    task = _task(finished, config, column, form)
+    task = _task(finished, config, column if pair is None else f"{column}\0{pair}", form)
     delimiter = source.delimiter if source.form == "csv" else ","
     output = open_output(config.output, form, source.columns, added, delimiter, task, source.schema)
+    beside = "" if pair is None else f", the second in {pair},"
     meter = Meter(source.rows, output.rows)
     try:
-        tell(f"run {finished.name}; texts in the column {column} of {source.name}")
+        tell(f"run {finished.name}; texts in the column {column}{beside} of {source.name}")
         for note in source.notes:
             tell(note)
         if output.rows:
             tell(f"Going on after row {output.rows:,}, where an earlier start of the same command has stopped.")
-        _score_all(source, column, output, config, meter, lambda: _scorer(finished, config))
+        chunks = source.chunks(column, config.chunk_rows, pair)
+        _score_all(chunks, output, config, meter, lambda: _scorer(finished, config))
         seconds = meter.seconds
         output.finish()
     finally:
@@ -104,13 +109,13 @@ def _predict_table(finished: Finished, config: PredictConfig, source: Source) ->
 
 
 def _score_all(
-    source: Source, column: str, output: Output, config: PredictConfig, meter: Meter, scorer_of: Callable[[], Scorer]
+    chunks: Iterator[Chunk], output: Output, config: PredictConfig, meter: Meter, scorer_of: Callable[[], Scorer]
 ) -> None:
     """Score and write every row that is not in the output yet."""
     scorer: Scorer | None = None
     written = output.rows  # by an earlier start
     with meter:
-        for chunk in source.chunks(column, config.chunk_rows):
+        for chunk in chunks:
             if written >= len(chunk.texts):
                 written -= len(chunk.texts)
                 continue

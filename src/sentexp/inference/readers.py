@@ -7,19 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
-from sentexp.config import TextTemplate, text_template
 from sentexp.data.arrow_folders import ArrowFolder, is_arrow_folder
 from sentexp.data.compressed import COMPRESSED, decompressed
 from sentexp.data.delimited import Delimited, Keys, TextFormat
-from sentexp.data.json_rows import JsonRows, Rows
+from sentexp.data.json_rows import JsonRows
 from sentexp.data.labelled_lines import COLUMNS, LabelledLines
 from sentexp.data.spreadsheets import SPREADSHEETS, Spreadsheet
-from sentexp.data.tables import SUFFIXES, open_parquet, require_columns, require_one_file
-from sentexp.data.text_parts import join_columns, text_columns
-from sentexp.errors import UserError, require
-from sentexp.inference.row_formats import Chunk, as_text
+from sentexp.data.tables import SUFFIXES, open_parquet, require_one_file
+from sentexp.errors import require
+from sentexp.inference.source import Source
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,8 +26,6 @@ OUTPUTS = tuple(ending for ending in SUFFIXES if ending not in (".json", ".txt",
 STANDARD = "-"
 PIECE = 256
 """Rows that are read at one time."""
-CHUNK_CHARACTERS = 1 << 24
-"""Characters of the texts of a chunk; one that has more ends sooner than its rows say."""
 KEYS = Keys(
     path="input",
     columns="columns",
@@ -188,126 +184,3 @@ def _cut(tables: "Iterator[pa.Table]", piece: int) -> "Iterator[pa.Table]":
     for table in tables:
         for start in range(0, table.num_rows, piece):
             yield table.slice(start, piece)
-
-
-class Source:
-    """The rows of a file or of standard input; see `open_source`.
-
-    `textual` are the columns that hold texts, `notes` sentences for the person at the keyboard, and `hint` what to try
-    where a column is missing.
-
-    Args:
-        name: of the input, for sentences.
-        form: the ending without its dot; arrow is a folder.
-        columns: their names.
-        pieces: Arrow tables, or objects of JSON.
-        rows: how many there are; None is not known.
-        schema: of Arrow tables.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        form: str,
-        columns: list[str],
-        pieces: "Iterator[pa.Table] | Iterator[Rows]",
-        rows: int | None,
-        schema: "pa.Schema | None" = None,
-    ) -> None:
-        self.name, self.form, self.columns, self.rows, self.schema = name, form, columns, rows, schema
-        self.textual, self.notes, self.delimiter, self.hint = columns, list[str](), ",", ""
-        self._pieces = pieces
-
-    def choose_text(self, wanted: str | None, usual: str | None) -> str:
-        """Return the column of the texts: the one that is wanted, else that of the run, else `text`, else the only one.
-
-        What is wanted, and that of the run, may be a template of several columns.
-
-        Raises:
-            UserError: there is no such column, or none can be told.
-        """
-        if wanted is not None:
-            self._require(wanted)
-            return wanted
-        for name in (usual, "text"):
-            if name is not None and set(text_template("text", name).columns) <= set(self.columns):
-                self._require(name)
-                return name
-        require(
-            len(self.textual) == 1,
-            f"{self.name} has no column {' or '.join(dict.fromkeys(filter(None, (usual, 'text'))))}: name the one that "
-            f"holds the texts with text=<column>; its columns are {', '.join(self.columns)}{self.hint}.",
-        )
-        return self.textual[0]
-
-    def _require(self, text: str) -> None:
-        require_columns(self.columns, text_columns("text", text_template("text", text)), self.name)
-
-    def chunks(self, column: str, most: int) -> Iterator[Chunk]:
-        """Yield all rows; where a chunk ends depends on the input alone.
-
-        Args:
-            column: of the texts, or a template of several.
-            most: rows of a chunk, which ends with the piece that reaches them.
-        """
-        pieces: list[Any] = []
-        texts: list[str | None] = []
-        size = seen = 0
-        template = text_template("text", column)
-        for piece in self._pieces:
-            read = self._texts(piece, template, seen)
-            seen += len(read)
-            pieces.append(piece)
-            texts += read
-            size += sum(len(text) for text in read if text is not None)
-            if len(texts) >= most or size >= CHUNK_CHARACTERS:
-                yield Chunk(rows=_joined(pieces), texts=texts)
-                pieces, texts, size = [], [], 0
-        if texts:
-            yield Chunk(rows=_joined(pieces), texts=texts)
-
-    def _texts(self, piece: "pa.Table | Rows", template: TextTemplate, before: int) -> list[str | None]:
-        import pyarrow as pa
-
-        strings = {column: self._strings(piece, column, before) for column in template.columns}
-        texts: list[str | None] = join_columns(pa.table(strings), template).to_pylist()
-        return texts
-
-    def _strings(self, piece: "pa.Table | Rows", column: str, before: int) -> Any:
-        """Return the values of a column as Arrow's strings."""
-        import pyarrow as pa
-
-        if isinstance(piece, list):
-            return pa.array([as_text(row.get(column)) for row in piece], pa.large_string())
-        values = piece.column(column)
-        try:
-            strings = values.cast(pa.large_string())
-            strings.validate(full=True)
-            return strings
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
-            require(
-                not isinstance(error, UnicodeDecodeError) and "UTF8" not in str(error),
-                f"Row {before + _first_undecodable(values) + 1} of {self.name} holds a {column} that is not UTF-8: "
-                "fix it.",
-            )
-            raise UserError(
-                f"text={column} holds {values.type} in {self.name}: name a column of texts with text=<column>; its "
-                f"columns are {', '.join(self.columns)}."
-            ) from None
-
-
-def _joined(pieces: list[Any]) -> "pa.Table | Rows":
-    if isinstance(pieces[0], list):
-        return [row for piece in pieces for row in piece]
-    import pyarrow as pa
-
-    return pa.concat_tables(pieces).combine_chunks()
-
-
-def _first_undecodable(values: "pa.ChunkedArray") -> int:
-    for number, value in enumerate(values):
-        try:
-            value.as_py()
-        except UnicodeDecodeError:
-            return number
-    return 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sentexp.config import Precision
 from sentexp.data.datamodule import Texts, pad
+from sentexp.data.text_parts import shorten
 from sentexp.data.tokens import WORTH_SHARING, encode, row_limit
 from sentexp.errors import UserError
 from sentexp.models.cuda_graphs import ScoringGraphs
@@ -162,7 +163,7 @@ class Scorer:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text in its frame, cut as in the run."""
         rows: list[list[int]] = []
-        for piece in _by_characters([text[: CHARACTERS * self.limit] for text in texts]):
+        for piece in _by_characters([shorten(text, CHARACTERS * self.limit) for text in texts]):
             start = len(rows)
             ids, lengths = encode(piece, self.tokenizer, self.trained.prompt, self.limit)
             rows += ids

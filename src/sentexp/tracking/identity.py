@@ -19,6 +19,7 @@ LATER: dict[str, Any] = {
     "data.columns": [],
     "data.sheet": None,
     "data.ordered": False,
+    "data.text_pair": None,
     "model.labels": None,
     "model.head": "auto",
     "model.package.beside": {},

@@ -55,9 +55,10 @@ def dataset_root(data: DataConfig, patterns: list[str]) -> Path:
 
 def require_no_columns(data: TableData, what: str) -> None:
     """Refuse slices and groups of a folder that holds nothing but texts and labels."""
-    wanted = [*data.slices, *([data.group] if data.group is not None else [])]
+    pair = [] if data.pair_template is None else [str(data.pair_template)]
+    wanted = [*data.slices, *([data.group] if data.group is not None else []), *pair]
     require(
         not wanted,
-        f"data.path={data.path} is {what}, which has no column {', '.join(wanted)}: leave data.slices and data.group "
-        "out, or write the texts into a table.",
+        f"data.path={data.path} is {what}, which has no column {', '.join(wanted)}: leave data.slices, data.group and "
+        "data.text_pair out, or write the texts into a table.",
     )

@@ -13,7 +13,7 @@ from sentexp.data.sources.class_folders import ENDING, class_folders, has_class_
 from sentexp.data.sources.layout import ALIASES, SLICE, RawSplits, read_splits
 from sentexp.data.sources.line_pairs import has_line_pairs, line_pairs
 from sentexp.data.tables import TextFormat, as_strings, is_table, read_table, require_columns
-from sentexp.data.text_parts import join_columns, text_columns
+from sentexp.data.text_parts import join_columns, pair_texts, text_columns
 from sentexp.errors import require
 from sentexp.system.hub import hub_splits, hub_tables, is_local, local_path
 from sentexp.system.package_files import locate
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 def table_splits(data: TableData) -> RawSplits:
     """Return the splits of a table: a package, a file, a folder in GLUE's or the hub's layout, or the hub."""
     columns = {"data.label": data.label} | text_columns("data.text", data.text_template)
+    columns |= text_columns("data.text_pair", data.pair_template) if data.pair_template is not None else {}
     columns |= {f"data.slices[{number}]": name for number, name in enumerate(data.slices)}
     columns |= {"data.group": data.group} if data.group is not None else {}
     if data.path is None:
@@ -70,6 +71,9 @@ def _renamed(table: "pa.Table", data: TableData) -> "pa.Table":
     import pyarrow.compute as pc
 
     columns = {"text": join_columns(table, data.text_template), "label": table.column(data.label)}
+    if data.pair_template is not None:  # the pairs of a text stay together
+        columns["group"] = pc.utf8_lower(pc.utf8_trim_whitespace(pc.fill_null(columns["text"], "")))
+        columns["text"] = pair_texts(columns["text"], join_columns(table, data.pair_template))
     if data.group is not None:
         columns["group"] = pc.utf8_trim_whitespace(table.column(data.group))
     return pa.table(columns | {SLICE + name: table.column(name) for name in data.slices})
