@@ -167,6 +167,12 @@ def _separator(tokenizer: "PreTrainedTokenizerBase") -> str:
     return "".join(map(str, tokenizer.convert_ids_to_tokens(inner)))
 
 
+def pair_separator(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Return the id of the token behind the first text of a pair; None where the tokenizer's own tokens divide none."""
+    between = prompt.between
+    return tokenizer.sep_token_id if between and between == _separator(tokenizer) else None
+
+
 def label_words(task: CausalLM, labels: list[str]) -> list[str]:
     """Return the word that stands for each label.
 
