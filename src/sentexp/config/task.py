@@ -93,7 +93,7 @@ class PromptTemplate:
     def __post_init__(self) -> None:
         """The text must appear once."""
         _require_text_slot("user in task.template", self.user)
-        _require_placeholders("user in task.template", self.user, "text", "text_pair", "labels")
+        _require_placeholders("user in task.template", self.user, "text", "labels", "text_pair")
         _require_placeholders("system in task.template", self.system, "labels")
 
 
