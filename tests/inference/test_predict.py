@@ -274,6 +274,15 @@ def test_whatever_trains_is_predicted(form, found_as, sentexp, tmp_path):
     assert "is there already" in sentexp(f"input={name}", "output=out.jsonl")[2]
 
 
+def test_files_of_a_pattern_are_predicted_into_one(sentexp, tmp_path):
+    for number in range(2):
+        write(tmp_path / f"part-{number}.csv", ROWS[number : number + 1])
+    code, _, errors = sentexp("input=part-*.csv", "output=out.csv")
+    assert code == 0, errors
+    assert [row["sentence"] for row in read(tmp_path / "out.csv")] == [row["sentence"] for row in ROWS[:2]]
+    assert "is the input" in sentexp("input=part-*.csv", "output=part-1.csv", "overwrite=true")[2]
+
+
 def test_an_unfinished_prediction_of_a_saved_data_set_goes_on(found_as, sentexp, tmp_path, monkeypatch):
     name, original = found_as("saved"), module.score_chunk
     words = [f"input={name}", "output=out.csv", "chunk_rows=1"]

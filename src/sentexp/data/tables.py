@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from glob import has_magic
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,21 @@ def require_one_file(key: str, path: str) -> None:
         one = f"{key}={path.rstrip('/')}/{splits[-1]}"
         raise UserError(f"{key}={path} has the splits {', '.join(splits)}: name one of them, as in {one}.")
     require(not Path(path).expanduser().is_dir(), f"{key}={path} is a folder: name a file in it.")
+
+
+def matching_files(key: str, path: str) -> list[Path] | None:
+    """Return the files that a pattern such as `part-*.csv` matches, in their order; None of what is no pattern.
+
+    Raises:
+        UserError: it matches none.
+    """
+    if not has_magic(path) or Path(path).expanduser().exists():
+        return None
+    pattern = Path(path).expanduser().absolute()
+    found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    found = [file for file in found if file.is_file()]
+    require(bool(found), f"{key}={path} matches no file: name a file, a folder, or a pattern such as part-*.csv.")
+    return found
 
 
 def _read_file(file: Path, columns: dict[str, str], form: TextFormat) -> Table:

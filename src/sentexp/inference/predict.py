@@ -16,11 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sentexp.config import PredictConfig
-from sentexp.data.arrow_folders import ArrowFolder
 from sentexp.data.delimited import TextFormat
 from sentexp.errors import require
 from sentexp.inference.progress import Meter, tell
-from sentexp.inference.readers import PIECE, STANDARD, format_of, open_source
+from sentexp.inference.readers import PIECE, STANDARD, format_of, input_files, open_source
 from sentexp.inference.row_formats import Chunk
 from sentexp.inference.run_lookup import Finished, require_single_texts, resolve_run
 from sentexp.inference.scorer import LABEL, PROBABILITY, Scorer
@@ -176,8 +175,11 @@ def _check_output(config: PredictConfig) -> None:
     file = Path(config.output).expanduser()
     require(not file.is_dir(), f"output={config.output} is a folder: name a file in it.")
     require(file.parent.is_dir(), f"output={config.output}: there is no folder {file.parent}: make it first.")
-    same = config.input != STANDARD and file.exists() and file.samefile(Path(config.input).expanduser())
-    require(not same, f"output={config.output} is the input: name another file.")
+    read = [] if config.input == STANDARD or not file.exists() else input_files(config.input)
+    require(
+        not any(one.exists() and file.samefile(one) for one in read),
+        f"output={config.output} is the input: name another file.",
+    )
     require(
         config.overwrite or not file.exists(),
         f"output={config.output} is there already: name another file, or replace it with overwrite=true.",
@@ -204,9 +206,7 @@ def _task(finished: Finished, config: PredictConfig, column: str, form: str) -> 
     assert config.input is not None
     if config.input == STANDARD:
         return None
-    file = Path(config.input).expanduser()
-    parts = [file] if file.is_file() else ArrowFolder(file, config.input).files
-    source = [fact for part in parts for fact in _facts(part)]
+    source = [fact for file in input_files(config.input) for fact in _facts(file)]
     weights = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in _weights(finished)]
     keys = [config.calibrated, config.prefix, config.chunk_rows, config.max_tokens, config.encoding, config.delimiter]
     keys += [config.columns] if config.columns else []

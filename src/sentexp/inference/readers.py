@@ -4,7 +4,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -14,10 +14,11 @@ from sentexp.data.compressed import COMPRESSED, decompressed
 from sentexp.data.delimited import Delimited, Keys, TextFormat
 from sentexp.data.json_rows import JsonRows
 from sentexp.data.labelled_lines import COLUMNS, LabelledLines
+from sentexp.data.sources.class_folders import class_files, class_splits, read_classes
 from sentexp.data.spreadsheets import SPREADSHEETS, Spreadsheet
-from sentexp.data.tables import SUFFIXES, open_parquet, require_one_file
-from sentexp.errors import require
-from sentexp.inference.source import Source
+from sentexp.data.tables import SUFFIXES, matching_files, open_parquet, require_one_file
+from sentexp.errors import UserError, require
+from sentexp.inference.source import Source, joined
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +66,8 @@ def open_source(
     """Yield the rows of an input; see `Source`.
 
     Args:
-        path: of a file, compressed or not, or of a folder that `datasets` has saved; - is standard input.
+        path: of a file, compressed or not, or of files by a pattern; of a folder that `datasets` has saved, or that has
+            one of texts for each class; - is standard input.
         form: one of the endings without its dot; None is by the ending, or by the first bytes of standard input.
         text_format: of files of texts; None is what their ending and their bytes say.
         piece: rows that are read at one time.
@@ -75,28 +77,60 @@ def open_source(
     """
     name = "standard input" if path == STANDARD else path
     text_format = text_format or TextFormat()
-    if path != STANDARD and is_arrow_folder(Path(path).expanduser()):
-        yield _saved_source(ArrowFolder(Path(path).expanduser(), name), piece)
-        return
+    if path != STANDARD:
+        folder = Path(path).expanduser()
+        if (files := matching_files("input", path)) is not None:
+            with ExitStack() as opened:
+                parts = [opened.enter_context(open_source(str(file), form, text_format, piece)) for file in files]
+                yield joined(parts, name)
+            return
+        if is_arrow_folder(folder):
+            yield _saved_source(ArrowFolder(folder, name), piece)
+            return
+        if class_files(folder):
+            yield _class_source(folder, text_format, name, piece)
+            return
     with _as_file(path) as (file, ending), file.open("rb") as stream:
         start = stream.read(4)
         stream.seek(0)
         require(bool(start), f"input={path} is empty: it must hold a header or rows.")
         if form is None:
             form = _by_first_bytes(start) if path == STANDARD else _known_ending("input", path, ending)
-        match form:
-            case "parquet":
-                yield _parquet_source(stream, name, piece)
-            case "jsonl" | "json":
-                yield _json_source(JsonRows(file, text_format.encoding, KEYS, name), form, piece)
-            case "txt" if text_format.columns or text_format.delimiter:
-                yield _delimited_source(Delimited(file, text_format, ".tsv", KEYS, name), "tsv", piece)
-            case "txt":
-                yield _lines_source(LabelledLines(file, text_format.encoding, KEYS, name, unlabelled=True), piece)
-            case "xlsx" | "ods":
-                yield _sheet_source(Spreadsheet(file, text_format, ending, KEYS, name), form, piece)
-            case _:
-                yield _delimited_source(Delimited(file, text_format, f".{form}", KEYS, name), form, piece)
+        yield _file_source((file, ending), stream, form, text_format, name, piece)
+
+
+def _file_source(
+    plain: tuple[Path, str], stream: IO[bytes], form: str, text_format: TextFormat, name: str, piece: int
+) -> "Source":
+    """Return the rows of a plain file, which is open as a stream as well."""
+    file, ending = plain
+    match form:
+        case "parquet":
+            return _parquet_source(stream, name, piece)
+        case "jsonl" | "json":
+            return _json_source(JsonRows(file, text_format.encoding, KEYS, name), form, piece)
+        case "txt" if text_format.columns or text_format.delimiter:
+            return _delimited_source(Delimited(file, text_format, ".tsv", KEYS, name), "tsv", piece)
+        case "txt":
+            return _lines_source(LabelledLines(file, text_format.encoding, KEYS, name, unlabelled=True), piece)
+        case "xlsx" | "ods":
+            return _sheet_source(Spreadsheet(file, text_format, ending, KEYS, name), form, piece)
+        case _:
+            return _delimited_source(Delimited(file, text_format, f".{form}", KEYS, name), form, piece)
+
+
+def input_files(path: str) -> list[Path]:
+    """Return the files that hold the rows of an input; one that is missing is one of them.
+
+    Raises:
+        UserError: a pattern matches no file.
+    """
+    place = Path(path).expanduser()
+    if (files := matching_files("input", path)) is not None:
+        return files
+    if is_arrow_folder(place):
+        return ArrowFolder(place, path).files
+    return class_files(place) or [place]
 
 
 @contextmanager
@@ -110,6 +144,8 @@ def _as_file(path: str) -> Iterator[tuple[Path, str]]:
         return
     file = Path(path).expanduser()
     require(file.exists(), f"input={path} does not exist: name a file, or - for standard input.")
+    if splits := class_splits(file) if file.is_dir() else []:
+        raise UserError(f"input={path} has classes in its folders {', '.join(splits)}: name one of these.")
     require_one_file("input", path)
     with decompressed(file, f"input={path}") as plain:
         yield plain
@@ -156,6 +192,13 @@ def _sheet_source(file: Spreadsheet, form: str, piece: int) -> "Source":
 
 def _lines_source(file: LabelledLines, piece: int) -> "Source":
     source = Source(file.name, "txt", list(COLUMNS), _cut(file.tables(), piece), None, _strings(COLUMNS))
+    source.textual = ["text"]
+    return source
+
+
+def _class_source(folder: Path, text_format: TextFormat, name: str, piece: int) -> "Source":
+    table = read_classes(folder, text_format.encoding)
+    source = Source(name, "folder", list(COLUMNS), _cut(iter([table]), piece), table.num_rows, table.schema)
     source.textual = ["text"]
     return source
 

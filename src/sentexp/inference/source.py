@@ -1,6 +1,7 @@
 """The rows of an input of `predict`: which columns hold their texts, and chunks of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from sentexp.config import TextTemplate, text_template
@@ -43,7 +44,7 @@ class Source:
     ) -> None:
         self.name, self.form, self.columns, self.rows, self.schema = name, form, columns, rows, schema
         self.textual, self.notes, self.delimiter, self.hint = columns, list[str](), ",", ""
-        self._pieces = pieces
+        self.pieces = pieces
 
     def choose_text(self, wanted: str | None, usual: str | None) -> str:
         """Return the column of the texts: the one that is wanted, else that of the run, else `text`, else the only one.
@@ -98,7 +99,7 @@ class Source:
         size = seen = 0
         template = text_template("text", column)
         other = None if pair is None else text_template("text_pair", pair)
-        for piece in self._pieces:
+        for piece in self.pieces:
             read = self._texts(piece, template, other, seen)
             seen += len(read)
             pieces.append(piece)
@@ -144,6 +145,36 @@ class Source:
                 f"text={column} holds {values.type} in {self.name}: name a column of texts with text=<column>; its "
                 f"columns are {', '.join(self.columns)}."
             ) from None
+
+
+def joined(parts: Sequence[Source], name: str) -> Source:
+    """Return the rows of several files as those of one.
+
+    Args:
+        parts: the files, of which there is at least one.
+        name: of all of them, in sentences.
+
+    Raises:
+        UserError: they are of several formats, or have not the same columns.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        require(
+            (part.form, part.columns) == (first.form, first.columns),
+            f"{part.name} has the columns {', '.join(part.columns)} ({part.form}), and {first.name} "
+            f"{', '.join(first.columns)} ({first.form}): files of one pattern must be alike.",
+        )
+        require(
+            part.schema == first.schema,
+            f"{part.name} has other types of columns than {first.name}: files of one pattern must be alike.",
+        )
+    counts = [part.rows for part in parts]
+    rows = None if None in counts else sum(count or 0 for count in counts)
+    pieces: Any = chain.from_iterable(part.pieces for part in parts)
+    source = Source(name, first.form, first.columns, pieces, rows, first.schema)
+    source.notes = [note for part in parts for note in part.notes]
+    source.textual, source.delimiter, source.hint = first.textual, first.delimiter, first.hint
+    return source
 
 
 def _joined(pieces: list[Any]) -> "pa.Table | Rows":

@@ -12,7 +12,7 @@ from sentexp.data.compressed import inner_name
 from sentexp.data.sources.class_folders import ENDING, class_folders, has_class_folders
 from sentexp.data.sources.layout import ALIASES, SLICE, RawSplits, read_splits
 from sentexp.data.sources.line_pairs import has_line_pairs, line_pairs
-from sentexp.data.tables import TextFormat, as_strings, is_table, read_table, require_columns
+from sentexp.data.tables import TextFormat, as_strings, is_table, matching_files, read_table, require_columns
 from sentexp.data.text_parts import join_columns, pair_texts, text_columns
 from sentexp.errors import require
 from sentexp.system.hub import hub_splits, hub_tables, is_local, local_path
@@ -106,15 +106,8 @@ def _has_no_table(path: str) -> bool:
 def _split_files(data: TableData) -> dict[str, list[Path]]:
     """Return the files of each split of a local path that the configuration names."""
     assert data.path is not None
-    if has_magic(data.path) and not Path(data.path).expanduser().exists():
+    if (found := matching_files("data.path", data.path)) is not None:
         _require_one_table(data, f"data.path={data.path} is files of one table")
-        pattern = Path(data.path).expanduser().absolute()
-        found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
-        found = [file for file in found if file.is_file()]
-        require(
-            bool(found),
-            f"data.path={data.path} matches no file: name a file, a folder, or a pattern such as part-*.csv.",
-        )
         return {"train": found}
     root = local_path("data.path", data.path)
     if root.is_file() or is_arrow_folder(root):
