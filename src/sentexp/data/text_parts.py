@@ -59,7 +59,7 @@ def join_columns(table: "pa.Table", template: TextTemplate) -> "pa.ChunkedArray"
         return table.column(template.columns[0])
     literals = [pa.scalar(literal, pa.large_string()) for literal in template.literals]
     chunks = []
-    for batch in table.select(dict.fromkeys(template.columns)).to_batches():
+    for batch in table.select(list(dict.fromkeys(template.columns))).to_batches():
         values = [pc.fill_null(batch.column(column), "").cast(pa.large_string()) for column in template.columns]
         parts: list[Any] = [literals[0]]
         for value, literal in zip(values, literals[1:], strict=True):
