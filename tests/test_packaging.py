@@ -30,7 +30,7 @@ def test_every_requirement_is_pinned_within_its_bounds():
 
 def test_what_is_imported_is_required():
     extras = PROJECT["optional-dependencies"]
-    required = [*PROJECT["dependencies"], *extras["search"], *extras["export"]]
+    required = [*PROJECT["dependencies"], *extras["search"], *extras["export"], *extras["excel"]]
     named = {canonical(Requirement(text).name) for text in required}
     found = set()
     for file in (ROOT / "src").rglob("*.py"):

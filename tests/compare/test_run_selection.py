@@ -1,10 +1,11 @@
 """Which runs are compared: of a sweep, by ids, by experiment, by filter; and what is said where there are none."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from sentexp.compare.run_selection import select
+from sentexp.compare.run_selection import select, settings_of
 from sentexp.config import TrackingBackend, TrackingConfig, from_conf
 from sentexp.errors import UserError
 from sentexp.tracking.run_logger import open_run_logger
@@ -97,3 +98,13 @@ def test_runs_without_a_sweep_say_what_to_give(record, comparing):
     record("alone")
     with pytest.raises(UserError, match="holds no sweep: start one with --multirun, or give runs="):
         select(comparing())
+
+
+def test_runs_of_earlier_releases_have_the_settings_of_later_ones():
+    def settings(**params):
+        return settings_of(SimpleNamespace(data=SimpleNamespace(params=params)))
+
+    earlier = {"data.name": "csv", "peft.r": "8", "seed": "1"}
+    later = earlier | {"data.ordered": "False", "data.text_pair": "None", "data.columns": "[]"}
+    assert settings(**earlier) == settings(**later) == {"data.name": "csv", "peft.r": "8"}
+    assert settings(**later | {"data.ordered": "True"})["data.ordered"] == "True"

@@ -19,7 +19,7 @@ from sentexp.errors import UserError
         (["peft=full", "peft.quantization=nf4"], r"peft=full cannot train quantised weights \(peft.quantization=nf4\)"),
         (["peft=ia3", "peft.target_modules=[q_proj]"], r"go together for peft=ia3"),
         (["data.labels=[good]"], r"data.labels=\['good'\] must name at least two"),
-        (["data.labels=[good,'bad[!]']"], r"data.labels holds 'bad\[!\]': MLflow takes letters"),
+        (["data.labels=[good,' ']"], r"data.labels=\['good', ' '\] has a class without a name: give it one"),
         (["data.labels=[good,Good]"], r"must differ in more than upper and lower case"),
         (["data.path=x", "data.splits.validation=test", "data.splits.test=test"], r"must be three different splits"),
         (["data.train_subset=inf"], r"data.train_subset=inf must be a number of rows"),

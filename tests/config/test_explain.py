@@ -16,7 +16,8 @@ from sentexp.config.explain import explain
             ["data=sst3"],
             [
                 "data=sst3 is not an option of data",
-                "csv, fpb, imdb, multilingual, rotten_tomatoes, sst2, tweets",
+                "amazon_reviews, csv, fpb, goemotions, imdb, multilingual, rotten_tomatoes",
+                "semeval2017, sentiment140, sst2, tweet_eval, tweets, yelp",
                 "Did you mean sst2?",
             ],
         ),

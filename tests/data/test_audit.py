@@ -137,6 +137,12 @@ def test_a_class_that_a_split_lacks_is_told(planted):
     assert "No row of the train split has the label so so: it cannot be learnt." in found.warnings
 
 
+def test_spellings_of_one_class_are_proposed(planted):
+    found, _ = planted(plus(train=[("so so", "Good.")]))
+    assert any('"data.labels={bad: bad, good: good, Good.: good}"' in sentence for sentence in found.warnings)
+    assert len(found.labels["train"]) == 3
+
+
 def test_groups_that_the_source_divides_are_told(tmp_path, tokenizer):
     for name, who in {"train": "xy", "validation": "zx", "test": "zz"}.items():
         rows = [json.dumps({"text": f"{name} {i}", "label": i, "who": who[i]}) for i in range(2)]

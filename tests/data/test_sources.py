@@ -168,10 +168,6 @@ def test_labels_are_mapped_and_left_out_by_configuration(tmp_path):
     [
         ([(f"text {n}", n) for n in range(200)], r"200 different labels \(0, 1, 2, ...\): more than 100 classes"),
         ([("a", "good"), ("b", "good")], r"has one label only, good: a classifier needs at least two"),
-        (
-            [("a", "good!"), ("b", "bad")],
-            r"data.labels holds 'good!': MLflow takes .*in a file of your own",
-        ),
         ([("a", "good"), ("b", ""), ("c", "bad")], r"Row 2 of .* has no label"),
     ],
 )

@@ -211,7 +211,11 @@ def test_a_first_row_that_looks_like_data_is_told(tmp_path, content, hint):
         ),
         ("x.json", "[]", r"has 0 rows"),
         ("x.parquet", "garbage", r"x.parquet cannot be read as .parquet"),
-        ("x.xlsx", "garbage", r"ending '.xlsx': it must be one of .csv, .tsv, .jsonl, .json, .parquet"),
+        (
+            "x.xls",
+            "garbage",
+            r"ending '.xls': it must be one of .csv, .tsv, .jsonl, .json, .parquet, .txt, .xlsx, .ods",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_told(tmp_path, name, content, sentence):

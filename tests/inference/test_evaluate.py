@@ -170,7 +170,7 @@ def test_a_run_that_is_not_in_the_store_cannot_have_a_child(finished, sentexp, t
     [
         (["data=csv", "data.path=x.csv"], "evaluate needs a finished run: give run=<identity or MLflow run id>"),
         (["run=abcdef"], "evaluate needs a data set: give data=<one of the group data>"),
-        (["run=abcdef", "data=nope"], "data=nope is not an option of data: it must be one of csv, fpb"),
+        (["run=abcdef", "data=nope"], "data=nope is not an option of data: it must be one of amazon_reviews, csv"),
         (["run=abcdef", "data=csv", "data.path=x.csv", "split=train"], "split=train: "),
         (["run=abcdef", "data=csv", "data.path=x.csv"], "run=abcdef is not a run in "),
     ],

@@ -238,6 +238,68 @@ def test_parquet_comes_by_standard_input_too(sentexp, monkeypatch, tmp_path):
     assert json.loads(output)["n"] == 3
 
 
+@pytest.fixture
+def found_as(tmp_path):
+    """Return a function that writes two texts in a form that is only read, and returns the name."""
+
+    def build(form):
+        import datasets
+        import pandas as pd
+
+        table = {"sentence": ["a warm film", "two  hours\nwasted"], "id": ["007", "1"]}
+        if form == "txt":
+            (tmp_path / "in.txt").write_text("__label__1 a warm film\n\ntwo  hours wasted\n")
+        elif form == "saved":
+            datasets.disable_progress_bars()
+            datasets.Dataset.from_dict(table).save_to_disk(tmp_path / "in.saved")
+        else:
+            pytest.importorskip("openpyxl" if form == "xlsx" else "odf")
+            pd.DataFrame(table).to_excel(str(tmp_path / f"in.{form}"), index=False, sheet_name="films")
+        return f"in.{form}"
+
+    return build
+
+
+@pytest.mark.parametrize("form", ["xlsx", "ods", "saved", "txt"])
+def test_whatever_trains_is_predicted(form, found_as, sentexp, tmp_path):
+    name = found_as(form)
+    code, _, errors = sentexp(f"input={name}", "output=out.jsonl", *(["sheet=films"] if form == "xlsx" else []))
+    assert code == 0, errors
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    if form == "txt":
+        assert [(row["text"], row["label"]) for row in rows] == [("a warm film", "1"), ("two  hours wasted", None)]
+    else:
+        assert [(row["sentence"], row["id"]) for row in rows] == [("a warm film", "007"), ("two  hours\nwasted", "1")]
+    assert {row.get("predicted_label", row["label"]) for row in rows} <= {"negative", "positive"}
+    assert "is there already" in sentexp(f"input={name}", "output=out.jsonl")[2]
+
+
+def test_files_of_a_pattern_are_predicted_into_one(sentexp, tmp_path):
+    for number in range(2):
+        write(tmp_path / f"part-{number}.csv", ROWS[number : number + 1])
+    code, _, errors = sentexp("input=part-*.csv", "output=out.csv")
+    assert code == 0, errors
+    assert [row["sentence"] for row in read(tmp_path / "out.csv")] == [row["sentence"] for row in ROWS[:2]]
+    assert "is the input" in sentexp("input=part-*.csv", "output=part-1.csv", "overwrite=true")[2]
+
+
+def test_an_unfinished_prediction_of_a_saved_data_set_goes_on(found_as, sentexp, tmp_path, monkeypatch):
+    name, original = found_as("saved"), module.score_chunk
+    words = [f"input={name}", "output=out.csv", "chunk_rows=1"]
+
+    def killed(scorer, chunk, *rest):
+        if "warm" not in chunk.texts[0]:
+            raise KeyboardInterrupt
+        return original(scorer, chunk, *rest)
+
+    monkeypatch.setattr(module, "score_chunk", killed)
+    assert sentexp(*words)[0] == 130
+    monkeypatch.setattr(module, "score_chunk", original)
+    code, _, errors = sentexp(*words)
+    assert code == 0, errors
+    assert "Going on after row 1" in errors
+
+
 def test_an_output_that_is_there_is_refused_or_replaced_when_it_is_whole(sentexp, tmp_path):
     write(tmp_path / "in.csv", ROWS)
     (tmp_path / "out.csv").write_text("mine")
@@ -354,7 +416,7 @@ def test_parquet_that_is_none_or_has_no_texts_is_told(sentexp, tmp_path):
         ([], 'predict takes input=<file> or --text "a sentence": give one of them.'),
         (["input=in.csv"], "output is missing: name a file, or - for standard output."),
         (["input=in.csv", "output=out.xlsx"], "output=out.xlsx has the ending '.xlsx': it must be one of .csv, .tsv,"),
-        (["input=in.xlsx", "output=out.csv"], "input=in.xlsx has the ending '.xlsx': it must be one of .csv, .tsv,"),
+        (["input=in.xls", "output=out.csv"], "input=in.xls has the ending '.xls': it must be one of .csv, .tsv,"),
         (["input=in.csv", "output=none/out.csv"], "there is no folder none: make it first."),
         (["input=in.csv", "output=in.csv", "overwrite=true"], "output=in.csv is the input: name another file."),
         (["input=in.csv", "output=out.csv", "text=body"], "text=body is not a column of in.csv: its columns are id,"),
@@ -368,7 +430,7 @@ def test_parquet_that_is_none_or_has_no_texts_is_told(sentexp, tmp_path):
 )
 def test_what_is_wrong_is_one_sentence(words, said, sentexp, tmp_path):
     write(tmp_path / "in.csv", ROWS)
-    shutil.copy(tmp_path / "in.csv", tmp_path / "in.xlsx")
+    shutil.copy(tmp_path / "in.csv", tmp_path / "in.xls")
     code, output, errors = sentexp(*words)
     assert code == 1
     assert said in errors

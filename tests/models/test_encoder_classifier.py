@@ -8,9 +8,12 @@ import torch
 from rounding import agree, rounding
 from safetensors.torch import load_file, save_file
 
-from sentexp.config import Attention, Precision, load_config
+from sentexp.config import Attention, Precision, SequenceClassification, from_conf, load_config
 from sentexp.data.datamodule import pad
 from sentexp.data.packing import Packer
+from sentexp.data.prompts import build_prompt, pair_separator
+from sentexp.data.text_parts import PAIR
+from sentexp.data.tokens import encode
 from sentexp.errors import UserError
 from sentexp.models.adapters import attach, trainable_state
 from sentexp.models.encoder_classifier import EncoderClassifier, classifier_over
@@ -71,6 +74,41 @@ def folders(tmp_path_factory):
         return written[key]
 
     return folder
+
+
+@pytest.mark.parametrize("kind", ["bert", "albert", "electra", "roberta", "modernbert", "deberta-v2"])
+def test_pairs_have_the_logits_of_transformers(kind, folders):
+    changes = {"position_biased_input": True, "type_vocab_size": 2} if kind == "deberta-v2" else {}
+    folder = folders(kind, **changes)
+    model, _ = load(folder, "peft=none")
+    spread(model.eval())
+    tokenizer = load_tokenizer(Backbone(folder=folder, revision=""))
+    pairs = [("a warm and funny film", "the cast"), ("dull", "plot of it all"), ("so so", "film")]
+    prompt = build_prompt(from_conf(SequenceClassification, template="{text}"), tokenizer, LABELS, pairs=True)
+    rows, _ = encode([f"{first}{PAIR}{second}" for first, second in pairs], tokenizer, prompt, 100)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    known = getattr(model.config, "type_vocab_size", 0) > 1
+    with torch.no_grad():
+        expected = []
+        for first, second in pairs:
+            read = tokenizer(first, second, return_tensors="pt", return_token_type_ids=True)
+            assert read["token_type_ids"].sum() > 1
+            if not known:
+                del read["token_type_ids"]
+            expected.append(model(**read).logits[0])
+        expected = torch.stack(expected)
+        separator = pair_separator(prompt, tokenizer)
+        classifier = classifier_over(model, separator=separator).eval()
+        for side in ("left", "right"):
+            agree(
+                {"logits": classifier(pad(rows, tokenizer.pad_token_id, side)).logits},
+                {"logits": expected},
+                silent=True,
+            )
+        if ENCODERS[kind].packs:
+            agree({"logits": classifier(Packer(causal=False).score(rows, 0)).logits}, {"logits": expected}, silent=True)
+        without = classifier_over(model).eval()(pad(rows, tokenizer.pad_token_id, "right")).logits
+    assert ((without - expected).abs().max() > 100 * rounding()) == known
 
 
 def learned(model, logits):

@@ -37,6 +37,7 @@ VALUED_OPTIONS = (
     "-cp",
 )
 NAMING_RUNS = ("run", "runs", "sweep", "base")
+TEMPLATES = ("data.text", "data.text_pair", "text", "text_pair")
 """Keys of commands whose values may be ids."""
 
 
@@ -102,8 +103,10 @@ def _take_text() -> str | None:
 
 
 def _as_text(word: str) -> str:
-    """Quote the ids of runs, which hydra may else take for numbers: 76e50123 is one, and so is 00501234."""
+    """Quote what hydra may take for something else: ids for numbers (76e50123, 00501234), templates for mappings."""
     key, _, value = word.partition("=")
+    if key in TEMPLATES and "{" in value and value[0] not in "'\"[":
+        return f"{key}='" + value.replace("'", r"\'") + "'"
     if key not in NAMING_RUNS or not re.fullmatch(r"\[?[\w:/@.~,-]+\]?", value):
         return word
     return f"{key}=" + re.sub(r"[^,[\]]+", lambda name: name[0] if name[0] == "null" else f"'{name[0]}'", value)

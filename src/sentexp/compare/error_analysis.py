@@ -9,6 +9,7 @@ from sentexp.compare import significance
 from sentexp.compare.comparison import Comparison, Configuration
 from sentexp.compare.metric_sums import AREA, measured
 from sentexp.config import check_measure
+from sentexp.data.text_parts import shown
 from sentexp.errors import require
 from sentexp.tracking.predictions import read_rows
 
@@ -151,7 +152,10 @@ def _texts(comparison: Comparison, numbers: NDArray[Any]) -> "pd.DataFrame":
 
     file = comparison.configurations[0].runs[0].file  # the run whose order of rows is the comparison's
     read = read_rows(file, numbers.tolist())
-    table = {"text": read.column("text").to_pylist(), "label": _labels(comparison, comparison.targets[numbers])}
+    table = {
+        "text": [shown(text) for text in read.column("text").to_pylist()],
+        "label": _labels(comparison, comparison.targets[numbers]),
+    }
     table["id"] = comparison.ids[numbers].tolist()
     for column, (codes, values) in comparison.slices.items():
         table[column] = [values[code] for code in codes[numbers]]

@@ -11,7 +11,7 @@ from sentexp.compare import significance
 from sentexp.compare.comparison import BASES, Comparison, Configuration
 from sentexp.compare.statistics import Evidence, measure_configurations
 from sentexp.config import check_measure
-from sentexp.config.metric_names import METRICS, is_better_higher
+from sentexp.config.metric_names import METRICS, ORDERED_METRICS, is_better_higher
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +41,7 @@ class Leaderboard:
     """
 
     metric: str
+    metrics: tuple[str, ...]
     confidence: float
     base: str | None
     table: "pd.DataFrame"
@@ -80,7 +81,8 @@ def leaderboard(
     import pandas as pd
 
     check_measure(metric, confidence, resamples)
-    evidence = measure_configurations(comparison, comparison.everything(), resamples, seed, confidence)
+    metrics = _metrics(comparison, metric)
+    evidence = measure_configurations(comparison, comparison.everything(), resamples, seed, confidence, metrics=metrics)
     count = len(comparison.configurations)
     p = evidence.p_values(metric)
     corrected = {method: significance.correct(p[:count, :count], method) for method in ("holm", "fdr_bh")}
@@ -95,7 +97,7 @@ def leaderboard(
         one = evidence.configurations[number]
         row: dict[str, Any] = {"rank": int(ranks[number]) if number < count else None, "configuration": one.name}
         row["seeds"] = len(one.runs)
-        for name in METRICS:
+        for name in metrics:
             row[name], row[f"{name}_low"], row[f"{name}_high"] = evidence.interval(number, name)
         if number < count:
             row |= _difference(evidence, number, best, metric, "to_best")
@@ -108,6 +110,7 @@ def leaderboard(
     table = pd.DataFrame(rows).astype({"rank": "Int64"})
     board = Leaderboard(
         metric=metric,
+        metrics=metrics,
         confidence=confidence,
         base=None if base_number is None else evidence.configurations[base_number].name,
         table=table,
@@ -115,6 +118,13 @@ def leaderboard(
     )
     board.notes = [*comparison.notes, *_findings(board, order, comparison)]
     return board
+
+
+def _metrics(comparison: Comparison, metric: str) -> tuple[str, ...]:
+    """Return what is measured: also the metrics of ordered classes where one ranks, or where all runs say so."""
+    runs = [run for one in comparison.configurations for run in one.runs]
+    ordered = metric in ORDERED_METRICS or all(str(run.settings.get("data.ordered")) == "True" for run in runs)
+    return (*METRICS, *ORDERED_METRICS) if ordered else METRICS
 
 
 def _difference(evidence: Evidence, number: int, other: int, metric: str, name: str) -> dict[str, float]:

@@ -31,6 +31,9 @@ SUMS = {
     "recall_macro": ("support", "right"),
     "ece": ("gaps",),
     "brier": ("brier",),
+    "mae": ("distance",),
+    "qwk": ("support", "said", "squared"),
+    "within_one": ("near",),
 }
 """What each metric is made of, beside the number of rows."""
 
@@ -42,7 +45,8 @@ class Measured:
     `features` are float32, shape (rows, sums); `pairs` hold the area's remainder for each class against the rest.
     The sums are, in order: the rows, the loss, the Brier score; for each class its rows, how often it was predicted,
     and how often rightly; for each class the two sides of its area; for each bin of the calibration error, confidence
-    minus correctness. Those that none of `metrics` needs are 0.
+    minus correctness; the distance of the answer in steps of classes, its square, and whether it is one at most. Those
+    that none of `metrics` needs are 0.
     """
 
     classes: int
@@ -132,7 +136,15 @@ def measured(targets: NDArray[Any], probabilities: NDArray[Any], metrics: Collec
     gaps[each, np.searchsorted(edges, confidence.astype(np.float32), side="right") - 1] = confidence - right
     sides, pairs = _areas(targets, probabilities) if AREA in metrics else (np.zeros((rows, 2 * classes)), [])
     parts = {"loss": loss[:, None], "brier": brier[:, None]}
-    parts |= {"support": truth, "said": answered, "right": truth * right[:, None], "sides": sides, "gaps": gaps}
+    distance = np.abs(predicted - targets)[:, None].astype(np.float32)
+    distances = {"distance": distance, "squared": distance**2, "near": distance <= 1}
+    parts |= {
+        "support": truth,
+        "said": answered,
+        "right": truth * right[:, None],
+        "sides": sides,
+        "gaps": gaps,
+    } | distances
     needed = set().union(*(SUMS[name] for name in metrics))
     kept = [part if name in needed else np.zeros_like(part) for name, part in parts.items()]
     return Measured(
@@ -159,7 +171,8 @@ def from_sums(
     """
     rows, loss, brier = sums[..., 0], sums[..., 1], sums[..., 2]
     support, answered, right, ours, theirs = (sums[..., 3 + n * classes : 3 + (n + 1) * classes] for n in range(5))
-    gaps = sums[..., 3 + 5 * classes :]
+    gaps = sums[..., 3 + 5 * classes : 4 + 5 * classes + BINS]
+    distance, squared, near = (sums[..., 4 + 5 * classes + BINS + place] for place in range(3))
     rest = rows[..., None] - support
 
     def area() -> NDArray[Any]:
@@ -175,8 +188,23 @@ def from_sums(
         "recall_macro": lambda: _mean(_over(right, support), support > 0),
         "ece": lambda: np.abs(gaps).sum(-1) / rows,
         "brier": lambda: brier / rows,
+        "mae": lambda: distance / rows,
+        "qwk": lambda: _weighted_kappa(support, answered, squared, rows),
+        "within_one": lambda: near / rows,
     }
     return {name: made[name]() for name in metrics}
+
+
+def _weighted_kappa(
+    support: NDArray[Any], answered: NDArray[Any], squared: NDArray[Any], rows: NDArray[Any]
+) -> NDArray[Any]:
+    """Return 1 less the squared distances over those that chance has, with as many rows and answers of each class."""
+    steps = np.arange(support.shape[-1], dtype=np.float64)
+    means = (support @ steps) * (answered @ steps) / rows
+    chance = support @ steps**2 + answered @ steps**2 - 2 * means
+    with np.errstate(invalid="ignore", divide="ignore"):
+        kappa: NDArray[Any] = np.where(chance > 0, 1 - squared / chance, np.nan)
+    return kappa
 
 
 def _over(above: NDArray[Any], below: NDArray[Any]) -> NDArray[Any]:

@@ -9,7 +9,6 @@ from sentexp.compare.comparison import Comparison
 from sentexp.compare.leaderboard import ANSWERS, CALIBRATION, COSTS, Leaderboard
 from sentexp.compare.leaderboard_tables import SMALLEST_P, small
 from sentexp.compare.settings import differing
-from sentexp.config.metric_names import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +65,7 @@ def figure(value: float, digits: int | None = 4, below: str = "", sign: str = ""
 def leaderboard_sheet(board: Leaderboard) -> Sheet:
     """Return the leaderboard: every metric with its interval, the ranking one first; costs, calibration, answers."""
     table = board.table
-    metrics = [board.metric, *(name for name in METRICS if name != board.metric)]
+    metrics = [board.metric, *(name for name in board.metrics if name != board.metric)]
     others = [name for name in (*COSTS, *CALIBRATION, *ANSWERS) if name in table and table[name].notna().any()]
     heads = ["rank", "configuration", "seeds", *metrics, *others, "runs"]
     sheet = Sheet(name="leaderboard", heads=[head.replace("_", " ") for head in heads])

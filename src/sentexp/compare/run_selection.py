@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentexp.config import CompareConfig
 from sentexp.errors import UserError, require
+from sentexp.tracking.identity import LATER
 from sentexp.tracking.queries import EVALUATION, find_sweeps, is_run, runs_of_sweep
 from sentexp.tracking.store import Store, describe_store, find_store
 
@@ -122,7 +123,11 @@ def _search(store: Store, query: str, where: str) -> "list[Run]":
 
 
 def settings_of(run: "Run") -> dict[str, Any]:
-    """Return the parameters of a run that say what it computes, its seed apart."""
+    """Return the parameters of a run that say what it computes, its seed apart.
+
+    Keys of later releases are left out where they stand for what earlier ones did: such runs are of one configuration.
+    """
     from sentexp.config import BOOKKEEPING
 
-    return {key: value for key, value in run.data.params.items() if key != "seed" and not key.startswith(BOOKKEEPING)}
+    params = {key: value for key, value in run.data.params.items() if key not in LATER or value != str(LATER[key])}
+    return {key: value for key, value in params.items() if key != "seed" and not key.startswith(BOOKKEEPING)}

@@ -46,7 +46,7 @@ def permutation(run: Measured, other: Measured, metric: str, permutations: int, 
     rows, classes = len(run.features), run.classes
     differences = run.features - other.features
     ours, theirs = (one.features.sum(0, dtype=np.float64) for one in (run, other))
-    observed = abs(float(from_sums(ours, classes)[metric] - from_sums(theirs, classes)[metric]))
+    observed = abs(float(from_sums(ours, classes, [metric])[metric] - from_sums(theirs, classes, [metric])[metric]))
     reached, chance = 1, np.random.default_rng(seed)
     block = max(1, CELLS // rows)
     for start in range(0, permutations, block):

@@ -35,7 +35,6 @@ from sentexp.config.data import (
     Splits,
     TableData,
 )
-from sentexp.config.labels import require_class_name
 from sentexp.config.model import Attention, HeadStart, ModelConfig, PackageFile, PackageModel, RandomWeights
 from sentexp.config.optim import OptimConfig, OptimizerName, Schedule
 from sentexp.config.peft import (
@@ -55,6 +54,7 @@ from sentexp.config.sweep import Pruner, Sampler, SearchConfig, SweepConfig
 from sentexp.config.task import (
     ASKING,
     BARE,
+    PAIR_SLOT,
     TEMPLATE_GROUP,
     AnswerLoss,
     CausalLM,
@@ -66,6 +66,7 @@ from sentexp.config.task import (
     load_template,
     task_name,
 )
+from sentexp.config.text_template import TextTemplate, text_template
 from sentexp.config.tracking import TrackingBackend, TrackingConfig
 from sentexp.config.trainer import Precision, Strategy, TrainerConfig
 
@@ -76,6 +77,7 @@ __all__ = [
     "BARE",
     "BOOKKEEPING",
     "IA3",
+    "PAIR_SLOT",
     "RATING_LIMIT",
     "TEMPLATE_GROUP",
     "AnswerLoss",
@@ -129,6 +131,7 @@ __all__ = [
     "TableData",
     "TableFormat",
     "TaskConfig",
+    "TextTemplate",
     "TrackingBackend",
     "TrackingConfig",
     "TrainerConfig",
@@ -141,6 +144,6 @@ __all__ = [
     "load_template",
     "method_name",
     "register_schemas",
-    "require_class_name",
     "task_name",
+    "text_template",
 ]

@@ -16,6 +16,7 @@ from sentexp.config.checks import (
     seed_number,
 )
 from sentexp.config.data import DataConfig
+from sentexp.config.text_template import text_template
 from sentexp.config.tracking import TrackingBackend, TrackingConfig
 from sentexp.errors import require
 
@@ -144,13 +145,15 @@ class PredictConfig(ReadingRun):
     input: str | None
     output: str | None
     overwrite: bool
-    text: str | None
+    text: Any
+    text_pair: Any
     prefix: str
     calibrated: bool
     format: TableFormat | None
     encoding: str | None
     delimiter: str | None
     columns: Any
+    sheet: str | None
     chunk_rows: int = number(ge=1)
 
     def __post_init__(self) -> None:
@@ -158,6 +161,8 @@ class PredictConfig(ReadingRun):
         ReadingRun.__post_init__(self)
         check_encoding("encoding", self.encoding)
         self.delimiter = read_delimiter("delimiter", self.delimiter)
+        self.text = None if self.text is None else str(text_template("text", self.text))
+        self.text_pair = None if self.text_pair is None else str(text_template("text_pair", self.text_pair))
         self.columns = read_names("columns", self.columns, "a list of the names of all columns, in their order")
 
 

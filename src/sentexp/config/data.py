@@ -16,6 +16,7 @@ from sentexp.config.checks import (
 )
 from sentexp.config.labels import classes_of, read_labels
 from sentexp.config.model import PackageFile
+from sentexp.config.text_template import TextTemplate, text_template
 from sentexp.errors import require
 
 AGREEMENT_LEVELS = ("50", "66", "75", "all")
@@ -84,6 +85,7 @@ class DataConfig:
     class_weights: Any
     sampling: Sampling
     max_length: int = number(ge=1)
+    ordered: bool
 
     def __post_init__(self) -> None:
         """Check labels, fractions, subsets and weights."""
@@ -145,7 +147,7 @@ class DataConfig:
 class TableData(DataConfig):
     """Rows of a table: `path` if given (file, folder or hub id), else the installed `package`."""
 
-    text: str
+    text: Any
     label: str
     slices: Any
     group: str | None
@@ -156,9 +158,12 @@ class TableData(DataConfig):
     delimiter: str | None
     quoting: bool | None
     columns: Any
+    sheet: str | None
+    text_pair: Any
 
     def __post_init__(self) -> None:
         """Check columns and the reading of text files."""
+        _ = self.text_template, self.pair_template
         self.slices = read_names("data.slices", self.slices, "a column or a list of columns such as [language,source]")
         self.columns = read_names("data.columns", self.columns, "a list of the names of all columns, in their order")
         check_encoding("data.encoding", self.encoding, ", and null detects it")
@@ -166,6 +171,16 @@ class TableData(DataConfig):
             "data.delimiter", self.delimiter, ", or null for the one that belongs to the ending of the file"
         )
         DataConfig.__post_init__(self)
+
+    @property
+    def text_template(self) -> TextTemplate:
+        """What a text is made of."""
+        return text_template("data.text", self.text)
+
+    @property
+    def pair_template(self) -> TextTemplate | None:
+        """What the second text of each row is made of, if rows have two."""
+        return None if self.text_pair is None else text_template("data.text_pair", self.text_pair)
 
     def slice_names(self) -> list[str]:
         """Return the columns named in `data.slices`."""

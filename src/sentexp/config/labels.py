@@ -1,6 +1,5 @@
 """`data.labels`: the classes, or a mapping from what the label column holds to the classes."""
 
-import re
 from typing import Any
 
 from sentexp.errors import require
@@ -36,18 +35,8 @@ def _check_names(given: Any, names: list[str]) -> None:
         len(names) > 1 and len(set(names)) == len(names),
         f"data.labels={given} must name at least two different classes.",
     )
-    for name in names:
-        require_class_name(name)
+    require(all(name.strip() for name in names), f"data.labels={given} has a class without a name: give it one.")
     require(
         len({name.casefold() for name in names}) == len(names),
         f"data.labels={given} must differ in more than upper and lower case.",
-    )
-
-
-def require_class_name(name: str) -> None:
-    """Refuse a class whose metrics MLflow could not name."""
-    require(
-        re.fullmatch(r"[\w .:/-]+", name) is not None,
-        f"data.labels holds {name!r}: MLflow takes letters, digits, spaces and _ - . : / in a name; map it to another "
-        "one with `labels: {<value>: <class>}` in a file of your own, mine/data/<name>.yaml, and --config-dir mine.",
     )

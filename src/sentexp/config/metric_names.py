@@ -1,9 +1,18 @@
 """The names of metrics, and whether more of one is better."""
 
+import re
+from collections.abc import Iterable, Sequence
+
 METRICS = ("loss", "accuracy", "auroc_macro", "f1_macro", "precision_macro", "recall_macro", "ece", "brier")
 """The metrics of every split; the classes that a split does not hold stay out of the macro averages."""
 
-LOWER_IS_BETTER = ("loss", "ece", "brier")
+ORDERED_METRICS = ("mae", "qwk", "within_one")
+"""The metrics of ordered classes, beside the others: see `sentexp.metrics.ordered_metrics`."""
+
+LOWER_IS_BETTER = ("loss", "ece", "brier", "mae")
+
+PER_CLASS = ("f1", "precision", "recall")
+"""The metrics of each class: `f1_<class>`, in the safe form of its name."""
 
 SLICE_METRICS = ("accuracy", "f1_macro", "auroc_macro")
 """The metrics of a slice, and those that short tables show."""
@@ -18,3 +27,37 @@ BINS = 15
 def is_better_higher(metric: str) -> bool:
     """Tell whether more of a metric is better; its split may stand before its name, as in `validation/loss`."""
     return metric.rpartition("/")[2] not in LOWER_IS_BETTER
+
+
+LONGEST_PART = 200
+"""Characters of a name that stands in that of a metric; MLflow takes 250 in all."""
+
+
+def safe_names(names: Iterable[str], taken: Sequence[str] = ()) -> dict[str, str]:
+    """Return for each name another one that MLflow takes in the name of a metric, all different.
+
+    Letters of any script, digits, blanks and _ - . : stay, others become _; names that are then alike end in more.
+
+    Args:
+        names: of classes, or values of a slice.
+        taken: what none may be called.
+    """
+    safe: dict[str, str] = {}
+    for name in names:
+        one = re.sub(r"[^\w .:-]", "_", name)[:LONGEST_PART] or "none"
+        while one in safe.values() or one in taken:
+            one += "_"
+        safe[name] = one
+    return safe
+
+
+def safe_classes(labels: Sequence[str]) -> dict[str, str]:
+    """Return the safe form of each class; none is called as an average is."""
+    return safe_names(labels, ("macro",))
+
+
+def shown_names(labels: Sequence[str]) -> dict[str, str]:
+    """Return for the metrics of each class the name that people see, by the safe one."""
+    return {
+        f"{metric}_{safe}": f"{metric}_{name}" for name, safe in safe_classes(labels).items() for metric in PER_CLASS
+    }

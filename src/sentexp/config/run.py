@@ -6,6 +6,7 @@ from typing import Any
 
 from sentexp.config.checks import check_ranges, seed_number
 from sentexp.config.data import DataConfig, Sampling
+from sentexp.config.metric_names import ORDERED_METRICS
 from sentexp.config.model import ModelConfig
 from sentexp.config.optim import OptimConfig, OptimizerName
 from sentexp.config.peft import HeadOnly, PeftConfig, Quantization, Untuned
@@ -40,6 +41,10 @@ class Config:
             self._check_answering(self.task)
         if self.trainer.strategy is Strategy.fsdp:
             self._check_sharding()
+        require(
+            self.data.ordered or self.trainer.monitor.removeprefix("validation/") not in ORDERED_METRICS,
+            f"trainer.monitor={self.trainer.monitor} measures classes that are ordered: set data.ordered=true.",
+        )
         require(
             self.trainer.max_tokens is None or self.data.sampling is Sampling.natural,
             f"trainer.max_tokens={self.trainer.max_tokens} needs as many tokens in every epoch, and data.sampling="

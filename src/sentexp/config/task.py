@@ -22,6 +22,10 @@ BARE, ASKING = "{text}", "{text}\nSentiment:"
 """Templates of `task=seq_cls`: of encoders, and of decoders, whose last token then reads the question."""
 
 
+PAIR_SLOT = "{text_pair}"
+"""Where the second text of a pair stands in a template."""
+
+
 class HeadInit(Enum):
     """Start of a new head: small normal numbers, the output embeddings of the label words, or what suits the model."""
 
@@ -89,7 +93,7 @@ class PromptTemplate:
     def __post_init__(self) -> None:
         """The text must appear once."""
         _require_text_slot("user in task.template", self.user)
-        _require_placeholders("user in task.template", self.user, "text", "labels")
+        _require_placeholders("user in task.template", self.user, "text", "labels", "text_pair")
         _require_placeholders("system in task.template", self.system, "labels")
 
 
@@ -169,6 +173,11 @@ def _read_template(given: str) -> object:
 
 def _require_text_slot(key: str, template: str) -> None:
     require(template.count("{text}") == 1, f"{key}={template!r} must hold {{text}} exactly once.")
+    before, _, behind = template.partition("{text}")
+    require(
+        behind.count(PAIR_SLOT) <= 1 and PAIR_SLOT not in before,
+        f"{key}={template!r} may hold {PAIR_SLOT} once, behind {{text}}.",
+    )
 
 
 def _require_placeholders(key: str, text: str, *legal: str) -> None:

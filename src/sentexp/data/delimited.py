@@ -24,7 +24,7 @@ LONGEST_FIELD = (1 << 31) - 1
 
 @dataclass(kw_only=True, slots=True)
 class TextFormat:
-    """How a CSV or TSV file is written; null is what its ending and its bytes say."""
+    """How a file of texts is written; null is what its ending and its bytes say."""
 
     encoding: str | None = None
     delimiter: str | None = None
@@ -32,13 +32,18 @@ class TextFormat:
     skip_ragged: bool = False
     columns: list[str] = field(default_factory=list)
     """Names of the columns of a file without a header."""
+    sheet: str | None = None
+    """Of a spreadsheet that has several."""
+    named_classes: bool = False
+    """Whether the classes of a data set that `datasets` has saved are read by their names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keys:
     """What sentences about a table call its configuration keys, and what they advise.
 
-    `unquoted` is what to do with a file that does not quote, `ragged` what else with a row that does not fit.
+    `unquoted` is what to do with a file that does not quote, `ragged` what else with a row that does not fit, `skip`
+    the same for a sheet, which nothing divides.
     """
 
     path: str = "data.path"
@@ -47,6 +52,8 @@ class Keys:
     delimiter: str = "data.delimiter"
     unquoted: str = "pass data.quoting=false if the file does not quote"
     ragged: str = "leave such rows out with data.on_bad_rows=skip"
+    sheet: str = "data.sheet"
+    skip: str = ", or leave such rows out with data.on_bad_rows=skip"
 
 
 class Delimited:
@@ -148,10 +155,7 @@ class Delimited:
                 if other != self.delimiter and other in self.names[0]:
                     written = other.replace("\t", "\\t")
                     return f"; pass \"{self.keys.delimiter}='{written}'\" if that divides them"
-        if not self.form.columns and any(_looks_like_data(name) for name in self.names):
-            names = ",".join(f"name{number}" for number in range(1, len(self.names) + 1))
-            return f"; if that is the first row, name all columns in their order with {self.keys.columns}=[{names}]"
-        return ""
+        return "" if self.form.columns else first_row_hint(self.names, self.keys)
 
     def _detect_encoding(self, named: str | None) -> None:
         """Take the encoding that is likely, and tell of it; one that was named is not replaced."""
@@ -199,6 +203,8 @@ class Delimited:
         except (StopIteration, csv.Error):
             raise UserError(f"{self.name} has no header: its first line must name the columns.") from None
         columns = self.form.columns
+        if columns and names[len(columns) :] == [""]:  # each line ends with what divides columns
+            columns = [*columns, ""]
         require(
             not columns or len(names) == len(columns),
             f"{self.keys.columns} names {len(columns)} columns, and the first row of {self.name} has {len(names)} "
@@ -250,6 +256,14 @@ class Delimited:
 
 
 LONGEST_NAME = 60
+
+
+def first_row_hint(names: Sequence[str], keys: Keys) -> str:
+    """Return a hint when the names of columns look as if they were values."""
+    if not any(_looks_like_data(name) for name in names):
+        return ""
+    numbered = ",".join(f"name{number}" for number in range(1, len(names) + 1))
+    return f"; if that is the first row, name all columns in their order with {keys.columns}=[{numbered}]"
 
 
 def _looks_like_data(name: str) -> bool:

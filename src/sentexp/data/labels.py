@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sentexp.config import BadRows, DataConfig, require_class_name
+from sentexp.config import BadRows, DataConfig
 from sentexp.data.arrow_spill import concat_or_spill
+from sentexp.data.label_spellings import proposal
 from sentexp.errors import UserError, require
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MOST_CLASSES = 100
+FEWEST_RATINGS = 3
 LEFT_OUT, UNKNOWN = -1, -2
 
 
@@ -24,7 +26,7 @@ def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> tuple[list[st
     """
     named = data.class_names()
     if named is not None:
-        return named, []
+        return named, _ratings(data, named)
     import pyarrow.compute as pc
 
     values = {_word(value) for table in tables.values() for value in pc.unique(table.column("label")).to_pylist()}
@@ -43,10 +45,27 @@ def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> tuple[list[st
         f"data={data.name} has one label only, {', '.join(words) or 'the empty one'}: a classifier needs at least two "
         "classes.",
     )
-    for word in words:
-        require_class_name(word)
     merged = [alike for alike in forms.values() if len(alike) > 1]
-    return words, [f"The labels {', '.join(alike)} differ only in case and are one class." for alike in merged]
+    notes = [f"The labels {', '.join(alike)} differ only in case and are one class." for alike in merged]
+    require(
+        not data.ordered or all(map(_is_number, words)),
+        f"data.ordered=true needs the order of the classes, and {', '.join(words[:5])} are words: name them from the "
+        "lowest to the highest with data.labels=[...].",
+    )
+    return words, notes + proposal(words) + _ratings(data, words)
+
+
+def _ratings(data: DataConfig, words: list[str]) -> list[str]:
+    """Return a note on classes that are probably ratings: whole numbers in a row."""
+    if data.ordered or len(words) < FEWEST_RATINGS or not all(re.fullmatch(r"-?\d{1,3}", word) for word in words):
+        return []
+    numbers = [int(word) for word in words]
+    if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        return []
+    return [
+        f"The labels are the numbers from {words[0]} to {words[-1]}: if they are ratings, data.ordered=true also "
+        "measures how far answers are from the truth (mae, qwk, within_one)."
+    ]
 
 
 class LabelEncoder:
@@ -128,9 +147,10 @@ class LabelEncoder:
 
     def _refuse_bad_rows(self, table: "pa.Table", empty: Any, unknown: Any, where: str) -> None:
         skip = "or leave such rows out with data.on_bad_rows=skip"
+        what = "text" if getattr(self.data, "text_pair", None) is None else "text or text_pair"
         if empty.any():
             raise UserError(
-                f"Row {_first(empty)} of {where} has an empty text{_more(empty)}: remove the row, fill it in, {skip}."
+                f"Row {_first(empty)} of {where} has an empty {what}{_more(empty)}: remove the row, fill it in, {skip}."
             )
         if not unknown.any():
             return

@@ -16,16 +16,17 @@ Habits of tokenizers and chat templates, and where each is met:
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sentexp.config import AUTO, CausalLM, PromptTemplate, SequenceClassification, TaskConfig, load_template
+from sentexp.config import AUTO, PAIR_SLOT, CausalLM, PromptTemplate, SequenceClassification, TaskConfig, load_template
 from sentexp.data.answer_tokens import answer_tokens, end_tokens, split_blank, with_first_token
 from sentexp.data.chat_template import render
 from sentexp.data.splits import Examples
 from sentexp.data.text_hash import Numbers, hash64
+from sentexp.data.text_parts import PAIR
 from sentexp.errors import require
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ class Prompt:
     """A text's frame, `head + text + tail`, and the answers to it.
 
     A prompt is tokenised with `example_answer` behind it, whose tokens are then taken off: so it has the tokens that it
-    has in training, whatever a vocabulary joins. `answers` are the tokens of each label's word, `end` those that end an
-    answer; `answer_prefix_ids` are tokens that every answer begins with: the blank before numbers in some vocabularies.
+    has in training, whatever a vocabulary joins. `between` stands between the two texts of a pair. `answers` are the
+    tokens of each label's word, `end` those that end an answer; `answer_prefix_ids` are tokens that every answer begins
+    with: the blank before numbers in some vocabularies.
     """
 
     head: str = ""
@@ -52,6 +54,7 @@ class Prompt:
     example_answer: str = ""
     special_tokens: bool = True
     answer_prefix_ids: list[int] = field(default_factory=list)
+    between: str = ""
     words: list[str] = field(default_factory=list)
     answers: list[list[int]] = field(default_factory=list)
     end: list[int] = field(default_factory=list)
@@ -68,12 +71,13 @@ class Prompt:
         return len(self.answers[0]) if self.answers else 0
 
     def frame(self, text: str) -> str:
-        """Return the text in its frame."""
-        return self.head + text + self.tail
+        """Return the text in its frame, those of a pair with what stands between them."""
+        return self.head + text.replace(PAIR, self.between) + self.tail
 
     def to_dict(self) -> dict[str, Any]:
         """Return the prompt as JSON values, under the names that identities and saved models have for its fields."""
-        return {STORED.get(name, name): value for name, value in asdict(self).items()}
+        values = {STORED.get(name, name): value for name, value in asdict(self).items()}
+        return values if self.between else {name: value for name, value in values.items() if name != "between"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Prompt":
@@ -83,7 +87,11 @@ class Prompt:
 
 
 def build_prompt(
-    task: TaskConfig, tokenizer: "PreTrainedTokenizerBase", labels: list[str], shots: Sequence[tuple[str, int]] = ()
+    task: TaskConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    labels: list[str],
+    shots: Sequence[tuple[str, int]] = (),
+    pairs: bool = False,
 ) -> Prompt:
     """Return the prompt of a task.
 
@@ -92,16 +100,22 @@ def build_prompt(
         tokenizer: of the backbone.
         labels: class names, in the order of their indices.
         shots: examples that come before the text, as (text, class index).
+        pairs: whether rows are pairs of texts.
 
     Raises:
-        UserError: a template that the tokenizer cannot render, or label words that cannot be told apart.
+        UserError: a template that the tokenizer cannot render, or that has a place for a text that rows lack; or label
+            words that cannot be told apart.
     """
     if isinstance(task, SequenceClassification):
-        head, _, tail = task.template.partition("{text}")
-        return Prompt(head=head, tail=tail)
+        single, between = _split_pair(task.template, tokenizer, pairs)
+        head, _, tail = single.partition("{text}")
+        return Prompt(head=head, tail=tail, between=between)
     assert isinstance(task, CausalLM)
     words = label_words(task, labels)
     template = resolve_template(task, tokenizer)
+    user, between = _split_pair(template.user, tokenizer, pairs)
+    template = replace(template, user=user)
+    shots = [(text.replace(PAIR, between), label) for text, label in shots]
     head, tail, end = render(tokenizer, template, task, words, shots)
     tail, blank = split_blank(tail)
     written = [blank + word for word in words]
@@ -112,11 +126,51 @@ def build_prompt(
         tail=tail,
         example_answer=written[0],
         special_tokens=special_tokens,
+        between=between,
         answer_prefix_ids=answer_prefix_ids,
         words=words,
         answers=answers,
         end=end_tokens(tokenizer, (tail or ".") + written[0], end),
     )
+
+
+ASPECT = "\nAspect: "
+"""Between the texts of a pair, where a template has no place for the second and the tokenizer knows no pairs."""
+
+
+def _split_pair(template: str, tokenizer: "PreTrainedTokenizerBase", pairs: bool) -> tuple[str, str]:
+    """Return a template with the place of a pair as that of a text, and what stands between its two texts.
+
+    Raises:
+        UserError: a place for a second text that rows do not have.
+    """
+    before, _, behind = template.partition("{text}")
+    between, slot, rest = behind.partition(PAIR_SLOT)
+    require(
+        pairs or not slot,
+        f"task.template={template!r} has a place for {PAIR_SLOT}, and rows have no second text: name its column "
+        "with data.text_pair=<column>.",
+    )
+    if slot:
+        return f"{before}{{text}}{rest}", between
+    return template, (_separator(tokenizer) or ASPECT) if pairs else ""
+
+
+def _separator(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the special tokens that a tokenizer writes between two texts; of a decoder's there are none."""
+    if tokenizer.sep_token is None:
+        return ""
+    ids = tokenizer("a", "a")["input_ids"]
+    special = {*tokenizer.all_special_ids}
+    places = [place for place, one in enumerate(ids) if one not in special]
+    inner = [one for one in ids[places[0] : places[-1]] if one in special]
+    return "".join(map(str, tokenizer.convert_ids_to_tokens(inner)))
+
+
+def pair_separator(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Return the id of the token behind the first text of a pair; None where the tokenizer's own tokens divide none."""
+    between = prompt.between
+    return tokenizer.sep_token_id if between and between == _separator(tokenizer) else None
 
 
 def label_words(task: CausalLM, labels: list[str]) -> list[str]:

@@ -1,18 +1,22 @@
-"""Tables in files: CSV, TSV, JSON Lines, JSON and Parquet, read through Arrow as columns of strings."""
+"""Tables in files, read through Arrow as columns of strings: endings `SUFFIXES`, folders that `datasets` saves."""
 
 import io
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from glob import has_magic
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sentexp.data.arrow_folders import ADMINISTRATIVE, ArrowFolder, is_arrow_folder, saved_splits
 from sentexp.data.arrow_spill import concat_or_spill
 from sentexp.data.compressed import COMPRESSED, decompressed, inner_name
 from sentexp.data.delimited import Delimited, Keys, TextFormat
-from sentexp.data.encodings import marked_encoding, python_name
 from sentexp.data.json_rows import JsonRows
+from sentexp.data.labelled_lines import COLUMNS, LABEL, LabelledLines
+from sentexp.data.spreadsheets import SPREADSHEETS, Spreadsheet
 from sentexp.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -20,12 +24,14 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 __all__ = ["SUFFIXES", "Table", "TextFormat", "as_strings", "read_lines", "read_table", "require_columns"]
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", *SPREADSHEETS)
 
 
-def is_table(file: Path) -> bool:
-    """Tell whether a file has the ending of a table, compressed or not."""
-    return Path(inner_name(file)).suffix.lower() in SUFFIXES
+def is_table(path: Path) -> bool:
+    """Tell whether a path is a saved data set, or has the ending of a table, compressed or not."""
+    if path.name in ADMINISTRATIVE:
+        return False
+    return Path(inner_name(path)).suffix.lower() in SUFFIXES or is_arrow_folder(path)
 
 
 JSON_ROWS = 1 << 13
@@ -48,13 +54,48 @@ def read_table(file: Path, columns: dict[str, str], form: TextFormat) -> Table:
     """Return columns of a file as `large_string`, in file order.
 
     Args:
-        file: with one of the endings `SUFFIXES`, compressed or not.
+        file: with one of the endings `SUFFIXES`, compressed or not; or a folder that `datasets` has saved.
         columns: by configuration key, the names of the columns that are wanted.
-        form: of CSV and TSV.
+        form: of files of texts.
 
     Raises:
         UserError: the file cannot be read, a column is missing or named twice, or a row does not fit its header.
     """
+    if is_arrow_folder(file):
+        table = Table(columns=_read_saved(ArrowFolder(file, str(file)), columns, form))
+    else:
+        table = _read_file(file, columns, form)
+    require(
+        table.columns.num_rows > 0,
+        f"data.path={file} has 0 rows{' that fit its header' if table.skipped else ''}: it must hold at least one.",
+    )
+    return table
+
+
+def require_one_file(key: str, path: str) -> None:
+    """Refuse a folder in the place of a file, with what to write instead."""
+    if splits := saved_splits(Path(path).expanduser()):
+        one = f"{key}={path.rstrip('/')}/{splits[-1]}"
+        raise UserError(f"{key}={path} has the splits {', '.join(splits)}: name one of them, as in {one}.")
+    require(not Path(path).expanduser().is_dir(), f"{key}={path} is a folder: name a file in it.")
+
+
+def matching_files(key: str, path: str) -> list[Path] | None:
+    """Return the files that a pattern such as `part-*.csv` matches, in their order; None of what is no pattern.
+
+    Raises:
+        UserError: it matches none.
+    """
+    if not has_magic(path) or Path(path).expanduser().exists():
+        return None
+    pattern = Path(path).expanduser().absolute()
+    found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    found = [file for file in found if file.is_file()]
+    require(bool(found), f"{key}={path} matches no file: name a file, a folder, or a pattern such as part-*.csv.")
+    return found
+
+
+def _read_file(file: Path, columns: dict[str, str], form: TextFormat) -> Table:
     require(file.is_file(), f"data.path={file} is a folder with the name of a file: name a file in it.")
     with decompressed(file, f"data.path={file}") as (plain, ending):
         require(
@@ -63,12 +104,7 @@ def read_table(file: Path, columns: dict[str, str], form: TextFormat) -> Table:
             f"compressed ({', '.join(COMPRESSED)}).",
         )
         require(plain.stat().st_size > 0, f"data.path={file} is empty: it must hold a header and at least one row.")
-        table = _read_plain(plain, ending, columns, form, str(file))
-    require(
-        table.columns.num_rows > 0,
-        f"data.path={file} has 0 rows{' that fit its header' if table.skipped else ''}: it must hold at least one.",
-    )
-    return table
+        return _read_plain(plain, ending, columns, form, str(file))
 
 
 def _read_plain(file: Path, ending: str, columns: dict[str, str], form: TextFormat, name: str) -> Table:
@@ -78,8 +114,12 @@ def _read_plain(file: Path, ending: str, columns: dict[str, str], form: TextForm
             return _read_delimited(Delimited(file, form, ending, keys, name), columns)
         case ".parquet":
             return Table(columns=_read_parquet(file, columns, name))
+        case ".txt" if form.columns or form.delimiter:
+            return _read_delimited(Delimited(file, form, ".tsv", keys, name), columns)
         case ".txt":
-            return Table(columns=_read_labelled_lines(file, form.encoding, columns, name))
+            return Table(columns=_read_labelled_lines(LabelledLines(file, form.encoding, keys, name), columns))
+        case ".xlsx" | ".ods":
+            return _read_sheet(Spreadsheet(file, form, ending, keys, name), columns)
         case _:
             return Table(columns=_read_json(JsonRows(file, form.encoding, keys, name), columns))
 
@@ -173,36 +213,38 @@ def _read_json(file: JsonRows, columns: dict[str, str]) -> "pa.Table":
     return table
 
 
-LABEL = "__label__"
+def _read_labelled_lines(file: LabelledLines, columns: dict[str, str]) -> "pa.Table":
+    require_columns(COLUMNS, columns, file.name, f" ({LABEL}<label> before the text of each line)")
+    wanted = list(dict.fromkeys(columns.values()))
+    return _joined((table.select(wanted) for table in file.tables()), wanted)
 
 
-def _read_labelled_lines(file: Path, encoding: str | None, columns: dict[str, str], name: str) -> "pa.Table":
-    """Read lines in fastText's form, `__label__positive a warm film`, as the columns text and label.
+def _read_sheet(file: Spreadsheet, columns: dict[str, str]) -> Table:
+    require_columns(file.names, columns, file.name, file.header_hint())
+    wanted = list(dict.fromkeys(columns.values()))
+    table = _joined(file.tables(wanted), wanted)
+    return Table(columns=table, skipped=file.skipped, notes=file.notes)
 
-    Raises:
-        UserError: a line without a label, or with several.
-    """
+
+def _read_saved(folder: ArrowFolder, columns: dict[str, str], form: TextFormat) -> "pa.Table":
+    """Read columns of a saved data set; classes by name, or by number where the configuration names them."""
+    require_columns(folder.schema.names, columns, folder.name)
+    wanted = list(dict.fromkeys(columns.values()))
+
+    def tables() -> "Iterator[pa.Table]":
+        for batch in folder.batches():
+            rows = batch.select(wanted)
+            yield as_strings(folder.named(rows, wanted) if form.named_classes else rows, wanted, folder.name)
+
+    return _joined(tables(), wanted)
+
+
+def _joined(pieces: "Iterator[pa.Table]", wanted: Sequence[str]) -> "pa.Table":
+    """Return the pieces as one table of `large_string`, which may have no rows."""
     import pyarrow as pa
 
-    require_columns(("text", "label"), columns, name, f" ({LABEL}<label> before the text of each line)")
-    encoding = python_name(encoding or marked_encoding(file) or "utf-8")
-    texts, labels = [], []
-    try:
-        with file.open(encoding=encoding, newline="\n") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                label, _, text = line.strip("\r\n").partition(" ")
-                require(
-                    label.startswith(LABEL) and not text.lstrip().startswith(LABEL),
-                    f"Line {number} of {name} reads {line.strip()[:60]!r}: it must be one {LABEL}<label> and its text.",
-                )
-                texts.append(text)
-                labels.append(label.removeprefix(LABEL))
-    except UnicodeError:
-        raise UserError(f"{name} is not {encoding}: name its encoding with data.encoding=<name>.") from None
-    wanted = {"text": pa.array(texts, pa.large_string()), "label": pa.array(labels, pa.large_string())}
-    return pa.table({column: wanted[column] for column in dict.fromkeys(columns.values())})
+    none = pa.table([pa.array([], pa.large_string()) for _ in wanted], names=list(wanted))
+    return concat_or_spill(chain([none], pieces))
 
 
 def _scalar(value: Any) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from sentexp.data.prompts import Prompt, holding_special_tokens
 from sentexp.data.text_hash import Numbers, split_digest
+from sentexp.data.text_parts import PAIR
 from sentexp.errors import require
 from sentexp.system.atomic_write import replacing
 from sentexp.system.package_files import cache_dir
@@ -105,10 +106,36 @@ def encode(
         encoded = [item.ids for item in backend.encode_batch_fast(framed, add_special_tokens=prompt.special_tokens)]
     if prompt.answers:
         for row in holding_special_tokens(texts, tokenizer) if backend is not None else []:
-            encoded[row] = _encode_apart(texts[row], backend, prompt)
+            encoded[row] = _encode_apart(texts[row].replace(PAIR, prompt.between), backend, prompt)
         encoded = [ids[: len(ids) - prompt.answer_token_count] for ids in encoded]
-    cut = [ids if len(ids) <= limit else ids[: limit - tail] + ids[len(ids) - tail :] for ids in encoded]
+    tails = dict.fromkeys(range(len(encoded)), tail)
+    if prompt.between:
+        tails |= {
+            row: _pair_tail(texts[row], tokenizer, prompt, limit) for row, ids in enumerate(encoded) if len(ids) > limit
+        }
+    cut = [
+        ids if len(ids) <= limit else ids[: limit - tails[row]] + ids[len(ids) - tails[row] :]
+        for row, ids in enumerate(encoded)
+    ]
     return cut, [len(ids) for ids in encoded]
+
+
+def _pair_tail(text: str, tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, limit: int) -> int:
+    """Return how many tokens a pair keeps behind its first text: the second, and all that follows it.
+
+    A second text that would take more than half of the row loses its beginning.
+    """
+    _, mark, second = text.partition(PAIR)
+    if not mark:
+        return 0
+    behind = prompt.between + second + prompt.tail + prompt.example_answer
+    plain = tokenizer(behind, add_special_tokens=False, verbose=False)["input_ids"]
+    ending = 0
+    if prompt.special_tokens:
+        ids = tokenizer("a", verbose=False)["input_ids"]
+        inner = tokenizer("a", add_special_tokens=False)["input_ids"]
+        ending = len(ids) - len(inner) - next(place for place in range(len(ids)) if ids[place] == inner[0])
+    return min(len(plain) - prompt.answer_token_count + ending, limit // 2)
 
 
 def _encode_apart(text: str, backend: Any, prompt: Prompt) -> list[int]:

@@ -59,6 +59,12 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     """
     finished = resolve_run(config.wanted, config.tracking, config.output_dir)
     _require_recordable(finished, config)
+    pair = getattr(config.dataset, "text_pair", None)
+    require(
+        (pair is None) == (finished.trained.text_pair is None),
+        f"data.text_pair={'null' if pair is None else pair}, and run {finished.trained.identity} reads "
+        f"{'single texts: leave it out' if pair is not None else 'pairs: name the column of the second texts'}.",
+    )
     needed = [] if config.split is EvaluatedRows.all else [config.split.name]
     examples = chosen_rows(load_examples(config.dataset, whole=True, needed=needed), config.split)
     examples = as_labelled(examples, finished, config)
@@ -134,9 +140,14 @@ def _identify(finished: Finished, examples: Examples, config: EvaluateConfig) ->
     others = [split_digest(examples.train), split_digest(examples.validation)]
     slices = [name for name in examples.test.column_names if name.startswith("slice.")]
     trained = finished.trained
-    return digest_of(
-        EVALUATION, trained.identity, trained.run_id, split_digest(examples.test), others, slices, config.dataset.name
-    )
+    facts = [trained.identity, trained.run_id, split_digest(examples.test), others, slices, config.dataset.name]
+    return digest_of(EVALUATION, *facts, *(["ordered"] if _is_ordered(finished, config) else []))
+
+
+def _is_ordered(finished: Finished, config: EvaluateConfig) -> bool:
+    """Tell whether the classes are ordered: the data say so, or those that the run was trained on."""
+    trained_on = {} if finished.run is None else finished.run.data.params
+    return config.dataset.ordered or trained_on.get("data.ordered") == "True"
 
 
 def _recorded(config: EvaluateConfig, identity: str, folder: Path) -> Evaluated | None:
@@ -162,7 +173,8 @@ def _measure(finished: Finished, examples: Examples, config: EvaluateConfig, ide
         extras = {"off_label_mass": scores.outside.float().numpy(), "irregular": scores.irregular.bool().numpy()}
     probabilities = scorer.probabilities_of(scores)
     write_predictions(examples.test, examples.labels, probabilities, folder / file_name("test"), extras)
-    metrics = split_metrics(examples.labels, scores.logits, targets, per_class=True)
+    ordered = _is_ordered(finished, config)
+    metrics = split_metrics(examples.labels, scores.logits, targets, per_class=True, ordered=ordered)
     metrics |= answer_metrics(scores.outside, scores.irregular)
     cooled = split_metrics(examples.labels, scores.logits / finished.trained.temperature, targets)
     metrics |= {f"{name}_calibrated": cooled[name] for name in CALIBRATED}

@@ -7,20 +7,23 @@ kill costs the chunk that it was at.
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from sentexp.config import PredictConfig
+from sentexp.data.delimited import TextFormat
 from sentexp.errors import require
 from sentexp.inference.progress import Meter, tell
-from sentexp.inference.readers import PIECE, STANDARD, Source, format_of, open_source
+from sentexp.inference.readers import PIECE, STANDARD, format_of, input_files, open_source
 from sentexp.inference.row_formats import Chunk
-from sentexp.inference.run_lookup import Finished, resolve_run
+from sentexp.inference.run_lookup import Finished, require_single_texts, resolve_run
 from sentexp.inference.scorer import LABEL, PROBABILITY, Scorer
+from sentexp.inference.source import Source
 from sentexp.inference.writers import Output, Predictions, open_output
 from sentexp.system.console import OUT
 from sentexp.system.memory import trim_memory
@@ -49,13 +52,14 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
         _check_output(config)
     finished = resolve_run(config.wanted, config.tracking, config.output_dir)
     if sentence is not None:
+        require_single_texts(finished, "predict --text")
         _print_sentence(_scorer(finished, config), sentence, config.calibrated)
         return
     assert config.input is not None
     form = config.format.name if config.input == STANDARD and config.format is not None else None
     piece = min(PIECE, config.chunk_rows)
     try:
-        with open_source(config.input, form, config.encoding, config.delimiter, piece, config.columns) as source:
+        with open_source(config.input, form, _text_format(config), piece) as source:
             _predict_table(finished, config, source)
     except BrokenPipeError:  # who reads standard output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,6 +67,7 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
 
 def _predict_table(finished: Finished, config: PredictConfig, source: Source) -> None:
     column = source.choose_text(config.text, finished.trained.text)
+    pair = source.choose_pair(config.text_pair, finished.trained.text_pair)
     names = (LABEL, *(PROBABILITY + label for label in finished.trained.labels))
     if not config.prefix and (kept := [name for name in names if name in source.columns]):
         tell(f"{source.name} has a column {' and '.join(kept)}, which stays: the new ones begin with {PREFIX}.")
@@ -76,17 +81,19 @@ def _predict_table(finished: Finished, config: PredictConfig, source: Source) ->
     )
     assert config.output is not None
     form = _output_form(config, source)
-    task = _task(finished, config, column, form)
+    task = _task(finished, config, column if pair is None else f"{column}\0{pair}", form)
     delimiter = source.delimiter if source.form == "csv" else ","
     output = open_output(config.output, form, source.columns, added, delimiter, task, source.schema)
+    beside = "" if pair is None else f", the second in {pair},"
     meter = Meter(source.rows, output.rows)
     try:
-        tell(f"run {finished.name}; texts in the column {column} of {source.name}")
+        tell(f"run {finished.name}; texts in the column {column}{beside} of {source.name}")
         for note in source.notes:
             tell(note)
         if output.rows:
             tell(f"Going on after row {output.rows:,}, where an earlier start of the same command has stopped.")
-        _score_all(source, column, output, config, meter, lambda: _scorer(finished, config))
+        chunks = source.chunks(column, config.chunk_rows, pair)
+        _score_all(chunks, output, config, meter, lambda: _scorer(finished, config))
         seconds = meter.seconds
         output.finish()
     finally:
@@ -101,13 +108,13 @@ def _predict_table(finished: Finished, config: PredictConfig, source: Source) ->
 
 
 def _score_all(
-    source: Source, column: str, output: Output, config: PredictConfig, meter: Meter, scorer_of: Callable[[], Scorer]
+    chunks: Iterator[Chunk], output: Output, config: PredictConfig, meter: Meter, scorer_of: Callable[[], Scorer]
 ) -> None:
     """Score and write every row that is not in the output yet."""
     scorer: Scorer | None = None
     written = output.rows  # by an earlier start
     with meter:
-        for chunk in source.chunks(column, config.chunk_rows):
+        for chunk in chunks:
             if written >= len(chunk.texts):
                 written -= len(chunk.texts)
                 continue
@@ -168,8 +175,11 @@ def _check_output(config: PredictConfig) -> None:
     file = Path(config.output).expanduser()
     require(not file.is_dir(), f"output={config.output} is a folder: name a file in it.")
     require(file.parent.is_dir(), f"output={config.output}: there is no folder {file.parent}: make it first.")
-    same = config.input != STANDARD and file.exists() and file.samefile(Path(config.input).expanduser())
-    require(not same, f"output={config.output} is the input: name another file.")
+    read = [] if config.input == STANDARD or not file.exists() else input_files(config.input)
+    require(
+        not any(one.exists() and file.samefile(one) for one in read),
+        f"output={config.output} is the input: name another file.",
+    )
     require(
         config.overwrite or not file.exists(),
         f"output={config.output} is there already: name another file, or replace it with overwrite=true.",
@@ -185,22 +195,33 @@ def _output_form(config: PredictConfig, source: Source) -> str:
     return source.form if source.form in ("csv", "tsv") else "jsonl"
 
 
+def _text_format(config: PredictConfig) -> TextFormat:
+    return TextFormat(
+        encoding=config.encoding, delimiter=config.delimiter, columns=list(config.columns), sheet=config.sheet
+    )
+
+
 def _task(finished: Finished, config: PredictConfig, column: str, form: str) -> str | None:
     """Return a digest of all that the output depends on; None where the input cannot be read twice."""
     assert config.input is not None
     if config.input == STANDARD:
         return None
-    file = Path(config.input).expanduser()
+    source = [fact for file in input_files(config.input) for fact in _facts(file)]
+    weights = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in _weights(finished)]
+    keys = [config.calibrated, config.prefix, config.chunk_rows, config.max_tokens, config.encoding, config.delimiter]
+    keys += [config.columns] if config.columns else []
+    keys += [config.sheet] if config.sheet else []
+    return digest_of(source, finished.trained.identity, finished.trained.run_id, weights, keys, column, form)
+
+
+def _facts(file: Path) -> list[Any]:
+    """Return place, size, time and a digest of both ends of a file."""
     facts = file.stat()
     with file.open("rb") as stream:
         digest = hashlib.sha256(stream.read(SAMPLE))
         stream.seek(max(0, facts.st_size - SAMPLE))
         digest.update(stream.read(SAMPLE))
-    weights = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in _weights(finished)]
-    keys = [config.calibrated, config.prefix, config.chunk_rows, config.max_tokens, config.encoding, config.delimiter]
-    keys += [config.columns] if config.columns else []
-    source = [str(file.absolute()), facts.st_size, facts.st_mtime_ns, digest.hexdigest()]
-    return digest_of(source, finished.trained.identity, finished.trained.run_id, weights, keys, column, form)
+    return [str(file.absolute()), facts.st_size, facts.st_mtime_ns, digest.hexdigest()]
 
 
 def _weights(finished: Finished) -> list[Path]:

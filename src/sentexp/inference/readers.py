@@ -4,28 +4,29 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
-from sentexp.data.compressed import decompressed
+from sentexp.data.arrow_folders import ArrowFolder, is_arrow_folder
+from sentexp.data.compressed import COMPRESSED, decompressed
 from sentexp.data.delimited import Delimited, Keys, TextFormat
-from sentexp.data.json_rows import JsonRows, Rows
-from sentexp.data.tables import SUFFIXES, open_parquet, require_columns
+from sentexp.data.json_rows import JsonRows
+from sentexp.data.labelled_lines import COLUMNS, LabelledLines
+from sentexp.data.sources.class_folders import class_files, class_splits, read_classes
+from sentexp.data.spreadsheets import SPREADSHEETS, Spreadsheet
+from sentexp.data.tables import SUFFIXES, matching_files, open_parquet, require_one_file
 from sentexp.errors import UserError, require
-from sentexp.inference.row_formats import Chunk, as_text
+from sentexp.inference.source import Source, joined
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-INPUTS = tuple(ending for ending in SUFFIXES if ending != ".txt")
-OUTPUTS = tuple(ending for ending in INPUTS if ending != ".json")
+OUTPUTS = tuple(ending for ending in SUFFIXES if ending not in (".json", ".txt", *SPREADSHEETS))
 STANDARD = "-"
 PIECE = 256
 """Rows that are read at one time."""
-CHUNK_CHARACTERS = 1 << 24
-"""Characters of the texts of a chunk; one that has more ends sooner than its rows say."""
 KEYS = Keys(
     path="input",
     columns="columns",
@@ -33,6 +34,8 @@ KEYS = Keys(
     delimiter="delimiter",
     unquoted="save it as .tsv if it does not quote",
     ragged="name what divides columns with delimiter=<letter>",
+    sheet="sheet",
+    skip="",
 )
 
 
@@ -46,52 +49,88 @@ def format_of(key: str, path: str) -> str:
 
 
 def _known_ending(key: str, path: str, ending: str) -> str:
-    endings = INPUTS if key == "input" else OUTPUTS
+    endings = SUFFIXES if key == "input" else OUTPUTS
+    packed = f", or such a file compressed ({', '.join(COMPRESSED)})" if key == "input" else ""
     require(
         ending in endings,
-        f"{key}={path} has the ending {ending!r}: it must be one of {', '.join(endings)}, or - for standard {key} with "
-        "format=csv, tsv or jsonl.",
+        f"{key}={path} has the ending {ending!r}: it must be one of {', '.join(endings)}{packed}, or - for standard "
+        f"{key} with format=csv, tsv or jsonl.",
     )
     return ending.removeprefix(".")
 
 
 @contextmanager
 def open_source(
-    path: str,
-    form: str | None = None,
-    encoding: str | None = None,
-    delimiter: str | None = None,
-    piece: int = PIECE,
-    columns: Sequence[str] = (),
+    path: str, form: str | None = None, text_format: TextFormat | None = None, piece: int = PIECE
 ) -> "Iterator[Source]":
     """Yield the rows of an input; see `Source`.
 
     Args:
-        path: of a file, compressed or not; - is standard input.
-        form: csv, tsv, jsonl, json or parquet; None is by the ending, or by the first bytes of standard input.
-        encoding: null is what a byte order mark says, UTF-8, or of CSV and TSV what is detected.
-        delimiter: of CSV and TSV; null is that of the format.
+        path: of a file, compressed or not, or of files by a pattern; of a folder that `datasets` has saved, or that has
+            one of texts for each class; - is standard input.
+        form: one of the endings without its dot; None is by the ending, or by the first bytes of standard input.
+        text_format: of files of texts; None is what their ending and their bytes say.
         piece: rows that are read at one time.
-        columns: names of the columns of a CSV or TSV file without a header.
 
     Raises:
         UserError: the file is missing, empty, or of another format.
     """
     name = "standard input" if path == STANDARD else path
+    text_format = text_format or TextFormat()
+    if path != STANDARD:
+        folder = Path(path).expanduser()
+        if (files := matching_files("input", path)) is not None:
+            with ExitStack() as opened:
+                parts = [opened.enter_context(open_source(str(file), form, text_format, piece)) for file in files]
+                yield joined(parts, name)
+            return
+        if is_arrow_folder(folder):
+            yield _saved_source(ArrowFolder(folder, name), piece)
+            return
+        if class_files(folder):
+            yield _class_source(folder, text_format, name, piece)
+            return
     with _as_file(path) as (file, ending), file.open("rb") as stream:
         start = stream.read(4)
         stream.seek(0)
         require(bool(start), f"input={path} is empty: it must hold a header or rows.")
         if form is None:
             form = _by_first_bytes(start) if path == STANDARD else _known_ending("input", path, ending)
-        match form:
-            case "parquet":
-                yield _parquet_source(stream, name, piece)
-            case "jsonl" | "json":
-                yield _json_source(JsonRows(file, encoding, KEYS, name), form, piece)
-            case _:
-                text_format = TextFormat(encoding=encoding, delimiter=delimiter, columns=list(columns))
-                yield _delimited_source(Delimited(file, text_format, f".{form}", KEYS, name), form, piece)
+        yield _file_source((file, ending), stream, form, text_format, name, piece)
+
+
+def _file_source(
+    plain: tuple[Path, str], stream: IO[bytes], form: str, text_format: TextFormat, name: str, piece: int
+) -> "Source":
+    """Return the rows of a plain file, which is open as a stream as well."""
+    file, ending = plain
+    match form:
+        case "parquet":
+            return _parquet_source(stream, name, piece)
+        case "jsonl" | "json":
+            return _json_source(JsonRows(file, text_format.encoding, KEYS, name), form, piece)
+        case "txt" if text_format.columns or text_format.delimiter:
+            return _delimited_source(Delimited(file, text_format, ".tsv", KEYS, name), "tsv", piece)
+        case "txt":
+            return _lines_source(LabelledLines(file, text_format.encoding, KEYS, name, unlabelled=True), piece)
+        case "xlsx" | "ods":
+            return _sheet_source(Spreadsheet(file, text_format, ending, KEYS, name), form, piece)
+        case _:
+            return _delimited_source(Delimited(file, text_format, f".{form}", KEYS, name), form, piece)
+
+
+def input_files(path: str) -> list[Path]:
+    """Return the files that hold the rows of an input; one that is missing is one of them.
+
+    Raises:
+        UserError: a pattern matches no file.
+    """
+    place = Path(path).expanduser()
+    if (files := matching_files("input", path)) is not None:
+        return files
+    if is_arrow_folder(place):
+        return ArrowFolder(place, path).files
+    return class_files(place) or [place]
 
 
 @contextmanager
@@ -105,7 +144,9 @@ def _as_file(path: str) -> Iterator[tuple[Path, str]]:
         return
     file = Path(path).expanduser()
     require(file.exists(), f"input={path} does not exist: name a file, or - for standard input.")
-    require(file.is_file(), f"input={path} is a folder: name a file in it.")
+    if splits := class_splits(file) if file.is_dir() else []:
+        raise UserError(f"input={path} has classes in its folders {', '.join(splits)}: name one of these.")
+    require_one_file("input", path)
     with decompressed(file, f"input={path}") as plain:
         yield plain
 
@@ -121,10 +162,9 @@ def _parquet_source(stream: IO[bytes], name: str, piece: int) -> "Source":
 
     file = open_parquet(stream, name)
     schema = file.schema_arrow
-    is_text = {field.name: pa.types.is_string(field.type) or pa.types.is_large_string(field.type) for field in schema}
     tables = (pa.Table.from_batches([batch]) for batch in file.iter_batches(batch_size=piece))
     source = Source(name, "parquet", list(schema.names), tables, file.metadata.num_rows, schema)
-    source.textual = [column for column in schema.names if is_text[column]]
+    source.textual = _textual(schema)
     return source
 
 
@@ -139,121 +179,51 @@ def _json_source(file: JsonRows, form: str, piece: int) -> "Source":
 
 
 def _delimited_source(file: Delimited, form: str, piece: int) -> "Source":
-    import pyarrow as pa
-
-    def pieces() -> "Iterator[pa.Table]":
-        for table in file.tables():
-            for start in range(0, table.num_rows, piece):
-                yield table.slice(start, piece)
-
-    schema = pa.schema([pa.field(name, pa.large_string()) for name in file.names])
-    source = Source(file.name, form, file.names, pieces(), file.rows, schema)
+    source = Source(file.name, form, file.names, _cut(file.tables(), piece), file.rows, _strings(file.names))
     source.delimiter, source.notes, source.hint = file.delimiter, file.notes, file.header_hint()
     return source
 
 
-class Source:
-    """The rows of a file or of standard input; see `open_source`.
-
-    `textual` are the columns that hold texts, `notes` sentences for the person at the keyboard, and `hint` what to try
-    where a column is missing.
-
-    Args:
-        name: of the input, for sentences.
-        form: csv, tsv, jsonl, json or parquet.
-        columns: their names.
-        pieces: Arrow tables, or objects of JSON.
-        rows: how many there are; None is not known.
-        schema: of Arrow tables.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        form: str,
-        columns: list[str],
-        pieces: "Iterator[pa.Table] | Iterator[Rows]",
-        rows: int | None,
-        schema: "pa.Schema | None" = None,
-    ) -> None:
-        self.name, self.form, self.columns, self.rows, self.schema = name, form, columns, rows, schema
-        self.textual, self.notes, self.delimiter, self.hint = columns, list[str](), ",", ""
-        self._pieces = pieces
-
-    def choose_text(self, wanted: str | None, usual: str | None) -> str:
-        """Return the column of the texts: the one that is wanted, else that of the run, else `text`, else the only one.
-
-        Raises:
-            UserError: there is no such column, or none can be told.
-        """
-        if wanted is not None:
-            require_columns(self.columns, {"text": wanted}, self.name)
-            return wanted
-        for name in (usual, "text"):
-            if name is not None and name in self.columns:
-                require_columns(self.columns, {"text": name}, self.name)
-                return name
-        require(
-            len(self.textual) == 1,
-            f"{self.name} has no column {' or '.join(dict.fromkeys(filter(None, (usual, 'text'))))}: name the one that "
-            f"holds the texts with text=<column>; its columns are {', '.join(self.columns)}{self.hint}.",
-        )
-        return self.textual[0]
-
-    def chunks(self, column: str, most: int) -> Iterator[Chunk]:
-        """Yield all rows; where a chunk ends depends on the input alone.
-
-        Args:
-            column: of the texts.
-            most: rows of a chunk, which ends with the piece that reaches them.
-        """
-        pieces: list[Any] = []
-        texts: list[str | None] = []
-        size = seen = 0
-        for piece in self._pieces:
-            read = self._texts(piece, column, seen)
-            seen += len(read)
-            pieces.append(piece)
-            texts += read
-            size += sum(len(text) for text in read if text is not None)
-            if len(texts) >= most or size >= CHUNK_CHARACTERS:
-                yield Chunk(rows=_joined(pieces), texts=texts)
-                pieces, texts, size = [], [], 0
-        if texts:
-            yield Chunk(rows=_joined(pieces), texts=texts)
-
-    def _texts(self, piece: "pa.Table | Rows", column: str, before: int) -> list[str | None]:
-        if isinstance(piece, list):
-            return [as_text(row.get(column)) for row in piece]
-        import pyarrow as pa
-
-        values = piece.column(column)
-        try:
-            return values.cast(pa.large_string()).to_pylist()  # type: ignore[no-any-return]
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
-            require(
-                not isinstance(error, UnicodeDecodeError) and "UTF8" not in str(error),
-                f"Row {before + _first_undecodable(values) + 1} of {self.name} holds a {column} that is not UTF-8: "
-                "fix it.",
-            )
-            raise UserError(
-                f"text={column} holds {values.type} in {self.name}: name a column of texts with text=<column>; its "
-                f"columns are {', '.join(self.columns)}."
-            ) from None
+def _sheet_source(file: Spreadsheet, form: str, piece: int) -> "Source":
+    source = Source(file.name, form, file.names, _cut(file.tables(), piece), None, _strings(file.names))
+    source.notes, source.hint = file.notes, file.header_hint()
+    return source
 
 
-def _joined(pieces: list[Any]) -> "pa.Table | Rows":
-    if isinstance(pieces[0], list):
-        return [row for piece in pieces for row in piece]
+def _lines_source(file: LabelledLines, piece: int) -> "Source":
+    source = Source(file.name, "txt", list(COLUMNS), _cut(file.tables(), piece), None, _strings(COLUMNS))
+    source.textual = ["text"]
+    return source
+
+
+def _class_source(folder: Path, text_format: TextFormat, name: str, piece: int) -> "Source":
+    table = read_classes(folder, text_format.encoding)
+    source = Source(name, "folder", list(COLUMNS), _cut(iter([table]), piece), table.num_rows, table.schema)
+    source.textual = ["text"]
+    return source
+
+
+def _saved_source(folder: ArrowFolder, piece: int) -> "Source":
+    columns = list(folder.schema.names)
+    source = Source(folder.name, "arrow", columns, _cut(folder.batches(), piece), None, folder.schema)
+    source.textual = _textual(folder.schema)
+    return source
+
+
+def _textual(schema: "pa.Schema") -> list[str]:
     import pyarrow as pa
 
-    return pa.concat_tables(pieces).combine_chunks()
+    return [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
 
 
-def _first_undecodable(values: "pa.ChunkedArray") -> int:
-    for number, value in enumerate(values):
-        try:
-            value.as_py()
-        except UnicodeDecodeError:
-            return number
-    return 0
+def _strings(columns: Sequence[str]) -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema([pa.field(name, pa.large_string()) for name in columns])
+
+
+def _cut(tables: "Iterator[pa.Table]", piece: int) -> "Iterator[pa.Table]":
+    """Yield the rows of tables in pieces."""
+    for table in tables:
+        for start in range(0, table.num_rows, piece):
+            yield table.slice(start, piece)

@@ -77,6 +77,15 @@ def resolve_run(wanted: str, tracking: TrackingConfig, output_dir: str) -> Finis
     )
 
 
+def require_single_texts(finished: Finished, command: str) -> None:
+    """Refuse a run that reads pairs of texts, where a command knows single ones only."""
+    require(
+        finished.trained.text_pair is None,
+        f"{command} takes single texts, and run {finished.trained.identity} reads pairs (data.text_pair="
+        f"{finished.trained.text_pair}): use predict with an input, or evaluate.",
+    )
+
+
 def _best(store: Store | None, tracking: TrackingConfig) -> Finished:
     """Return the run of the latest sweep that is best on its validation rows; the test rows select nothing (law 10)."""
     sweeps = [] if store is None else find_sweeps(store)

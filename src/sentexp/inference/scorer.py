@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from sentexp.config import Precision
 from sentexp.data.datamodule import Texts, pad
+from sentexp.data.prompts import pair_separator
+from sentexp.data.text_parts import shorten
 from sentexp.data.tokens import WORTH_SHARING, encode, row_limit
 from sentexp.errors import UserError
 from sentexp.models.cuda_graphs import ScoringGraphs
@@ -79,7 +81,7 @@ class Scorer:
         self.classifier: SequenceClassifier | LabelScorer = (
             LabelScorer(model, prompt.answers, prompt.end, scoring_task(trained), pad_id, prompt.max_answer_tokens)
             if trained.answers
-            else classifier_over(model)
+            else classifier_over(model, separator=pair_separator(prompt, self.tokenizer))
         ).train(False)
         records = self.device.type == "cuda" and self.packer is not None and self.packer.causal
         self.graphs = ScoringGraphs(self.classifier) if records else None
@@ -162,7 +164,7 @@ class Scorer:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text in its frame, cut as in the run."""
         rows: list[list[int]] = []
-        for piece in _by_characters([text[: CHARACTERS * self.limit] for text in texts]):
+        for piece in _by_characters([shorten(text, CHARACTERS * self.limit) for text in texts]):
             start = len(rows)
             ids, lengths = encode(piece, self.tokenizer, self.trained.prompt, self.limit)
             rows += ids

@@ -1,7 +1,6 @@
 """Metrics of a split and of its slices, from torchmetrics; a class that is not there never enters a mean (law 5)."""
 
 import math
-import re
 import warnings
 from collections.abc import Mapping
 from typing import Any, cast
@@ -20,8 +19,9 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from sentexp.config.metric_names import BINS, SLICE_METRICS
+from sentexp.config.metric_names import BINS, SLICE_METRICS, safe_classes, safe_names
 from sentexp.data.splits import Examples, duplicate_free
+from sentexp.metrics.ordered_metrics import ordered_metrics
 
 ALONE: dict[str, Any] = {"sync_on_compute": False}
 """Of every metric: the rows of all processes are here already, and torchmetrics would count them once per process."""
@@ -71,7 +71,8 @@ class SplitMetrics(nn.Module):
             metric.update(probabilities, targets)
 
     def compute(self, per_class: bool = False) -> dict[str, float]:
-        """Return the metrics by name; with `per_class` also `f1_<label>` and so on for each class that is present."""
+        """Return the metrics by name; with `per_class` also `f1_<class>` and so on for each that is present."""
+        safe = safe_classes(self.labels)
         support = self.confusion.compute().sum(1)
         present = [index for index in range(len(self.labels)) if support[index] > 0]
         values = {"loss": float(self.loss.compute()), "accuracy": float(self.accuracy.compute())}
@@ -79,7 +80,7 @@ class SplitMetrics(nn.Module):
             scores = self._auroc(metric, len(present)) if name == "auroc" else metric.compute()
             values[f"{name}_macro"] = float(scores[present].mean())
             if per_class and name != "auroc":
-                values |= {f"{name}_{self.labels[index]}": float(scores[index]) for index in present}
+                values |= {f"{name}_{safe[self.labels[index]]}": float(scores[index]) for index in present}
         return values | {"ece": float(self.ece.compute()), "brier": float(self.brier.compute())}
 
     def _each(self) -> list[Metric]:
@@ -94,11 +95,14 @@ class SplitMetrics(nn.Module):
             return metric.compute()  # type: ignore[no-any-return]
 
 
-def split_metrics(labels: list[str], logits: Tensor, targets: Tensor, per_class: bool = False) -> dict[str, float]:
-    """Return the metrics of all rows of a split at once (see `SplitMetrics`)."""
+def split_metrics(
+    labels: list[str], logits: Tensor, targets: Tensor, per_class: bool = False, ordered: bool = False
+) -> dict[str, float]:
+    """Return the metrics of all rows of a split at once (see `SplitMetrics`); if wanted those of ordered classes."""
     metrics = SplitMetrics(labels)
     metrics.update(logits, targets)
-    return metrics.compute(per_class)
+    distances = ordered_metrics(len(labels), logits.argmax(-1), targets) if ordered else {}
+    return metrics.compute(per_class) | {name: value for name, value in distances.items() if math.isfinite(value)}
 
 
 def confusion_matrix(labels: list[str], logits: Tensor, targets: Tensor) -> list[list[int]]:
@@ -116,11 +120,8 @@ def slice_scores(examples: Examples, logits: Tensor) -> dict[str, float]:
     """
     masks = {"duplicate_free": torch.from_numpy(duplicate_free(examples))}
     for column, values in examples.slices("test").items():
-        for value, mask in values.items():
-            named = f"{column}/" + (re.sub(r"[^\w .:-]", "_", value) or "none")  # what MLflow takes
-            while named in masks:  # another value is written alike
-                named += "_"
-            masks[named] = torch.from_numpy(mask)
+        safe = safe_names(values)
+        masks |= {f"{column}/{safe[value]}": torch.from_numpy(mask) for value, mask in values.items()}
     targets = torch.tensor(examples.targets("test")).long()
     return {f"test/{k}": v for k, v in slice_metrics(examples.labels, logits, targets, masks).items()}
 

@@ -23,11 +23,14 @@ class EncoderClassifier(SequenceClassifier):
     Args:
         model: transformers' sequence classifier, with or without a PEFT adapter.
         compiled: see `PaddingFreeModel`.
+        separator: the id of the token behind the first text of a pair, where rows are pairs: what follows it is the
+            second segment, in architectures that know segments.
     """
 
-    def __init__(self, model: nn.Module, compiled: bool = False) -> None:
+    def __init__(self, model: nn.Module, compiled: bool = False, separator: int | None = None) -> None:
         super().__init__(model, compiled)
         base = base_of(model)
+        self.separator = separator if getattr(base.config, "type_vocab_size", 0) > 1 else None
         self.encoder = encoder_of(base.config)
         self.first_position = first_position(base)
         self.pooling = pooling_of(base.config)
@@ -48,31 +51,55 @@ class EncoderClassifier(SequenceClassifier):
         """Return float32 states of rows, shape (rows, hidden): what the head reads, or their mean where it pools."""
         del cache
         if isinstance(texts, Packed) and self.pooling == "first":
-            first = self.packed.hidden(self._numbered(texts)).index_select(0, texts.grid[:, 0])
+            first = self._packed_states(texts).index_select(0, texts.grid[:, 0])
             return first.float()
         return pool(self._states(texts), _mask(texts), self.pooling)
 
     def _states(self, texts: Texts) -> Tensor:
         """Return the float32 hidden states of all tokens, shape (rows, tokens, hidden)."""
         if isinstance(texts, Packed):
-            states = self.packed.hidden(self._numbered(texts))
+            states = self._packed_states(texts)
             grid: Tensor = states.index_select(0, texts.grid.flatten()).unflatten(0, texts.grid.shape)
             return grid.float()
         return self._padded(texts.ids, texts.mask).float()
 
-    def _numbered(self, packed: Packed) -> Packed:
-        """Return packed rows with positions as the encoder numbers them."""
-        return packed._replace(positions=packed.positions + self.first_position)
+    def _packed_states(self, packed: Packed) -> Tensor:
+        """Return the hidden states of all tokens, shape (tokens, hidden), positions as the encoder numbers them."""
+        segments = None
+        if self.separator is not None:
+            segments = segments_of(packed.ids, packed.positions == 0, self.separator)
+        return self.packed.hidden(packed._replace(positions=packed.positions + self.first_position), segments=segments)
 
     def _padded(self, ids: Tensor, mask: Tensor) -> Tensor:
         positions = (mask.cumsum(-1) - 1).clamp(min=0) + self.first_position
         encoder: Any = base_of(self.model).base_model
-        states: Tensor = encoder(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state
+        options = {"position_ids": positions}
+        if self.separator is not None:
+            begins = torch.zeros_like(mask, dtype=torch.bool)
+            begins[:, 0] = True
+            options["token_type_ids"] = segments_of(ids.flatten(), begins.flatten(), self.separator).view_as(ids)
+        states: Tensor = encoder(input_ids=ids, attention_mask=mask, **options).last_hidden_state
         return states
 
 
+def segments_of(ids: Tensor, begins: Tensor, separator: int) -> Tensor:
+    """Return 1 for the tokens behind the first separator of their row, else 0, shape (tokens,).
+
+    Args:
+        ids: of the tokens of all rows, one after the other, shape (tokens,).
+        begins: where a row begins, shape (tokens,).
+        separator: the id that ends the first text of a pair.
+    """
+    before = (ids == separator).cumsum(0) - (ids == separator).long()
+    row = begins.cumsum(0) - 1
+    return (before > before[begins][row]).long()
+
+
 def classifier_over(
-    model: nn.Module, compiled: bool = False, feature_cache: FeatureCache | None = None
+    model: nn.Module,
+    compiled: bool = False,
+    feature_cache: FeatureCache | None = None,
+    separator: int | None = None,
 ) -> SequenceClassifier:
     """Return what scores texts by the head of a model.
 
@@ -80,9 +107,10 @@ def classifier_over(
         model: transformers' sequence classifier, with or without a PEFT adapter.
         compiled: see `PaddingFreeModel`.
         feature_cache: keeps the features of texts, where no training changes them and a decoder has no dropout.
+        separator: see `EncoderClassifier`.
     """
     if encoder_of(base_of(model).config) is not None:
-        return EncoderClassifier(model, compiled)
+        return EncoderClassifier(model, compiled, separator)
     return SequenceClassifier(model, compiled, feature_cache)
 
 

@@ -46,7 +46,8 @@ class Trained:
 
     `labels` are in the order of the logits; `prior` is divided out of the probabilities, `temperature` divides logits
     where calibrated probabilities are wanted; `revision` is that of the base `model`. `text` is the column that the
-    run's texts were in, and `strip` says whether their surrounding blanks were taken off.
+    run's texts were in, or the template that made them, and `strip` says whether surrounding blanks were taken off;
+    `text_pair` is that of the second texts, where the run reads pairs.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class Trained:
     temperature: float
     strip: bool
     text: str | None
+    text_pair: str | None
     model: ModelConfig
     revision: str
     storage: PeftConfig
@@ -98,6 +100,7 @@ def read_trained(folder: Path) -> Trained:
                 compute_dtype=Precision[storage["compute_dtype"]],
             ),
             precision=Precision[facts["precision"]],
+            text_pair=facts.get("text_pair"),
             **{
                 key: facts[key]
                 for key in (

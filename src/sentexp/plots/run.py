@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sentexp.plots import charts
+from sentexp.plots.style import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,7 +132,7 @@ def draw_data(
         shares = [count / total for count in labels.values()]
         left.bar(middles, shares, width, color=styles[split][0], label=f"{split} ({total:,})")
     names = list(next(iter(counts.values())))
-    left.set_xticks(range(len(names)), names, rotation=30 if len(names) > 5 else 0)  # noqa: PLR2004 (fits the width)
+    left.set_xticks(range(len(names)), list(map(plain, names)), rotation=30 if len(names) > 5 else 0)  # noqa: PLR2004 (fits the width)
     left.set(title="Labels", ylabel="share of the split", ylim=(0, 1.25 * left.get_ylim()[1]))
     left.legend(loc="upper center", ncols=3, fontsize="small", handlelength=1, columnspacing=1)
     for split, histogram in histograms.items():

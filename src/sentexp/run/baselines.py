@@ -155,7 +155,8 @@ def _score(inputs: RunInputs, logits: Tensor, folder: Path) -> dict[str, float]:
     """Return the test metrics of logits of the test rows, and save the predictions."""
     examples = inputs.examples
     save_predictions(inputs, None, logits, folder)
-    metrics = split_metrics(examples.labels, logits, torch.tensor(examples.targets("test")).long(), per_class=True)
+    targets, ordered = torch.tensor(examples.targets("test")).long(), inputs.config.data.ordered
+    metrics = split_metrics(examples.labels, logits, targets, per_class=True, ordered=ordered)
     return {f"test/{name}": value for name, value in metrics.items()} | slice_scores(examples, logits)
 
 

@@ -20,7 +20,7 @@ from sentexp.config import (
 from sentexp.config.checks import AUTO
 from sentexp.data.class_balance import class_weights, row_weights
 from sentexp.data.datamodule import DataModule, pad
-from sentexp.data.prompts import CONTENT_FREE
+from sentexp.data.prompts import CONTENT_FREE, pair_separator
 from sentexp.data.tokens import encode
 from sentexp.distributed.sharding import shard
 from sentexp.errors import require
@@ -156,9 +156,9 @@ def build_module(inputs: RunInputs, model: nn.Module) -> ClassifierModule:
         )
         packer = build_packer(inputs)
         content_free = pad(rows, pad_id, "left") if packer is None else packer.score(rows, 0)
-    prompt = inputs.prompt
+    prompt, separator = inputs.prompt, pair_separator(inputs.prompt, inputs.tokenizer)
     return ClassifierModule(
-        classifier_over(model, config.trainer.compile, _known_features(inputs))
+        classifier_over(model, config.trainer.compile, _known_features(inputs), separator)
         if answering is None
         else LabelScorer(
             model, prompt.answers, prompt.end, answering, pad_id, prompt.max_answer_tokens, config.trainer.compile
@@ -173,6 +173,7 @@ def build_module(inputs: RunInputs, model: nn.Module) -> ClassifierModule:
         content_free,
         generates=answering is not None and answering.generate,
         cuda_graphs=inputs.cuda_graphs,
+        ordered=config.data.ordered,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sentexp.config import AnswerLoss, CausalLM, Config, Precision, Untuned, flatten, task_name
+from sentexp.config import AnswerLoss, CausalLM, Config, Precision, TableData, Untuned, flatten, task_name
 from sentexp.data.audit import DataAudit, audit
 from sentexp.data.packing import Packer
 from sentexp.data.prompts import Prompt, build_prompt, choose_shots, holding_special_tokens
@@ -92,7 +92,7 @@ def resolve_inputs(config: Config, whole: bool = False) -> RunSpec:
         examples=examples,
         digest=digest,
         positions=positions,
-        prompt=build_prompt(config.task, tokenizer, examples.labels),
+        prompt=build_prompt(config.task, tokenizer, examples.labels, pairs=_pair_of(config) is not None),
         head_rows=rows,
     )
     return replace(spec, prompt=prompt_with_shots(spec)) if isinstance(config.peft, Untuned) else spec
@@ -150,7 +150,8 @@ def prompt_with_shots(spec: RunSpec) -> Prompt:
         return spec.prompt
     fits = ~tokenize_splits(spec)["train"].cut
     fits[holding_special_tokens(examples.train.column("text").to_pylist(), spec.tokenizer)] = False
-    return build_prompt(task, spec.tokenizer, examples.labels, choose_shots(examples, task, fits))
+    shots, pairs = choose_shots(examples, task, fits), _pair_of(spec.config) is not None
+    return build_prompt(task, spec.tokenizer, examples.labels, shots, pairs)
 
 
 def tokenize_splits(spec: RunSpec) -> dict[str, TokenRows]:
@@ -182,12 +183,19 @@ def scoring_facts(inputs: RunInputs) -> dict[str, Any]:
         "max_length": config.data.max_length,
         "positions": inputs.positions,
         "strip": config.data.strip,
-        "text": getattr(config.data, "text", None),
+        "text": str(config.data.text_template) if isinstance(config.data, TableData) else None,
+        **({"text_pair": pair} if (pair := _pair_of(config)) is not None else {}),
         "model": model,
         "revision": inputs.backbone.revision,
         "storage": {key: stored[key] for key in ("quantization", "double_quant", "compute_dtype")},
         "precision": inputs.precision.name,
     }
+
+
+def _pair_of(config: Config) -> str | None:
+    """Return the column or template of the second texts, where rows are pairs."""
+    template = config.data.pair_template if isinstance(config.data, TableData) else None
+    return None if template is None else str(template)
 
 
 def _json_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

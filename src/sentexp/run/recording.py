@@ -11,8 +11,10 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from sentexp.config import CausalLM, Config, Untuned, flatten, method_name, task_name
+from sentexp.config import PAIR_SLOT, CausalLM, Config, Untuned, flatten, method_name, task_name
+from sentexp.config.metric_names import safe_names
 from sentexp.data.class_balance import class_weights
+from sentexp.data.text_parts import PAIR
 from sentexp.distributed import processes
 from sentexp.errors import UserError
 from sentexp.run.baseline_identity import untuned_identity
@@ -155,13 +157,16 @@ def record_inputs(logger: RunLogger, inputs: RunInputs, folder: Path) -> None:
     logger.log_files(folder / CONFIG)
     derived = {"device": inputs.device.type, "precision": inputs.precision.name}
     weights = class_weights(config.data, inputs.examples) or []
-    derived |= {f"class_weight.{n}": str(w) for n, w in zip(inputs.examples.labels, weights, strict=False)}
+    names = safe_names(inputs.examples.labels).values()
+    derived |= {f"class_weight.{name}": str(weight) for name, weight in zip(names, weights, strict=False)}
     logger.log_params({**_params(config), **derived})
     count = {"processes": str(processes.world_size())}
     logger.set_tags({"command": command(), "mlflow.source.name": "sentexp", **count, **git_state()})
     if inputs.prompt.answers:
         logger.log_text(
-            inputs.prompt.frame("{text}") + inputs.tokenizer.decode(inputs.prompt.answer_prefix_ids), "prompt.txt"
+            inputs.prompt.frame("{text}" + (f"{PAIR}{PAIR_SLOT}" if inputs.prompt.between else ""))
+            + inputs.tokenizer.decode(inputs.prompt.answer_prefix_ids),
+            "prompt.txt",
         )
     environment = {"libraries": library_versions(), "machine": describe(inputs.device)}
     logger.log_text(json.dumps(environment, indent=2), "environment.json")

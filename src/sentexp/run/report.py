@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sentexp.config import CausalLM, Config, TaskConfig
-from sentexp.config.metric_names import SLICE_METRICS
+from sentexp.config.metric_names import SLICE_METRICS, shown_names
 from sentexp.data.audit import DataAudit
 from sentexp.data.splits import NAMES
 from sentexp.system.console import OUT, say
@@ -80,8 +80,10 @@ def print_run(result: "Result", config: Config) -> None:
 def print_result(metrics: Mapping[str, float], labels: list[str], confusion: list[list[int]]) -> None:
     """Print validation and test metrics side by side, and the confusion matrix of the test split."""
     table = Table("metric", "validation", "test", title="result", title_justify="left")
+    shown = shown_names(labels)
     for name in _plain_names(metrics):
-        table.add_row(Text(name), _number(name, metrics.get(f"best/{name}")), _number(name, metrics[f"test/{name}"]))
+        values = (metrics.get(f"best/{name}"), metrics[f"test/{name}"])
+        table.add_row(Text(shown.get(name, name)), *(_number(name, value) for value in values))
     OUT.print(table)
     _print_confusion(labels, confusion)
     _print_slices(metrics)
@@ -97,9 +99,10 @@ def print_evaluation(
     """Print the metrics of a finished run on other data, beside those of its own test split where they are known."""
     columns = ["here", *(["own test split"] if test_metrics else [])]
     table = Table("metric", *columns, title=escape(title), title_justify="left")
+    shown = shown_names(labels)
     for name in _plain_names(metrics):
         values = [metrics[f"test/{name}"], *([test_metrics.get(f"test/{name}")] if test_metrics else [])]
-        table.add_row(Text(name), *(_number(name, value) for value in values))
+        table.add_row(Text(shown.get(name, name)), *(_number(name, value) for value in values))
     OUT.print(table)
     _print_confusion(labels, confusion)
     _print_slices(metrics)

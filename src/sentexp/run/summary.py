@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from sentexp.config.metric_names import METRICS, SLICE_METRICS
+from sentexp.config.metric_names import METRICS, ORDERED_METRICS, SLICE_METRICS
 from sentexp.distributed import processes
 from sentexp.metrics.generated_answers import irregular_tokens, read_answers
 from sentexp.metrics.split_metrics import confusion_matrix, slice_scores, split_metrics
@@ -88,6 +88,6 @@ def differences(metrics: Mapping[str, float], baselines: Mapping[str, Baseline])
 @processes.main_process_only
 def best_metrics(run_dir: RunDir, step: int) -> dict[str, float]:
     """Return the validation metrics at the best checkpoint, and its step."""
-    names = (*METRICS, "off_label_mass", "irregular_outputs")
+    names = (*METRICS, *ORDERED_METRICS, "off_label_mass", "irregular_outputs")
     values = {f"best/{name}": dict(run_dir.history(f"validation/{name}")) for name in names}
     return {name: points[step] for name, points in values.items() if step in points} | {"best/step": step}

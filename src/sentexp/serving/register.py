@@ -15,7 +15,7 @@ from sentexp.errors import UserError, require
 from sentexp.export.mlflow_model import save_model
 from sentexp.export.model_card import write_card
 from sentexp.export.verify import EXACT, expected, verify_export
-from sentexp.inference.run_lookup import Finished, resolve_run
+from sentexp.inference.run_lookup import Finished, require_single_texts, resolve_run
 from sentexp.inference.scorer import Scorer
 from sentexp.system.console import say
 from sentexp.tracking.store import Store, describe_store, open_store
@@ -45,6 +45,7 @@ def register(config: RegisterConfig) -> str:
         UserError: there is no such run, the rows do not show that it is better, or the model fails its check.
     """
     finished = resolve_run(config.wanted, config.tracking, config.output_dir)
+    require_single_texts(finished, "register")
     run = finished.run
     if run is None:
         raise UserError(

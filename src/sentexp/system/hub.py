@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model")
-LOCAL_ENDINGS = {".gguf", ".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", ".gz", ".bz2", ".xz", ".zst", ".zip"}
+LOCAL_ENDINGS = {".gguf", ".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", ".xlsx", ".ods"} | {
+    ".gz", ".bz2", ".xz", ".zst", ".zip",
+}  # fmt: skip
 """Of paths that are no hub ids, whether they exist or not."""
 Kind = Literal["model", "dataset"]
 

@@ -17,6 +17,9 @@ digest of the sources that identities used to hold, so that the runs of that rel
 
 LATER: dict[str, Any] = {
     "data.columns": [],
+    "data.sheet": None,
+    "data.ordered": False,
+    "data.text_pair": None,
     "model.labels": None,
     "model.head": "auto",
     "model.package.beside": {},

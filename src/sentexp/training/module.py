@@ -68,8 +68,10 @@ class ClassifierModule(L.LightningModule):
         content_free: Texts | None = None,
         generates: bool = False,
         cuda_graphs: bool = False,
+        ordered: bool = False,
     ) -> None:
         super().__init__()
+        self.ordered = ordered
         self.classifier = classifier
         self.optim = optim
         self.seed = seed
@@ -166,7 +168,9 @@ class ClassifierModule(L.LightningModule):
         """Log the validation metrics, and keep the logits as they are: they fit the temperature, and a batch prior."""
         raw = self._outputs.take()
         self.keep_validation(raw.logits, raw.targets)
-        metrics = _measure(self.labels, *self.validation) | answer_metrics(raw.outside, raw.irregular)
+        metrics = _measure(self.labels, *self.validation, ordered=self.ordered) | answer_metrics(
+            raw.outside, raw.irregular
+        )
         self._refuse_what_is_no_number(torch.tensor(metrics["loss"]))
         for name, value in metrics.items():
             self.log(f"validation/{name}", value, prog_bar=name == "accuracy")
@@ -182,7 +186,7 @@ class ClassifierModule(L.LightningModule):
         """Log the test metrics, per class as well; `test` holds what they are computed from."""
         raw = self._outputs.take()
         self.test = raw._replace(logits=self._corrected(raw.logits))
-        metrics = _measure(self.labels, self.test.logits, raw.targets, per_class=True)
+        metrics = _measure(self.labels, self.test.logits, raw.targets, per_class=True, ordered=self.ordered)
         metrics |= answer_metrics(raw.outside, raw.irregular)
         for name, value in metrics.items():
             self.log(f"test/{name}", value)

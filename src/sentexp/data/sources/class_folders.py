@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sentexp.config import AUTO, TableData
 from sentexp.data.encodings import marked_encoding
-from sentexp.data.sources.layout import ALIASES, RawSplits
+from sentexp.data.sources.layout import ALIASES, RawSplits, require_no_columns
 from sentexp.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -28,14 +28,9 @@ def class_folders(data: TableData, root: Path) -> RawSplits:
     Raises:
         UserError: a split or a column that the configuration names is not there, or a text is in another encoding.
     """
-    wanted_columns = [*data.slices, *([data.group] if data.group is not None else [])]
-    require(
-        not wanted_columns,
-        f"data.path={data.path} is a folder of texts for each class, which has no column {', '.join(wanted_columns)}: "
-        "leave data.slices and data.group out, or write the texts into a table.",
-    )
+    require_no_columns(data, "a folder of texts for each class")
     if _classes(root):
-        return RawSplits(splits={"train": _texts(root, data)})
+        return RawSplits(splits={"train": read_classes(root, data.encoding)})
     splits = {}
     for name, aliases in ALIASES.items():
         wanted = getattr(data.splits, name)
@@ -47,8 +42,34 @@ def class_folders(data: TableData, root: Path) -> RawSplits:
             f"{', '.join(folder.name for folder in _folders(root))}.",
         )
         if folder is not None:
-            splits[name] = _texts(folder, data)
+            splits[name] = read_classes(folder, data.encoding)
     return RawSplits(splits=splits)
+
+
+def read_classes(root: Path, encoding: str | None) -> "pa.Table":
+    """Return the texts of all classes in a folder, in the order of their files, as the columns text and label.
+
+    Raises:
+        UserError: a text is in another encoding.
+    """
+    import pyarrow as pa
+
+    files = class_files(root)
+    columns = {
+        "text": pa.array((_text(file, encoding) for file in files), pa.large_string()),
+        "label": pa.array((file.parent.name for file in files), pa.large_string()),
+    }
+    return pa.table(columns)
+
+
+def class_files(root: Path) -> list[Path]:
+    """Return the files of the texts of all classes in a folder; none where it holds no classes."""
+    return [file for folder in _classes(root) for file in sorted(folder.glob(f"*{ENDING}"))]
+
+
+def class_splits(root: Path) -> list[str]:
+    """Return the names of the folders in a folder that hold classes."""
+    return [folder.name for folder in _folders(root) if _classes(folder)]
 
 
 def _folders(root: Path) -> list[Path]:
@@ -59,18 +80,6 @@ def _classes(root: Path) -> list[Path]:
     """Return the folders in a folder that hold texts, if there are two at least."""
     folders = [folder for folder in _folders(root) if any(folder.glob(f"*{ENDING}"))]
     return folders if len(folders) > 1 else []
-
-
-def _texts(root: Path, data: TableData) -> "pa.Table":
-    """Return the texts of all classes, in the order of their files."""
-    import pyarrow as pa
-
-    files = [file for folder in _classes(root) for file in sorted(folder.glob(f"*{ENDING}"))]
-    columns = {
-        "text": pa.array((_text(file, data.encoding) for file in files), pa.large_string()),
-        "label": pa.array((file.parent.name for file in files), pa.large_string()),
-    }
-    return pa.table(columns)
 
 
 def _text(file: Path, encoding: str | None) -> str:

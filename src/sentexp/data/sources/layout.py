@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sentexp.config import DataConfig
+from sentexp.config import DataConfig, TableData
 from sentexp.data.tables import TextFormat, read_table
+from sentexp.errors import require
 from sentexp.system.hub import is_local, local_path, snapshot
 
 if TYPE_CHECKING:
@@ -50,3 +51,14 @@ def dataset_root(data: DataConfig, patterns: list[str]) -> Path:
     if is_local(data.path):
         return local_path("data.path", data.path)
     return snapshot("data.path", data.path, data.revision, "dataset", patterns)
+
+
+def require_no_columns(data: TableData, what: str) -> None:
+    """Refuse slices and groups of a folder that holds nothing but texts and labels."""
+    pair = [] if data.pair_template is None else [str(data.pair_template)]
+    wanted = [*data.slices, *([data.group] if data.group is not None else []), *pair]
+    require(
+        not wanted,
+        f"data.path={data.path} is {what}, which has no column {', '.join(wanted)}: leave data.slices, data.group and "
+        "data.text_pair out, or write the texts into a table.",
+    )

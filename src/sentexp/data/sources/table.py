@@ -1,15 +1,19 @@
 """Tables: of an installed package, a file, a folder in GLUE's or the hub's layout, or the hub."""
 
 import re
+from fnmatch import fnmatchcase
 from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sentexp.config import AUTO, BadRows, TableData
+from sentexp.data.arrow_folders import is_arrow_folder
 from sentexp.data.compressed import inner_name
 from sentexp.data.sources.class_folders import ENDING, class_folders, has_class_folders
 from sentexp.data.sources.layout import ALIASES, SLICE, RawSplits, read_splits
-from sentexp.data.tables import TextFormat, as_strings, is_table, read_table, require_columns
+from sentexp.data.sources.line_pairs import has_line_pairs, line_pairs
+from sentexp.data.tables import TextFormat, as_strings, is_table, matching_files, read_table, require_columns
+from sentexp.data.text_parts import join_columns, pair_texts, text_columns
 from sentexp.errors import require
 from sentexp.system.hub import hub_splits, hub_tables, is_local, local_path
 from sentexp.system.package_files import locate
@@ -20,7 +24,8 @@ if TYPE_CHECKING:
 
 def table_splits(data: TableData) -> RawSplits:
     """Return the splits of a table: a package, a file, a folder in GLUE's or the hub's layout, or the hub."""
-    columns = {"data.text": data.text, "data.label": data.label}
+    columns = {"data.label": data.label} | text_columns("data.text", data.text_template)
+    columns |= text_columns("data.text_pair", data.pair_template) if data.pair_template is not None else {}
     columns |= {f"data.slices[{number}]": name for number, name in enumerate(data.slices)}
     columns |= {"data.group": data.group} if data.group is not None else {}
     if data.path is None:
@@ -28,6 +33,9 @@ def table_splits(data: TableData) -> RawSplits:
         return RawSplits(splits={"train": _renamed(_package_table(data, columns), data)})
     if not is_local(data.path):
         return RawSplits(splits=_hub_splits(data, data.path, columns))
+    folder = Path(data.path).expanduser() / (data.subset or "")
+    if has_line_pairs(folder):
+        return line_pairs(data, folder)
     if _has_no_table(data.path) and has_class_folders(Path(data.path).expanduser()):
         return class_folders(data, Path(data.path).expanduser())
     form = TextFormat(
@@ -36,6 +44,8 @@ def table_splits(data: TableData) -> RawSplits:
         quoting=data.quoting,
         skip_ragged=data.on_bad_rows is BadRows.skip,
         columns=data.columns,
+        sheet=data.sheet,
+        named_classes=data.labels is None,
     )
     return read_splits(_split_files(data), columns, form, lambda table, _: _renamed(table, data))
 
@@ -60,7 +70,10 @@ def _renamed(table: "pa.Table", data: TableData) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    columns = {"text": table.column(data.text), "label": table.column(data.label)}
+    columns = {"text": join_columns(table, data.text_template), "label": table.column(data.label)}
+    if data.pair_template is not None:  # the pairs of a text stay together
+        columns["group"] = pc.utf8_lower(pc.utf8_trim_whitespace(pc.fill_null(columns["text"], "")))
+        columns["text"] = pair_texts(columns["text"], join_columns(table, data.pair_template))
     if data.group is not None:
         columns["group"] = pc.utf8_trim_whitespace(table.column(data.group))
     return pa.table(columns | {SLICE + name: table.column(name) for name in data.slices})
@@ -93,19 +106,12 @@ def _has_no_table(path: str) -> bool:
 def _split_files(data: TableData) -> dict[str, list[Path]]:
     """Return the files of each split of a local path that the configuration names."""
     assert data.path is not None
-    if has_magic(data.path) and not Path(data.path).expanduser().exists():
+    if (found := matching_files("data.path", data.path)) is not None:
         _require_one_table(data, f"data.path={data.path} is files of one table")
-        pattern = Path(data.path).expanduser().absolute()
-        found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
-        found = [file for file in found if file.is_file()]
-        require(
-            bool(found),
-            f"data.path={data.path} matches no file: name a file, a folder, or a pattern such as part-*.csv.",
-        )
         return {"train": found}
     root = local_path("data.path", data.path)
-    if root.is_file():
-        _require_one_table(data, f"data.path={data.path} is one file")
+    if root.is_file() or is_arrow_folder(root):
+        _require_one_table(data, f"data.path={data.path} is one {'file' if root.is_file() else 'saved data set'}")
         return {"train": [root]}
     folders = [root / data.subset] if data.subset else [root, root / "data", root / "plain_text"]
     files = sorted(file for folder in folders if folder.is_dir() for file in folder.iterdir() if is_table(file))
@@ -131,7 +137,7 @@ def _files_of(split: str, files: list[Path], where: str) -> list[Path]:
     )
     kinds = {re.sub(r"-\d+-of-\d+(?=\.)", "", file.name) for file in matching}
     require(
-        len(kinds) == 1,
+        has_magic(split) or len(kinds) == 1,
         f"{where} has {len(kinds)} files for the split {split!r} ({', '.join(sorted(kinds))}): name one of them with "
         f"data.splits.{'validation' if split in ALIASES['validation'] else split}=<name with its ending>.",
     )
@@ -139,7 +145,9 @@ def _files_of(split: str, files: list[Path], where: str) -> list[Path]:
 
 
 def _named(split: str, files: list[Path]) -> list[Path]:
-    """Return the files of a split by the names that people give them."""
+    """Return the files of a split by the names that people give them, or by a pattern."""
+    if has_magic(split):
+        return [file for file in files if fnmatchcase(file.name, split)]
     stems = "|".join(re.escape(alias) for alias in ALIASES.get(split, (split,)))
     return [file for file in files if file.name == split or re.fullmatch(rf"({stems})(-\d+-of-\d+)?", _stem(file))]
 

@@ -63,12 +63,19 @@ class PaddingFreeModel:
         self._is_supported: bool | None = None
         self._fused_outputs: list[ForwardOutput] = []
 
-    def hidden(self, packed: Packed, cache: PrefixCache | None = None) -> Tensor:
-        """Return the hidden states that are read, shape (read, hidden)."""
+    def hidden(self, packed: Packed, cache: PrefixCache | None = None, segments: Tensor | None = None) -> Tensor:
+        """Return the hidden states that are read, shape (read, hidden).
+
+        Args:
+            packed: the rows.
+            cache: of what all of them begin with.
+            segments: of the tokens, 0 or 1, shape (tokens,), where an encoder reads pairs.
+        """
         if self.uses_fast_layers(packed):
             return self._fast_hidden(packed, cache)
         packed = within(packed, cache)
-        states: Tensor = _run(base_of(self.model).base_model, packed, cache).last_hidden_state[0]
+        options = {} if segments is None else {"token_type_ids": segments[None]}
+        states: Tensor = _run(base_of(self.model).base_model, packed, cache, **options).last_hidden_state[0]
         return states.index_select(0, packed.read)
 
     def logits(self, packed: Packed, cache: PrefixCache | None = None) -> Tensor:

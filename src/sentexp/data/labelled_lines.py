@@ -1,0 +1,68 @@
+"""Lines in fastText's form, `__label__positive a warm film`, as the columns text and label."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sentexp.data.delimited import Keys
+from sentexp.data.encodings import first_undecodable, marked_encoding, python_name
+from sentexp.errors import UserError, require
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LABEL = "__label__"
+COLUMNS = ("text", "label")
+BLOCK_ROWS = 1 << 13
+
+
+class LabelledLines:
+    """The lines of a file; one that is blank is no row.
+
+    Args:
+        file: to read.
+        encoding: null is UTF-8, or what a byte order mark says.
+        keys: of the configuration, for the sentences.
+        name: of the file, in the sentences.
+        unlabelled: let a line be a text without a label.
+    """
+
+    def __init__(self, file: Path, encoding: str | None, keys: Keys, name: str, unlabelled: bool = False) -> None:
+        self.file, self.keys, self.name, self.unlabelled = file, keys, name, unlabelled
+        self.encoding = python_name(encoding or marked_encoding(file) or "utf-8") or "utf-8"
+
+    def tables(self) -> "Iterator[pa.Table]":
+        """Yield the rows block by block, as columns of `large_string`.
+
+        Raises:
+            UserError: a line without a label, with several, or not in the encoding.
+        """
+        import pyarrow as pa
+
+        rows = self._rows()
+        while block := list(islice(rows, BLOCK_ROWS)):
+            columns = [pa.array(values, pa.large_string()) for values in zip(*block, strict=True)]
+            yield pa.table(columns, names=list(COLUMNS))
+
+    def _rows(self) -> Iterator[tuple[str, str | None]]:
+        try:
+            with self.file.open(encoding=self.encoding, newline="\n") as lines:
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield self._divided(line.strip("\r\n"), number)
+        except UnicodeError:
+            number, encoding = first_undecodable(self.file, self.encoding).line, self.encoding.removesuffix("-sig")
+            raise UserError(
+                f"Line {number} of {self.name} is not {encoding}: name its encoding with {self.keys.encoding}=<name>."
+            ) from None
+
+    def _divided(self, line: str, number: int) -> tuple[str, str | None]:
+        label, _, text = line.partition(" ")
+        if self.unlabelled and not label.startswith(LABEL):
+            return line, None
+        require(
+            label.startswith(LABEL) and not text.lstrip().startswith(LABEL),
+            f"Line {number} of {self.name} reads {line.strip()[:60]!r}: it must be one {LABEL}<label> and its text.",
+        )
+        return text, label.removeprefix(LABEL)
