@@ -77,8 +77,8 @@ class CompareConfig:
     base: str | None
     by: str | None
     rows: int = number(ge=1)
-    confidence: float
-    resamples: int
+    confidence: float = number(gt=0, lt=1)
+    resamples: int = number(ge=100)
     seed: int = seed_number()
     output: str
 
@@ -227,8 +227,8 @@ class RegisterConfig(FinishedRun):
     alias: str
     metric: str
     split: EvaluatedSplit
-    confidence: float
-    resamples: int
+    confidence: float = number(gt=0, lt=1)
+    resamples: int = number(ge=100)
     seed: int = seed_number()
     force: bool
     carry_base: bool
