@@ -8,17 +8,19 @@ import tomllib
 from pathlib import Path
 from types import ModuleType
 
+import mlflow
 import pytest
 import yaml
+from finished_runs import checked_here, many_reviews  # noqa: F401 (fixtures)
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from sweep_runs import quick, sentexp  # noqa: F401 (fixtures)
 
 from sentexp.cli.commands import COMMANDS
 from sentexp.config import conf_dir, register_schemas
 from sentexp.errors import UserError
 
-pytest_plugins = ["sweep_runs", "finished_runs"]
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(file.relative_to(ROOT)): file.read_text()
@@ -154,16 +156,17 @@ def test_yaml_blocks_are_yaml(block):
     assert isinstance(yaml.safe_load(block), dict)
 
 
-@pytest.mark.usefixtures("store")
-def test_python_blocks_run(sentexp, command_line, many_reviews):
+def test_python_blocks_run(sentexp, command_line, many_reviews, store, monkeypatch):  # noqa: F811 (fixtures)
     """In a folder with a sweep and a registered model, as the pages say; those of a page one after the other."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     assert sentexp("--multirun", "peft.r=4,16", f"data.path={many_reviews}")[0] == 0
     assert command_line("register", "run=best", "name=reviews")[0] == 0
     assert len(blocks("python")) >= 3
     for page in PAGES:
         names = {"__name__": "example"}
         for block in blocks_of(page, "python"):
-            exec(compile(block, page, "exec"), names)
+            exec(compile(block.replace("sqlite:///mlflow.db", store), page, "exec"), names)
+    mlflow.set_tracking_uri(None)
 
 
 def test_links_lead_somewhere():

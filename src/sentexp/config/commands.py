@@ -36,7 +36,7 @@ class EvaluatedRows(Enum):
 
 
 class TableFormat(Enum):
-    """How a table is written that has no name to tell it: the formats of standard input and output."""
+    """The format of a table without a file name: the formats of standard input and output."""
 
     csv = "csv"
     tsv = "tsv"
@@ -62,7 +62,7 @@ class ExportType(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class CompareConfig:
-    """`python -m sentexp compare`: which runs, by what, how surely.
+    """`python -m sentexp compare`: which runs, by which metric, with which confidence.
 
     At most one of `sweep`, `runs`, `experiment_name` and `filter` is given.
     """
@@ -137,7 +137,7 @@ class ReadingRun(FinishedRun):
 
 @dataclass(kw_only=True, slots=True)
 class PredictConfig(ReadingRun):
-    """`python -m sentexp predict`: which texts, and where what the run says of them goes."""
+    """`python -m sentexp predict`: which texts, and where the predictions are written."""
 
     command: ClassVar[str] = "predict"
 
