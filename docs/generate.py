@@ -158,7 +158,7 @@ def _usage(command: Command) -> list[str]:
     first = "" if command.name == "train" else f" {command.name}"
     pattern = rf"^  (python -m sentexp{first}(?: .*?)?) {{2,}}(\S.*)$"
     usages = [usage for usage in re.findall(pattern, HELP, re.MULTILINE) if first or not _names_command(usage[0])]
-    width = max(len(usage) for usage, _ in usages)
+    width = max((len(usage) for usage, _ in usages), default=0)
     return ["```sh", *(f"{usage:<{width}}   # {about}" for usage, about in usages), "```", "", _KEYS_OF_RUN]
 
 

@@ -59,7 +59,7 @@ def write(finished, config, tmp_path):
     return exported
 
 
-FRESH = "in a fresh process, its probabilities of 8 rows differ from the run's by"
+FRESH = "in a fresh process its probabilities of 8 rows differ from the run's by"
 FORMS = [
     pytest.param("lora", "peft"),
     pytest.param("ia3", "peft"),

@@ -153,7 +153,7 @@ def _version(config: RegisterConfig, store: Store, finished: Finished, run: "Run
             save_model(finished, made, config.base, config.carry_base)
             texts, wanted = expected(Scorer(finished.trained, config.base))
             verification = verify_export(wanted, ["mlflow", str(made)], texts, EXACT)
-            say(f"The model, {verification}")
+            say(f"The model is checked: {verification}")
             write_card(finished, "mlflow", verification, made)
             client.log_artifacts(run.info.run_id, str(made), folder)
     tags = {"identity": finished.trained.identity, "base": finished.trained.model.name}
