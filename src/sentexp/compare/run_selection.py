@@ -116,8 +116,8 @@ def _search(store: Store, query: str, where: str) -> "list[Run]":
         return store.search(query)
     except UserError as error:
         raise UserError(
-            f"filter={query} is not a filter that MLflow can search {where} by ({error.__cause__ or error}): write it as "
-            "in filter=\"params.peft = 'lora'\"."
+            f"filter={query} is not a filter that MLflow can search {where} by ({error.__cause__ or error}): write it "
+            "as in filter=\"params.peft = 'lora'\"."
         ) from error
 
 
