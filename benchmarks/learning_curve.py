@@ -4,7 +4,7 @@
     python benchmarks/learning_curve.py nyu-mll/glue --rows 100 1000 10000 --override data.subset=sst2 model=llama2_7b
 
 One epoch each over nested subsets, tested on the same 872 sentences; the untuned base is measured once. Writes
-learning_curve.json and learning_curve.png beside this.
+learning_curve.json beside this, and docs/images/learning_curve.png.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
 
     curves = {m: {n: [(r, found[r][n][f"test/{m}"]) for r in found] for n in ("tuned", "tfidf")} for m in METRICS}
     levels = {m: {"untuned": found[given.rows[0]]["untuned"][f"test/{m}"]} for m in METRICS}
-    draw_rows_curve(curves, levels, HERE / "learning_curve.png")
+    draw_rows_curve(curves, levels, HERE.parent / "docs" / "images" / "learning_curve.png")
     facts = {"machine": describe(choose_device("auto")), "override": given.override, "results": found}
     (HERE / "learning_curve.json").write_text(json.dumps(facts, indent=2) + "\n")
 

@@ -95,7 +95,7 @@ def test_validation_predictions_that_were_not_kept(record, comparing):
 
 
 def test_few_rows_and_one_class_are_refused(record, comparing, file_of):
-    with pytest.raises(UserError, match="28 test rows are too few to tell runs apart; it takes 30"):
+    with pytest.raises(UserError, match="28 test rows are too few to compare runs: at least 30"):
         load(comparing(runs=[record("a", rows=28)]))
     run_id = record("b", rows=80)
     file = file_of(run_id)

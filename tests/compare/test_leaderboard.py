@@ -20,7 +20,10 @@ def test_clear_differences_rank_and_unclear_ones_tie(simulate):
     assert board.table["rank"].tolist() == [1, 1, 2]
     assert set(board.table["configuration"][:2]) == {"r=2", "r=3"}
     assert board.table["configuration"][2] == "r=1"
-    assert "The first 2 of 3 cannot be told apart by accuracy on these 400 test rows" in board.notes[0]
+    assert (
+        "On these 400 test rows the first 2 of 3 configurations do not differ significantly in accuracy"
+        in board.notes[0]
+    )
     assert any("rows to settle the first two" in note or "same value" in note for note in board.notes)
     assert "one seed" in board.notes[-1]
 

@@ -92,7 +92,7 @@ def test_what_ties_exactly_is_compared_and_the_best_is_not(simulate):
     _, differences = terminal_tables(board, "title", 80)
     assert [str(cell) for cell in differences.columns[1].cells] == ["+0.0000\n[+0.0000, +0.0000]"]
     assert [str(cell) for cell in differences.columns[2].cells] == ["1.0000"]
-    assert board.notes[0] == "All 2 cannot be told apart by accuracy on these 400 test rows."
+    assert board.notes[0] == "On these 400 test rows the 2 configurations do not differ significantly in accuracy."
 
 
 @pytest.mark.parametrize(("confidence", "told"), [(0.95, "95%"), (0.999, "99.9%"), (0.975, "97.5%")])

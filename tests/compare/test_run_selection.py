@@ -72,7 +72,7 @@ def test_a_filter_is_mlflows(sweep, comparing):
         ({"runs": ["missing"]}, "runs=missing is not a run in experiment sentexp"),
         ({"runs": ["r=8 seed=2"]}, "is FAILED, so it has no predictions: give the command of that run again"),
         ({"experiment_name": "elsewhere"}, "There is no experiment elsewhere of sqlite:"),
-        ({"filter": "nonsense ="}, "filter=nonsense = is nothing that MLflow can search"),
+        ({"filter": "nonsense ="}, "filter=nonsense = is not a filter that MLflow can search"),
         ({"filter": "params.`peft.r` = '99'"}, "has no finished run"),
     ],
 )

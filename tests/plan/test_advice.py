@@ -109,7 +109,7 @@ def test_few_test_rows_are_told_until_they_are_many(costs):
     assert "about 11,771 rows" in told
     run.work.test.rows[0] = 20_000
     assert advice.few_test_rows(run, ASSUMED) is None
-    assert "as finished runs of it have" in advice.few_test_rows(costs(), Outlook(accuracy=0.9, seen=True))
+    assert "the mean of finished runs" in advice.few_test_rows(costs(), Outlook(accuracy=0.9, seen=True))
 
 
 def test_a_part_of_the_validation_rows_is_told(costs):

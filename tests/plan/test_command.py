@@ -103,7 +103,7 @@ def test_states_are_those_of_the_runs(config, store, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert [run.standing.value for run in runs] == ["finished", "to resume", "to resume", "to do", "same run"]
     assert f"finished with test accuracy {result.metrics['test/accuracy']:.4f}" in output
-    assert "goes on after step 4" in output
+    assert "resumes after step 4" in output
     assert "begins again: no checkpoint was written" in output
     assert runs[1].costs.share_left == 0
     assert runs[2].costs.share_left == 1

@@ -53,7 +53,7 @@ def test_ratings_are_measured_all_the_way(table, store, command_line, tmp_path):
         "compare", "metric=mae", f"tracking.uri={store}", "output=report", "resamples=200"
     )
     assert code == 0, errors
-    board = list(csv.DictReader((tmp_path / "report" / "leaderboard.csv").open()))
+    board = list(csv.DictReader((tmp_path / "report" / "leaderboard.csv").read_text().splitlines()))
     assert {"mae", "mae_low", "mae_high", "qwk", "within_one"} <= set(board[0])
     assert float(board[0]["mae"]) == pytest.approx(
         sum(run.data.metrics["test/mae"] for run in trained) / len(trained), abs=1e-5

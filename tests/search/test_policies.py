@@ -107,7 +107,7 @@ def test_a_run_goes_on_where_the_storage_is_lost(judges, tmp_path, capsys):
     judge = judges(Pruner.median)
     judge.url = "sqlite:////proc/no/optuna.db"
     assert judge(snapshot(tmp_path / "run", 4, 10)) is None
-    assert "The run goes on unpruned." in capsys.readouterr().err
+    assert "The run continues without pruning." in capsys.readouterr().err
 
 
 def test_the_interval_excludes_a_tie_just_where_mcnemar_rejects():

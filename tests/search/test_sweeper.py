@@ -99,7 +99,7 @@ def test_a_search_that_was_stopped_proposes_what_it_would_have_proposed(sentexp,
     assert [trial.state for trial in study_in(tmp_path).trials][1:] == [TrialState.RUNNING]
     code, output, errors = sentexp(*words)
     assert code == 0, errors
-    assert "1 finished before, 1 to go on with, 1 to do" in output
+    assert "1 finished before, 1 to resume, 1 to do" in output
     stopped = proposed(tmp_path)
     assert len(stopped) == 3
     (tmp_path / "optuna.db").unlink()
@@ -124,7 +124,7 @@ def test_a_trial_that_failed_is_tried_again_by_the_next_start(sentexp, tmp_path,
     assert runs_in(tmp_path)[0].info.status == "FAILED"
     code, output, _ = sentexp(*words)
     assert code == 0
-    assert "2 finished before, 1 to go on with, 0 to do" in output
+    assert "2 finished before, 1 to resume, 0 to do" in output
     parent, children = runs_in(tmp_path)
     assert parent.info.status == "FINISHED"
     assert sorted(run.data.params["peft.r"] for run in children) == ["2", "4", "8"]

@@ -1,4 +1,4 @@
-"""The gate of the registry: an alias changes hands for what is better beyond noise on the same rows, or by force."""
+"""The gate of the registry: an alias moves to a significantly better version on the same rows, or by force."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -60,10 +60,10 @@ def test_the_better_run_takes_the_alias_and_the_worse_does_not(place, good, bad,
     told = capsys.readouterr().out
     assert "reviews has no champion yet." in told
     assert "on the same 60 validation rows" in told
-    assert "which is better beyond noise" in told
+    assert "which is significantly better" in told
     with pytest.raises(UserError, match=r"does not become reviews@champion: .* force=true"):
         ask(bad, "reviews")
-    assert "which is not better beyond noise" in capsys.readouterr().out
+    assert "which is not significantly better" in capsys.readouterr().out
     assert holder(place, "reviews").run_id == good.run_id
     assert ask(bad, "reviews", force=True) == "1"  # the version that it has
     version = holder(place, "reviews")

@@ -95,9 +95,9 @@ def test_a_port_that_is_taken_is_told():
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=rf"host=127.0.0.1 port={port} cannot be listened at .* port=0"):
+        with pytest.raises(UserError, match=rf"host=127.0.0.1 port={port} cannot be used .* port=0"):
             _listen("127.0.0.1", port)
-    with pytest.raises(UserError, match="cannot be listened at"):
+    with pytest.raises(UserError, match="cannot be used"):
         _listen("no.such.host.invalid", 0)
 
 

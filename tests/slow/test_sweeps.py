@@ -266,4 +266,4 @@ def test_a_worker_that_is_killed_costs_no_run(words, fork, tmp_path):
     assert process.wait() == 0, (tmp_path / "killed" / "console.txt").read_text()
     parent, children = recorded(tmp_path / "killed")
     assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 5
-    assert "starting what is left again" in (tmp_path / "killed" / "console.txt").read_text()
+    assert "starting the remaining runs again" in (tmp_path / "killed" / "console.txt").read_text()

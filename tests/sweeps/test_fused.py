@@ -253,7 +253,7 @@ def test_an_interrupted_sweep_goes_on_with_all_of_its_runs(sentexp, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     code, output, errors = sentexp(*words)
     assert code == 0, errors
-    assert "2 to go on with" in output
+    assert "2 to resume" in output
     assert sentexp(*words[:-1], "output_dir=alone", "hydra/launcher=sequential", "tracking=none")[0] == 0
     fused = runs_of(tmp_path / "fused")
     assert len(fused) == 2

@@ -81,7 +81,7 @@ def test_each_run_keeps_the_command_that_repeats_it_alone(sentexp, tmp_path):
 def test_few_rows_are_not_compared(sentexp):
     code, output, errors = sentexp("--multirun", "peft.r=4,8")
     assert code == 0, errors
-    assert "The runs are not compared: sweep r=4,8: 8 test rows are too few to tell runs apart" in output
+    assert "The runs are not compared: sweep r=4,8: 8 test rows are too few to compare runs" in output
 
 
 @pytest.mark.usefixtures("trains")

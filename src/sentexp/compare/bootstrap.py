@@ -23,7 +23,7 @@ class Interval(NamedTuple):
 
 
 def weights(rows: int, resamples: int, seed: int) -> Iterator[NDArray[Any]]:
-    """Yield how often each row stands in each resample, float32, in blocks of shape (some resamples, rows).
+    """Yield how often each row is in each resample, float32, in blocks of shape (some resamples, rows).
 
     Args:
         rows: that are drawn from, with replacement, as many as there are.

@@ -1,4 +1,4 @@
-"""`python -m sentexp compare`: who is better, and how surely; printed, and written to a folder. Sweeps end with it."""
+"""`python -m sentexp compare`: which run is better, and how certain that is. Sweeps end with it."""
 
 import tempfile
 from dataclasses import dataclass
@@ -139,7 +139,7 @@ def _print_pair(analysis: Analysis, a: str, b: str, config: CompareConfig) -> No
         else f", permutation test of {config.metric} p {small(counts['permutation_p'])}"
     )
     several = any(len(analysis.comparison.find("run", name).runs) > 1 for name in (a, b))
-    averaged = " Where there are several seeds, these are the answers of their mean probabilities." if several else ""
+    averaged = " With several seeds, predictions are those of the mean probabilities." if several else ""
     say(
         f"{a} against {b}: both right {counts['both_right']:,}, only {a} {counts['only_a_right']:,}, only {b} "
         f"{counts['only_b_right']:,}, both wrong {counts['both_wrong']:,}; McNemar's exact test p "

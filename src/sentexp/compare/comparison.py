@@ -1,4 +1,4 @@
-"""Runs beside each other on the same rows: what each said, which of them differ in their seed alone."""
+"""Runs on the same rows: the predictions of each, and which runs differ only in their seed."""
 
 import json
 import re
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 FEWEST_ROWS = 30
-"""Fewer rows tell nothing apart, and no interval of them is to be trusted."""
+"""Fewer rows show no difference, and their intervals are unreliable."""
 BASES = ("untuned", "linear_probe", "tfidf", "majority")
 """What a result is compared with unless something is named, by preference."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Scored:
-    """A run and what it said: `probabilities` float32, shape (rows, classes); `file` holds the texts as well."""
+    """A run and its predictions: `probabilities` float32, shape (rows, classes); `file` holds the texts as well."""
 
     run_id: str
     name: str
@@ -93,7 +93,7 @@ class Comparison:
 
 
 def load(config: CompareConfig) -> Comparison:
-    """Find the runs, read what they said, and put those that differ in their seed alone together.
+    """Find the runs, read their predictions, and group those that differ only in their seed.
 
     Raises:
         UserError: there is nothing to compare, runs were tested on different rows, or these rows tell nothing.
@@ -106,14 +106,14 @@ def load(config: CompareConfig) -> Comparison:
     first = rows.first
     require(
         len(first.targets) >= FEWEST_ROWS,
-        f"{selection.title}: {len(first.targets)} {split} rows are too few to tell runs apart; it takes {FEWEST_ROWS} "
-        "at least, and hundreds for a difference of some points.",
+        f"{selection.title}: {len(first.targets)} {split} rows are too few to compare runs: at least {FEWEST_ROWS} "
+        "are needed, and hundreds to see a difference of some points.",
     )
     classes = {first.labels[target] for target in np.unique(first.targets)}
     require(
         len(classes) > 1,
         f"{selection.title}: all {len(first.targets)} {split} rows are {', '.join(classes)}, and with one class there "
-        "is nothing to tell apart.",
+        "is nothing to compare.",
     )
     comparison = Comparison(
         title=selection.title,

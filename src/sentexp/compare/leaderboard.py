@@ -176,16 +176,16 @@ def _findings(board: Leaderboard, order: list[int], comparison: Comparison) -> l
     ranked = board.table[board.table["rank"].notna()]
     tied = ranked[ranked["rank"] == 1]["configuration"].tolist()
     if len(order) > 1:
-        among = f"All {len(tied)}" if len(tied) == len(order) else f"The first {len(tied)} of {len(order)}"
-        verdict = f"{among} cannot be told apart by {metric} on these {rows} {split} rows."
+        among = f"the {len(tied)}" if len(tied) == len(order) else f"the first {len(tied)} of {len(order)}"
+        verdict = f"On these {rows} {split} rows {among} configurations do not differ significantly in {metric}."
         if len(tied) == 1:
             verdict = f"{tied[0]} is the best by {metric}."
         first, second = order[:2]
         gap = abs(evidence.value(first, metric) - evidence.value(second, metric))
         smallest = evidence.detectable(first, second, metric)
         notes.append(
-            f"{verdict} Two such runs must differ by {smallest:.4f} to be told apart in four of five times (one test "
-            f"at 5 %); the first two differ by {gap:.4f}."
+            f"{verdict} Two such configurations must differ by {smallest:.4f} for a test at 5 % to find it in four of "
+            f"five cases; the first two differ by {gap:.4f}."
             if smallest > 0
             else verdict
         )
@@ -201,8 +201,8 @@ def _findings(board: Leaderboard, order: list[int], comparison: Comparison) -> l
             )
     if evidence.seed_freedom() == 0 and len(order) > 1:
         notes.append(
-            "Each configuration was trained with one seed: intervals and ranks hold the noise of the rows, not that "
-            "from seed to seed. Add seed=1,2,3 to the sweep to see both."
+            "Each configuration was trained with one seed: intervals and ranks include the noise of the rows, not "
+            "that of the seeds. Add seed=1,2,3 to the sweep to see both."
         )
     return notes
 

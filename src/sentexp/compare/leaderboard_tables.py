@@ -29,7 +29,7 @@ COST_HEADS = {
 }
 COST_DIGITS = {"peak_memory_gib": 1, "saved_mib": 1, "ece": 4}
 SMALLEST_P = 0.0001
-"""Smaller ones are told as such."""
+"""Smaller p-values are shown as below this."""
 MOST_SUMMARIES = 3
 MOST_SHOWN = 20
 NAME = "configuration"
@@ -209,7 +209,7 @@ def _whole(value: Any) -> str:
 
 
 def small(p: float) -> str:
-    """Return a p-value; those below `SMALLEST_P` are told as such."""
+    """Return a p-value; those below `SMALLEST_P` are shown as below it."""
     return f"<{SMALLEST_P}" if p < SMALLEST_P else f"{p:.4f}"
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what the best configurations said about the rows: ROC, precision-recall, reliability, confusion.
+"""Pictures of the predictions of the best configurations: ROC, precision-recall, reliability, confusion.
 
 Each has a panel for each of the best, so that bands and bars never lie over each other. Those of a sweep, its settings
 and costs, are in `sweep_plots`.
@@ -73,7 +73,7 @@ def _rates(
 
 
 def _positive(comparison: Comparison) -> str:
-    """Return what is told apart from what."""
+    """Return which classes a curve separates."""
     classes = positives(comparison.targets, len(comparison.labels))
     if len(comparison.labels) == 2:  # noqa: PLR2004
         return f"label: {plain(comparison.labels[1])}"

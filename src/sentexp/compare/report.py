@@ -80,7 +80,7 @@ def write_report(
 
     Args:
         board: the leaderboard of the comparison.
-        comparison: the runs and what they said.
+        comparison: the runs and their predictions.
         file: to write, with the ending .html.
         slices: metrics by slice, if there are any.
         tables: of run against run, with a title for each.
@@ -144,8 +144,8 @@ def _titled(title: str, frame: "pd.DataFrame") -> Part:
 
 def _intervals(board: Leaderboard) -> str:
     return (
-        f"Below each metric is its {board.level} interval. Configurations that share a rank cannot be told "
-        "apart from the best of that rank. Click a head to sort."
+        f"Below each metric is its {board.level} interval. Configurations that share a rank do not "
+        "differ significantly from the best of that rank. Click a head to sort."
     )
 
 
@@ -174,26 +174,25 @@ def _pictures(board: Leaderboard, comparison: Comparison, seed: int) -> list[Pic
         (
             lambda: learning_curve_picture(board),
             "Error against training rows, with a power law",
-            "Read what more rows would give; in brackets is the interval that the noise of the test rows leaves, and a "
-            "curve beyond the points is a guess.",
+            "What more rows would give; in brackets is its interval over resamples of the test rows. The curve beyond "
+            "the points is an extrapolation.",
         ),
         (
             lambda: prediction_plots.roc_picture(board, comparison, seed=seed),
             "ROC curves of the best configurations",
             f"The higher the better; where the dashed curve of the first leaves the {level} band, the two differ. "
-            "Bands hold the noise of the rows.",
+            "Bands show the noise of the test rows.",
         ),
         (
             lambda: prediction_plots.precision_recall_picture(board, comparison, seed=seed),
             "Precision over recall of the best configurations",
-            "The higher the better; the grey line is a coin that knows the share of the label. Look here first when a "
-            "label is rare.",
+            "The higher the better; the grey line is chance. Look here first when a label is rare.",
         ),
         (
             lambda: prediction_plots.reliability_picture(board, comparison),
             "Accuracy over confidence of the best configurations",
-            "On the grey line, probabilities are what they say; points below it are overconfident, points above it "
-            "too modest.",
+            "On the grey line confidence equals accuracy; points below it are overconfident, points above it "
+            "underconfident.",
         ),
         (
             lambda: prediction_plots.confusion_picture(board, comparison),
@@ -232,5 +231,5 @@ def _environment(comparison: Comparison) -> Section:
 
 
 def _commands(comparison: Comparison) -> Section:
-    text = "What repeats each run by itself, to be typed in the folder where it was started."
+    text = "The command that repeats each run, for the folder where it was started."
     return Section(anchor="commands", title="Commands", text=text, commands=commands(comparison))

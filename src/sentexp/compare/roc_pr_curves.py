@@ -53,7 +53,7 @@ def band(
     resamples: int = 200,
     seed: int = 0,
 ) -> Band:
-    """Return the curve of a configuration, a mean over its runs, and how far it goes on other rows.
+    """Return the curve of a configuration, a mean over its runs, and its band over resamples of the rows.
 
     With two classes the last is the positive one; with more the curve is a mean over those that have rows, each
     against the rest.
@@ -101,7 +101,7 @@ def on_resamples(curve: Curve, positive: NDArray[Any], scores: NDArray[Any], dra
         curve: of counts.
         positive: whether each row is, bool, shape (rows,).
         scores: shape (rows,); equal ones share a threshold.
-        drawn: how often each row stands in each resample, shape (resamples, rows).
+        drawn: how often each row is in each resample, shape (resamples, rows).
     """
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])

@@ -83,7 +83,7 @@ def _finished(title: str, runs: "list[Run]", store: Store, parent: "Run | None",
     require(
         bool(done),
         f"{title} has no finished run in {where}"
-        + (f": {listed} did not finish; give the same command again to go on." if others else "."),
+        + (f": {listed} did not finish; give the same command again to resume." if others else "."),
     )
     left_out = f"{len(others)} of {len(runs)} runs did not finish and are left out: {listed}." if others else ""
     return Selection(title=title, runs=done, store=store, parent=parent, left_out=left_out)
@@ -106,7 +106,7 @@ def _by_ids(store: Store, wanted: list[str], where: str) -> "list[Run]":
         require(
             runs[0].info.status == "FINISHED",
             f"runs={name} ({runs[0].info.run_name}) is {runs[0].info.status}, so it has no predictions: give the "
-            "command of that run again, which goes on.",
+            "command of that run again, which resumes it.",
         )
         chosen.append(runs[0])
     return chosen
@@ -117,8 +117,8 @@ def _search(store: Store, query: str, where: str) -> "list[Run]":
         return store.search(query)
     except UserError as error:
         raise UserError(
-            f"filter={query} is nothing that MLflow can search {where} by ({error.__cause__ or error}): write it as in "
-            "filter=\"params.peft = 'lora'\"."
+            f"filter={query} is not a filter that MLflow can search {where} by ({error.__cause__ or error}): write it "
+            "as in filter=\"params.peft = 'lora'\"."
         ) from error
 
 

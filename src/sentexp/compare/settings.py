@@ -48,8 +48,8 @@ def swept(configurations: Sequence[Configuration], first: str = "") -> list[Axis
     """Return the settings that differ, one of those that only ever change together.
 
     Args:
-        configurations: to tell apart.
-        first: the key that stands for others; without it that is a number, with a short key.
+        configurations: that need different names.
+        first: the key that represents the others; without it that is a number, with a short key.
     """
     columns = differing([one.runs[0].settings for one in configurations])
     axes = [Axis(key=key, values=values, numbers=_numbers(values)) for key, values in columns.items()]
@@ -60,7 +60,7 @@ def swept(configurations: Sequence[Configuration], first: str = "") -> list[Axis
 
 
 def _groups(values: Sequence[str | None]) -> tuple[int, ...]:
-    """Return for each value where it stands first: equal for settings that change together."""
+    """Return for each value the place of its first occurrence: equal for settings that change together."""
     return tuple(values.index(value) for value in values)
 
 

@@ -10,7 +10,7 @@ from sentexp.compare.metric_sums import Measured, from_sums
 from sentexp.compare.sample_size import ALPHA
 
 TOLERANCE = 1e-6
-"""Differences that are the same but for rounding in float32."""
+"""Differences that are the same apart from rounding in float32."""
 
 
 def mcnemar(right: NDArray[Any]) -> NDArray[Any]:
@@ -96,7 +96,7 @@ def correct(p: NDArray[Any], method: str) -> NDArray[Any]:
 
 
 def ranks(values: NDArray[Any], corrected: NDArray[Any], higher: bool, alpha: float = ALPHA) -> NDArray[Any]:
-    """Return the rank of each run, from 1; runs that cannot be told from the best of a rank share it.
+    """Return the rank of each run, from 1; runs that do not differ significantly from the best of a rank share it.
 
     Where `corrected` bounds the chance of any error over all pairs (Holm's does), rank 1 holds the best run with a
     chance of at least 1 - alpha.
@@ -105,7 +105,7 @@ def ranks(values: NDArray[Any], corrected: NDArray[Any], higher: bool, alpha: fl
         values: of the metric, shape (runs,).
         corrected: p-values for every two runs, shape (runs, runs).
         higher: whether more is better.
-        alpha: below it two runs are told apart.
+        alpha: below it a difference is significant.
     """
     ranked = np.zeros(len(values), np.int64)
     left = [int(number) for number in np.argsort(-values if higher else values, kind="stable")]

@@ -1,4 +1,4 @@
-"""The same metrics for each slice of the rows: a language, an agreement level, a length, a column of one's own."""
+"""The same metrics for each slice of the rows: a language, an agreement level, a length, a column of the user."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What the rows say of each configuration and of each difference: intervals, p-values, ranks."""
+"""Intervals and p-values of each configuration and each difference."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ class Evidence:
     def interval(self, number: int, metric: str) -> Interval:
         """Return a metric of a configuration with its interval: over rows, and over seeds where any has several.
 
-        What seeds do is taken from all configurations together, so that one with a single seed has it in its interval,
-        too: as in its differences to others.
+        The between-seed variance is pooled over all configurations, so the interval of a configuration with a single
+        seed includes it too.
         """
         value, replicates = self.value(number, metric), self.replicates[metric][number]
         by_seeds = float(self._seed_parts(metric)[number])
@@ -131,7 +131,7 @@ def measure_configurations(
         seed: of the resamples.
         confidence: of the intervals.
         rows: a mask, shape (rows,); None is all of them.
-        metrics: that are wanted; others cost nothing.
+        metrics: names; others are not computed.
     """
     chosen = slice(None) if rows is None else rows
     targets = comparison.targets[chosen]

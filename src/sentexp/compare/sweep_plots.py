@@ -69,7 +69,7 @@ def _draw_along(panel: "Axes", board: Leaderboard, axis: Axis, settings: Sequenc
 
 
 def _aside(x: NDArray[Any]) -> NDArray[Any]:
-    """Return how many steps each point is moved, so that points of the same value stand side by side."""
+    """Return how many steps each point is moved, so that points of the same value are side by side."""
     shift = np.empty(len(x))
     for value in np.unique(x):
         same = np.flatnonzero(x == value)

@@ -1,4 +1,4 @@
-"""What the configurations check alike: ranges that stand on the field, and values that several of them have."""
+"""Checks that several configurations share: ranges of fields, and values that several have."""
 
 import codecs
 import dataclasses
@@ -69,7 +69,7 @@ def seed_number() -> Any:
 
 
 def check_ranges(config: Any, group: str = "") -> None:
-    """Refuse a number that is outside the range of its field; the group stands before the key."""
+    """Refuse a number that is outside the range of its field; the group precedes the key."""
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if "range" in item.metadata and value is not None:
@@ -95,7 +95,7 @@ def check_switch(key: str, value: object) -> None:
 
 
 def check_encoding(key: str, value: str | None, otherwise: str = "") -> None:
-    """Refuse an encoding that Python does not know; `otherwise` is what null stands for."""
+    """Refuse an encoding that Python does not know; `otherwise` says what null means."""
     try:
         codecs.lookup(value or "utf-8")
     except LookupError:
@@ -106,7 +106,7 @@ def check_encoding(key: str, value: str | None, otherwise: str = "") -> None:
 
 
 def read_delimiter(key: str, value: str | None, otherwise: str = "") -> str | None:
-    r"""Return the character between columns, with `\t` read as people type it; `otherwise` is what null stands for."""
+    r"""Return the character between columns, with `\t` read as people type it; `otherwise` says what null means."""
     read = "\t" if value == "\\t" else value
     require(
         read is None or (len(read) == 1 and read not in '"\r\n'),

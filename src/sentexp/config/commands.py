@@ -37,7 +37,7 @@ class EvaluatedRows(Enum):
 
 
 class TableFormat(Enum):
-    """How a table is written that has no name to tell it: the formats of standard input and output."""
+    """The format of a table without a file name: the formats of standard input and output."""
 
     csv = "csv"
     tsv = "tsv"
@@ -63,7 +63,7 @@ class ExportType(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class CompareConfig:
-    """`python -m sentexp compare`: which runs, by what, how surely.
+    """`python -m sentexp compare`: which runs, by which metric, with which confidence.
 
     At most one of `sweep`, `runs`, `experiment_name` and `filter` is given.
     """
@@ -78,8 +78,8 @@ class CompareConfig:
     base: str | None
     by: str | None
     rows: int = number(ge=1)
-    confidence: float
-    resamples: int
+    confidence: float = number(gt=0, lt=1)
+    resamples: int = number(ge=100)
     seed: int = seed_number()
     output: str
 
@@ -138,7 +138,7 @@ class ReadingRun(FinishedRun):
 
 @dataclass(kw_only=True, slots=True)
 class PredictConfig(ReadingRun):
-    """`python -m sentexp predict`: which texts, and where what the run says of them goes."""
+    """`python -m sentexp predict`: which texts, and where the predictions are written."""
 
     command: ClassVar[str] = "predict"
 
@@ -232,8 +232,8 @@ class RegisterConfig(FinishedRun):
     alias: str
     metric: str
     split: EvaluatedSplit
-    confidence: float
-    resamples: int
+    confidence: float = number(gt=0, lt=1)
+    resamples: int = number(ge=100)
     seed: int = seed_number()
     force: bool
     carry_base: bool

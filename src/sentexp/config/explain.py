@@ -111,7 +111,7 @@ def explain(words: list[str], error: Exception, root: str = "config") -> str:
 
 
 def _singles(override: Override, text: str) -> Iterator[str]:
-    """Yield the overrides that a sweep stands for."""
+    """Yield the overrides that a sweep contains."""
     if not override.is_sweep_override():
         yield text
         return
@@ -158,7 +158,7 @@ def _near(word: str, legal: Iterable[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the innermost reason: OmegaConf's, where hydra wraps it; a fault in a file of options is told with it."""
+    """Return the innermost reason: OmegaConf's, where hydra wraps it; with it the fault in a file of options."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -25,7 +25,7 @@ BINS = 15
 
 
 def is_better_higher(metric: str) -> bool:
-    """Tell whether more of a metric is better; its split may stand before its name, as in `validation/loss`."""
+    """Tell whether more of a metric is better; its split may precede its name, as in `validation/loss`."""
     return metric.rpartition("/")[2] not in LOWER_IS_BETTER
 
 

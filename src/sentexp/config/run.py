@@ -19,7 +19,7 @@ from sentexp.errors import require
 
 @dataclass(kw_only=True, slots=True)
 class Config:
-    """One run: what to train, on what, how, and where to write it down."""
+    """One run: what to train, on what, how, and where to record it."""
 
     model: ModelConfig
     peft: PeftConfig
@@ -63,7 +63,7 @@ class Config:
         )
         require(
             self.optim.name in (OptimizerName.adamw, OptimizerName.sgd),
-            f"optim={self.optim.name.name} does not know shards: with trainer=fsdp use optim=adamw or optim=sgd.",
+            f"optim={self.optim.name.name} does not support shards: with trainer=fsdp use optim=adamw or optim=sgd.",
         )
 
     def _check_answering(self, task: CausalLM) -> None:
@@ -105,7 +105,7 @@ BOOKKEEPING = (
     "trainer.cuda_graphs",
     "model.keep_dequantized",
 )
-"""Keys that change where and how often a run is written down, or who computes it, never what it computes."""
+"""Keys that change where and how often a run is recorded, or which processes compute it, never what it computes."""
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:

@@ -19,7 +19,7 @@ class Sampler(Enum):
 
 
 class Pruner(Enum):
-    """What stops a run of a search before its end: see `sentexp.search.policies`."""
+    """What stops a run of a search early: see `sentexp.search.policies`."""
 
     none = "none"
     halving = "halving"
@@ -37,7 +37,7 @@ class SweepConfig:
     dry_run: bool
     rerun: bool
     max_failures: int | None = number(
-        ge=1, note="the sweep stops when so many runs have failed; null: it goes on to its end"
+        ge=1, note="the sweep stops when so many runs have failed; null: it continues to its end"
     )
     name: str | None
     parent: str | None

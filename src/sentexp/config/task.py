@@ -80,10 +80,10 @@ class SequenceClassification(TaskConfig):
 
 @dataclass(kw_only=True, slots=True)
 class PromptTemplate:
-    """A prompt for `task=causal_lm`: what is said, and the Jinja chat template that puts it together.
+    """A prompt for `task=causal_lm`: its texts, and the Jinja chat template that joins them.
 
-    `{labels}` stands for the label words ("negative or positive") and `{text}` for the text. `chat_template` gets the
-    messages of the roles system, user and assistant, as in transformers; null is the tokenizer's own.
+    `{labels}` is replaced by the label words ("negative or positive") and `{text}` by the text. `chat_template` gets
+    the messages of the roles system, user and assistant, as in transformers; null is the tokenizer's own.
     """
 
     user: str

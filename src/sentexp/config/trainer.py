@@ -45,7 +45,7 @@ class TrainerConfig:
     eval_batch_size: int = number(ge=1)
     accumulate_grad_batches: int = number(ge=1)
     precision: Precision
-    gradient_clip_val: float | None = number(gt=0, note="null is no clipping")
+    gradient_clip_val: float | None = number(gt=0, note="null does not clip")
     gradient_checkpointing: bool
     group_by_length: bool
     padding_free: bool

@@ -26,7 +26,7 @@ def export(config: ExportConfig) -> Path:
     """Write a run in a format, read it again in a fresh process, and return its folder, which is whole or absent.
 
     Raises:
-        UserError: there is no such run, it cannot be written so, or what was written says something else than the run.
+        UserError: there is no such run, it cannot be written so, or the export predicts something else than the run.
     """
     assert config.format is not None
     finished = resolve_run(config.wanted, config.tracking, config.output_dir)

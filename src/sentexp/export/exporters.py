@@ -142,8 +142,8 @@ def _write_onnx(trained: Trained, base: Backbone, folder: Path) -> None:
 def _write_gguf(trained: Trained, base: Backbone, dtype: ExportType, folder: Path) -> None:
     require(
         trained.answers,
-        f"format=gguf is of language models, and run {trained.identity} answers with a classification head, for which "
-        "llama.cpp has no place: use format=onnx, or train with task=causal_lm.",
+        f"format=gguf is for language models, and run {trained.identity} has a classification head, which llama.cpp "
+        "does not support: use format=onnx, or train with task=causal_lm.",
     )
     _require_installed("gguf", (CONVERTER,))
     with tempfile.TemporaryDirectory(dir=folder) as plain:

@@ -131,7 +131,7 @@ def _usage(trained: Trained, form: str) -> str:
 
 
 def _metrics(run_folder: Path) -> list[dict[str, Any]]:
-    """Return the test metrics with their intervals, from what the run has said of each row."""
+    """Return the test metrics with their intervals, from the predictions of the run."""
     file = run_folder / file_name("test")
     if not file.is_file():
         return []

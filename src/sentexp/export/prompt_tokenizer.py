@@ -37,10 +37,10 @@ def save_framed(
 
     Args:
         tokenizer: of the run.
-        prompt: what stands around a text.
+        prompt: the words around a text.
         max_length: the most tokens of a text.
         positions: the most tokens that the model reads.
-        strip: whether surrounding blanks are taken off.
+        strip: whether surrounding white space is removed.
         folder: to write it to.
 
     Raises:
@@ -63,8 +63,8 @@ def save_framed(
             break
     else:
         raise UserError(
-            "The tokenizer of this run joins the words of task.template to those of a text, which no file of a "
-            'tokenizer can say: use format=peft, or train with a template such as "{text}" or one that has line '
+            "The tokenizer of this run joins the words of task.template to those of a text, which a tokenizer "
+            'file cannot express: use format=peft, or train with a template such as "{text}" or one that has line '
             "breaks around the text."
         )
     special = {name: str(value) for name in SPECIAL if (value := getattr(tokenizer, name, None)) is not None}

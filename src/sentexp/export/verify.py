@@ -40,7 +40,7 @@ class Verification:
     def __str__(self) -> str:
         """Say it in a sentence."""
         return (
-            f"read again in a fresh process, its probabilities of {self.rows} rows differ from the run's by "
+            f"in a fresh process its probabilities of {self.rows} rows differ from the run's by "
             f"{self.difference:.1e} at most (allowed: {self.tolerance:g})"
         )
 

@@ -49,7 +49,7 @@ def _first_word(text: str) -> str:
 
 
 def answer_metrics(outside: Tensor | None, irregular: Tensor | None) -> dict[str, float]:
-    """Return the mean probability of all that is no label, and the number of irregular outputs, of a language model.
+    """Return the mean probability of all that is not a label, and the number of irregular outputs.
 
     Args:
         outside: see `Scores`; None of a classification head.

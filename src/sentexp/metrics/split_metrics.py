@@ -112,7 +112,7 @@ def confusion_matrix(labels: list[str], logits: Tensor, targets: Tensor) -> list
 
 
 def slice_scores(examples: Examples, logits: Tensor) -> dict[str, float]:
-    """Return `test/<slice>/<metric>` for each slice of the test split, and for the rows whose text stands nowhere else.
+    """Return `test/<slice>/<metric>` for each slice of the test split, and for the rows whose text is nowhere else.
 
     Args:
         examples: of the run.

@@ -118,7 +118,7 @@ def slow_arithmetic(run: Costs, _: Outlook) -> str | None:
 
 
 def much_padding(run: Costs, _: Outlook) -> str | None:
-    """Rows of different lengths stand in a batch."""
+    """A batch holds rows of different lengths."""
     if run.spec.config.trainer.group_by_length or not run.work.micro_batches:
         return None
     share = 1 - run.work.train.tokens / run.work.train.computed.sum()
@@ -163,12 +163,12 @@ def few_test_rows(run: Costs, expected: Outlook) -> str | None:
     smallest = detectable(rows, disagreement)
     if smallest <= POINT:
         return None
-    source = "as finished runs of it have" if expected.seen else "assumed"
+    source = "the mean of finished runs" if expected.seen else "assumed"
     finding = (
         f"{rows:,} test rows cannot separate one point of accuracy. At {accuracy:.2f} ({source}) the standard error is "
-        f"{100 * standard_error(accuracy, rows):.1f} points, and of two runs on the same rows, right and wrong in turn "
-        f"on {disagreement:.0%} of them (assumed: half of the errors are shared), a difference below "
-        f"{100 * smallest:.1f} points is missed more than once in five times (McNemar's test at 5 %). One point takes "
+        f"{100 * standard_error(accuracy, rows):.1f} points. If exactly one of two runs is right on {disagreement:.0%} "
+        f"of the rows (assumed: half of the errors are shared), McNemar's test at 5 % misses a difference below "
+        f"{100 * smallest:.1f} points in more than one of five cases. One point takes "
     )
     needed = rows_needed(POINT, disagreement)
     return f"{finding}about {needed:,.0f} rows{_more_test_rows(run, rows, needed)}."

@@ -66,7 +66,7 @@ def _here(left: Iterable[Costs]) -> str:
 
 
 def _say_in_all(spent: Mapping[str, float], kinds: int) -> None:
-    """Print how long all runs take one after the other, and what that stands on."""
+    """Print how long all runs take one after the other, and what the estimate is based on."""
     counted = ", ".join(f"{name} {duration(seconds)}" for name, seconds in spent.items() if seconds)
     say(f"One after the other: about {duration(sum(spent.values()))} ({counted}).")
     say(

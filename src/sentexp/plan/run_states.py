@@ -1,4 +1,4 @@
-"""What stands already of the runs of a sweep, and what each of them has to compute; nothing is written."""
+"""The state of each run of a sweep, and what it has left to compute; nothing is written."""
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -25,7 +25,7 @@ from sentexp.training.checkpoint import LAST
 
 
 class Standing(StrEnum):
-    """Where a run stands."""
+    """The state of a run."""
 
     finished = "finished"
     running = "running"
@@ -73,7 +73,7 @@ class Costs:
         return measured.validation_seconds(self.work) * self.share_left + measured.test_seconds(self.work)
 
     def take_batches(self, trainer: TrainerConfig) -> None:
-        """Go on with smaller batches of the same effective size, as the run itself would when memory runs out."""
+        """Continue with smaller batches of the same effective size, as the run itself would when memory runs out."""
         self.trainer, self.halved = trainer, True
         tokens = tokenize_splits(self.spec) if self.inputs is None else self.inputs.tokens
         self.work = workload(self.spec, tokens, self.trainer)
@@ -107,7 +107,7 @@ def survey(configs: list[Config]) -> list[Planned]:
 
 
 def _look(config: Config, earlier: list[Planned]) -> Planned:
-    """Return where a run stands."""
+    """Return the state of a run, and what it has left to compute."""
     run = Planned(name=config.sweep.name or "this run", config=config, standing=Standing.to_do)
     try:
         spec = resolve_inputs(config)
@@ -120,7 +120,7 @@ def _look(config: Config, earlier: list[Planned]) -> Planned:
         folder = Path(config.output_dir) / run.identity
         state = read_state(folder)
         if is_locked(folder):
-            run.standing, run.note = Standing.running, "another process is at it"
+            run.standing, run.note = Standing.running, "another process trains it"
         elif run.result is not None and not config.sweep.rerun:
             run.standing = Standing.finished
             if lacks_baselines(run.result, config):
@@ -129,7 +129,7 @@ def _look(config: Config, earlier: list[Planned]) -> Planned:
             step = _last_step(folder) if state else 0
             if state:
                 run.standing = Standing.to_resume
-                run.note = f"goes on after step {step}" if step else "begins again: no checkpoint was written"
+                run.note = f"resumes after step {step}" if step else "begins again: no checkpoint was written"
             run.costs = _costs(spec, step, state.get("fits", {}))
     except UserError as error:
         run.standing, run.note = Standing.wrong, str(error)

@@ -162,7 +162,7 @@ class _Stopwatch(L.Callback):
 
 @dataclass
 class _Rehearsal:
-    """Runs batches as the run itself would: the same trainer, but for its end and its accumulation."""
+    """Runs batches as the run itself would: the same trainer, apart from its end and its accumulation."""
 
     inputs: RunInputs
     data: DataModule

@@ -23,7 +23,7 @@ class Batches:
     """One pass over a split.
 
     `order` holds what the data module takes, (row numbers, rows of the step). Of each batch `rows` and `width`, the
-    tokens of its longest row, count what stands behind a prompt in the same pass, and `computed` the tokens that the
+    tokens of its longest row, count what follows a prompt in the same pass, and `computed` the tokens that the
     model reads: with padding where rows are padded, what all rows begin with only once where they are not. `tokens` are
     those of the texts in their frames.
     """

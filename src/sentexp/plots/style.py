@@ -20,7 +20,7 @@ STYLES = (
     ("grey", "-.", "D"),
     ("dimgrey", (0, (6, 1, 1, 1, 1, 1)), "v"),
 )
-"""Ink, line and marker of each line in a picture; more lines than these are not told apart."""
+"""Ink, line and marker of each line in a picture; more lines than these look alike."""
 BEST = 4
 """Configurations that have a panel of their own."""
 FEWEST = 3
@@ -124,6 +124,6 @@ def to_svg(figure: "Figure") -> str:
 
     out = io.StringIO()
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "sentexp"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for the letter
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box replaces the letter
         figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()

@@ -3,15 +3,22 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sentexp.config import CausalLM, Config, TrackingBackend
 from sentexp.distributed import processes
+from sentexp.errors import require
 from sentexp.models.adapters import ParameterAudit
 from sentexp.system.atomic_write import write_atomic
+from sentexp.tracking.predictions import file_name
 from sentexp.tracking.run_dir import STATE
 from sentexp.tracking.store import find_run, open_store, read_artifact
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 RESULT = "result.json"
+SPLITS = ("validation", "test")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,6 +56,23 @@ class Result:
         """Write `result.json`; it is whole or absent."""
         facts = {key: value for key, value in asdict(self).items() if key != "folder"}
         write_atomic(self.folder / RESULT, json.dumps(facts | {"weights": self.weights.name}, indent=2) + "\n")
+
+    def predictions(self, split: str = "test") -> "pd.DataFrame":
+        """Return the predictions for a split, one row each: id, text, label, predicted, `p.<label>`, `slice.<name>`.
+
+        Raises:
+            UserError: another split than validation or test, or the run's folder no longer holds the predictions.
+        """
+        import pandas as pd
+
+        file = self.folder / file_name(split)
+        require(split in SPLITS, f"split={split} must be one of {', '.join(SPLITS)}.")
+        require(file.is_file(), f"{file} does not exist: it was deleted, or the run was trained in another folder.")
+        return pd.read_parquet(file)
+
+    def plots(self) -> dict[str, Path]:
+        """Return the pictures in the run's folder, by their names without the ending."""
+        return {file.stem: file for file in sorted(self.folder.glob("*.png"))}
 
     @classmethod
     def load(cls, text: str, folder: Path) -> "Result":

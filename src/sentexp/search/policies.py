@@ -1,4 +1,4 @@
-"""Who stops a run of a search before its end, by its validation results at the same optimizer step as other runs'.
+"""Which runs of a search are stopped early, by their validation results at the same optimizer step as other runs'.
 
 `halving` keeps the best of each rung (asynchronous successive halving, Li et al. 2020), `median` stops what is worse
 than the median run, and `confident` stops a run only when the rows themselves say that the leader is better.
@@ -36,7 +36,7 @@ class Gap(NamedTuple):
 
 
 def judge_of(config: Config, search: SearchConfig | None) -> "TrialJudge | None":
-    """Return who may stop a run: nobody, where it is no trial or the search prunes none."""
+    """Return the policy that may stop a run; None for a run that is not a trial, or a search that prunes none."""
     return None if search is None or search.pruner is Pruner.none else TrialJudge(config, search)
 
 
@@ -59,12 +59,12 @@ class TrialJudge:
     def __call__(self, snapshot: EvaluationSnapshot) -> str | None:
         """Report an evaluation; return why the run is to stop.
 
-        A storage that cannot be used now lets the run go on: stopping it would lose more.
+        A storage that cannot be used now does not stop the run: stopping it would lose more.
         """
         try:
             return call_storage(lambda: self._judge(snapshot), self.url)
         except UserError as error:
-            complain(f"The run goes on unpruned. {error}")
+            complain(f"The run continues without pruning. {error}")
             return None
 
     def _judge(self, snapshot: EvaluationSnapshot) -> str | None:
@@ -73,7 +73,7 @@ class TrialJudge:
         study = open_study(self.url, self.study_name, [self.monitor])
         frozen = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == self.number)
         trial = Trial(study, frozen._trial_id)
-        with warnings.catch_warnings():  # a run that goes on from a checkpoint passes a step twice
+        with warnings.catch_warnings():  # a run that resumes from a checkpoint passes a step twice
             warnings.filterwarnings("ignore", message=".*already reported.*")
             trial.report(snapshot.value, snapshot.step)
         if self.search.pruner is Pruner.confident:

@@ -145,8 +145,8 @@ def _check_tags(key: str, override: Override) -> None:
     legal = {"log"} if override.is_interval_sweep() else set()
     require(
         tags <= legal,
-        f"{key}: the tag {', '.join(sorted(tags - legal))} means nothing here: tag(log,interval(1e-5,1e-3)) is the one "
-        "that does, for an interval on a log scale.",
+        f"{key}: the tag {', '.join(sorted(tags - legal))} is not supported: tag(log,interval(1e-5,1e-3)) is, for an "
+        "interval on a log scale.",
     )
 
 

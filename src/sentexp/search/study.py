@@ -83,7 +83,7 @@ def only_one_search(url: str, name: str) -> Iterator[None]:
     """Keep a second process off a search in a file of this machine.
 
     Raises:
-        UserError: another process is at it.
+        UserError: another process runs the same search.
     """
     if not url.startswith(SQLITE):
         yield

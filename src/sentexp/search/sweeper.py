@@ -1,6 +1,6 @@
 """`hydra/sweeper=optuna`: a search for good values, each trial a run of the sweep, over the current Optuna.
 
-The study is kept in a file: the same command goes on to `n_trials` in all. What it does is in `trials`.
+The study is kept in a file: the same command continues up to `n_trials` in all. What it does is in `trials`.
 """
 
 from collections.abc import Mapping
@@ -89,8 +89,8 @@ class OptunaSweeper(RunSweeper):
         if ended < search.total:
             self.plan(jobs)
             say(
-                "These runs have the first values of all keys, and the others of each in turn: what a trial costs lies "
-                "between them."
+                "These runs take the first value of every key, and each other value once: the cost of a trial is "
+                "between theirs."
             )
 
 

@@ -1,6 +1,6 @@
-"""The trials of a search: asked of Optuna's study, run as the runs of a sweep, and told to it.
+"""The trials of a search: proposed by Optuna's study, run as the runs of a sweep, and reported to it.
 
-When the search is started again, a trial that was killed goes on, and one that failed is tried again with its values.
+When the search is started again, a trial that was killed resumes, and one that failed is tried again with its values.
 One whose run is finished already, in whatever sweep, costs nothing.
 """
 

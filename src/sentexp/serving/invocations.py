@@ -117,7 +117,7 @@ async def read_body(request: "Request", most: int) -> bytes:
         most: bytes; more are refused.
 
     Raises:
-        Refused: it is too large, or its sender has gone.
+        Refused: it is too large, or its sender has disconnected.
     """
     from starlette.requests import ClientDisconnect
 

@@ -63,7 +63,7 @@ def register(config: RegisterConfig) -> str:
     say(gate.reason)
     require(
         gate.passed or config.force,
-        f"{finished.name} does not become {config.name}@{config.alias}: give it the alias all the same with "
+        f"{finished.name} does not become {config.name}@{config.alias}: give it the alias anyway with "
         "force=true, or another one with alias=...",
     )
     sentence = gate.reason if gate.passed else f"forced: {gate.reason}"
@@ -97,8 +97,8 @@ def _judge(config: RegisterConfig, store: Store, run: "Run", champion: Any) -> G
     if not store.exists(champion.run_id):
         return Gate(
             passed=False,
-            reason=f"The run of {config.name}@{config.alias} (version {champion.version}) is gone, so nothing can be "
-            "compared with it.",
+            reason=f"The run of {config.name}@{config.alias} (version {champion.version}) no longer exists, so "
+            "nothing can be compared with it.",
         )
     ids = [run.info.run_id, champion.run_id]
     wanted = from_conf(
@@ -123,7 +123,7 @@ def _judge(config: RegisterConfig, store: Store, run: "Run", champion: Any) -> G
     passed = bool(np.isfinite(p)) and worse > 0 and p < 1 - config.confidence
     rows = f"{len(comparison.targets):,} {comparison.split} rows"
     values = [evidence.value(number, config.metric) for number in range(2)]
-    verdict = "which is better beyond noise" if passed else "which is not better beyond noise"
+    verdict = "which is significantly better" if passed else "which is not significantly better"
     return Gate(
         passed=passed,
         reason=f"{config.metric} on the same {rows}: {values[0]:.4f} against {values[1]:.4f} of {config.name}@"
@@ -154,7 +154,7 @@ def _version(config: RegisterConfig, store: Store, finished: Finished, run: "Run
             save_model(finished, made, config.base, config.carry_base)
             texts, wanted = expected(Scorer(finished.trained, config.base))
             verification = verify_export(wanted, ["mlflow", str(made)], texts, EXACT)
-            say(f"The model, {verification}")
+            say(f"The model is checked: {verification}")
             write_card(finished, "mlflow", verification, made)
             client.log_artifacts(run.info.run_id, str(made), folder)
     tags = {"identity": finished.trained.identity, "base": finished.trained.model.name}

@@ -1,8 +1,8 @@
-"""`python -m sentexp serve`: a finished run behind a server in MLflow's protocol, on loopback unless told otherwise.
+"""`python -m sentexp serve`: a finished run behind a server in MLflow's protocol, on loopback by default.
 
     curl 127.0.0.1:5001/invocations -H "Content-Type: application/json" -d '{"dataframe_records": [{"text": "..."}]}'
 
-`/` is a page for people; `/ping`, `/health` and `/version` are as MLflow has them. A server that is told to stop
+`/` is a page for people; `/ping`, `/health` and `/version` are as MLflow has them. A server that is asked to stop
 answers what it has begun.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 THREADS = 64
 """Requests that wait for the model at one time; it answers them together."""
 LAST_ANSWERS = 30
-"""Seconds that a server which is told to stop has for the requests that it has begun."""
+"""Seconds that a server which is asked to stop has for the requests that it has begun."""
 
 
 def serve(config: ServeConfig) -> None:
@@ -141,7 +141,7 @@ async def _run(server: "Server", listening: socket.socket) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that takes connections at once, so that nobody who was told of it is refused."""
+    """Return a socket that takes connections at once, so that no client that knows it is refused."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -151,7 +151,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise UserError(
-            f"host={host} port={port} cannot be listened at ({error.strerror}): host must be an address of this "
+            f"host={host} port={port} cannot be used ({error.strerror}): host must be an address of this "
             "machine, and port one that is free; port=0 takes any."
         ) from None
     return listening

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class FusedLauncher(BasicLauncher):
-    """Hydra's own launcher, but for runs that can be fused.
+    """Hydra's own launcher, except for runs that can be fused.
 
     Args:
         max_runs: the most that train at once; measured memory may allow fewer.

@@ -25,7 +25,7 @@ SHOWN = ("test/", "best/", *COSTS)
 
 
 def run_job(config: Config, folder: SweepFolder, number: int, policy: PruningPolicy | None = None) -> Outcome:
-    """Do one run and return what became of it; a failure is told, and does not leave this function (law 7).
+    """Do one run and return its outcome; a failure is reported, and does not leave this function (law 7).
 
     Args:
         config: of the run, with the name and the parent that the sweep has given it.
@@ -58,7 +58,7 @@ def run_job(config: Config, folder: SweepFolder, number: int, policy: PruningPol
 
 
 def _pruned(name: str, pruned: Pruned) -> Outcome:
-    """Return the outcome of a run that was stopped; its folder holds the checkpoint that it can go on from."""
+    """Return the outcome of a run that was stopped; its folder holds the checkpoint that it can resume from."""
     state = json.loads((pruned.snapshot.folder / STATE).read_text())
     return Outcome(
         name=name,

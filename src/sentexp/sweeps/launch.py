@@ -95,7 +95,7 @@ def _in_thread(launcher: FusedLauncher, folder: "SweepFolder", job: Job) -> None
 
 
 def _tell_of_launcher(error: Exception, attempt: int) -> None:
-    again = "starting what is left again" if attempt < ATTEMPTS else "what is left counts as killed"
+    again = "starting the remaining runs again" if attempt < ATTEMPTS else "the remaining runs count as killed"
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     complain(f"The launcher stopped ({type(error).__name__}: {reason[:200]}): {again}.")
 

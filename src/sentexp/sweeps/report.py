@@ -17,8 +17,8 @@ def print_beginning(what: str, total: int, finished: int, interrupted: int, run_
     """Print what kind of sweep begins, how many runs it has, and how many of them need nothing more."""
     where = f", MLflow run {run_id}" if run_id else ""
     say(f"{what} of {total} {'run' if total == 1 else 'runs'} in {folder}{where}")
-    going_on = f", {interrupted} to go on with" if interrupted else ""
-    say(f"{finished} finished before{going_on}, {total - finished - interrupted} to do")
+    to_resume = f", {interrupted} to resume" if interrupted else ""
+    say(f"{finished} finished before{to_resume}, {total - finished - interrupted} to do")
 
 
 def print_progress(outcome: Outcome, progress: Progress, monitor: str) -> None:

@@ -1,6 +1,6 @@
 """A sweep of runs that have identities, under one MLflow run.
 
-What is finished is not run again, what was interrupted goes on, what failed is tried again; a failure stays alone.
+Finished runs are skipped, interrupted ones resume, failed ones are tried again; a failure does not stop the others.
 """
 
 import copy
@@ -66,7 +66,7 @@ class RunSweeper(Sweeper):
         plan([job.config for job in jobs])
 
     def with_preset(self, arguments: list[str]) -> list[str]:
-        """Return the overrides of a preset, but for those whose keys stand on the command line, and these."""
+        """Return the overrides of a preset, except those whose keys are on the command line, and these."""
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = {override.key_or_group for override in parser.parse_overrides(arguments)}
         return [*(f"{key}={value}" for key, value in self.params.items() if key not in given), *arguments]
@@ -218,7 +218,7 @@ def _compare(config: Config, parent: "RunLogger", folder: "SweepFolder", outcome
         return
     except Exception as error:
         complain(
-            f"The report failed ({type(error).__name__}: {error}); the runs are whole, and compare tries it again."
+            f"The report failed ({type(error).__name__}: {error}); the runs are complete, and compare tries it again."
         )
         return
     for note in analysis.board.notes:

@@ -1,4 +1,4 @@
-"""The identity of a run: what it computes, not where it is written down."""
+"""The identity of a run: what it computes, not where it is recorded."""
 
 import hashlib
 import json
@@ -24,9 +24,9 @@ LATER: dict[str, Any] = {
     "model.head": "auto",
     "model.package.beside": {},
 }
-"""Keys that earlier releases did not have, and the value that computes what these did: it is no part of identities."""
+"""Keys that earlier releases did not have, and the value that computes what these did: it is not part of identities."""
 WRITTEN_OUT = {"task.template": ASKING, "task.head_init": "label_words"}
-"""What stood in the place of auto in earlier releases: a sweep is known by it. That of a run is resolved."""
+"""Defaults of earlier releases that are auto now: they identify a sweep. Those of a run are resolved."""
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def settings(config: Config) -> dict[str, Any]:
 def fingerprint(config: Config, *resolved: Any) -> str:
     """Return 16 hexadecimal digits over resolved configuration, numerics, and what the configuration led to.
 
-    Paths are left out: the digests of what they hold stand for them, so a moved folder is the same run. So are the
+    Paths are left out: the digests of their contents represent them, so a moved folder is the same run. So are the
     examples of the untuned base: the prompt holds them where they are shown.
 
     Args:

@@ -15,7 +15,7 @@ NOT_RUNS = ("sweep.identity", "baseline", EVALUATION)
 
 
 def is_run(run: "Run") -> bool:
-    """Tell whether an MLflow run was trained: whether it is no sweep, baseline or evaluation."""
+    """Tell whether an MLflow run was trained: it is not a sweep, baseline or evaluation."""
     return not set(NOT_RUNS) & set(run.data.tags)
 
 

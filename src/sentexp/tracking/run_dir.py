@@ -1,4 +1,4 @@
-"""The folder of a run: locked while the run lasts, and what a later process needs to go on with it."""
+"""The folder of a run: locked while the run lasts, and what a later process needs to resume it."""
 
 import json
 from collections.abc import Mapping

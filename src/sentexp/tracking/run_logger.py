@@ -48,7 +48,7 @@ class MlflowRunLogger(RunLogger):
     Args:
         tracking: store and experiment.
         name: of a new run.
-        resume: the id of a run to go on with; a new run where it is None or gone.
+        resume: the id of a run to resume; a new run where it is None or no longer exists.
         tags: facts that the run has from its first moment, so that no kill can leave it without them.
         system_metrics: sample the load of the machine until the run ends.
 

@@ -1,4 +1,4 @@
-"""What runs of a sweep are called: the values that tell them apart."""
+"""The names of the runs of a sweep: the values in which they differ."""
 
 from collections.abc import Sequence
 

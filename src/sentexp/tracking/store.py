@@ -22,7 +22,7 @@ PARENT = "mlflow.parentRunId"
 DEFAULT_URI = f"{SQLITE}mlflow.db"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 NOWHERE = "nowhere (tracking=none)"
-"""Where runs are recorded without a store, as people are told."""
+"""Where runs are recorded without a store, in messages."""
 PAGE = 1000
 
 
@@ -136,7 +136,7 @@ def read_artifact(store: Store, run_id: str, name: str) -> str | None:
 
 
 def describe_store(tracking: TrackingConfig) -> str:
-    """Return where runs are recorded, as people are told."""
+    """Return where runs are recorded, for messages."""
     return NOWHERE if tracking.backend is TrackingBackend.none else mask_uri(store_uri(tracking))
 
 
