@@ -30,7 +30,7 @@ def is_better_higher(metric: str) -> bool:
 
 
 LONGEST_PART = 200
-"""Characters of a name that stands in that of a metric; MLflow takes 250 in all."""
+"""Characters of a class name within that of a metric; MLflow takes 250 in all."""
 
 
 def safe_names(names: Iterable[str], taken: Sequence[str] = ()) -> dict[str, str]:

@@ -23,7 +23,7 @@ BARE, ASKING = "{text}", "{text}\nSentiment:"
 
 
 PAIR_SLOT = "{text_pair}"
-"""Where the second text of a pair stands in a template."""
+"""The place of the second text of a pair in a template."""
 
 
 class HeadInit(Enum):

@@ -12,7 +12,7 @@ LEGAL = "a column, a list of columns such as [title,body], or a template such as
 
 @dataclass(frozen=True, slots=True)
 class TextTemplate:
-    """Columns, and what stands before the first, between them and behind the last: one literal more than columns."""
+    """Columns, and the text before the first, between them and behind the last: one literal more than columns."""
 
     columns: tuple[str, ...]
     literals: tuple[str, ...]
@@ -31,7 +31,7 @@ class TextTemplate:
 
 
 def text_template(key: str, value: Any) -> TextTemplate:
-    """Return the template of a key; the columns of a list stand in lines of their own.
+    """Return the template of a key; the columns of a list are on lines of their own.
 
     Raises:
         UserError: a template without columns, or with something else in its braces than the name of one.
