@@ -130,7 +130,7 @@ def imported(tmp_path_factory):
     everything = [name.removesuffix(".__init__") for name in modules if not name.endswith("__main__")]
     parts = {"compare": ["sentexp.compare.command"], "use": ["sentexp.inference.predict", "sentexp.inference.evaluate"]}
     home = tmp_path_factory.mktemp("home")
-    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(SOURCE.parent)}
     words = json.dumps(parts | {"everything": everything})
     done = subprocess.run(
         [sys.executable, "-c", IMPORTS],

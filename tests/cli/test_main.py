@@ -11,11 +11,12 @@ import time
 import pytest
 import warm
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow import MlflowClient
 
 from sentexp.cli.commands import COMMANDS
 from sentexp.cli.help import help_text
-from sentexp.cli.main import main
+from sentexp.cli.main import _as_text, main
 from sentexp.config import conf_dir, register_schemas
 from sentexp.system import garbage
 
@@ -104,6 +105,31 @@ def test_a_mistake_is_one_sentence_and_a_failure(place, words, sentence, request
     assert code == 1
     assert errors.startswith(sentence)
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("run=76e50123", "76e50123"),
+        ("run=r=16 lr=2e-4", "r=16 lr=2e-4"),
+        ("run=target_modules=[q,v] it's", "target_modules=[q,v] it's"),
+        ("run='r=16'", "r=16"),
+        ("run=null", None),
+        ("run=ends with \\", "ends with \\"),
+        ("base=r=8", "r=8"),
+        ("sweep=sweep r=8,16", "sweep r=8,16"),
+        ("runs=[00501234,r=16]", ["00501234", "r=16"]),
+    ],
+)
+def test_the_name_of_a_run_may_hold_what_hydra_reads_as_grammar(word, value):
+    override = OverridesParser.create().parse_override(_as_text(word))
+    assert not override.is_sweep_override()
+    assert override.value() == value
+
+
+def test_a_sweep_over_runs_has_one_for_each_name():
+    override = OverridesParser.create().parse_override(_as_text("run=00501234,r=16", several=True))
+    assert [name.text for name in override.sweep_iterator()] == ["00501234", "r=16"]
 
 
 def test_a_run_prints_result_audit_and_whereabouts_and_is_recorded(sentexp, tmp_path, store):
@@ -203,7 +229,7 @@ def test_a_full_disk_is_one_sentence(command_environment, tmp_path, reviews):
     code = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from sentexp.cli.main import main
+from sentexp.cli.main import _as_text, main
 import sentexp.run.train
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 main()

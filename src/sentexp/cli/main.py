@@ -65,7 +65,8 @@ def main() -> None:
         print(help_of(command))
         return
     sys.argv += [command.override] if command.override else []
-    sys.argv[1:] = [_as_text(word) for word in _options_first(sys.argv[1:])]
+    several = bool({"--multirun", "-m"} & set(sys.argv[1:]))
+    sys.argv[1:] = [_as_text(word, several) for word in _options_first(sys.argv[1:])]
     signal.signal(signal.SIGTERM, _on_sigterm)
     sys.exit(_compose_and_run(command, [] if text is None else [text]))
 
@@ -101,12 +102,32 @@ def _take_text() -> str | None:
     return sentences[0] if sentences else None
 
 
-def _as_text(word: str) -> str:
-    """Quote the ids of runs, which hydra may else take for numbers: 76e50123 is one, and so is 00501234."""
+def _as_text(word: str, several: bool = False) -> str:
+    r"""Quote the ids and names of runs, which hydra reads as a grammar: 76e50123 is a number, r=16 is an error.
+
+    Args:
+        word: of the command line.
+        several: whether values between commas are those of a sweep.
+    """
     key, _, value = word.partition("=")
-    if key not in NAMING_RUNS or not re.fullmatch(r"\[?[\w:/@.~,-]+\]?", value):
+    if key not in NAMING_RUNS or not value or value[0] in "'\"" or re.fullmatch(r"\w+\(.*\)", value):
         return word
-    return f"{key}=" + re.sub(r"[^,[\]]+", lambda name: name[0] if name[0] == "null" else f"'{name[0]}'", value)
+    listed = key == "runs" and value[0] + value[-1] == "[]"
+    names = value[1:-1] if listed else value
+    split = _at_commas(names) if listed or several or key == "runs" else [names]
+    text = ",".join(name if name in ("null", "") or name[0] in "'\"" else _quoted(name) for name in split)
+    return f"{key}=[{text}]" if listed else f"{key}={text}"
+
+
+def _at_commas(text: str) -> list[str]:
+    """Split a text at the commas that are in no brackets and no quotes."""
+    return [name.strip() for name in re.findall(r"(?:'[^']*'|\"[^\"]*\"|\[[^]]*\]|\{[^}]*\}|[^,])+", text)] or [text]
+
+
+def _quoted(name: str) -> str:
+    """Return a name as hydra's grammar takes one that may hold anything."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", name)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 def _options_first(words: list[str]) -> list[str]:

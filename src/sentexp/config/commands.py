@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any
 
 from sentexp.config.checks import (
     check_accelerator,
@@ -99,27 +99,15 @@ class CompareConfig:
 class FinishedRun:
     """The keys of every command that uses a finished run: which run, and where its parts are."""
 
-    command: ClassVar[str]
-    """The command whose configuration this is."""
-
     tracking: TrackingConfig
     run: str | None
     base: str | None
     output_dir: str
 
     def __post_init__(self) -> None:
-        """Check ranges, and that a run is named."""
+        """Check ranges, and that a name is one."""
         check_ranges(self)
-        _ = self.wanted
-
-    @property
-    def wanted(self) -> str:
-        """The run that is named."""
-        return given(
-            self.run or None,
-            f"{self.command} needs a finished run: give run=<identity or MLflow run id> (python -m sentexp runs lists "
-            "them), run=best, or run=<a run's folder>.",
-        )
+        require(self.run != "", "run= is empty: name a run, or leave it out for the latest finished one.")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -138,8 +126,6 @@ class ReadingRun(FinishedRun):
 @dataclass(kw_only=True, slots=True)
 class PredictConfig(ReadingRun):
     """`python -m sentexp predict`: which texts, and where what the run says of them goes."""
-
-    command: ClassVar[str] = "predict"
 
     input: str | None
     output: str | None
@@ -168,8 +154,6 @@ class EvaluateConfig(ReadingRun):
     Texts are cut as in the run, so `data.max_length` does not count.
     """
 
-    command: ClassVar[str] = "evaluate"
-
     data: DataConfig | None = None  # no file gives it: the list of defaults holds the choice
     split: EvaluatedRows
 
@@ -190,8 +174,6 @@ class EvaluateConfig(ReadingRun):
 @dataclass(kw_only=True, slots=True)
 class ExportConfig(FinishedRun):
     """`python -m sentexp export`: a finished run for other programs."""
-
-    command: ClassVar[str] = "export"
 
     format: ExportFormat | None
     dtype: ExportType
@@ -221,8 +203,6 @@ class RegisterConfig(FinishedRun):
     version that has it; or with `force`.
     """
 
-    command: ClassVar[str] = "register"
-
     name: str | None
     alias: str
     metric: str
@@ -247,8 +227,6 @@ class RegisterConfig(FinishedRun):
 @dataclass(kw_only=True, slots=True)
 class ServeConfig(ReadingRun):
     """`python -m sentexp serve`: a finished run behind a server in MLflow's protocol."""
-
-    command: ClassVar[str] = "serve"
 
     host: str
     port: int = number(ge=0, le=65535, note="0 is any that is free")

@@ -12,7 +12,7 @@ from sentexp.config import EvaluateConfig, EvaluatedRows, TrackingBackend, flatt
 from sentexp.data.splits import NAMES, Examples, load_examples
 from sentexp.data.text_hash import split_digest
 from sentexp.errors import require
-from sentexp.inference.run_lookup import Finished, resolve_run
+from sentexp.inference.run_lookup import Finished, chosen_run
 from sentexp.inference.scorer import Scorer
 from sentexp.metrics.generated_answers import answer_metrics
 from sentexp.metrics.split_metrics import confusion_matrix, slice_scores, split_metrics
@@ -57,7 +57,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     Raises:
         UserError: anything in the configuration, the run or the data that the user can fix.
     """
-    finished = resolve_run(config.wanted, config.tracking, config.output_dir)
+    finished = chosen_run(config)
     _require_recordable(finished, config)
     needed = [] if config.split is EvaluatedRows.all else [config.split.name]
     examples = chosen_rows(load_examples(config.dataset, whole=True, needed=needed), config.split)

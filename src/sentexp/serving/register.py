@@ -15,7 +15,7 @@ from sentexp.errors import UserError, require
 from sentexp.export.mlflow_model import save_model
 from sentexp.export.model_card import write_card
 from sentexp.export.verify import EXACT, expected, verify_export
-from sentexp.inference.run_lookup import Finished, resolve_run
+from sentexp.inference.run_lookup import Finished, chosen_run
 from sentexp.inference.scorer import Scorer
 from sentexp.system.console import say
 from sentexp.tracking.store import Store, describe_store, open_store
@@ -44,7 +44,7 @@ def register(config: RegisterConfig) -> str:
     Raises:
         UserError: there is no such run, the rows do not show that it is better, or the model fails its check.
     """
-    finished = resolve_run(config.wanted, config.tracking, config.output_dir)
+    finished = chosen_run(config)
     run = finished.run
     if run is None:
         raise UserError(
