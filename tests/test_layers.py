@@ -219,7 +219,12 @@ data = DataModule({"train": rows, "validation": rows, "test": rows}, tokenizer, 
 fit(trainer, module, data, checkpoints)
 print(evaluate(trainer, module, data, "test")["test/accuracy"])
 """
-    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    environment = {
+        "HOME": str(tmp_path),
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(SOURCE.parent),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

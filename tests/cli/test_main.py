@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -107,6 +108,9 @@ def test_a_mistake_is_one_sentence_and_a_failure(place, words, sentence, request
     assert errors.count("\n") == 1
 
 
+FILTER = "params.peft = 'lora' and metrics.`test/accuracy` > 0.8"
+
+
 @pytest.mark.parametrize(
     ("word", "value"),
     [
@@ -117,6 +121,8 @@ def test_a_mistake_is_one_sentence_and_a_failure(place, words, sentence, request
         ("run=null", None),
         ("run=ends with \\", "ends with \\"),
         ("base=r=8", "r=8"),
+        ("filter=params.peft = 'lora' and metrics.`test/accuracy` > 0.8", FILTER),
+        (f'filter="{FILTER}"', FILTER),
         ("sweep=sweep r=8,16", "sweep r=8,16"),
         ("runs=[00501234,r=16]", ["00501234", "r=16"]),
     ],
@@ -141,8 +147,9 @@ def test_a_run_prints_result_audit_and_whereabouts_and_is_recorded(sentexp, tmp_
         "auroc_macro",
         "true \\ predicted",
         "MLflow run",
-        "make ui",
+        "MLflow UI: http://127.0.0.1:5000/#/experiments/1/runs/",
         "modules adapted",
+        " --multirun peft.r=1,3,6 model=tiny ",
     ):
         assert part in output, part
     (run,) = MlflowClient(store).search_runs(["1"])
@@ -154,6 +161,23 @@ def test_a_run_prints_result_audit_and_whereabouts_and_is_recorded(sentexp, tmp_
         == run.info.run_id
     )
     assert "Traceback" not in errors
+
+
+def test_what_a_run_proposes_can_be_given_as_it_stands(sentexp):
+    _, output, _ = sentexp("peft.r=3")
+    lines = output.partition("Next, for instance:\n")[2].splitlines()
+    assert len(lines) == 3
+    predict, _, sweep = (shlex.split(line)[3:] for line in lines)
+    code, output, errors = sentexp(*predict, quick=False)
+    assert code == 0, errors
+    assert "probability" in output
+    code, output, errors = sentexp(*sweep, quick=False)
+    assert code == 0, errors
+    assert "Sweep of 3 runs" in output
+    assert "Next, for instance:" in output
+    for line in output.partition("Next, for instance:\n")[2].splitlines():
+        code, _, errors = sentexp(*shlex.split(line)[3:], quick=False)
+        assert code == 0, errors
 
 
 def test_a_sweep_goes_on_after_a_failure_and_tells_of_it(sentexp, tmp_path, store):

@@ -73,6 +73,7 @@ COMMANDS = {
         Command(name="export", module="sentexp.export.command", has_own_keys=True),
         Command(name="register", module="sentexp.serving.register", has_own_keys=True),
         Command(name="serve", module="sentexp.serving.serve", has_own_keys=True),
+        Command(name="ui", module="sentexp.serving.ui", has_own_keys=True),
     )
 }
 

@@ -22,6 +22,7 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp export run=best format=merged    for other programs: peft, merged, onnx, gguf, safetensors; proved
   python -m sentexp register run=best name=reviews   a version in MLflow's registry; champion if it is surely better
   python -m sentexp serve run=best                   an HTTP server and a page, on this machine alone
+  python -m sentexp ui                               MLflow's UI over the recorded runs, on this machine alone
   python -m sentexp audit data=fpb                   look for duplicates, leaks and faults in the data; train nothing
   python -m sentexp prepare model=gpt2 data=sst2     fetch, convert and tokenise only: the run then needs no network
   python -m sentexp models                           every option of model=: size, licence, what it takes in memory

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sentexp.cli.commands import COMMANDS, Command
 from sentexp.cli.help import help_of, help_text
-from sentexp.config import CompareConfig, Config, FinishedRun, conf_dir, register_schemas
+from sentexp.config import CompareConfig, Config, FinishedRun, UiConfig, conf_dir, register_schemas
 from sentexp.distributed import processes
 from sentexp.errors import UserError, complain
 
@@ -36,8 +36,8 @@ VALUED_OPTIONS = (
     "--config-path",
     "-cp",
 )
-NAMING_RUNS = ("run", "runs", "sweep", "base")
-"""Keys of commands whose values may be ids."""
+NAMING_RUNS = ("run", "runs", "sweep", "base", "filter")
+"""Keys of commands whose values may be ids or names of runs, or MLflow's filter of them."""
 
 
 class Terminated(BaseException):
@@ -103,7 +103,7 @@ def _take_text() -> str | None:
 
 
 def _as_text(word: str, several: bool = False) -> str:
-    r"""Quote the ids and names of runs, which hydra reads as a grammar: 76e50123 is a number, r=16 is an error.
+    r"""Quote ids, names and filters of runs, which hydra reads as a grammar: 76e50123 is a number, r=16 is an error.
 
     Args:
         word: of the command line.
@@ -207,7 +207,7 @@ def _run_job(command: Command, config: "DictConfig", arguments: list[str], full_
         if full_error:
             raise
         processes.wait_for_error_reporter()
-        sentence = explain_failure(error, config.get("output_dir") or config.output)
+        sentence = explain_failure(error, config.get("output_dir") or config.get("output") or ".")
         if sentence is None:
             traceback.print_exc()
         else:
@@ -217,7 +217,7 @@ def _run_job(command: Command, config: "DictConfig", arguments: list[str], full_
         raise KeyboardInterrupt from None
 
 
-def _typed(config: "DictConfig") -> Config | CompareConfig | FinishedRun:
+def _typed(config: "DictConfig") -> Config | CompareConfig | FinishedRun | UiConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -228,7 +228,7 @@ def _typed(config: "DictConfig") -> Config | CompareConfig | FinishedRun:
         raise UserError(
             f"The configuration does not fit together ({reason}): python -m sentexp --cfg job lists every key."
         ) from error
-    assert isinstance(typed, Config | CompareConfig | FinishedRun)
+    assert isinstance(typed, Config | CompareConfig | FinishedRun | UiConfig)
     return typed
 
 

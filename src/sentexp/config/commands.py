@@ -1,4 +1,4 @@
-"""The commands with keys of their own: `conf/compare.yaml`, `predict`, `evaluate`, `export`, `register`, `serve`."""
+"""The commands with keys of their own, each with a file of its name in `conf/`: compare, predict, ..., ui."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -232,3 +232,19 @@ class ServeConfig(ReadingRun):
     port: int = number(ge=0, le=65535, note="0 is any that is free")
     max_bytes: int = number(ge=1)
     max_rows: int = number(ge=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class UiConfig:
+    """`python -m sentexp ui`: MLflow's UI over the store of the runs."""
+
+    tracking: TrackingConfig
+    port: int = number(ge=0, le=65535, note="0 is any that is free")
+
+    def __post_init__(self) -> None:
+        """Check the port, and that there is a store."""
+        check_ranges(self)
+        require(
+            self.tracking.backend is not TrackingBackend.none,
+            "ui shows what MLflow holds, so tracking=none has nothing to show: leave it out.",
+        )

@@ -17,6 +17,7 @@ from sentexp.config.commands import (
     PredictConfig,
     RegisterConfig,
     ServeConfig,
+    UiConfig,
 )
 from sentexp.config.conf_files import conf_dir, values_in
 from sentexp.config.data import Multilingual, PhraseBank, RatedTexts, TableData
@@ -39,6 +40,7 @@ ROOTS: dict[str, type] = {
     "export": ExportConfig,
     "register": RegisterConfig,
     "serve": ServeConfig,
+    "ui": UiConfig,
 }
 """The files that a command begins with."""
 

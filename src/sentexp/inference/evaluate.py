@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sentexp.compare.comparison import FEWEST_ROWS
 from sentexp.config import EvaluateConfig, EvaluatedRows, TrackingBackend, flatten
 from sentexp.data.splits import NAMES, Examples, load_examples
 from sentexp.data.text_hash import split_digest
@@ -20,6 +21,7 @@ from sentexp.models.sequence_classifier import Scores
 from sentexp.run import report
 from sentexp.system.console import say
 from sentexp.tracking.identity import digest_of
+from sentexp.tracking.next_steps import place_words, say_next, say_recorded, sentexp_command
 from sentexp.tracking.predictions import FOLDER as PREDICTIONS
 from sentexp.tracking.predictions import file_name, write_predictions
 from sentexp.tracking.provenance import command, git_state
@@ -245,10 +247,9 @@ def _show(evaluated: Evaluated, finished: Finished, config: EvaluateConfig, fold
     run_metrics = {} if finished.run is None else finished.run.data.metrics
     title = f"{finished.name} on {rows:,} rows of {config.dataset.name} ({config.split.name})"
     report.print_evaluation(title, evaluated.metrics, run_metrics, evaluated.labels, evaluated.confusion)
-    where = describe_store(config.tracking)
-    say(f"MLflow run {evaluated.run_id} in {where}" if evaluated.run_id else f"recorded {where}")
-    say(f"result in {folder / RESULT_FILE}, predictions in {folder / file_name('test')}")
-    if evaluated.run_id is not None:
-        say("")
-        say("Next, for instance, with the evaluation of another run on the same rows:")
-        say(f"  python -m sentexp compare runs=[{evaluated.run_id[:8]},...]")
+    say_recorded(evaluated.run_id, config.tracking)
+    predictions = folder / file_name("test")
+    say(f"result in {folder / RESULT_FILE}, predictions in {predictions}", folder / RESULT_FILE, predictions)
+    if evaluated.run_id is not None and rows >= FEWEST_ROWS:
+        alike = f'filter=tags.{EVALUATION} = "{config.dataset.name}"'
+        say_next([sentexp_command("compare", alike, *place_words(config.tracking))])

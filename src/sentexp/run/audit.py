@@ -30,7 +30,7 @@ def audit(config: Config) -> DataAudit:
     logger = open_run_logger(tracking, tracking.run_name or name)
     with track_run(logger):
         _record(logger, inputs, folder)
-    report.print_audit_whereabouts(logger.run_id, logger.where, folder)
+    report.print_audit_whereabouts(logger.run_id, tracking, folder)
     return inputs.data_audit
 
 

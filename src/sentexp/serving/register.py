@@ -18,6 +18,7 @@ from sentexp.export.verify import EXACT, expected, verify_export
 from sentexp.inference.run_lookup import Finished, chosen_run
 from sentexp.inference.scorer import Scorer
 from sentexp.system.console import say
+from sentexp.tracking.next_steps import place_words, say_next, sentexp_command
 from sentexp.tracking.store import Store, describe_store, open_store
 
 if TYPE_CHECKING:
@@ -70,9 +71,8 @@ def register(config: RegisterConfig) -> str:
     store.client.set_model_version_tag(config.name, version, GATE, sentence[:5000])
     store.client.set_registered_model_alias(config.name, config.alias, version)
     say(f"{config.name}@{config.alias} is version {version}, of run {finished.name}")
-    say("")
-    say("Next, for instance:")
-    say(f"  python -m sentexp serve run=models:/{config.name}@{config.alias}")
+    model = f"run=models:/{config.name}@{config.alias}"
+    say_next([sentexp_command("serve", model, *place_words(config.tracking))])
     return version
 
 
