@@ -56,18 +56,18 @@ def test_the_ui_answers_on_this_machine_until_it_is_stopped(number, code, store,
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "sentexp", "ui", f"tracking.uri={store}", "port=0"],
         cwd=elsewhere, env=command_environment, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    signal.signal(signal.SIGINT, before)
-    line = process.stdout.readline()
-    assert line.startswith(f"MLflow UI over {store} at http://127.0.0.1:")
-    address = line.split(" at ")[1].split()[0]
-    with urllib.request.urlopen(address) as page:
-        assert b"<title>MLflow</title>" in page.read()
-    process.send_signal(number)
-    assert process.wait(60) == code
+    ) as process:  # fmt: skip
+        signal.signal(signal.SIGINT, before)
+        line = process.stdout.readline()
+        assert line.startswith(f"MLflow UI over {store} at http://127.0.0.1:")
+        address = line.split(" at ")[1].split()[0]
+        with urllib.request.urlopen(address) as page:
+            assert b"<title>MLflow</title>" in page.read()
+        process.send_signal(number)
+        assert process.wait(60) == code
     port = int(address.rpartition(":")[2])
     with socket.socket() as probe:
         for _ in range(100):
