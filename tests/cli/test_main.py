@@ -142,7 +142,7 @@ def test_a_run_prints_result_audit_and_whereabouts_and_is_recorded(sentexp, tmp_
     code, output, errors = sentexp("train", "peft.r=3")
     assert code == 0, errors
     for part in (
-        "data=sst2",
+        "data: reviews",
         "peft=lora",
         "auroc_macro",
         "true \\ predicted",
@@ -212,7 +212,7 @@ def test_a_users_own_group_options_are_found(sentexp, tmp_path, reviews):
     words = ["--config-dir", "mine", "model=tiny", "data=films", "tracking=none", "trainer.progress_bar=false"]
     code, output, errors = sentexp(*words, quick=False)
     assert code == 0, errors
-    assert "data=films" in output
+    assert "data: films" in output  # one's own option is taken at its word
     (tmp_path / "mine" / "data" / "bare.yaml").write_text("name: bare\npath: x.csv\ntext: sentence\n")
     code, _, errors = sentexp("--config-dir", "mine", "data=bare", quick=False)
     assert "In 'data/bare': Key 'text' not in 'DataConfig'; a file of your own begins with `defaults:" in errors

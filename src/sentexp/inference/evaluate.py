@@ -222,7 +222,7 @@ def _open(evaluated: Evaluated, finished: Finished, config: EvaluateConfig) -> R
     tracking = config.tracking
     left = find_run(tracking, IDENTITY, evaluated.identity)
     tags = {
-        EVALUATION: config.dataset.name,
+        EVALUATION: config.dataset.title,
         IDENTITY: evaluated.identity,
         "evaluation.of": finished.trained.identity,
         PARENT: finished.run.info.run_id,
@@ -230,7 +230,7 @@ def _open(evaluated: Evaluated, finished: Finished, config: EvaluateConfig) -> R
         "mlflow.source.name": "sentexp",
         **git_state(),
     }
-    name = tracking.run_name or f"{finished.run.info.run_name} on {config.dataset.name}"
+    name = tracking.run_name or f"{finished.run.info.run_name} on {config.dataset.title}"
     return open_run_logger(tracking, name, None if left is None else left.info.run_id, tags)
 
 
@@ -239,17 +239,25 @@ def _params(finished: Finished, config: EvaluateConfig) -> dict[str, Any]:
     run_params = {} if finished.run is None else finished.run.data.params
     kept = {key: value for key, value in run_params.items() if not key.startswith(("data.", "class_weight."))}
     trained_on = run_params.get("data.name")
-    return kept | flatten(config.dataset, "data.") | {"evaluation.split": config.split.name, "trained_on": trained_on}
+    return (
+        kept
+        | flatten(config.dataset, "data.")
+        | {"data.name": config.dataset.title}
+        | {
+            "evaluation.split": config.split.name,
+            "trained_on": trained_on,
+        }
+    )
 
 
 def _show(evaluated: Evaluated, finished: Finished, config: EvaluateConfig, folder: Path, rows: int) -> None:
     """Print metrics beside those of the run's own test split, and where they are."""
     run_metrics = {} if finished.run is None else finished.run.data.metrics
-    title = f"{finished.name} on {rows:,} rows of {config.dataset.name} ({config.split.name})"
+    title = f"{finished.name} on {rows:,} rows of {config.dataset.title} ({config.split.name})"
     report.print_evaluation(title, evaluated.metrics, run_metrics, evaluated.labels, evaluated.confusion)
     say_recorded(evaluated.run_id, config.tracking)
     predictions = folder / file_name("test")
     say(f"result in {folder / RESULT_FILE}, predictions in {predictions}", folder / RESULT_FILE, predictions)
     if evaluated.run_id is not None and rows >= FEWEST_ROWS:
-        alike = f'filter=tags.{EVALUATION} = "{config.dataset.name}"'
+        alike = f'filter=tags.{EVALUATION} = "{config.dataset.title}"'
         say_next([sentexp_command("compare", alike, *place_words(config.tracking))])

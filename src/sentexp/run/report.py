@@ -28,7 +28,7 @@ def print_data(audit: DataAudit) -> None:
     labels = list(audit.labels["train"])
     many = len(labels) > MOST_COLUMNS
     columns = ["classes", "smallest", "largest"] if many else [escape(label) for label in labels]
-    table = Table("split", "rows", "of", *columns, "cut", title=f"data={audit.data}", title_justify="left")
+    table = Table("split", "rows", "of", *columns, "cut", title=f"data: {escape(audit.data)}", title_justify="left")
     for split in NAMES:
         counts = list(audit.labels[split].values())
         shown = [sum(count > 0 for count in counts), min(counts), max(counts)] if many else counts

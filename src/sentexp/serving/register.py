@@ -156,6 +156,6 @@ def _version(config: RegisterConfig, store: Store, finished: Finished, run: "Run
             say(f"The model, {verification}")
             write_card(finished, "mlflow", verification, made)
             client.log_artifacts(run.info.run_id, str(made), folder)
-    tags = {"identity": finished.trained.identity, "base": finished.trained.model.name}
+    tags = {"identity": finished.trained.identity, "base": finished.trained.model.title}
     created = client.create_model_version(config.name, source, run.info.run_id, tags=tags)
     return str(created.version)

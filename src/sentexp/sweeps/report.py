@@ -78,6 +78,6 @@ def next_commands(outcomes: list[Outcome], config: Config, compared: str | None)
     if best is not None and best.identity is not None:
         run = f"run={best.identity[:8]}"
         if best.run_id is not None:
-            commands.append(sentexp_command("register", run, override("name", config.data.name), *place))
+            commands.append(sentexp_command("register", run, override("name", config.data.title), *place))
         commands.append(sentexp_command("predict", run, *place, "--text", EXAMPLE))
     return commands
