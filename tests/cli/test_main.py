@@ -99,6 +99,30 @@ def test_light_commands_do_not_import_torch(words, monkeypatch, tmp_path):
         ("command_line", ["+foo=1", "model=tiny"], "sentexp: The configuration does not fit together ("),
         ("command_line", ["peft=null"], "sentexp: "),
         ("command_line", ["~data"], "sentexp: "),
+        ("command_line", ["-m", "optim.schedule=glob(*)"], "sentexp: optim.schedule=glob(*) stands for no value"),
+        (
+            "command_line",
+            ["-m", "peft=glob(x*)", "peft.r=4,8"],
+            "sentexp: peft=glob(x*) stands for no value, so there is",
+        ),
+        (
+            "command_line",
+            ["-m", "peft.r=range(4,4)"],
+            "sentexp: peft.r=range(4,4) stands for no value, so there is no run:",
+        ),
+        ("command_line", ["plan", "-m", "seed=range(1,1)"], "sentexp: seed=range(1,1) stands for no value"),
+        ("command_line", ["predict", "-m", "text=range(1,1)"], "sentexp: text=range(1,1) stands for no value"),
+        ("command_line", ["runs", "-m", "seed=interval(1,2)"], "sentexp: seed=interval(1,2) has no end of values"),
+        (
+            "command_line",
+            ["-m", "hydra/sweeper=optuna", "seed=range(1,1)"],
+            "sentexp: seed=range(1,1) stands for no value",
+        ),
+        ("command_line", ["-m", "peft.rr=4", "seed=range(1,1)"], "sentexp: peft.rr: peft has no key 'rr'"),
+        ("command_line", ["-x"], "sentexp: unrecognized arguments: -x: python -m sentexp --help lists the options"),
+        ("command_line", ["--cfg", "jobs"], "sentexp: argument --cfg/-c: invalid choice: 'jobs'"),
+        ("command_line", ["--experimental-rerun=a"], "sentexp: --experimental-rerun reads a pickle, which can run any"),
+        ("command_line", ["export", "-m", "~tracking"], "sentexp: The configuration does not fit together ("),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_failure(place, words, sentence, request):

@@ -11,7 +11,7 @@ import sys
 import traceback
 from contextlib import suppress
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from sentexp.cli.commands import COMMANDS, Command
 from sentexp.cli.help import help_of, help_text
@@ -67,6 +67,7 @@ def main() -> None:
     sys.argv += [command.override] if command.override else []
     several = bool({"--multirun", "-m"} & set(sys.argv[1:]))
     sys.argv[1:] = [_as_text(word, several) for word in _options_first(sys.argv[1:])]
+    _check_options()
     signal.signal(signal.SIGTERM, _on_sigterm)
     sys.exit(_compose_and_run(command, [] if text is None else [text]))
 
@@ -130,6 +131,21 @@ def _quoted(name: str) -> str:
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
+def _check_options() -> None:
+    """Refuse options that hydra does not have, or that lack their value, in a sentence; and the one that unpickles."""
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> NoReturn:
+        complain(f"{message}: python -m sentexp --help lists the options, and an override is written key=value.")
+        sys.exit(1)
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    given = parser.parse_args()
+    if given.experimental_rerun is not None:
+        refuse("--experimental-rerun reads a pickle, which can run any code")
+
+
 def _options_first(words: list[str]) -> list[str]:
     """Return the words with options before overrides, as hydra wants them; people type them in any order."""
     options: list[str] = []
@@ -156,12 +172,13 @@ def _compose_and_run(command: Command, arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises what it would print, and it is explained here
     register_schemas()
     failures: list[DictConfig] = []
+    here = os.getpid()  # a launcher may call the job in other processes
 
     def job(config: "DictConfig") -> "float | Outcome":
         try:
             return _run_job(command, config, arguments, full_error)
         except CommandFailed:
-            if HydraConfig.get().mode is RunMode.MULTIRUN:  # perhaps in another process
+            if HydraConfig.get().mode is RunMode.MULTIRUN and os.getpid() != here:
                 raise
             failures.append(config)  # raised, hydra would tell of it once more
             return math.nan
