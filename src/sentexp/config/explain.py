@@ -151,9 +151,9 @@ def _sentence(override: Override, text: str, accepted: list[str], fault: Excepti
     key, value = override.key_or_group, text.partition("=")[2]
     if isinstance(fault, MissingConfigException) and fault.options:
         options = list(fault.options)
-        return (
-            f"{key}={value} is not an option of {key}: it must be one of {', '.join(options)}.{_near(value, options)}"
-        )
+        own = " data=file data.path=<file> reads a table of any format." if key == "data" else ""
+        near = _near(value, options)
+        return f"{key}={value} is not an option of {key}: it must be one of {', '.join(options)}.{near}{own}"
     node: DictConfig | None = compose(root, accepted, return_hydra_config=key.startswith("hydra."))
     walked: list[str] = []
     for part in key.split("."):
