@@ -13,6 +13,7 @@ from sentexp.config.metric_names import SLICE_METRICS
 from sentexp.data.audit import DataAudit
 from sentexp.data.splits import NAMES
 from sentexp.run.proposals import next_commands
+from sentexp.run.symptoms import symptoms
 from sentexp.system.console import OUT, say
 from sentexp.tracking.next_steps import say_next, say_recorded
 
@@ -72,6 +73,8 @@ def print_parameters(method: str, audit: "ParameterAudit") -> None:
 def print_run(result: "Result", config: Config) -> None:
     """Print the result of a run, and where it is."""
     print_result(result.metrics, result.labels, result.confusion)
+    for sentence in symptoms(result.labels, result.confusion, config):
+        say(f"Note: {sentence}")
     print_answers(result.answers)
     print_comparison(result.metrics, {baseline.title: baseline.metrics for baseline in result.baselines.values()})
     print_costs(result.metrics)
