@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 from sentexp.compare.comparison import Comparison, Configuration, Scored
 from sentexp.compare.statistics import measure_configurations
 from sentexp.config.metric_names import METRICS
-from sentexp.export.origins import data_name, data_origin, model_origin
 from sentexp.export.verify import Verification
 from sentexp.inference.run_lookup import Finished
+from sentexp.models.loading_code import loading_code
+from sentexp.models.origins import data_name, data_origin, model_origin
 from sentexp.models.saved import Trained
 from sentexp.system.hub import is_local
 from sentexp.tracking.predictions import file_name, read_predictions
@@ -89,7 +91,8 @@ def write_card(finished: Finished, form: str, verification: Verification, folder
         run_id=trained.run_id,
         form=form + numbers,
         verification=str(verification),
-        usage=USAGES[_usage(trained, form)],
+        usage=_usage(trained, form, folder),
+        template=trained.prompt.frame("{text}").encode("unicode_escape").decode("ascii"),
         audit=_json(run_folder / "data_audit.json"),
         data=data_name(run_folder / CONFIG),
         rows=0
@@ -123,12 +126,11 @@ def _about(trained: Trained) -> str:
     )
 
 
-def _usage(trained: Trained, form: str) -> str:
-    if form == "peft":
-        return "sentexp"
-    if form == "merged":
-        return "sentexp" if trained.answers else "pipeline"
-    return form if form in USAGES else "sentexp"
+def _usage(trained: Trained, form: str, folder: Path) -> str:
+    """Return how an export is read: lines of plain libraries, to be run in its folder."""
+    if form == "peft" or (form == "merged" and trained.answers):
+        return f"```python\n{loading_code(replace(trained, folder=folder), '.')}\n```"
+    return USAGES["pipeline" if form == "merged" else form if form in USAGES else "sentexp"]
 
 
 def _metrics(run_folder: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from sentexp.config import load_config
-from sentexp.export.origins import data_name, data_origin, model_origin
+from sentexp.models.origins import data_name, data_origin, model_origin
 from sentexp.models.saved import read_trained
 
 
