@@ -74,7 +74,7 @@ reference: setup ## write the pages of docs/reference that follow from conf/ and
 	$(BIN)/python docs/generate.py
 
 ui: setup ## open the MLflow UI over mlflow.db here, at http://127.0.0.1:5000
-	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port $${PORT:-5000}
+	$(BIN)/python -m sentexp ui port=$${PORT:-5000}
 
 clean: ## remove caches and build outputs; keeps runs, mlflow.db and both environments
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache

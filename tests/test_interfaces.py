@@ -116,6 +116,13 @@ def test_hydra_has_its_own_launcher_where_sentexp_looks_for_it():
     assert MissingConfigException("", "a", ["b"]).options == ["b"], "sentexp.config.explain"
 
 
+def test_hydra_has_a_parser_of_its_options():
+    from hydra._internal.utils import get_args_parser
+
+    parsed = get_args_parser().parse_args(["--multirun", "a=1"])
+    has(parsed, "experimental_rerun", used="sentexp.cli.main")
+
+
 def test_the_launcher_of_ray_says_how_ray_is_started():
     from hydra.core.config_store import ConfigStore
     from hydra.core.plugins import Plugins

@@ -131,7 +131,7 @@ def imported(tmp_path_factory):
     everything = [name.removesuffix(".__init__") for name in modules if not name.endswith(left_out)]
     parts = {"compare": ["sentexp.compare.command"], "use": ["sentexp.inference.predict", "sentexp.inference.evaluate"]}
     home = tmp_path_factory.mktemp("home")
-    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(SOURCE.parent)}
     words = json.dumps(parts | {"everything": everything})
     done = subprocess.run(
         [sys.executable, "-c", IMPORTS],
@@ -220,7 +220,12 @@ data = DataModule({"train": rows, "validation": rows, "test": rows}, tokenizer, 
 fit(trainer, module, data, checkpoints)
 print(evaluate(trainer, module, data, "test")["test/accuracy"])
 """
-    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    environment = {
+        "HOME": str(tmp_path),
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(SOURCE.parent),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

@@ -1,11 +1,15 @@
 """Hydra takes sweepers and launchers from modules of this namespace package only: those of sentexp."""
 
 from sentexp.search import sweeper
-from sentexp.sweeps import fused, grid
+from sentexp.sweeps import each, fused, grid
 
 
 class GridSweeper(grid.GridSweeper):
     """`hydra/sweeper=grid`."""
+
+
+class EachSweeper(each.EachSweeper):
+    """`hydra/sweeper=each`."""
 
 
 class FusedLauncher(fused.FusedLauncher):

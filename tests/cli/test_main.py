@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import time
 import pytest
 import warm
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow import MlflowClient
 
 from sentexp.cli.commands import COMMANDS
 from sentexp.cli.help import help_text
-from sentexp.cli.main import main
+from sentexp.cli.main import _as_text, main
 from sentexp.config import conf_dir, register_schemas
 from sentexp.system import garbage
 
@@ -97,6 +99,30 @@ def test_light_commands_do_not_import_torch(words, monkeypatch, tmp_path):
         ("command_line", ["+foo=1", "model=tiny"], "sentexp: The configuration does not fit together ("),
         ("command_line", ["peft=null"], "sentexp: "),
         ("command_line", ["~data"], "sentexp: "),
+        ("command_line", ["-m", "optim.schedule=glob(*)"], "sentexp: optim.schedule=glob(*) stands for no value"),
+        (
+            "command_line",
+            ["-m", "peft=glob(x*)", "peft.r=4,8"],
+            "sentexp: peft=glob(x*) stands for no value, so there is",
+        ),
+        (
+            "command_line",
+            ["-m", "peft.r=range(4,4)"],
+            "sentexp: peft.r=range(4,4) stands for no value, so there is no run:",
+        ),
+        ("command_line", ["plan", "-m", "seed=range(1,1)"], "sentexp: seed=range(1,1) stands for no value"),
+        ("command_line", ["predict", "-m", "text=range(1,1)"], "sentexp: text=range(1,1) stands for no value"),
+        ("command_line", ["runs", "-m", "seed=interval(1,2)"], "sentexp: seed=interval(1,2) has no end of values"),
+        (
+            "command_line",
+            ["-m", "hydra/sweeper=optuna", "seed=range(1,1)"],
+            "sentexp: seed=range(1,1) stands for no value",
+        ),
+        ("command_line", ["-m", "peft.rr=4", "seed=range(1,1)"], "sentexp: peft.rr: peft has no key 'rr'"),
+        ("command_line", ["-x"], "sentexp: unrecognized arguments: -x: python -m sentexp --help lists the options"),
+        ("command_line", ["--cfg", "jobs"], "sentexp: argument --cfg/-c: invalid choice: 'jobs'"),
+        ("command_line", ["--experimental-rerun=a"], "sentexp: --experimental-rerun reads a pickle, which can run any"),
+        ("command_line", ["export", "-m", "~tracking"], "sentexp: The configuration does not fit together ("),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_failure(place, words, sentence, request):
@@ -106,17 +132,48 @@ def test_a_mistake_is_one_sentence_and_a_failure(place, words, sentence, request
     assert errors.count("\n") == 1
 
 
+FILTER = "params.peft = 'lora' and metrics.`test/accuracy` > 0.8"
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("run=76e50123", "76e50123"),
+        ("run=r=16 lr=2e-4", "r=16 lr=2e-4"),
+        ("run=target_modules=[q,v] it's", "target_modules=[q,v] it's"),
+        ("run='r=16'", "r=16"),
+        ("run=null", None),
+        ("run=ends with \\", "ends with \\"),
+        ("base=r=8", "r=8"),
+        ("filter=params.peft = 'lora' and metrics.`test/accuracy` > 0.8", FILTER),
+        (f'filter="{FILTER}"', FILTER),
+        ("sweep=sweep r=8,16", "sweep r=8,16"),
+        ("runs=[00501234,r=16]", ["00501234", "r=16"]),
+    ],
+)
+def test_the_name_of_a_run_may_hold_what_hydra_reads_as_grammar(word, value):
+    override = OverridesParser.create().parse_override(_as_text(word))
+    assert not override.is_sweep_override()
+    assert override.value() == value
+
+
+def test_a_sweep_over_runs_has_one_for_each_name():
+    override = OverridesParser.create().parse_override(_as_text("run=00501234,r=16", several=True))
+    assert [name.text for name in override.sweep_iterator()] == ["00501234", "r=16"]
+
+
 def test_a_run_prints_result_audit_and_whereabouts_and_is_recorded(sentexp, tmp_path, store):
     code, output, errors = sentexp("train", "peft.r=3")
     assert code == 0, errors
     for part in (
-        "data=sst2",
+        "data: reviews",
         "peft=lora",
         "auroc_macro",
         "true \\ predicted",
         "MLflow run",
-        "make ui",
+        "MLflow UI: http://127.0.0.1:5000/#/experiments/1/runs/",
         "modules adapted",
+        " --multirun peft.r=1,3,6 model=tiny ",
     ):
         assert part in output, part
     (run,) = MlflowClient(store).search_runs(["1"])
@@ -128,6 +185,23 @@ def test_a_run_prints_result_audit_and_whereabouts_and_is_recorded(sentexp, tmp_
         == run.info.run_id
     )
     assert "Traceback" not in errors
+
+
+def test_what_a_run_proposes_can_be_given_as_it_stands(sentexp):
+    _, output, _ = sentexp("peft.r=3")
+    lines = output.partition("Next, for instance:\n")[2].splitlines()
+    assert len(lines) == 3
+    predict, _, sweep = (shlex.split(line)[3:] for line in lines)
+    code, output, errors = sentexp(*predict, quick=False)
+    assert code == 0, errors
+    assert "probability" in output
+    code, output, errors = sentexp(*sweep, quick=False)
+    assert code == 0, errors
+    assert "Sweep of 3 runs" in output
+    assert "Next, for instance:" in output
+    for line in output.partition("Next, for instance:\n")[2].splitlines():
+        code, _, errors = sentexp(*shlex.split(line)[3:], quick=False)
+        assert code == 0, errors
 
 
 def test_a_sweep_goes_on_after_a_failure_and_tells_of_it(sentexp, tmp_path, store):
@@ -162,7 +236,7 @@ def test_a_users_own_group_options_are_found(sentexp, tmp_path, reviews):
     words = ["--config-dir", "mine", "model=tiny", "data=films", "tracking=none", "trainer.progress_bar=false"]
     code, output, errors = sentexp(*words, quick=False)
     assert code == 0, errors
-    assert "data=films" in output
+    assert "data: films" in output  # one's own option is taken at its word
     (tmp_path / "mine" / "data" / "bare.yaml").write_text("name: bare\npath: x.csv\ntext: sentence\n")
     code, _, errors = sentexp("--config-dir", "mine", "data=bare", quick=False)
     assert "In 'data/bare': Key 'text' not in 'DataConfig'; a file of your own begins with `defaults:" in errors
@@ -203,7 +277,7 @@ def test_a_full_disk_is_one_sentence(command_environment, tmp_path, reviews):
     code = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from sentexp.cli.main import main
+from sentexp.cli.main import _as_text, main
 import sentexp.run.train
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 main()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -30,6 +31,12 @@ def test_the_latest_sweep_is_ranked_and_written(sentexp, sweep, tmp_path, compar
     assert float(rows[0]["accuracy"]) == facts["rows"][0]["accuracy"]
     assert facts["rows"][0]["to_best"] == 0
     assert "| r=2 |" in (tmp_path / "comparison" / "leaderboard.md").read_text()
+    told = output.partition("Report: comparison/report.html\n")[2]
+    assert f"MLflow UI: http://127.0.0.1:5000/#/experiments/1/runs/{sweep} once `" in told
+    first, second, third = told.partition("Next, for instance:\n")[2].splitlines()
+    assert re.search(r"compare 'runs=\[\w{8}(,\w{8}){2,3}\]' tracking.uri=", first)
+    assert " register run=best name=" in second
+    assert " predict run=" in third
     artifact = open_store(comparing().tracking).artifact(sweep, "comparison/report.html")
     assert artifact.read_text() == (tmp_path / "comparison" / "report.html").read_text()
 
@@ -41,7 +48,9 @@ def test_two_runs_are_set_against_each_other(sentexp, record):
     assert "a against b: both right" in output
     assert "McNemar's exact test p" in output
     assert "permutation test of accuracy p" in output
-    assert 1 <= output[output.index("only b is right") :].count("film") <= 3
+    rows, _, proposed = output[output.index("only b is right") :].partition("Next, for instance:")
+    assert 1 <= rows.count("film") <= 3
+    assert f"predict run={second[:8]} tracking.uri=" in proposed
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from sentexp.config import TEMPLATE_GROUP, conf_dir, load_config, method_name
 
 GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name != TEMPLATE_GROUP)
 TEMPLATES = sorted((conf_dir() / TEMPLATE_GROUP).glob("*.yaml"))
-ELSEWHERE = ("csv", "sentiment140", "semeval2017", "yelp", "amazon_reviews", "goemotions")
+ELSEWHERE = ("csv", "file", "sentiment140", "semeval2017", "yelp", "amazon_reviews", "goemotions")
 NEEDS = {("data", name): ["data.path=reviews.csv"] for name in ELSEWHERE}  # what an option cannot know
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((conf_dir() / group).glob("*.yaml"))]
 

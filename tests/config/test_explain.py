@@ -16,7 +16,7 @@ from sentexp.config.explain import explain
             ["data=sst3"],
             [
                 "data=sst3 is not an option of data",
-                "amazon_reviews, csv, fpb, goemotions, imdb, multilingual, rotten_tomatoes",
+                "amazon_reviews, csv, file, fpb, goemotions, imdb, multilingual, rotten_tomatoes",
                 "semeval2017, sentiment140, sst2, tweet_eval, tweets, yelp",
                 "Did you mean sst2?",
             ],
@@ -31,6 +31,10 @@ from sentexp.config.explain import explain
         (
             ["data=sst2", "data.labels={0: bad, 1: good}"],
             ["data.labels=", "a list takes a list", "data=csv takes either"],
+        ),
+        (
+            ["data=json"],
+            ["data=json is not an option of data", "csv, file, ", "data=file data.path=<file> reads a table of"],
         ),
         (["data.sampling=balanced"], ["natural, balanced_labels, balanced_slices"]),
         (["trainr.max_epochs=1"], ["the configuration has no key 'trainr'", "Did you mean trainer?"]),

@@ -105,6 +105,13 @@ def test_labels_are_read_by_name_or_number(tmp_path):
     [
         ("body,label\na,1\n", (), r"data.text=sentence is not a column of .*: its columns are body, label"),
         ("sentence,stars\na,1\n", (), r"data.label=label is not a column of .*: its columns are sentence, stars"),
+        (
+            "sentence ,label\na,1\n",
+            (),
+            r"its columns are 'sentence ', label. Did you mean \"data.text='sentence '\"\?",
+        ),
+        ("sentence,Label\na,1\n", (), r"its columns are sentence, Label. Did you mean data.label=Label\?"),
+        ("sentences,label\na,1\n", (), r"Did you mean data.text=sentences\?"),
         ("sentence,label\na,1\n", ("data.slices=region",), r"data.slices\[0\]=region is not a column"),
         ("sentence,label\na,1\n", ("data.group=who",), r"data.group=who is not a column"),
         ("sentence,label\na,1\nb,7\n", (), r"Row 2 of .* has the label '7', which is none of .*negative.*positive"),
@@ -122,6 +129,11 @@ def test_faulty_rows_are_named(tmp_path, content, overrides, sentence):
     (tmp_path / "x.csv").write_text(content)
     with pytest.raises(UserError, match=sentence):
         source(tmp_path / "x.csv", *overrides)
+
+
+def test_a_header_with_blanks_is_read_as_the_question_says(tmp_path):
+    (tmp_path / "x.csv").write_text("sentence ,label\na,1\nb,0\n")
+    assert texts(source(tmp_path / "x.csv", "data.text='sentence '").splits["train"]) == ["a", "b"]
 
 
 def test_faulty_rows_are_left_out_and_counted_on_request(tmp_path):

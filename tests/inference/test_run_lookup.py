@@ -1,14 +1,15 @@
 """Which run `run=` means, and one sentence for what is not a finished run."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
 import pytest
 
-from sentexp.config import ModelConfig, TrackingBackend, TrackingConfig, from_conf, load_config
+from sentexp.config import ModelConfig, ServeConfig, TrackingBackend, TrackingConfig, from_conf, load_config
 from sentexp.errors import UserError
-from sentexp.inference.run_lookup import resolve_run
+from sentexp.inference.run_lookup import chosen_run, resolve_run
 from sentexp.inference.scorer import Scorer
 from sentexp.models.pretrained import locate_backbone
 from sentexp.models.saved import find_base, load_trained, read_trained
@@ -47,12 +48,14 @@ def test_weights_are_found_wherever_they_were_taken(copy, find, tmp_path):
 def test_what_is_no_run_is_told(copy, find):
     with pytest.raises(UserError, match=r"run=abcdef is not a run in nowhere .* nor a folder in output_dir="):
         find("abcdef")
-    with pytest.raises(UserError, match=r"run=abc is too short: give 4 letters or more"):
+    with pytest.raises(UserError, match=r"run=abc is no run's name, and too short .*: give 4 letters or more"):
         find("abc")
     with pytest.raises(UserError, match=r"run=some/where does not exist"):
         find("some/where")
     shutil.copytree(copy, copy.with_name(f"{copy.name[:15]}?"))
-    with pytest.raises(UserError, match=rf"run={copy.name[:8]} is the beginning of 2 runs: .*: give more of one"):
+    with pytest.raises(
+        UserError, match=rf"run={copy.name[:8]} is the name or the beginning of 2 runs: .*: give more of one"
+    ):
         find(copy.name[:8])
     assert find(copy.name).trained.identity == copy.name
 
@@ -169,8 +172,62 @@ def test_a_recorded_run_that_failed_is_told(swept):
     store.client.delete_run(failed.info.run_id)
 
 
-def test_without_a_sweep_there_is_no_best(store, find):
+def test_a_run_is_found_by_the_name_that_mlflow_shows(swept):
+    tracking, folder, results = swept
+    assert resolve_run("seed=2", tracking, folder).trained.identity == results[1].identity
+    store = open_store(tracking)
+    failed = store.client.create_run(store.experiment, run_name="seed=2", tags={"identity": "feedfacefeedface"})
+    store.client.set_terminated(failed.info.run_id, "FAILED")
+    assert resolve_run("seed=2", tracking, folder).trained.identity == results[1].identity
+    store.client.set_terminated(failed.info.run_id, "FINISHED")
+    with pytest.raises(
+        UserError, match=r"run=seed=2 is the name or the beginning of 2 runs: feedfacefeedface \(seed=2"
+    ):
+        resolve_run("seed=2", tracking, folder)
+    store.client.delete_run(failed.info.run_id)
+
+
+def test_the_latest_run_is_the_one_that_ended_last(swept, copy):
+    tracking, folder, results = swept
+    found = resolve_run("latest", tracking, folder)
+    assert found.name == f"seed=3 ({results[2].identity}), the latest finished run"
+    os.utime(copy / "result.json", (2**33, 2**33))
+    assert resolve_run("latest", tracking, str(copy.parent)).trained.identity == copy.name
+    os.utime(copy / "result.json", (1, 1))
+    assert resolve_run("latest", tracking, str(copy.parent)).trained.identity == results[2].identity
+
+
+def test_a_command_without_a_run_takes_the_latest_and_says_so(swept, capsys):
+    tracking, folder, results = swept
+    config = from_conf(ServeConfig, tracking=tracking, output_dir=folder)
+    assert chosen_run(config).name == f"seed=3 ({results[2].identity})"
+    told = capsys.readouterr().err
+    assert told == f"No run= is given, so this is seed=3 ({results[2].identity}), the latest finished run.\n"
+    chosen_run(replace(config, run="best"))
+    assert not capsys.readouterr().err
+
+
+def test_a_wrong_name_lists_the_latest_runs_but_not_baselines_and_what_is_unfinished(swept, copy):
+    tracking, folder, results = swept
+    listed = ", ".join(f"{result.identity} (seed={3 - place})" for place, result in enumerate(results[::-1]))
+    for wanted in ("deadbeef", "xyz", "some/where", folder):
+        with pytest.raises(UserError) as told:
+            resolve_run(wanted, tracking, folder)
+        assert str(told.value).endswith(f"; the latest are {listed}.")
+    baseline = shutil.copytree(copy, copy.with_name("baseline-0123456789abcdef"))
+    (baseline / "result.json").write_text('{"test/accuracy": 0.5}')
+    (shutil.copytree(copy, copy.with_name("0" * 16)) / "state.json").write_text("{}")
+    for place in "12345":
+        shutil.copytree(copy, copy.with_name(place * 16))
+        os.utime(copy.with_name(place * 16) / "result.json", (int(place), int(place)))
+    with pytest.raises(UserError, match=rf"; the latest are {copy.name}, {'5' * 16}, {'4' * 16}, {'3' * 16}, 2+\.$"):
+        resolve_run("deadbeef", NONE, str(copy.parent))
+
+
+def test_without_a_sweep_the_best_is_the_latest(copy, find, store):
     tracking = from_conf(TrackingConfig, backend=TrackingBackend.mlflow, uri=store, system_metrics=False)
-    for where in (tracking, NONE):
-        with pytest.raises(UserError, match=r"run=best is the best run of the latest sweep, and .* holds none"):
-            resolve_run("best", where, "outputs")
+    assert find("best").name == f"{copy.name}, the latest finished run, as there is no sweep"
+    assert resolve_run("best", tracking, str(copy.parent)).trained.identity == copy.name
+    for wanted in ("best", "latest"):
+        with pytest.raises(UserError, match=rf"run={wanted}: no run is finished in sqlite:.*train one"):
+            resolve_run(wanted, tracking, "nowhere")

@@ -316,7 +316,7 @@ def test_an_audit_is_written_down_and_trains_nothing(config, reviews, tmp_path, 
     assert audited.info.status == "FINISHED"
     assert audited.data.metrics["test/text also in train"] == 1
     assert {item.path for item in client.list_artifacts(audited.info.run_id)} == {"data_audit.json", "data_audit.png"}
-    (folder,) = (tmp_path / "outputs").glob("audit-sst2-*")
+    (folder,) = (tmp_path / "outputs").glob(f"audit-{tmp_path.name}-*")
     assert json.loads((folder / "data_audit.json").read_text())["rows"]["test"] == 10
 
 

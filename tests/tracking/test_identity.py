@@ -57,6 +57,14 @@ def test_everything_else_does(config, reviews, tmp_path):
     assert len({*identities, identity(config())}) == len(settings) + 1
 
 
+def test_a_table_is_the_same_run_by_either_name(tmp_path):
+    table = tmp_path / "films.csv"
+    table.write_text("text,label\n" + "".join(f"film {row},{row % 2}\n" for row in range(40)))
+    words = ("model=tiny", f"data.path={table}")
+    assert identity(load_config("data=file", *words)) == identity(load_config("data=csv", *words))
+    assert load_config("data=file", *words).data.title == "films"
+
+
 def test_another_version_of_the_numerics_is_another_run(config, reviews, monkeypatch):
     before = identity(config())
     monkeypatch.setattr(module, "NUMERICS_VERSION", "another")

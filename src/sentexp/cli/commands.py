@@ -47,8 +47,8 @@ class Command:
         return result if self.name == "train" and result is not None else math.nan
 
 
-BASIC = "hydra/sweeper=basic"
-"""No sweep of runs that train: Hydra calls the command for each combination."""
+EACH = "hydra/sweeper=each"
+"""No sweep of runs that train: the command is called for each combination."""
 COMMANDS = {
     command.name: command
     for command in (
@@ -58,10 +58,10 @@ COMMANDS = {
             interrupted=": the same command resumes from its last checkpoint, or starts again without one",
         ),
         Command(name="plan", module="sentexp.cli.commands", override="sweep.dry_run=true"),
-        Command(name="audit", module="sentexp.run.audit", override=BASIC),
-        Command(name="prepare", module="sentexp.run.prepare", override=BASIC),
-        Command(name="runs", module="sentexp.cli.list_runs", override=BASIC),
-        Command(name="models", module="sentexp.cli.list_models", override=BASIC),
+        Command(name="audit", module="sentexp.run.audit", override=EACH),
+        Command(name="prepare", module="sentexp.run.prepare", override=EACH),
+        Command(name="runs", module="sentexp.cli.list_runs", override=EACH),
+        Command(name="models", module="sentexp.cli.list_models", override=EACH),
         Command(name="compare", module="sentexp.compare.command", has_own_keys=True),
         Command(
             name="predict",
@@ -73,6 +73,7 @@ COMMANDS = {
         Command(name="export", module="sentexp.export.command", has_own_keys=True),
         Command(name="register", module="sentexp.serving.register", has_own_keys=True),
         Command(name="serve", module="sentexp.serving.serve", has_own_keys=True),
+        Command(name="ui", module="sentexp.serving.ui", has_own_keys=True),
     )
 }
 

@@ -17,11 +17,12 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp runs                             every run that is recorded: identity, state, result
   python -m sentexp compare                          the latest sweep: who is better, and how surely; with a report
   python -m sentexp predict run=best input=new.csv output=predictions.csv   labels and probabilities of other texts
-  python -m sentexp predict run=best --text "..."    the same of one sentence
+  python -m sentexp predict --text "..."             of one sentence, by the latest finished run; run= names another
   python -m sentexp evaluate run=best data=imdb      a finished run on other data
   python -m sentexp export run=best format=merged    for other programs: peft, merged, onnx, gguf, safetensors; proved
   python -m sentexp register run=best name=reviews   a version in MLflow's registry; champion if it is surely better
   python -m sentexp serve run=best                   an HTTP server and a page, on this machine alone
+  python -m sentexp ui                               MLflow's UI over the recorded runs, on this machine alone
   python -m sentexp audit data=fpb                   look for duplicates, leaks and faults in the data; train nothing
   python -m sentexp prepare model=gpt2 data=sst2     fetch, convert and tokenise only: the run then needs no network
   python -m sentexp models                           every option of model=: size, licence, what it takes in memory

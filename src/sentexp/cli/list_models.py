@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sentexp.config import Config, conf_dir
+from sentexp.config.origin import is_own
 from sentexp.errors import UserError
 from sentexp.system.console import OUT, say
 
@@ -71,10 +72,11 @@ def models(config: Config) -> None:
     names = [Column(name, no_wrap=True) for name in ("model=", "kind")]
     numbers = [Column(name, justify="right", no_wrap=True) for name in ("size", *BYTES)]
     table = Table(*names, *numbers, "licence", box=None)  # without lines it fits 80 columns
+    chosen = config.model.name if is_own("model", config.model) else None
     for one in listed:
         size = f"{one.size:,.3g} M" if one.size < MILLIONS["billion"] else f"{one.size / MILLIONS['billion']:.2g} B"
         memory = [f"{one.gib(peft):.2f}" if one.gib(peft) < 1 else f"{one.gib(peft):.0f}" for peft in BYTES]
-        name = f"{one.name}*" if one.name == config.model.name else one.name
+        name = f"{one.name}*" if one.name == chosen else one.name
         licence = f"{one.licence} (gated)" if one.gated else one.licence
         table.add_row(*(Text(cell) for cell in (name, one.kind, size, *memory, licence)))
     OUT.print(table)

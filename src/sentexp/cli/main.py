@@ -11,11 +11,11 @@ import sys
 import traceback
 from contextlib import suppress
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from sentexp.cli.commands import COMMANDS, Command
 from sentexp.cli.help import help_of, help_text
-from sentexp.config import CompareConfig, Config, FinishedRun, conf_dir, register_schemas
+from sentexp.config import CompareConfig, Config, FinishedRun, UiConfig, conf_dir, register_schemas
 from sentexp.distributed import processes
 from sentexp.errors import UserError, complain
 
@@ -36,9 +36,10 @@ VALUED_OPTIONS = (
     "--config-path",
     "-cp",
 )
-NAMING_RUNS = ("run", "runs", "sweep", "base")
+NAMING_RUNS = ("run", "runs", "sweep", "base", "filter")
+"""Keys of commands whose values may be ids or names of runs, or MLflow's filter of them."""
 TEMPLATES = ("data.text", "data.text_pair", "text", "text_pair")
-"""Keys of commands whose values may be ids."""
+"""Keys whose values may be templates of columns."""
 
 
 class Terminated(BaseException):
@@ -66,7 +67,9 @@ def main() -> None:
         print(help_of(command))
         return
     sys.argv += [command.override] if command.override else []
-    sys.argv[1:] = [_as_text(word) for word in _options_first(sys.argv[1:])]
+    several = bool({"--multirun", "-m"} & set(sys.argv[1:]))
+    sys.argv[1:] = [_as_text(word, several) for word in _options_first(sys.argv[1:])]
+    _check_options()
     signal.signal(signal.SIGTERM, _on_sigterm)
     sys.exit(_compose_and_run(command, [] if text is None else [text]))
 
@@ -102,14 +105,49 @@ def _take_text() -> str | None:
     return sentences[0] if sentences else None
 
 
-def _as_text(word: str) -> str:
-    """Quote what hydra may take for something else: ids for numbers (76e50123, 00501234), templates for mappings."""
+def _as_text(word: str, several: bool = False) -> str:
+    r"""Quote what hydra reads as a grammar: of runs ids, names and filters (76e50123 is a number), and templates.
+
+    Args:
+        word: of the command line.
+        several: whether values between commas are those of a sweep.
+    """
     key, _, value = word.partition("=")
     if key in TEMPLATES and "{" in value and value[0] not in "'\"[":
-        return f"{key}='" + value.replace("'", r"\'") + "'"
-    if key not in NAMING_RUNS or not re.fullmatch(r"\[?[\w:/@.~,-]+\]?", value):
+        return f"{key}={_quoted(value)}"
+    if key not in NAMING_RUNS or not value or value[0] in "'\"" or re.fullmatch(r"\w+\(.*\)", value):
         return word
-    return f"{key}=" + re.sub(r"[^,[\]]+", lambda name: name[0] if name[0] == "null" else f"'{name[0]}'", value)
+    listed = key == "runs" and value[0] + value[-1] == "[]"
+    names = value[1:-1] if listed else value
+    split = _at_commas(names) if listed or several or key == "runs" else [names]
+    text = ",".join(name if name in ("null", "") or name[0] in "'\"" else _quoted(name) for name in split)
+    return f"{key}=[{text}]" if listed else f"{key}={text}"
+
+
+def _at_commas(text: str) -> list[str]:
+    """Split a text at the commas that are in no brackets and no quotes."""
+    return [name.strip() for name in re.findall(r"(?:'[^']*'|\"[^\"]*\"|\[[^]]*\]|\{[^}]*\}|[^,])+", text)] or [text]
+
+
+def _quoted(name: str) -> str:
+    """Return a name as hydra's grammar takes one that may hold anything."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", name)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+
+
+def _check_options() -> None:
+    """Refuse options that hydra does not have, or that lack their value, in a sentence; and the one that unpickles."""
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> NoReturn:
+        complain(f"{message}: python -m sentexp --help lists the options, and an override is written key=value.")
+        sys.exit(1)
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    given = parser.parse_args()
+    if given.experimental_rerun is not None:
+        refuse("--experimental-rerun reads a pickle, which can run any code")
 
 
 def _options_first(words: list[str]) -> list[str]:
@@ -138,12 +176,13 @@ def _compose_and_run(command: Command, arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises what it would print, and it is explained here
     register_schemas()
     failures: list[DictConfig] = []
+    here = os.getpid()  # a launcher may call the job in other processes
 
     def job(config: "DictConfig") -> "float | Outcome":
         try:
             return _run_job(command, config, arguments, full_error)
         except CommandFailed:
-            if HydraConfig.get().mode is RunMode.MULTIRUN:  # perhaps in another process
+            if HydraConfig.get().mode is RunMode.MULTIRUN and os.getpid() != here:
                 raise
             failures.append(config)  # raised, hydra would tell of it once more
             return math.nan
@@ -189,7 +228,7 @@ def _run_job(command: Command, config: "DictConfig", arguments: list[str], full_
         if full_error:
             raise
         processes.wait_for_error_reporter()
-        sentence = explain_failure(error, config.get("output_dir") or config.output)
+        sentence = explain_failure(error, config.get("output_dir") or config.get("output") or ".")
         if sentence is None:
             traceback.print_exc()
         else:
@@ -199,7 +238,7 @@ def _run_job(command: Command, config: "DictConfig", arguments: list[str], full_
         raise KeyboardInterrupt from None
 
 
-def _typed(config: "DictConfig") -> Config | CompareConfig | FinishedRun:
+def _typed(config: "DictConfig") -> Config | CompareConfig | FinishedRun | UiConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -210,7 +249,7 @@ def _typed(config: "DictConfig") -> Config | CompareConfig | FinishedRun:
         raise UserError(
             f"The configuration does not fit together ({reason}): python -m sentexp --cfg job lists every key."
         ) from error
-    assert isinstance(typed, Config | CompareConfig | FinishedRun)
+    assert isinstance(typed, Config | CompareConfig | FinishedRun | UiConfig)
     return typed
 
 

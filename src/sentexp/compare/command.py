@@ -1,7 +1,7 @@
 """`python -m sentexp compare`: which run is better, and how certain that is. Sweeps end with it."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,11 @@ from sentexp.compare.error_analysis import confident_errors, disagreements, head
 from sentexp.compare.leaderboard import Leaderboard, leaderboard
 from sentexp.compare.leaderboard_tables import slice_summary, small, terminal_tables, write_tables
 from sentexp.compare.slices import slice_table, worst_slices
-from sentexp.config import CompareConfig
+from sentexp.config import CompareConfig, EvaluatedSplit, TrackingConfig
 from sentexp.errors import UserError
 from sentexp.system.console import OUT, say
 from sentexp.system.garbage import freeze_imports
+from sentexp.tracking.next_steps import EXAMPLE, override, place_words, say_next, say_ui, sentexp_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +63,30 @@ def compare(config: CompareConfig) -> None:
     files = write(analysis, config, folder)
     where = "" if analysis.comparison.parent_id is None else ", and among the artifacts of the sweep's MLflow run"
     say(f"{', '.join(file.name for file in files)} are in {folder}{where}.")
+    say(f"Report: {folder / REPORT}", folder / REPORT)
+    tracking = replace(config.tracking, experiment=config.experiment_name or config.tracking.experiment)
+    say_ui(tracking, analysis.comparison.parent_id)
+    say_next(next_commands(analysis, config, tracking))
+
+
+def next_commands(analysis: Analysis, config: CompareConfig, tracking: TrackingConfig) -> list[str]:
+    """Return how the two best are set against each other, and the best one is used.
+
+    What is registered is chosen on validation, whatever the split that is shown (law 10).
+    """
+    ranked = analysis.board.table[analysis.board.table["rank"].notna()]["configuration"].tolist()
+    best, *others = [analysis.comparison.find("run", name) for name in ranked]
+    place, commands = place_words(tracking), []
+    if len(others) > 1:
+        ids = ",".join(run.run_id[:8] for one in (best, others[0]) for run in one.runs)
+        measured = [] if config.split is EvaluatedSplit.test else [f"split={config.split.name}"]
+        commands.append(sentexp_command("compare", f"runs=[{ids}]", *measured, *place))
+    first = best.runs[0]
+    if analysis.comparison.parent_id is not None and config.sweep is None:
+        name = override("name", str(first.settings.get("data.name", "reviews")))
+        commands.append(sentexp_command("register", "run=best", name, *place))
+    run = first.tags.get("evaluation.of", first.run_id)
+    return [*commands, sentexp_command("predict", f"run={run[:8]}", *place, "--text", EXAMPLE)]
 
 
 def _writable(output: str) -> Path:

@@ -20,6 +20,7 @@ from sentexp.config.commands import (
     RegisterConfig,
     ServeConfig,
     TableFormat,
+    UiConfig,
 )
 from sentexp.config.conf_files import conf_dir
 from sentexp.config.data import (
@@ -135,6 +136,7 @@ __all__ = [
     "TrackingBackend",
     "TrackingConfig",
     "TrainerConfig",
+    "UiConfig",
     "Untuned",
     "check_measure",
     "conf_dir",

@@ -1,8 +1,8 @@
-"""The commands with keys of their own: `conf/compare.yaml`, `predict`, `evaluate`, `export`, `register`, `serve`."""
+"""The commands with keys of their own, each with a file of its name in `conf/`: compare, predict, ..., ui."""
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any
 
 from sentexp.config.checks import (
     check_accelerator,
@@ -100,27 +100,15 @@ class CompareConfig:
 class FinishedRun:
     """The keys of every command that uses a finished run: which run, and where its parts are."""
 
-    command: ClassVar[str]
-    """The command whose configuration this is."""
-
     tracking: TrackingConfig
     run: str | None
     base: str | None
     output_dir: str
 
     def __post_init__(self) -> None:
-        """Check ranges, and that a run is named."""
+        """Check ranges, and that a name is one."""
         check_ranges(self)
-        _ = self.wanted
-
-    @property
-    def wanted(self) -> str:
-        """The run that is named."""
-        return given(
-            self.run or None,
-            f"{self.command} needs a finished run: give run=<identity or MLflow run id> (python -m sentexp runs lists "
-            "them), run=best, or run=<a run's folder>.",
-        )
+        require(self.run != "", "run= is empty: name a run, or leave it out for the latest finished one.")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -139,8 +127,6 @@ class ReadingRun(FinishedRun):
 @dataclass(kw_only=True, slots=True)
 class PredictConfig(ReadingRun):
     """`python -m sentexp predict`: which texts, and where the predictions are written."""
-
-    command: ClassVar[str] = "predict"
 
     input: str | None
     output: str | None
@@ -173,8 +159,6 @@ class EvaluateConfig(ReadingRun):
     Texts are cut as in the run, so `data.max_length` does not count.
     """
 
-    command: ClassVar[str] = "evaluate"
-
     data: DataConfig | None = None  # no file gives it: the list of defaults holds the choice
     split: EvaluatedRows
 
@@ -195,8 +179,6 @@ class EvaluateConfig(ReadingRun):
 @dataclass(kw_only=True, slots=True)
 class ExportConfig(FinishedRun):
     """`python -m sentexp export`: a finished run for other programs."""
-
-    command: ClassVar[str] = "export"
 
     format: ExportFormat | None
     dtype: ExportType
@@ -226,8 +208,6 @@ class RegisterConfig(FinishedRun):
     version that has it; or with `force`.
     """
 
-    command: ClassVar[str] = "register"
-
     name: str | None
     alias: str
     metric: str
@@ -253,9 +233,23 @@ class RegisterConfig(FinishedRun):
 class ServeConfig(ReadingRun):
     """`python -m sentexp serve`: a finished run behind a server in MLflow's protocol."""
 
-    command: ClassVar[str] = "serve"
-
     host: str
     port: int = number(ge=0, le=65535, note="0 is any that is free")
     max_bytes: int = number(ge=1)
     max_rows: int = number(ge=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class UiConfig:
+    """`python -m sentexp ui`: MLflow's UI over the store of the runs."""
+
+    tracking: TrackingConfig
+    port: int = number(ge=0, le=65535, note="0 is any that is free")
+
+    def __post_init__(self) -> None:
+        """Check the port, and that there is a store."""
+        check_ranges(self)
+        require(
+            self.tracking.backend is not TrackingBackend.none,
+            "ui shows what MLflow holds, so tracking=none has nothing to show: leave it out.",
+        )

@@ -16,6 +16,7 @@ from sentexp.config.checks import (
 )
 from sentexp.config.labels import classes_of, read_labels
 from sentexp.config.model import PackageFile
+from sentexp.config.origin import title
 from sentexp.config.text_template import TextTemplate, text_template
 from sentexp.errors import require
 
@@ -103,6 +104,11 @@ class DataConfig:
             f"data.sampling=balanced_slices draws the slices of data={self.name} equally often, but it has none: name "
             "a column with data.slices=<column>.",
         )
+
+    @property
+    def title(self) -> str:
+        """What the data set is called: the name of its option only where it is the option's own."""
+        return title("data", self)
 
     def class_names(self) -> list[str] | None:
         """Return the classes in the order of their indices, or None when they are the values that are found."""

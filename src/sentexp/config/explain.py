@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sentexp.config import conf_dir, register_schemas
+from sentexp.errors import UserError
 
 OTHER_NAMES = {
     "alpha": ("lora_alpha",),
@@ -92,15 +93,18 @@ def explain(words: list[str], error: Exception, root: str = "config") -> str:
     register_schemas()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         accepted: list[str] = []
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         for text in texts:
             try:
-                override = OverridesParser.create().parse_override(text)
+                (override,) = parser.parse_overrides([text])
             except HydraException as fault:
                 return (
                     f"{text} is not an override that hydra can read ({str(fault).splitlines()[0]}): write key=value, "
                     "and quote a value with a space, a bracket, ~ or a letter beyond ASCII twice, as in "
                     "\"data.path='~/my films.csv'\"."
                 )
+            if (sentence := tell_empty(override)) is not None:
+                return sentence
             for single in _singles(override, text):
                 try:
                     compose(root, [*search, *accepted, single])
@@ -108,6 +112,25 @@ def explain(words: list[str], error: Exception, root: str = "config") -> str:
                     return _sentence(override, single, [*search, *accepted], fault, root)
             accepted.append(next(iter(_singles(override, text))))
     return _first_line(error)
+
+
+def tell_empty(override: Override) -> str | None:
+    """Return what is wrong with a sweep that stands for no value; None for other overrides."""
+    if not override.is_discrete_sweep() or next(override.sweep_string_iterator(), None) is not None:
+        return None
+    key = override.key_or_group
+    found = " (glob finds options of a group, as in peft=glob(*))" if "glob(" in str(override.input_line) else ""
+    return (
+        f"{override.input_line} stands for no value, so there is no run{found}: write the values out, as in "
+        f"{key}=<one>,<another>."
+    )
+
+
+def require_values(override: Override) -> None:
+    """Refuse a sweep that stands for no value."""
+    sentence = tell_empty(override)
+    if sentence is not None:
+        raise UserError(sentence)
 
 
 def _singles(override: Override, text: str) -> Iterator[str]:
@@ -128,9 +151,9 @@ def _sentence(override: Override, text: str, accepted: list[str], fault: Excepti
     key, value = override.key_or_group, text.partition("=")[2]
     if isinstance(fault, MissingConfigException) and fault.options:
         options = list(fault.options)
-        return (
-            f"{key}={value} is not an option of {key}: it must be one of {', '.join(options)}.{_near(value, options)}"
-        )
+        own = " data=file data.path=<file> reads a table of any format." if key == "data" else ""
+        near = _near(value, options)
+        return f"{key}={value} is not an option of {key}: it must be one of {', '.join(options)}.{near}{own}"
     node: DictConfig | None = compose(root, accepted, return_hydra_config=key.startswith("hydra."))
     walked: list[str] = []
     for part in key.split("."):

@@ -5,6 +5,7 @@ from enum import Enum
 from typing import Any
 
 from sentexp.config.checks import check_ranges, check_switch, number
+from sentexp.config.origin import title
 from sentexp.errors import require
 
 
@@ -78,6 +79,11 @@ class ModelConfig:
     keep_dequantized: Any  # auto, true or false
     labels: Any
     head: HeadStart
+
+    @property
+    def title(self) -> str:
+        """What the backbone is called: the name of its option only where it is the option's own."""
+        return title("model", self)
 
     @property
     def given_as(self) -> str:

@@ -17,6 +17,7 @@ from sentexp.config.commands import (
     PredictConfig,
     RegisterConfig,
     ServeConfig,
+    UiConfig,
 )
 from sentexp.config.conf_files import conf_dir, values_in
 from sentexp.config.data import Multilingual, PhraseBank, RatedTexts, TableData
@@ -39,6 +40,7 @@ ROOTS: dict[str, type] = {
     "export": ExportConfig,
     "register": RegisterConfig,
     "serve": ServeConfig,
+    "ui": UiConfig,
 }
 """The files that a command begins with."""
 
@@ -84,6 +86,8 @@ def register_schemas() -> None:
 def _register_sweepers(store: ConfigStore) -> None:
     grid = {"_target_": "hydra_plugins.sentexp.GridSweeper", "params": None}
     store.store(group="hydra/sweeper", name="grid", node=grid)
+    each = {"_target_": "hydra_plugins.sentexp.EachSweeper", "max_batch_size": None, "params": None}
+    store.store(group="hydra/sweeper", name="each", node=each)
     store.store(group="schema", name="search", node=SearchConfig)
     search = {"defaults": ["/schema/search@_here_", "/search@_here_", "_self_"]}
     store.store(group="hydra/sweeper", name="optuna", node=search)

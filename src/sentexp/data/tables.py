@@ -1,5 +1,6 @@
 """Tables in files, read through Arrow as columns of strings: endings `SUFFIXES`, folders that `datasets` saves."""
 
+import difflib
 import io
 import json
 import math
@@ -140,12 +141,30 @@ def as_strings(columns: "pa.Table", wanted: Sequence[str], file: object) -> "pa.
     return pa.table(arrays)
 
 
+def _as_typed(name: str) -> str:
+    """Return a name, quoted where it has blanks that are not seen."""
+    return name if name == name.strip() and name else f"'{name}'"
+
+
+def _near(key: str, name: str, present: Sequence[str]) -> str:
+    """Return a question that names the column which was probably meant, as it is typed."""
+    plain = name.strip().casefold()
+    meant = [column for column in present if column.strip().casefold() == plain]
+    meant = meant or difflib.get_close_matches(name, present, n=1, cutoff=0.6)
+    if not meant:
+        return ""
+    word = f"{key}={_as_typed(meant[0])}"
+    return f' Did you mean "{word}"?' if "'" in word else f" Did you mean {word}?"
+
+
 def require_columns(present: Sequence[str], columns: dict[str, str], where: object, hint: str = "") -> None:
     """Refuse a table that lacks a wanted column, or has it twice."""
     for key, name in columns.items():
+        listed = ", ".join(map(_as_typed, map(str, present)))
         require(
             name in present,
-            f"{key}={name} is not a column of {where}: its columns are {', '.join(map(str, present))}{hint}.",
+            f"{key}={_as_typed(name)} is not a column of {where}: its columns are {listed}{hint}."
+            f"{_near(key, name, present)}",
         )
         require(
             list(present).count(name) == 1,

@@ -11,7 +11,7 @@ from sentexp.errors import UserError, require
 from sentexp.export.exporters import write
 from sentexp.export.model_card import is_export, write_card
 from sentexp.export.verify import expected, tolerance_of, verify_export
-from sentexp.inference.run_lookup import require_single_texts, resolve_run
+from sentexp.inference.run_lookup import chosen_run, require_single_texts
 from sentexp.inference.scorer import Scorer
 from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import find_base
@@ -29,7 +29,7 @@ def export(config: ExportConfig) -> Path:
         UserError: there is no such run, it cannot be written so, or the export predicts something else than the run.
     """
     assert config.format is not None
-    finished = resolve_run(config.wanted, config.tracking, config.output_dir)
+    finished = chosen_run(config)
     require_single_texts(finished, "export")
     form, trained = config.format.name, finished.trained
     folder = Path(config.output or Path(EXPORTS) / f"{trained.identity}-{form}").expanduser()

@@ -58,7 +58,7 @@ def save_model(finished: Finished, folder: Path, base: str | None = None, carry_
             input_example=pd.DataFrame({TEXT: list(EXAMPLE)}),
             pip_requirements=requirements(trained),
             model_config={"accelerator": "auto", "max_tokens": MAX_TOKENS},
-            metadata={"identity": trained.identity, "base": trained.model.name, "revision": trained.revision},
+            metadata={"identity": trained.identity, "base": trained.model.title, "revision": trained.revision},
         )
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 
 from sentexp.compare.comparison import Comparison, Configuration, Scored
 from sentexp.compare.statistics import measure_configurations
-from sentexp.config import conf_dir
 from sentexp.config.metric_names import METRICS
 from sentexp.export.verify import Verification
 from sentexp.inference.run_lookup import Finished
+from sentexp.models.loading_code import loading_code
+from sentexp.models.origins import data_name, data_origin, model_origin
 from sentexp.models.saved import Trained
 from sentexp.system.hub import is_local
 from sentexp.tracking.predictions import file_name, read_predictions
@@ -82,15 +84,17 @@ def write_card(finished: Finished, form: str, verification: Verification, folder
     text = template.render(
         library="peft" if form == "peft" else "transformers",
         base_id=trained.model.path if trained.model.path and not is_local(trained.model.path) else "",
-        title=title if title.startswith(trained.model.name) else f"{trained.model.name}: {title}",
+        title=title if title.startswith(trained.model.title) else f"{trained.model.title}: {title}",
         about=_about(trained),
         labels=trained.labels,
         identity=trained.identity,
         run_id=trained.run_id,
         form=form + numbers,
         verification=str(verification),
-        usage=USAGES[_usage(trained, form)],
+        usage=_usage(trained, form, folder),
+        template=trained.prompt.frame("{text}").encode("unicode_escape").decode("ascii"),
         audit=_json(run_folder / "data_audit.json"),
+        data=data_name(run_folder / CONFIG),
         rows=0
         if not (run_folder / file_name("test")).is_file()
         else len(read_predictions(run_folder / file_name("test")).targets),
@@ -99,8 +103,8 @@ def write_card(finished: Finished, form: str, verification: Verification, folder
         max_length=trained.max_length,
         ece=metrics.get("test/ece"),
         temperature=trained.temperature,
-        base_licence=_licence("model", trained.model.name),
-        data_licence=_licence("data", _json(run_folder / "data_audit.json").get("data")),
+        base_licence=model_origin(trained),
+        data_licence=data_origin(run_folder / CONFIG),
         command=tags.get("command", ""),
         has_config=(folder / CONFIG).is_file(),
         environment={name: value for name, value in tags.items() if name.startswith(("git.", "version."))},
@@ -117,17 +121,16 @@ def _about(trained: Trained) -> str:
     stored = trained.storage.quantization.name
     packed = "" if stored == "none" else f", stored in {stored}"
     return (
-        f"A classifier of sentiment: {what} the base model {trained.model.name} (revision {trained.revision[:12]}"
+        f"A classifier of sentiment: {what} the base model {trained.model.title} (revision {trained.revision[:12]}"
         f"{packed}), {how}."
     )
 
 
-def _usage(trained: Trained, form: str) -> str:
-    if form == "peft":
-        return "sentexp"
-    if form == "merged":
-        return "sentexp" if trained.answers else "pipeline"
-    return form if form in USAGES else "sentexp"
+def _usage(trained: Trained, form: str, folder: Path) -> str:
+    """Return how an export is read: lines of plain libraries, to be run in its folder."""
+    if form == "peft" or (form == "merged" and trained.answers):
+        return f"```python\n{loading_code(replace(trained, folder=folder), '.')}\n```"
+    return USAGES["pipeline" if form == "merged" else form if form in USAGES else "sentexp"]
 
 
 def _metrics(run_folder: Path) -> list[dict[str, Any]]:
@@ -173,16 +176,6 @@ def _slices(metrics: dict[str, float]) -> list[dict[str, Any]]:
         if split == "test" and name and key.endswith("/accuracy") and f"test/{name}/rows" in metrics:
             rows.append({"name": name, "rows": int(metrics[f"test/{name}/rows"]), "accuracy": value})
     return rows
-
-
-def _licence(group: str, name: str | None) -> str:
-    """Return what the header of an option says of where it is from."""
-    file = conf_dir() / group / f"{name}.yaml"
-    unknown = f"not known to sentexp ({name}): ask its owner, and write it here."
-    if name is None or not file.is_file():
-        return unknown
-    header = [line[2:] for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
-    return " ".join(line for line in header if not line.startswith("@package")) or unknown
 
 
 def _json(file: Path) -> dict[str, Any]:

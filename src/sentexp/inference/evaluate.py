@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sentexp.compare.comparison import FEWEST_ROWS
 from sentexp.config import EvaluateConfig, EvaluatedRows, TrackingBackend, flatten
 from sentexp.data.splits import NAMES, Examples, load_examples
 from sentexp.data.text_hash import split_digest
 from sentexp.errors import require
-from sentexp.inference.run_lookup import Finished, resolve_run
+from sentexp.inference.run_lookup import Finished, chosen_run
 from sentexp.inference.scorer import Scorer
 from sentexp.metrics.generated_answers import answer_metrics
 from sentexp.metrics.split_metrics import confusion_matrix, slice_scores, split_metrics
@@ -20,6 +21,7 @@ from sentexp.models.sequence_classifier import Scores
 from sentexp.run import report
 from sentexp.system.console import say
 from sentexp.tracking.identity import digest_of
+from sentexp.tracking.next_steps import place_words, say_next, say_recorded, sentexp_command
 from sentexp.tracking.predictions import FOLDER as PREDICTIONS
 from sentexp.tracking.predictions import file_name, write_predictions
 from sentexp.tracking.provenance import command, git_state
@@ -57,7 +59,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
     Raises:
         UserError: anything in the configuration, the run or the data that the user can fix.
     """
-    finished = resolve_run(config.wanted, config.tracking, config.output_dir)
+    finished = chosen_run(config)
     _require_recordable(finished, config)
     pair = getattr(config.dataset, "text_pair", None)
     require(
@@ -232,7 +234,7 @@ def _open(evaluated: Evaluated, finished: Finished, config: EvaluateConfig) -> R
     tracking = config.tracking
     left = find_run(tracking, IDENTITY, evaluated.identity)
     tags = {
-        EVALUATION: config.dataset.name,
+        EVALUATION: config.dataset.title,
         IDENTITY: evaluated.identity,
         "evaluation.of": finished.trained.identity,
         PARENT: finished.run.info.run_id,
@@ -240,7 +242,7 @@ def _open(evaluated: Evaluated, finished: Finished, config: EvaluateConfig) -> R
         "mlflow.source.name": "sentexp",
         **git_state(),
     }
-    name = tracking.run_name or f"{finished.run.info.run_name} on {config.dataset.name}"
+    name = tracking.run_name or f"{finished.run.info.run_name} on {config.dataset.title}"
     return open_run_logger(tracking, name, None if left is None else left.info.run_id, tags)
 
 
@@ -249,18 +251,25 @@ def _params(finished: Finished, config: EvaluateConfig) -> dict[str, Any]:
     run_params = {} if finished.run is None else finished.run.data.params
     kept = {key: value for key, value in run_params.items() if not key.startswith(("data.", "class_weight."))}
     trained_on = run_params.get("data.name")
-    return kept | flatten(config.dataset, "data.") | {"evaluation.split": config.split.name, "trained_on": trained_on}
+    return (
+        kept
+        | flatten(config.dataset, "data.")
+        | {"data.name": config.dataset.title}
+        | {
+            "evaluation.split": config.split.name,
+            "trained_on": trained_on,
+        }
+    )
 
 
 def _show(evaluated: Evaluated, finished: Finished, config: EvaluateConfig, folder: Path, rows: int) -> None:
     """Print metrics beside those of the run's own test split, and where they are."""
     run_metrics = {} if finished.run is None else finished.run.data.metrics
-    title = f"{finished.name} on {rows:,} rows of {config.dataset.name} ({config.split.name})"
+    title = f"{finished.name} on {rows:,} rows of {config.dataset.title} ({config.split.name})"
     report.print_evaluation(title, evaluated.metrics, run_metrics, evaluated.labels, evaluated.confusion)
-    where = describe_store(config.tracking)
-    say(f"MLflow run {evaluated.run_id} in {where}" if evaluated.run_id else f"recorded {where}")
-    say(f"result in {folder / RESULT_FILE}, predictions in {folder / file_name('test')}")
-    if evaluated.run_id is not None:
-        say("")
-        say("Next, for instance, with the evaluation of another run on the same rows:")
-        say(f"  python -m sentexp compare runs=[{evaluated.run_id[:8]},...]")
+    say_recorded(evaluated.run_id, config.tracking)
+    predictions = folder / file_name("test")
+    say(f"result in {folder / RESULT_FILE}, predictions in {predictions}", folder / RESULT_FILE, predictions)
+    if evaluated.run_id is not None and rows >= FEWEST_ROWS:
+        alike = f'filter=tags.{EVALUATION} = "{config.dataset.title}"'
+        say_next([sentexp_command("compare", alike, *place_words(config.tracking))])

@@ -21,7 +21,7 @@ from sentexp.errors import require
 from sentexp.inference.progress import Meter, tell
 from sentexp.inference.readers import PIECE, STANDARD, format_of, input_files, open_source
 from sentexp.inference.row_formats import Chunk
-from sentexp.inference.run_lookup import Finished, require_single_texts, resolve_run
+from sentexp.inference.run_lookup import Finished, chosen_run, require_single_texts
 from sentexp.inference.scorer import LABEL, PROBABILITY, Scorer
 from sentexp.inference.source import Source
 from sentexp.inference.writers import Output, Predictions, open_output
@@ -50,9 +50,13 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
     )
     if sentence is None:
         _check_output(config)
-    finished = resolve_run(config.wanted, config.tracking, config.output_dir)
+    else:
+        require(bool(sentence.strip()), "--text is empty: give it a sentence.")
+    finished = chosen_run(config)
     if sentence is not None:
         require_single_texts(finished, "predict --text")
+        if config.run is not None:
+            tell(f"run {finished.name}")
         _print_sentence(_scorer(finished, config), sentence, config.calibrated)
         return
     assert config.input is not None
@@ -229,7 +233,6 @@ def _weights(finished: Finished) -> list[Path]:
 
 
 def _print_sentence(scorer: Scorer, sentence: str, calibrated: bool) -> None:
-    require(bool(sentence.strip()), "--text is empty: give it a sentence.")
     label, *probabilities = score_chunk(scorer, Chunk(rows=[], texts=[sentence]), calibrated)[0]
     table = Table("label", "probability", title=label, title_justify="left")
     for name, value in zip(scorer.labels, probabilities, strict=True):

@@ -1,4 +1,4 @@
-"""Which run is meant by `run=`: one by its identity or MLflow id, the best of the latest sweep, or a folder."""
+"""Which run is meant by `run=`: the latest, the best of the latest sweep, one by its identity or name, or a folder."""
 
 import json
 import math
@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sentexp.compare.run_selection import LISTED
-from sentexp.config import TrackingBackend, TrackingConfig
+from sentexp.config import FinishedRun, TrackingBackend, TrackingConfig
 from sentexp.config.metric_names import LOWER_IS_BETTER
 from sentexp.errors import UserError, require
+from sentexp.inference.progress import tell
+from sentexp.inference.recent_runs import LISTED, ended_runs, identity_of, list_recent
 from sentexp.models.saved import FACTS, FOLDERS, Trained, read_trained, require_no_pickle
 from sentexp.run.result import RESULT
 from sentexp.tracking.queries import find_sweeps, is_run, runs_of_sweep
@@ -19,8 +20,9 @@ from sentexp.tracking.store import Store, describe_store, find_store, read_artif
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-BEST, REGISTERED = "best", "models:/"
+LATEST, BEST, REGISTERED = "latest", "best", "models:/"
 SHORTEST = 4
+LAST = "the latest finished run"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,12 +35,25 @@ class Finished:
     store: Store | None = None
 
 
+def chosen_run(config: FinishedRun) -> Finished:
+    """Return the run that a command is to use; where it names none, the latest finished one, and say so.
+
+    Raises:
+        UserError: see `resolve_run`.
+    """
+    finished = resolve_run(LATEST if config.run is None else config.run, config.tracking, config.output_dir)
+    if config.run is None:
+        tell(f"No run= is given, so this is {finished.name}.")
+        finished.name = finished.name.removesuffix(f", {LAST}")
+    return finished
+
+
 def resolve_run(wanted: str, tracking: TrackingConfig, output_dir: str) -> Finished:
     """Return the run that is wanted.
 
     Args:
-        wanted: an identity or MLflow run id or its beginning, `best`, a run's folder, its folder of weights, or a
-            registered model, as `models:/name@alias` or `models:/name/version`.
+        wanted: `latest`, `best`, an identity or MLflow run id or its beginning, the name of a run, a run's folder, its
+            folder of weights, or a registered model, as `models:/name@alias` or `models:/name/version`.
         tracking: where runs are recorded.
         output_dir: where runs have their folders.
 
@@ -49,31 +64,39 @@ def resolve_run(wanted: str, tracking: TrackingConfig, output_dir: str) -> Finis
     if wanted.startswith(REGISTERED):
         return _registered(wanted, tracking)
     store = None if tracking.backend is TrackingBackend.none else find_store(tracking)
+    if wanted == LATEST:
+        return _latest(LATEST, LAST, store, tracking, output_dir)
     if wanted == BEST:
-        return _best(store, tracking)
+        return _best(store, tracking, output_dir)
     if path.exists() and (path.is_file() or _is_folder_of_a_run(path)):
         return _in_folder(path, store)
-    require(
-        "/" not in wanted,
-        f"run={wanted} {'holds no run' if path.exists() else 'does not exist'}: name a run's folder, or its folder of "
-        "weights in it.",
-    )
-    require(
-        len(wanted) >= SHORTEST,
-        f"run={wanted} is too short: give {SHORTEST} letters or more of an identity or MLflow run id; python -m "
-        "sentexp runs lists them.",
-    )
     runs = _recorded(store, wanted)
-    folders = [folder for folder in Path(output_dir).glob("*") if folder.name.startswith(wanted) and _begun(folder)]
-    _require_one(wanted, {**{_identity(run): run.info.run_name for run in runs}, **{f.name: "" for f in folders}})
+    begins = len(wanted) >= SHORTEST
+    folders = [one for one in Path(output_dir).glob("*") if begins and one.name.startswith(wanted) and _begun(one)]
+    _require_one(wanted, {**{identity_of(run): run.info.run_name for run in runs}, **{f.name: "" for f in folders}})
     if runs and store is not None:
         return _of_store(wanted, runs, store)
     if folders:
         return _in_folder(folders[0], store)
+    raise UserError(_unknown(wanted, path, store, tracking, output_dir))
+
+
+def _unknown(wanted: str, path: Path, store: Store | None, tracking: TrackingConfig, output_dir: str) -> str:
+    """Return what is said of a name that no run has."""
+    recent = list_recent(store, output_dir)
+    if path.exists():
+        return f"run={wanted} holds no run: name a run's folder, or its folder of weights in it{recent}."
+    if "/" in wanted:
+        return f"run={wanted} does not exist: name a run's folder, or its folder of weights in it{recent}."
+    if len(wanted) < SHORTEST:
+        return (
+            f"run={wanted} is no run's name, and too short for the beginning of one: give {SHORTEST} letters or more "
+            f"of an identity or MLflow run id{recent}."
+        )
     where = f"{describe_store(tracking)} (experiment {tracking.experiment})"
-    raise UserError(
-        f"run={wanted} is not a run in {where}, nor a folder in output_dir={output_dir}: it must be an identity or "
-        "MLflow run id (python -m sentexp runs lists them), best, or the path of a run's folder."
+    return (
+        f"run={wanted} is not a run in {where}, nor a folder in output_dir={output_dir}: it must be latest, best, the "
+        f"name of a run, the beginning of its identity, or its folder{recent}."
     )
 
 
@@ -86,17 +109,38 @@ def require_single_texts(finished: Finished, command: str) -> None:
     )
 
 
-def _best(store: Store | None, tracking: TrackingConfig) -> Finished:
-    """Return the run of the latest sweep that is best on its validation rows; the test rows select nothing (law 10)."""
+def _latest(wanted: str, what: str, store: Store | None, tracking: TrackingConfig, output_dir: str) -> Finished:
+    """Return the run that ended last; `what` is said of it."""
+    last = next(ended_runs(store, output_dir), None)
+    if last is None:
+        raise UserError(
+            f"run={wanted}: no run is finished in {describe_store(tracking)} (experiment {tracking.experiment}), nor "
+            f"in output_dir={output_dir}: train one with python -m sentexp, or name a run's folder."
+        )
+    if last.run is not None and store is not None:
+        finished = _of_store(wanted, [last.run], store)
+    else:
+        assert last.folder is not None
+        finished = _in_folder(last.folder, store)
+    finished.name += f", {what}"
+    return finished
+
+
+def _best(store: Store | None, tracking: TrackingConfig, output_dir: str) -> Finished:
+    """Return the run of the latest sweep that is best on its validation rows, or the latest where there is no sweep.
+
+    The test rows select nothing (law 10).
+    """
     sweeps = [] if store is None else find_sweeps(store)
-    require(
-        bool(sweeps),
-        f"run=best is the best run of the latest sweep, and {describe_store(tracking)} (experiment "
-        f"{tracking.experiment}) holds none: start one with --multirun, or name a run.",
-    )
+    if not sweeps:
+        return _latest(BEST, f"{LAST}, as there is no sweep", store, tracking, output_dir)
     assert store is not None
     runs = [run for run in runs_of_sweep(store, sweeps[0]) if run.info.status == "FINISHED"]
-    require(bool(runs), f"run=best: no run of the latest sweep, {sweeps[0].info.run_name}, is finished.")
+    require(
+        bool(runs),
+        f"run=best: no run of the latest sweep, {sweeps[0].info.run_name}, is finished: give its command again, or "
+        "take run=latest.",
+    )
     monitors = {run.data.params.get("trainer.monitor", "") for run in runs}
     require(
         len(monitors) == 1,
@@ -140,18 +184,18 @@ def _registered(wanted: str, tracking: TrackingConfig) -> Finished:
 
 
 def _recorded(store: Store | None, wanted: str) -> "list[Run]":
-    """Return the MLflow runs whose id or identity begins so, the latest first."""
+    """Return the MLflow runs of this name, of which the finished ones count; else those whose id or identity begins so.
+
+    The latest come first.
+    """
     if store is None:
         return []
-    return [
-        run
-        for run in store.search("")
-        if is_run(run) and (run.info.run_id.startswith(wanted) or _identity(run).startswith(wanted))
-    ]
-
-
-def _identity(run: "Run") -> str:
-    return str(run.data.tags.get("identity", run.info.run_id))
+    runs = [run for run in store.walk("") if is_run(run)]
+    named = [run for run in runs if run.info.run_name == wanted]
+    finished = [run for run in named if run.info.status == "FINISHED"]
+    if named or len(wanted) < SHORTEST:
+        return finished or named
+    return [run for run in runs if run.info.run_id.startswith(wanted) or identity_of(run).startswith(wanted)]
 
 
 def _require_one(wanted: str, matches: dict[str, str]) -> None:
@@ -160,7 +204,8 @@ def _require_one(wanted: str, matches: dict[str, str]) -> None:
     )
     more = ", ..." if len(matches) > LISTED else ""
     require(
-        len(matches) <= 1, f"run={wanted} is the beginning of {len(matches)} runs: {listed}{more}: give more of one."
+        len(matches) <= 1,
+        f"run={wanted} is the name or the beginning of {len(matches)} runs: {listed}{more}: give more of one identity.",
     )
 
 

@@ -23,21 +23,23 @@ def audit(config: Config) -> DataAudit:
     """
     inputs = prepare_inputs(resolve_inputs(config, whole=True), near=True)
     report.print_findings(inputs.data_audit)
-    name = f"audit-{config.data.name}"
+    name = f"audit-{config.data.title}"
     folder = Path(config.output_dir) / f"{name}-{inputs.digest[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     tracking = replace(config.tracking, experiment=f"{config.tracking.experiment}-audits")
     logger = open_run_logger(tracking, tracking.run_name or name)
     with track_run(logger):
         _record(logger, inputs, folder)
-    report.print_audit_whereabouts(logger.run_id, logger.where, folder)
+    report.print_audit_whereabouts(logger.run_id, tracking, folder)
     return inputs.data_audit
 
 
 def _record(logger: RunLogger, inputs: RunInputs, folder: Path) -> None:
     """Record the configuration of the data, the audit and its plot, and how many rows have each fault."""
     config = without_secrets(inputs.config)
-    logger.log_params(flatten(config.data, "data.") | {"model.name": config.model.name})
+    logger.log_params(
+        flatten(config.data, "data.") | {"data.name": config.data.title, "model.name": config.model.title}
+    )
     logger.set_tags({"command": command(), "mlflow.source.name": "sentexp", **git_state()})
     record_data(logger, inputs, folder)
     plot_data(folder)

@@ -89,13 +89,15 @@ def _measure_once(
         if recorded is not None:
             return Baseline(title=title, metrics=recorded[1], run_id=recorded[0])
         say(f"Baseline: {title}")
-        model = f"{config.model.name}-" if name in ("untuned", "linear_probe") else ""
-        run_name, resume = f"{model}{name}-{config.data.name}", run_dir.state.get("run_id")
+        model = f"{config.model.title}-" if name in ("untuned", "linear_probe") else ""
+        run_name, resume = f"{model}{name}-{config.data.title}", run_dir.state.get("run_id")
         logger = open_run_logger(config.tracking, run_name, resume, system_metrics=config.tracking.system_metrics)
         with track_run(logger):
             run_dir.save_state(run_id=logger.run_id)
             logger.set_tags({"baseline.identity": identity, "baseline": name, "command": command(), **git_state()})
-            logger.log_params({"baseline": name, **flatten(config.model, "model."), **flatten(config.data, "data.")})
+            settings = flatten(config.model, "model.") | flatten(config.data, "data.")
+            titles = {"model.name": config.model.title, "data.name": config.data.title}
+            logger.log_params({"baseline": name, **settings, **titles})
             if name == "untuned":
                 logger.log_params(flatten(config.task, "task."))
             metrics = compute(logger, run_dir.path)

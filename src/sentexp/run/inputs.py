@@ -124,7 +124,7 @@ def prepare_inputs(spec: RunSpec, near: bool = False, show: bool = True) -> RunI
         config,
         "audit",
         [flatten(config.data), _token_key(spec), near],
-        lambda: audit(config.data.name, spec.examples, tokens, near),
+        lambda: audit(config.data.title, spec.examples, tokens, near),
     )
     if show:
         report.print_data(data_audit)
@@ -171,7 +171,7 @@ def scoring_facts(inputs: RunInputs) -> dict[str, Any]:
     The base model is named by its place and its revision, so that another one is noticed.
     """
     config = inputs.config
-    model = asdict(config.model, dict_factory=_json_values)
+    model = asdict(config.model, dict_factory=_json_values) | {"name": config.model.title}
     if config.model.path is not None and is_local(config.model.path):
         model["path"] = str(Path(config.model.path).expanduser().absolute())
     stored = flatten(config.peft)

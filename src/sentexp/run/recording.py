@@ -129,7 +129,7 @@ def _drop_plots(folder: Path) -> None:
 def _open(config: Config, resume: str | None, tags: dict[str, str]) -> RunLogger:
     name, tracking = config.sweep.name, config.tracking
     if name is None:  # in a sweep `tracking.run_name` is that of the sweep
-        kinds = config.model.name, method_name(config.peft), config.data.name, task_name(config.task)
+        kinds = config.model.title, method_name(config.peft), config.data.title, task_name(config.task)
         name = tracking.run_name or "-".join(kinds)
     if config.sweep.parent is not None:
         tags |= {PARENT: config.sweep.parent}
@@ -141,6 +141,7 @@ def _open(config: Config, resume: str | None, tags: dict[str, str]) -> RunLogger
 def _params(config: Config) -> dict[str, str]:
     kinds = {"task": task_name(config.task), "peft": method_name(config.peft)}
     params = {key: value for key, value in flatten(without_secrets(config)).items() if not key.startswith("sweep.")}
+    params |= {"model.name": config.model.title, "data.name": config.data.title}
     return {**kinds, **params}  # the sweep is the parent, and names the run: as parameters they would always differ
 
 
@@ -182,7 +183,7 @@ def record_data(logger: RunLogger, inputs: RunInputs, folder: Path) -> None:
     data, audit = inputs.config.data, inputs.data_audit
     counts = json.dumps({"rows": audit.labels, "of": audit.available, "left_out": audit.left_out})
     source = json.dumps({"path": data.path, "package": data.distribution()})
-    logger.log_dataset(data.name, inputs.digest, source, counts)
+    logger.log_dataset(data.title, inputs.digest, source, counts)
     (folder / AUDIT).write_text(json.dumps(audit.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     logger.log_files(folder / AUDIT)
 

@@ -8,12 +8,14 @@ from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
-from sentexp.config import CausalLM, Config, TaskConfig
+from sentexp.config import Config, TrackingConfig
 from sentexp.config.metric_names import SLICE_METRICS, shown_names
 from sentexp.data.audit import DataAudit
 from sentexp.data.splits import NAMES
+from sentexp.run.proposals import next_commands
+from sentexp.run.symptoms import symptoms
 from sentexp.system.console import OUT, say
-from sentexp.tracking.store import describe_store
+from sentexp.tracking.next_steps import say_next, say_recorded
 
 if TYPE_CHECKING:
     from sentexp.models.adapters import ParameterAudit
@@ -27,7 +29,7 @@ def print_data(audit: DataAudit) -> None:
     labels = list(audit.labels["train"])
     many = len(labels) > MOST_COLUMNS
     columns = ["classes", "smallest", "largest"] if many else [escape(label) for label in labels]
-    table = Table("split", "rows", "of", *columns, "cut", title=f"data={audit.data}", title_justify="left")
+    table = Table("split", "rows", "of", *columns, "cut", title=f"data: {escape(audit.data)}", title_justify="left")
     for split in NAMES:
         counts = list(audit.labels[split].values())
         shown = [sum(count > 0 for count in counts), min(counts), max(counts)] if many else counts
@@ -71,10 +73,12 @@ def print_parameters(method: str, audit: "ParameterAudit") -> None:
 def print_run(result: "Result", config: Config) -> None:
     """Print the result of a run, and where it is."""
     print_result(result.metrics, result.labels, result.confusion)
+    for sentence in symptoms(result.labels, result.confusion, config):
+        say(f"Note: {sentence}")
     print_answers(result.answers)
     print_comparison(result.metrics, {baseline.title: baseline.metrics for baseline in result.baselines.values()})
     print_costs(result.metrics)
-    print_whereabouts(result.run_id, describe_store(config.tracking), result.folder, result.weights, config.task)
+    print_whereabouts(result, config)
 
 
 def print_result(metrics: Mapping[str, float], labels: list[str], confusion: list[list[int]]) -> None:
@@ -177,25 +181,16 @@ def print_costs(metrics: Mapping[str, float]) -> None:
     say(f"{metrics['seconds']:.0f} s in all; peak memory {metrics['peak_memory_gib']:.1f} GiB")
 
 
-def print_whereabouts(run_id: str | None, where: str, folder: Path, weights: Path, task: TaskConfig) -> None:
-    """Print where the run is recorded, and commands to try next."""
-    say(f"MLflow run {run_id} in {where}" if run_id else f"recorded {where}")
-    say(f"weights in {weights}, result in {folder / 'result.json'}")
-    say("")
-    say("Next, for instance:")
-    if run_id:
-        say("  make ui                                          # look at the run in the MLflow UI")
-    if isinstance(task, CausalLM):
-        say("  python -m sentexp task=causal_lm peft=none task.shots=4  # the untuned base with examples")
-    else:
-        say("  python -m sentexp peft=head                      # the same without an adapter: what does it add?")
-        say("  python -m sentexp task=causal_lm                 # a prompt that is answered by a label word")
-    say("  python -m sentexp data.train_subset=null         # all training rows")
-    say("  python -m sentexp --multirun peft.r=4,8,16       # a sweep")
-    say("  python -m sentexp --help                         # every group and option")
+def print_whereabouts(result: "Result", config: Config) -> None:
+    """Print where a run is recorded, and for a single run what can be done next."""
+    say_recorded(result.run_id, config.tracking)
+    say(f"{result.folder}: weights in {result.weights.name}, result in result.json", result.folder)
+    if config.sweep.name is None:
+        say_next(next_commands(result, config))
 
 
-def print_audit_whereabouts(run_id: str | None, where: str, folder: Path) -> None:
+def print_audit_whereabouts(run_id: str | None, tracking: TrackingConfig, folder: Path) -> None:
     """Print where an audit is recorded."""
-    say(f"MLflow run {run_id} in {where}" if run_id else f"recorded {where}")
-    say(f"audit in {folder / 'data_audit.json'}, its picture in {folder / 'data_audit.png'}")
+    say_recorded(run_id, tracking)
+    files = folder / "data_audit.json", folder / "data_audit.png"
+    say(f"audit in {files[0]}, its picture in {files[1]}", *files)

@@ -14,9 +14,17 @@ from sentexp.run.finished import finished_result
 from sentexp.run.fitting import fit_and_test
 from sentexp.run.inputs import RunSpec, prepare_inputs, resolve_inputs, run_identity
 from sentexp.run.out_of_memory import with_smaller_batches
-from sentexp.run.recording import record_early_failure, record_inputs, record_result, start_or_resume_run, track_run
+from sentexp.run.recording import (
+    CONFIG,
+    record_early_failure,
+    record_inputs,
+    record_result,
+    start_or_resume_run,
+    track_run,
+)
 from sentexp.run.resolve import is_follower, resolve_config
 from sentexp.run.result import Result
+from sentexp.run.weights_card import write_weights_card
 from sentexp.system.console import OUT
 from sentexp.system.device import choose_device
 from sentexp.system.memory import release_memory
@@ -57,6 +65,7 @@ def train(config: Config, policy: PruningPolicy | None = None) -> Result:
             record_inputs(logger, inputs, run_dir.path)
             attempt = partial(fit_and_test, inputs, logger, run_dir, policy)
             result = with_smaller_batches(attempt, inputs, logger, run_dir)
+            write_weights_card(result, inputs.config, inputs.data_audit, run_dir.path / CONFIG)
             result = record_result(logger, result, inputs.config, started)
         run_dir.clear_state()
         remove_checkpoints(run_dir.path)

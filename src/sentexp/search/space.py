@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.types import IntervalSweep, Override, Sweep
 
+from sentexp.config.explain import require_values
 from sentexp.errors import require
 from sentexp.tracking.run_names import run_names
 
@@ -75,6 +76,7 @@ class Space:
         self.fixed: dict[str, str] = {}
         self.dimensions: dict[str, Interval | Choice] = {}
         for override in overrides:
+            require_values(override)
             key = override.get_key_element()
             _check_tags(key, override)
             self.fixed.pop(key, None)

@@ -15,9 +15,10 @@ from sentexp.errors import UserError, require
 from sentexp.export.mlflow_model import save_model
 from sentexp.export.model_card import write_card
 from sentexp.export.verify import EXACT, expected, verify_export
-from sentexp.inference.run_lookup import Finished, require_single_texts, resolve_run
+from sentexp.inference.run_lookup import Finished, chosen_run, require_single_texts
 from sentexp.inference.scorer import Scorer
 from sentexp.system.console import say
+from sentexp.tracking.next_steps import place_words, say_next, sentexp_command
 from sentexp.tracking.store import Store, describe_store, open_store
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def register(config: RegisterConfig) -> str:
     Raises:
         UserError: there is no such run, the rows do not show that it is better, or the model fails its check.
     """
-    finished = resolve_run(config.wanted, config.tracking, config.output_dir)
+    finished = chosen_run(config)
     require_single_texts(finished, "register")
     run = finished.run
     if run is None:
@@ -71,9 +72,8 @@ def register(config: RegisterConfig) -> str:
     store.client.set_model_version_tag(config.name, version, GATE, sentence[:5000])
     store.client.set_registered_model_alias(config.name, config.alias, version)
     say(f"{config.name}@{config.alias} is version {version}, of run {finished.name}")
-    say("")
-    say("Next, for instance:")
-    say(f"  python -m sentexp serve run=models:/{config.name}@{config.alias}")
+    model = f"run=models:/{config.name}@{config.alias}"
+    say_next([sentexp_command("serve", model, *place_words(config.tracking))])
     return version
 
 
@@ -157,6 +157,6 @@ def _version(config: RegisterConfig, store: Store, finished: Finished, run: "Run
             say(f"The model is checked: {verification}")
             write_card(finished, "mlflow", verification, made)
             client.log_artifacts(run.info.run_id, str(made), folder)
-    tags = {"identity": finished.trained.identity, "base": finished.trained.model.name}
+    tags = {"identity": finished.trained.identity, "base": finished.trained.model.title}
     created = client.create_model_version(config.name, source, run.info.run_id, tags=tags)
     return str(created.version)

@@ -17,7 +17,7 @@ from sentexp.config import ServeConfig
 from sentexp.errors import UserError
 from sentexp.export.mlflow_model import save_model
 from sentexp.export.pyfunc import quiet_pyfunc
-from sentexp.inference.run_lookup import require_single_texts, resolve_run
+from sentexp.inference.run_lookup import chosen_run, require_single_texts
 from sentexp.serving.invocations import Refused, read_body, read_request, refusal
 from sentexp.serving.page import page
 from sentexp.system.console import say
@@ -40,7 +40,7 @@ def serve(config: ServeConfig) -> None:
     """
     import uvicorn
 
-    finished = resolve_run(config.wanted, config.tracking, config.output_dir)
+    finished = chosen_run(config)
     require_single_texts(finished, "serve")
     listening = _listen(config.host, config.port)
     with tempfile.TemporaryDirectory() as place, listening:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from sentexp.config.explain import COMPOSITION_ERRORS
+from sentexp.config.explain import COMPOSITION_ERRORS, require_values
 from sentexp.errors import require
 from sentexp.sweeps.launch import Job
 from sentexp.sweeps.sweeper import RunSweeper
@@ -30,6 +30,7 @@ class GridSweeper(RunSweeper):
         words = self.with_preset(arguments)
         overrides = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(words)
         for override in overrides:
+            require_values(override)
             require(
                 not override.is_interval_sweep(),
                 f"{override.input_line} has no end of values: give some, such as {override.key_or_group}=1,2,3, or "

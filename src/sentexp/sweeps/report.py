@@ -6,8 +6,10 @@ from pathlib import Path
 from rich.table import Column, Table
 from rich.text import Text
 
+from sentexp.config import Config
 from sentexp.sweeps.sweep_dir import Outcome, Progress, State, best_of
 from sentexp.system.console import OUT, duration, say
+from sentexp.tracking.next_steps import EXAMPLE, override, place_words, sentexp_command
 
 LONGEST_NAME = 36
 METRICS = ("accuracy", "f1_macro", "auroc_macro")
@@ -58,3 +60,24 @@ def print_outcomes(outcomes: list[Outcome], monitor: str) -> None:
             say(f"{outcome.name}: {outcome.error}")
     if best is not None:
         say(f"Best {monitor}: {best.name} ({best.objective:.4f}); the test columns selected nothing.")
+
+
+def next_commands(outcomes: list[Outcome], config: Config, compared: str | None) -> list[str]:
+    """Return how a sweep is looked at and its best run used.
+
+    Args:
+        outcomes: of all runs.
+        config: of one of them.
+        compared: the sweep's MLflow run, where its runs can be compared.
+    """
+    best = best_of(outcomes, config.trainer.monitor)
+    place = place_words(config.tracking, config.output_dir)
+    commands = []
+    if compared is not None:
+        commands.append(sentexp_command("compare", f"sweep={compared[:8]}", *place_words(config.tracking)))
+    if best is not None and best.identity is not None:
+        run = f"run={best.identity[:8]}"
+        if best.run_id is not None:
+            commands.append(sentexp_command("register", run, override("name", config.data.title), *place))
+        commands.append(sentexp_command("predict", run, *place, "--text", EXAMPLE))
+    return commands

@@ -92,15 +92,19 @@ class RunSweeper(Sweeper):
     def conclude(self, config: Config, parent: "RunLogger", folder: "SweepFolder") -> "list[Outcome]":
         """Record and print how the runs ended, and return it."""
         from sentexp.run.cache import clear_cache
-        from sentexp.sweeps.report import print_outcomes
+        from sentexp.sweeps.report import next_commands, print_outcomes
         from sentexp.sweeps.sweep_dir import has_failed
+        from sentexp.tracking.next_steps import say_next, say_recorded
 
         outcomes = list(folder.outcomes().values())
         (folder.path / "runs.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
         parent.log_files(folder.path / "runs.json")
         clear_cache()
         print_outcomes(outcomes, config.trainer.monitor)
-        _compare(config, parent, folder, outcomes)
+        compares = _compare(config, parent, folder, outcomes)
+        if parent.run_id is not None:
+            say_recorded(parent.run_id, config.tracking)
+        say_next(next_commands(outcomes, config, parent.run_id if compares else None))
         failed = [outcome.name for outcome in outcomes if has_failed(outcome)]
         missing = folder.progress().total - len(outcomes)
         left = missing + sum(outcome.state.value == "not started" for outcome in outcomes)
@@ -199,15 +203,20 @@ class RunSweeper(Sweeper):
             job.config = replace(job.config, sweep=replace(job.config.sweep, parent=parent.run_id))
 
 
-def _compare(config: Config, parent: "RunLogger", folder: "SweepFolder", outcomes: "list[Outcome]") -> None:
-    """Write the report of a sweep that has brought something new, and say what it shows; no fault there fails it."""
+def _compare(config: Config, parent: "RunLogger", folder: "SweepFolder", outcomes: "list[Outcome]") -> bool:
+    """Write the report of a sweep that has brought something new, and say what it shows; no fault there fails it.
+
+    Return whether there is something to compare.
+    """
     from sentexp.compare.command import REPORT, analyse, write
     from sentexp.sweeps.sweep_dir import State
     from sentexp.system.console import say
 
     finished = [outcome for outcome in outcomes if outcome.state is State.finished]
-    if parent.run_id is None or all(outcome.earlier for outcome in finished):
-        return
+    if parent.run_id is None or not finished:
+        return False
+    if all(outcome.earlier for outcome in finished):
+        return True
     metric = config.trainer.monitor.rpartition("/")[2]
     asked = from_conf(CompareConfig, tracking=config.tracking, sweep=parent.run_id, metric=metric)
     try:
@@ -215,15 +224,16 @@ def _compare(config: Config, parent: "RunLogger", folder: "SweepFolder", outcome
         write(analysis, asked, folder.path)
     except UserError as error:
         say(f"The runs are not compared: {error}")
-        return
+        return False
     except Exception as error:
         complain(
             f"The report failed ({type(error).__name__}: {error}); the runs are complete, and compare tries it again."
         )
-        return
+        return True
     for note in analysis.board.notes:
         say(note)
-    say(f"Report: {folder.path / REPORT}; python -m sentexp compare shows the leaderboard.")
+    say(f"Report: {folder.path / REPORT}", folder.path / REPORT)
+    return True
 
 
 def _with_values(base: DictConfig, given: Sequence[str], overrides: Sequence[str]) -> DictConfig | None:

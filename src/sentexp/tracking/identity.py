@@ -29,11 +29,16 @@ WRITTEN_OUT = {"task.template": ASKING, "task.head_init": "label_words"}
 """Defaults of earlier releases that are auto now: they identify a sweep. Those of a run are resolved."""
 
 
+SAME = {("data.name", "file"): "csv"}
+"""Options that are another by a second name: what their key and value stand for in identities."""
+
+
 def settings(config: Config) -> dict[str, Any]:
     """Return the keys of a configuration that say what is computed, and their values."""
     kinds = {"peft": type(config.peft).__name__, "task": type(config.task).__name__}
     known = {key: value for key, value in flatten(config).items() if not key.startswith(BOOKKEEPING)}
     known = {key: value for key, value in known.items() if key not in LATER or value != LATER[key]}
+    known |= {key: SAME[key, value] for key, value in known.items() if isinstance(value, str) and (key, value) in SAME}
     if isinstance(config.task, SequenceClassification):
         known |= {key: value for key, value in WRITTEN_OUT.items() if known[key] == AUTO}
     return kinds | known

@@ -1,6 +1,7 @@
 """Runs in a store: which MLflow runs are runs of sentexp's, and which belong to a sweep."""
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sentexp.tracking.store import PARENT, Store, read_artifact
@@ -12,11 +13,18 @@ EVALUATION = "evaluation"
 """The tag of a finished run's evaluation on other data: the name of these data."""
 NOT_RUNS = ("sweep.identity", "baseline", EVALUATION)
 """Tags of MLflow runs that are no runs of sentexp's."""
+FEW = 50
+"""Runs that are read at one time where the first of them are wanted."""
 
 
 def is_run(run: "Run") -> bool:
     """Tell whether an MLflow run was trained: it is not a sweep, baseline or evaluation."""
     return not set(NOT_RUNS) & set(run.data.tags)
+
+
+def finished_runs(store: Store) -> "Iterator[Run]":
+    """Yield the runs that are finished, the one that ended last first."""
+    return filter(is_run, store.walk("attributes.status = 'FINISHED'", "attributes.end_time DESC", page=FEW))
 
 
 def find_sweeps(store: Store) -> "list[Run]":

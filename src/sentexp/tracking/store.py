@@ -4,7 +4,9 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -69,18 +71,24 @@ class Store:
 
     def search(self, query: str, most: int | None = None) -> "list[Run]":
         """Return the runs of the experiment that an MLflow filter finds, the latest first."""
-        runs: list[Run] = []
+        return list(islice(self.walk(query, page=min(most or PAGE, PAGE)), most))
+
+    def walk(self, query: str, order: str | None = None, page: int = PAGE) -> "Iterator[Run]":
+        """Yield the runs that an MLflow filter finds, the one that was started last first unless an order is given."""
         token = None
-        while most is None or len(runs) < most:
-            page = self.client.search_runs(
-                [self.experiment], query, max_results=min(most or PAGE, PAGE), page_token=token
+        while True:
+            runs = self.client.search_runs(
+                [self.experiment],
+                query,
+                max_results=page,
+                order_by=None if order is None else [order],
+                page_token=token,
             )
-            runs += page
-            self._places |= {run.info.run_id: run.info.artifact_uri for run in page}  # it never changes
-            token = page.token
+            self._places |= {run.info.run_id: run.info.artifact_uri for run in runs}  # it never changes
+            yield from runs
+            token = runs.token
             if not token:
-                break
-        return runs
+                return
 
 
 def open_store(tracking: TrackingConfig) -> Store:

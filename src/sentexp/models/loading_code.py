@@ -1,0 +1,50 @@
+"""The lines of plain PEFT or transformers that give the probabilities of a folder of weights; cards hold them."""
+
+from sentexp.models.saved import Trained
+
+EXAMPLE = "a warm and funny film"
+
+
+def loading_code(trained: Trained, base: str) -> str:
+    """Return at most ten lines, to be run in the folder, after which `probabilities` are those of the example.
+
+    Args:
+        trained: the folder.
+        base: hub id or folder of the base model, for a head alone or nothing trained.
+    """
+    adapted = (trained.folder / "adapter_config.json").is_file()
+    task = "CausalLM" if trained.answers else "SequenceClassification"
+    kind = f"AutoPeftModelFor{task}" if adapted else f"AutoModelFor{task}"
+    place = "." if adapted or trained.whole else base
+    begin = [f"from {'peft' if adapted else 'transformers'} import {kind}", "from transformers import AutoTokenizer"]
+    tokenizer = 'tokenizer = AutoTokenizer.from_pretrained(".")'
+    lines = _answering(trained, kind, place) if trained.answers else _classifying(trained, kind, place)
+    if (trained.folder / "head.safetensors").is_file():
+        begin.append("from safetensors.torch import load_file")
+        lines.insert(1, 'model.load_state_dict(load_file("head.safetensors"), strict=False)')
+    return "\n".join(["import torch", *begin, tokenizer, *lines])
+
+
+def _classifying(trained: Trained, kind: str, place: str) -> list[str]:
+    options = f"num_labels={len(trained.labels)}, pad_token_id=tokenizer.pad_token_id, dtype=torch.float32"
+    return [
+        f"model = {kind}.from_pretrained({place!r}, {options}).eval()",
+        f"rows = tokenizer([{trained.prompt.frame(EXAMPLE)!r}], padding=True, return_tensors='pt')",
+        "probabilities = model(**rows).logits.softmax(-1)[0]",
+    ]
+
+
+def _answering(trained: Trained, kind: str, place: str) -> list[str]:
+    prompt = trained.prompt
+    framed = prompt.frame(EXAMPLE) + prompt.example_answer
+    kept = f"[:-{prompt.answer_token_count}]"
+    total = "mean" if trained.length_normalization else "sum"
+    prior = "" if trained.prior is None else f" - torch.tensor({trained.prior}).log()"
+    return [
+        f"model = {kind}.from_pretrained({place!r}, dtype=torch.float32).eval()",
+        f"prompt = tokenizer({framed!r}, add_special_tokens={prompt.special_tokens})['input_ids']{kept}",
+        f"answers = {prompt.answers}",
+        "logits = [model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1] for answer in answers]",
+        f"scores = [row.log_softmax(-1)[range(len(answer)), answer].{total}() for row, answer in zip(logits, answers)]",
+        f"probabilities = (torch.stack(scores){prior}).softmax(0)",
+    ]

@@ -1,0 +1,55 @@
+"""What the test rows show to have gone wrong, a line each, with what to try."""
+
+from collections.abc import Sequence
+
+from sentexp.config import Config, Untuned
+
+MOST_LISTED = 3
+
+
+def symptoms(labels: Sequence[str], confusion: Sequence[Sequence[int]], config: Config) -> list[str]:
+    """Return a sentence for each: one answer to every row, worse than the commonest class, classes never answered.
+
+    Args:
+        labels: names of the classes.
+        confusion: counts of the test rows, true class by predicted class.
+        config: of the run.
+    """
+    true = [sum(row) for row in confusion]
+    answers = [sum(column) for column in zip(*confusion, strict=True)]
+    rows, given = sum(true), [label for label, count in zip(labels, answers, strict=True) if count]
+    right = sum(confusion[number][number] for number in range(len(labels)))
+    most = max(true)
+    found = []
+    constant = len(given) == 1 and sum(count > 0 for count in true) > 1
+    if constant:
+        found.append(f"Every test row is called {given[0]}, so nothing was learned: {_try_other_steps(config)}.")
+    if right < most:
+        common = labels[true.index(most)]
+        found.append(
+            f"Accuracy {right / rows:.4f} is below {most / rows:.4f}, which calling every test row {common} has: "
+            f"{'see above' if constant else _try_other_steps(config)}."
+        )
+    never = [label for label, count, answer in zip(labels, true, answers, strict=True) if count and not answer]
+    if never and not constant:
+        listed = ", ".join(never[:MOST_LISTED]) + (", ..." if len(never) > MOST_LISTED else "")
+        found.append(f"No test row is called {listed}: {_try_balance(config)}.")
+    return found
+
+
+def _try_other_steps(config: Config) -> str:
+    if isinstance(config.peft, Untuned):
+        return "this model is untuned, try peft=lora, or another task.template"
+    rate = config.optim.lr
+    return (
+        f"try optim.lr={rate / 5:.2g} where the training loss jumped or grew, optim.lr={rate * 5:.2g} or more "
+        "trainer.max_epochs where it hardly fell, and look for wrong labels with python -m sentexp audit"
+    )
+
+
+def _try_balance(config: Config) -> str:
+    if isinstance(config.peft, Untuned):
+        return "this model is untuned, try task.calibration=batch, other task.label_words, or peft=lora"
+    if config.data.class_weights is None and config.data.sampling.name == "natural":
+        return "try data.class_weights=balanced or data.sampling=balanced_labels, and more rows of it"
+    return "try more rows of it, or more trainer.max_epochs"

@@ -1,0 +1,105 @@
+"""What can be done next, as commands that work as they stand, and where MLflow's UI shows a run."""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sentexp.config import TrackingBackend, TrackingConfig, from_conf
+from sentexp.system.console import say
+from sentexp.tracking.provenance import GIVEN_BY_A_SWEEP, mask_uri
+from sentexp.tracking.store import open_store, store_uri
+
+UI_PORT = 5000
+EXAMPLE = "a warm and funny film"
+OWN_MAKEFILE = re.compile(r"^ui:.*\n.*sentexp ui", re.MULTILINE)
+OUTPUT_DIR = "outputs"
+
+
+def sentexp_command(*words: str) -> str:
+    """Return a command of sentexp that can be given in the current folder, whether its environment is active or not."""
+    return shlex.join([_python(), "-m", "sentexp", *map(mask_uri, words)])
+
+
+def place_words(tracking: TrackingConfig, output_dir: str = OUTPUT_DIR) -> list[str]:
+    """Return the overrides that another command needs to find what is there: none for the usual place.
+
+    Args:
+        tracking: where runs are recorded.
+        output_dir: where they have their folders, in which they are found when nothing is recorded.
+    """
+    if tracking.backend is TrackingBackend.none:
+        return ["tracking=none", *([] if output_dir == OUTPUT_DIR else [override("output_dir", output_dir)])]
+    words = [] if tracking.uri is None else [override("tracking.uri", tracking.uri)]
+    usual = from_conf(TrackingConfig).experiment
+    return words + ([] if tracking.experiment == usual else [override("tracking.experiment", tracking.experiment)])
+
+
+def override(key: str, value: str) -> str:
+    """Return an override as hydra's grammar takes it, quoted where it must be."""
+    if re.fullmatch(r"[a-zA-Z_/][\w/:@.-]*", value) and value.lower() not in ("null", "true", "false", "inf", "nan"):
+        return f"{key}={value}"
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def given_words() -> list[str] | None:
+    """Return the overrides of the single run that this process was started for; None where hydra has started none."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.RUN:
+        return None
+    hydra = HydraConfig.get()
+    folders = [
+        f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"
+    ]
+    return folders + [word for word in hydra.overrides.task if not word.startswith(GIVEN_BY_A_SWEEP)]
+
+
+def say_next(commands: Sequence[str]) -> None:
+    """Print commands that can be given next."""
+    if commands:
+        say("")
+        say("Next, for instance:")
+    for command in commands:
+        say(f"  {command}")
+
+
+def say_recorded(run_id: str | None, tracking: TrackingConfig) -> None:
+    """Print which MLflow run a result is, and how the UI is opened at it; or that it is recorded nowhere."""
+    if run_id is None or tracking.backend is TrackingBackend.none:
+        say("recorded nowhere (tracking=none)")
+        return
+    say(f"MLflow run {run_id} in {mask_uri(store_uri(tracking))}")
+    say_ui(tracking, run_id)
+
+
+def say_ui(tracking: TrackingConfig, run_id: str | None = None) -> None:
+    """Print the address of MLflow's UI at a run, or at the experiment, and the command that opens it."""
+    uri = store_uri(tracking)
+    is_server = uri.startswith(("http://", "https://"))
+    server = mask_uri(uri).rstrip("/") if is_server else f"http://127.0.0.1:{UI_PORT}"
+    address = f"{server}/#/experiments/{open_store(tracking).experiment}{'' if run_id is None else f'/runs/{run_id}'}"
+    opened = "" if is_server else f" once `{_ui_command(tracking)}` runs"
+    say(f"MLflow UI: {address}{opened}", address)
+
+
+def _ui_command(tracking: TrackingConfig) -> str:
+    """Return how MLflow's UI is opened: `make ui` where the Makefile here does it for this store."""
+    makefile = Path("Makefile")
+    own = makefile.is_file() and OWN_MAKEFILE.search(makefile.read_text(encoding="utf-8", errors="replace"))
+    words = [word for word in place_words(tracking) if word.startswith("tracking.uri")]
+    return "make ui" if own and not words else sentexp_command("ui", *words)
+
+
+def _python() -> str:
+    """Return how this Python is started in the current folder: by its name where that finds it, else by its path."""
+    here, found = Path(sys.executable), shutil.which("python")
+    if found is not None and Path(found).parent == here.parent:
+        return "python"
+    below = os.path.relpath(here)
+    return str(here) if below.startswith("..") else below
