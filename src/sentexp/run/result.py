@@ -8,10 +8,8 @@ from sentexp.config import CausalLM, Config, TrackingBackend
 from sentexp.distributed import processes
 from sentexp.models.adapters import ParameterAudit
 from sentexp.system.atomic_write import write_atomic
-from sentexp.tracking.run_dir import STATE
+from sentexp.tracking.run_dir import RESULT, STATE
 from sentexp.tracking.store import find_run, open_store, read_artifact
-
-RESULT = "result.json"
 
 
 @dataclass(kw_only=True, slots=True)
