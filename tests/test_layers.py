@@ -129,7 +129,11 @@ def imported(tmp_path_factory):
     modules = [".".join(("sentexp", *file.relative_to(SOURCE).with_suffix("").parts)) for file in FILES]
     left_out = "__main__", "triton_ops"  # Triton comes with PyTorch for GPUs alone
     everything = [name.removesuffix(".__init__") for name in modules if not name.endswith(left_out)]
-    parts = {"compare": ["sentexp.compare.command"], "use": ["sentexp.inference.predict", "sentexp.inference.evaluate"]}
+    parts = {"look": ["sentexp.cli.list_runs", "sentexp.serving.ui", "sentexp.cli.list_models"]}
+    parts |= {
+        "compare": ["sentexp.compare.command"],
+        "use": ["sentexp.inference.predict", "sentexp.inference.evaluate"],
+    }
     home = tmp_path_factory.mktemp("home")
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(SOURCE.parent)}
     words = json.dumps(parts | {"everything": everything})
@@ -139,6 +143,16 @@ def imported(tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return {part: set(names) for part, names in json.loads(done.stdout).items()}, home
+
+
+HEAVY = {"torch", "transformers", "peft", "lightning", "torchmetrics", "sklearn", "scipy", "pandas", "pyarrow"}
+MAY_IMPORT = {"look": set(), "compare": set(), "use": {"torch", "transformers", "lightning", "torchmetrics", "scipy"}}
+"""What the modules of commands may import of these: to list runs and models and open the UI, to compare, to predict."""
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_commands_import_what_they_need(part, imported):
+    assert (HEAVY | set(LATE[:5])) & imported[0][part] <= MAY_IMPORT[part]
 
 
 def test_a_comparison_starts_without_torch(imported):

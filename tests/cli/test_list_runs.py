@@ -49,6 +49,15 @@ def test_a_run_that_another_process_is_at_is_running(config, monkeypatch, capsys
     assert "interrupted" in capsys.readouterr().out
 
 
+def test_a_folder_of_a_baseline_is_no_run(config, capsys):
+    settings = config("tracking=none")
+    folder = Path(settings.output_dir) / "baseline-0123456789abcdef"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text('{"test/accuracy": 0.5}')
+    runs(settings)
+    assert "No runs in" in capsys.readouterr().out
+
+
 def test_a_store_without_runs_says_so(config, store, capsys):
     runs(config(*RECORDED, f"tracking.uri={store}"))
     assert "No runs in experiment sentexp of sqlite:" in capsys.readouterr().out

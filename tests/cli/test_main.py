@@ -78,7 +78,9 @@ def test_a_command_tells_its_keys(name, monkeypatch, capsys):
     assert {line.partition(":")[0] for line in told.splitlines() if re.match(r"\w+: .*#", line)} == keys
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["--cfg", "job"], ["serve", "-h"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["--cfg", "job"], ["serve", "-h"], ["runs", "tracking=none"]]
+)
 def test_light_commands_do_not_import_torch(words, monkeypatch, tmp_path):
     code = (
         f"import sys; sys.argv[1:] = {words!r}; sys.modules['torch'] = None; from sentexp.cli.main import main; main()"

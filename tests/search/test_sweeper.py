@@ -12,11 +12,10 @@ from optuna.trial import TrialState
 
 from sentexp.config import Sampler, SearchConfig, from_conf, load_config
 from sentexp.run import fitting
-from sentexp.run.result import RESULT
 from sentexp.search.policies import TrialJudge
 from sentexp.search.study import build_sampler, storage_url
 from sentexp.search.sweeper import OptunaSweeper
-from sentexp.tracking.run_dir import METRICS_FILE
+from sentexp.tracking.run_dir import METRICS_FILE, RESULT
 from sentexp.tracking.store import PARENT
 
 pytestmark = pytest.mark.usefixtures("scripted")

@@ -50,6 +50,7 @@ def scripted(request, monkeypatch):
         return
     monkeypatch.setattr(fitting, "build_model", lambda inputs: None)
     monkeypatch.setattr(train, "fit_and_test", _end_at_once)
+    monkeypatch.setattr(train, "write_weights_card", lambda *_: None)  # there are no weights
     monkeypatch.setattr(train, "release_memory", lambda: None)
     monkeypatch.setattr(provenance, "_git", lambda *_: None)
 

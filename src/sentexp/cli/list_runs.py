@@ -9,11 +9,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sentexp.config import Config, TrackingBackend
-from sentexp.run.recording import PRUNED
-from sentexp.run.result import RESULT
 from sentexp.system.console import OUT, say
-from sentexp.tracking.queries import is_run
-from sentexp.tracking.run_dir import STATE, is_locked
+from sentexp.tracking.queries import PRUNED, is_run
+from sentexp.tracking.run_dir import RESULT, STATE, is_locked
 from sentexp.tracking.store import describe_store, open_store
 
 if TYPE_CHECKING:
@@ -68,8 +66,9 @@ def _in_folder(folder: Path) -> "list[list[str]]":
             state_name = "running" if is_locked(path) else "interrupted"
             rows.append([path.name, "", state_name, *_numbers({})])
         elif result.is_file():
-            metrics = json.loads(result.read_text())["metrics"]
-            rows.append([path.name, "", "finished", *_numbers(metrics)])
+            metrics = json.loads(result.read_text()).get("metrics")
+            if metrics is not None:  # else it is a baseline
+                rows.append([path.name, "", "finished", *_numbers(metrics)])
     return rows
 
 

@@ -9,9 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sentexp.run.result import RESULT
 from sentexp.tracking.queries import finished_runs
-from sentexp.tracking.run_dir import STATE
+from sentexp.tracking.run_dir import RESULT, STATE
 from sentexp.tracking.store import Store
 
 if TYPE_CHECKING:

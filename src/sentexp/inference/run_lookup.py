@@ -12,9 +12,8 @@ from sentexp.errors import UserError, require
 from sentexp.inference.progress import tell
 from sentexp.inference.recent_runs import LISTED, ended_runs, identity_of, list_recent
 from sentexp.models.saved import FACTS, FOLDERS, Trained, read_trained, require_no_pickle
-from sentexp.run.result import RESULT
 from sentexp.tracking.queries import find_sweeps, is_run, runs_of_sweep
-from sentexp.tracking.run_dir import STATE
+from sentexp.tracking.run_dir import RESULT, STATE
 from sentexp.tracking.store import Store, describe_store, find_store, read_artifact
 
 if TYPE_CHECKING:

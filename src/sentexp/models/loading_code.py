@@ -28,7 +28,7 @@ def loading_code(trained: Trained, base: str) -> str:
 def _classifying(trained: Trained, kind: str, place: str) -> list[str]:
     options = f"num_labels={len(trained.labels)}, pad_token_id=tokenizer.pad_token_id, dtype=torch.float32"
     return [
-        f"model = {kind}.from_pretrained({place!r}, {options}).eval()",
+        f"model = {kind}.from_pretrained({place!r}, {options}).train(False)",
         f"rows = tokenizer([{trained.prompt.frame(EXAMPLE)!r}], padding=True, return_tensors='pt')",
         "probabilities = model(**rows).logits.softmax(-1)[0]",
     ]
@@ -41,7 +41,7 @@ def _answering(trained: Trained, kind: str, place: str) -> list[str]:
     total = "mean" if trained.length_normalization else "sum"
     prior = "" if trained.prior is None else f" - torch.tensor({trained.prior}).log()"
     return [
-        f"model = {kind}.from_pretrained({place!r}, dtype=torch.float32).eval()",
+        f"model = {kind}.from_pretrained({place!r}, dtype=torch.float32).train(False)",
         f"prompt = tokenizer({framed!r}, add_special_tokens={prompt.special_tokens})['input_ids']{kept}",
         f"answers = {prompt.answers}",
         "logits = [model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1] for answer in answers]",

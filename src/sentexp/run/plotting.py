@@ -7,9 +7,9 @@ from pathlib import Path
 from sentexp.config import Config
 from sentexp.distributed import processes
 from sentexp.plots.run import draw_confusion_matrix, draw_data, draw_learning_curve, draw_reliability
-from sentexp.run.result import RESULT, Result
+from sentexp.run.result import Result
 from sentexp.system.console import say
-from sentexp.tracking.run_dir import METRICS_FILE, STATE, RunDir
+from sentexp.tracking.run_dir import METRICS_FILE, RESULT, STATE, RunDir
 from sentexp.tracking.store import open_store
 
 AUDIT = "data_audit.json"

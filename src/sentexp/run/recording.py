@@ -20,7 +20,7 @@ from sentexp.errors import UserError
 from sentexp.run.baseline_identity import untuned_identity
 from sentexp.run.inputs import RunInputs
 from sentexp.run.plotting import AUDIT, PLOTS, plot_result
-from sentexp.run.result import RESULT, Result
+from sentexp.run.result import Result
 from sentexp.run.summary import TestSummary
 from sentexp.system.console import say
 from sentexp.system.device import describe
@@ -28,7 +28,8 @@ from sentexp.tracking.identity import digest_of, settings
 from sentexp.tracking.predictions import FOLDER as PREDICTIONS
 from sentexp.tracking.predictions import file_name, write_predictions
 from sentexp.tracking.provenance import command, git_state, library_versions, mask_uri
-from sentexp.tracking.run_dir import RunDir
+from sentexp.tracking.queries import PRUNED
+from sentexp.tracking.run_dir import RESULT, RunDir
 from sentexp.tracking.run_logger import RunLogger, open_run_logger
 from sentexp.tracking.signals import defer_signals
 from sentexp.tracking.store import PARENT, find_run
@@ -37,8 +38,6 @@ from sentexp.training.pruning import Pruned
 
 CONFIG = "config.yaml"
 TRACEBACK = "traceback.txt"
-PRUNED = "pruned"
-"""The tag of a run that a search has stopped: why."""
 UNSTARTED = "unstarted"
 """The tag of a run that failed before it had an identity: a digest of its configuration."""
 LOGGED_BEFORE = ("test/", "baseline/", "difference/", "temperature")

@@ -11,13 +11,12 @@ from sentexp.errors import require
 from sentexp.models.adapters import ParameterAudit
 from sentexp.system.atomic_write import write_atomic
 from sentexp.tracking.predictions import file_name
-from sentexp.tracking.run_dir import STATE
+from sentexp.tracking.run_dir import RESULT, STATE
 from sentexp.tracking.store import find_run, open_store, read_artifact
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RESULT = "result.json"
 SPLITS = ("validation", "test")
 
 

@@ -21,7 +21,7 @@ HOST = "127.0.0.1"
 LOOK_EVERY = 0.1
 """Seconds between two looks whether the server answers."""
 LAST_ANSWERS = 10
-"""Seconds that a server which is told to stop has for it."""
+"""Seconds that a server has to stop."""
 
 
 def ui(config: UiConfig) -> None:

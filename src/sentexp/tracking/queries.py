@@ -13,6 +13,8 @@ EVALUATION = "evaluation"
 """The tag of a finished run's evaluation on other data: the name of these data."""
 NOT_RUNS = ("sweep.identity", "baseline", EVALUATION)
 """Tags of MLflow runs that are no runs of sentexp's."""
+PRUNED = "pruned"
+"""The tag of a run that a search has stopped: why."""
 FEW = 50
 """Runs that are read at one time where the first of them are wanted."""
 

@@ -12,7 +12,7 @@ from sentexp.distributed import processes
 from sentexp.errors import UserError
 from sentexp.system.atomic_write import write_atomic
 
-STATE, METRICS_FILE, LOCK = "state.json", "metrics.jsonl", ".lock"
+STATE, METRICS_FILE, LOCK, RESULT = "state.json", "metrics.jsonl", ".lock", "result.json"
 
 
 def read_state(path: Path) -> dict[str, Any]:
