@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from io import StringIO
@@ -41,6 +42,25 @@ def test_python_is_named_as_the_current_folder_finds_it(tmp_path, monkeypatch):
     assert sentexp_command("compare") == f"{python} -m sentexp compare"
     monkeypatch.setenv("PATH", f"{python.parent}:/usr/bin")
     assert sentexp_command("predict", "--text", "a b") == "python -m sentexp predict --text 'a b'"
+
+
+@pytest.mark.parametrize(
+    "word", ["a b", "data.text='{title}. {body}'", "it's $HOME", "'`id`'", 'say "it\'s"', "a\\'b", "'!'"]
+)
+def test_a_shell_takes_the_words_of_a_command_as_they_are(word):
+    command = sentexp_command("audit", word)
+    assert shlex.split(command)[-1] == word
+    said = subprocess.run(
+        ["bash", "-c", command.replace(command.split(" -m ")[0] + " -m sentexp audit", "printf %s", 1)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout == word
+
+
+def test_quotes_are_not_escaped_one_by_one():
+    assert sentexp_command("audit", "data.text='{a} {b}'").endswith(""" audit "data.text='{a} {b}'\"""")
 
 
 def test_a_password_is_never_proposed():

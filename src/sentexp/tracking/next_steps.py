@@ -21,7 +21,12 @@ OUTPUT_DIR = "outputs"
 
 def sentexp_command(*words: str) -> str:
     """Return a command of sentexp that can be given in the current folder, whether its environment is active or not."""
-    return shlex.join([_python(), "-m", "sentexp", *map(mask_uri, words)])
+    return " ".join(map(_quoted, [_python(), "-m", "sentexp", *map(mask_uri, words)]))
+
+
+def _quoted(word: str) -> str:
+    """Return a word as a shell takes it, in double quotes where it has single ones and nothing that a shell expands."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def place_words(tracking: TrackingConfig, output_dir: str = OUTPUT_DIR) -> list[str]:
