@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from sentexp.config import load_config
 from sentexp.run import proposals
 from sentexp.run.proposals import next_commands
-from sentexp.tracking.next_steps import given_words
+from sentexp.tracking.provenance import given_words
 
 
 class Run:
@@ -22,7 +22,7 @@ def proposed(monkeypatch):
     """Return a function from the words of a command to the words of what it proposes."""
 
     def propose(*words, known=True):
-        monkeypatch.setattr(proposals, "given_words", lambda: list(words) if known else None)
+        monkeypatch.setattr(proposals, "given_words", lambda **_: list(words) if known else None)
         return [shlex.split(line)[3:] for line in next_commands(Run(), load_config(*words))]
 
     return propose
@@ -68,4 +68,4 @@ def test_several_processes_and_python_propose_no_sweep(proposed):
 
 def test_without_hydra_no_words_are_known():
     assert not HydraConfig.initialized()
-    assert given_words() is None
+    assert given_words(in_sweep=False) is None

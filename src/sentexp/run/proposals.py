@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from sentexp.config import Config, Lora, Strategy, Untuned
-from sentexp.tracking.next_steps import EXAMPLE, given_words, place_words, sentexp_command
+from sentexp.tracking.next_steps import EXAMPLE, place_words, sentexp_command
+from sentexp.tracking.provenance import given_words
 
 if TYPE_CHECKING:
     from sentexp.run.result import Result
@@ -14,7 +15,7 @@ def next_commands(result: "Result", config: Config) -> list[str]:
     place = place_words(config.tracking, config.output_dir)
     run = f"run={result.identity[:8]}"
     commands = [sentexp_command("predict", run, *place, "--text", EXAMPLE), sentexp_command("serve", run, *place)]
-    words = given_words()
+    words = given_words(in_sweep=False)
     if words is not None and config.trainer.strategy is Strategy.single:
         key, values = _axis(config)
         others = [word for word in words if word.lstrip("+").partition("=")[0] not in (key, "sweep.rerun")]

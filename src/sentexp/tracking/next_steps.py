@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from sentexp.config import TrackingBackend, TrackingConfig, from_conf
 from sentexp.system.console import say
-from sentexp.tracking.provenance import GIVEN_BY_A_SWEEP, mask_uri
+from sentexp.tracking.provenance import mask_uri, shell_line
 from sentexp.tracking.store import open_store, store_uri
 
 UI_PORT = 5000
@@ -21,12 +20,7 @@ OUTPUT_DIR = "outputs"
 
 def sentexp_command(*words: str) -> str:
     """Return a command of sentexp that can be given in the current folder, whether its environment is active or not."""
-    return " ".join(map(_quoted, [_python(), "-m", "sentexp", *map(mask_uri, words)]))
-
-
-def _quoted(word: str) -> str:
-    """Return a word as a shell takes it, in double quotes where it has single ones and nothing that a shell expands."""
-    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
+    return shell_line([_python(), "-m", "sentexp", *words])
 
 
 def place_words(tracking: TrackingConfig, output_dir: str = OUTPUT_DIR) -> list[str]:
@@ -49,20 +43,6 @@ def override(key: str, value: str) -> str:
         return f"{key}={value}"
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"{key}='{escaped}'"
-
-
-def given_words() -> list[str] | None:
-    """Return the overrides of the single run that this process was started for; None where hydra has started none."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.RUN:
-        return None
-    hydra = HydraConfig.get()
-    folders = [
-        f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"
-    ]
-    return folders + [word for word in hydra.overrides.task if not word.startswith(GIVEN_BY_A_SWEEP)]
 
 
 def say_next(commands: Sequence[str]) -> None:

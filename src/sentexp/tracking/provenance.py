@@ -4,6 +4,7 @@ import importlib.metadata
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from urllib.parse import urlsplit, urlunsplit
 
 LIBRARIES = (
@@ -25,17 +26,26 @@ GIVEN_BY_A_SWEEP = ("sweep.name=", "sweep.parent=", "sweep.study=", "sweep.trial
 
 def command() -> str:
     """Return the console command of this process, or of the one run of a sweep that it is at, to be typed again."""
-    words = _words_of_run()
-    masked = [mask_uri(word) for word in (sys.argv[1:] if words is None else words)]
-    return shlex.join(["python", "-m", "sentexp", *masked])
+    words = given_words(in_sweep=True)
+    return shell_line(["python", "-m", "sentexp", *(sys.argv[1:] if words is None else words)])
 
 
-def _words_of_run() -> list[str] | None:
-    """Return the words of the run of a sweep that hydra is at; None outside of one."""
+def shell_line(words: Sequence[str]) -> str:
+    """Return words as a shell takes them, without passwords."""
+    return " ".join(_quoted(mask_uri(word)) for word in words)
+
+
+def _quoted(word: str) -> str:
+    """Return a word in double quotes where it has single ones and nothing that a shell expands."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
+
+
+def given_words(*, in_sweep: bool) -> list[str] | None:
+    """Return the words of the run that hydra is at, of a sweep or a single one; None where it is at no such run."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+    if not HydraConfig.initialized() or (HydraConfig.get().mode is RunMode.MULTIRUN) is not in_sweep:
         return None
     hydra = HydraConfig.get()
     options = [
