@@ -32,13 +32,13 @@ BANNED = {
 
 GENERATED = ("commands.md", "configuration.md", "presets.md")
 """Pages that hold the words of `conf/` and of the help."""
-PLAIN = ("compare", "config", "export", "metrics", "plan", "plots", "search", "serving", "sweeps", "tracking")
+PACKAGES = sorted(folder.name for folder in (ROOT / "src" / "sentexp").iterdir() if folder.is_dir())
 """Packages whose words are checked."""
 
 
 def files():
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
-    sources = [file for package in PLAIN for file in (ROOT / "src" / "sentexp" / package).rglob("*")]
+    sources = [file for package in PACKAGES for file in (ROOT / "src" / "sentexp" / package).rglob("*")]
     return [file for file in pages if file.name not in GENERATED] + [
         file for file in sources if file.suffix in (".py", ".j2")
     ]

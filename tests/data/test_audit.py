@@ -91,7 +91,7 @@ def test_sound_data_are_not_accused(planted):
         ("written-out escape such as \\u2019", {"train": [(r"can\u2019t wait", "good")]}, [1, 0, 0]),
         ("spreadsheet formula", {"train": [("=cmd|' /C calc'!A0", "good"), ("=SUM(A1)", "bad")]}, [2, 0, 0]),
         (MOJIBAKE, {"test": [("trÃ¨s agrÃ©able, lâ€™ami", "good"), ("a dash \x96 of cp1252", "bad")]}, [0, 0, 2]),
-        ("surrounding blanks, which were taken off", {"train": [(" so ", "bad")]}, [1, 0, 0]),
+        ("surrounding blanks, which were removed", {"train": [(" so ", "bad")]}, [1, 0, 0]),
     ],
 )
 def test_every_planted_fault_is_found(planted, name, more, rows):
@@ -127,7 +127,7 @@ def test_warnings_are_sentences(planted):
     )
     text = "\n".join(found.warnings)
     assert "The largest class of the training split has 11.0 times the rows of the smallest" in text
-    assert "1 test texts also stand in the training split" in text
+    assert "1 test texts are also in the training split" in text
     assert "cut at 30 tokens (data.max_length" in text
 
 
@@ -181,7 +181,7 @@ def test_the_duplicate_free_rows_stand_nowhere_else(planted):
 def test_the_known_faults_of_public_data_are_found(corpora, tokenizer):
     sst2, _ = look(load_config("data=sst2", f"data.path={corpora / 'sst2'}").data, tokenizer, near=False)
     assert sum(sst2.finding("repeated text (exact)").rows[name] for name in ("train", "validation")) == 9
-    assert sst2.finding("surrounding blanks, which were taken off").rows == {"train": 651, "test": 44}
+    assert sst2.finding("surrounding blanks, which were removed").rows == {"train": 651, "test": 44}
     fpb, _ = look(load_config("data=fpb", f"data.path={corpora / 'fpb'}").data, tokenizer)
     assert sum(fpb.finding("repeated text (exact)").rows.values()) == 4
     assert fpb.finding("text also in train").rows == {"validation": 0, "test": 0}

@@ -130,7 +130,7 @@ def test_a_kill_in_the_middle_costs_no_row_and_no_byte(form, sentexp, tmp_path, 
     monkeypatch.setattr(module, "score_chunk", lambda *a, **o: calls.append(a) or original(*a, **o))
     code, _, errors = sentexp(*words, f"output=out.{form}")
     assert code == 0, errors
-    assert "Going on after row 12" in errors
+    assert "Resuming after row 12" in errors
     assert len(calls) == 3
     assert (tmp_path / f"out.{form}").read_bytes() == (tmp_path / f"whole.{form}").read_bytes()
     assert [row["number"] for row in read(tmp_path / f"out.{form}")] == [row["number"] for row in rows]
@@ -297,7 +297,7 @@ def test_an_unfinished_prediction_of_a_saved_data_set_goes_on(found_as, sentexp,
     monkeypatch.setattr(module, "score_chunk", original)
     code, _, errors = sentexp(*words)
     assert code == 0, errors
-    assert "Going on after row 1" in errors
+    assert "Resuming after row 1" in errors
 
 
 def test_an_output_that_is_there_is_refused_or_replaced_when_it_is_whole(sentexp, tmp_path):

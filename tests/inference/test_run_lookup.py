@@ -48,7 +48,7 @@ def test_weights_are_found_wherever_they_were_taken(copy, find, tmp_path):
 def test_what_is_no_run_is_told(copy, find):
     with pytest.raises(UserError, match=r"run=abcdef is not a run in nowhere .* nor a folder in output_dir="):
         find("abcdef")
-    with pytest.raises(UserError, match=r"run=abc is no run's name, and too short .*: give 4 letters or more"):
+    with pytest.raises(UserError, match=r"run=abc is not a run's name, and too short .*: give 4 letters or more"):
         find("abc")
     with pytest.raises(UserError, match=r"run=some/where does not exist"):
         find("some/where")
@@ -62,7 +62,7 @@ def test_what_is_no_run_is_told(copy, find):
 
 def test_an_unfinished_run_is_told(copy, find):
     (copy / "state.json").write_text("{}")
-    with pytest.raises(UserError, match=r"is not finished: give the command of that run again, which goes on"):
+    with pytest.raises(UserError, match=r"is not finished: give the command of that run again, which resumes it"):
         find(copy.name)
     (copy / "state.json").unlink()
     (copy / "result.json").unlink()

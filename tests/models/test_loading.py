@@ -46,7 +46,7 @@ def test_a_half_built_folder_never_appears(tmp_path, monkeypatch):
     monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
     broken = tmp_path / "x.gguf"
     broken.write_bytes(b"GGUF but not really")
-    with pytest.raises(UserError, match=r"x.gguf is no GGUF file that transformers can convert"):
+    with pytest.raises(UserError, match=r"x.gguf is not a GGUF file that transformers can convert"):
         local(broken)
     assert [path.suffix for path in (tmp_path / "models").iterdir()] in ([], [".lock"])
 

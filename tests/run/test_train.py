@@ -202,7 +202,7 @@ def test_slices_and_duplicate_free_rows_have_metrics_of_their_own(config, review
     )
     assert weighted / 10 == pytest.approx(metrics["test/accuracy"])
     output = capsys.readouterr().out
-    assert "1 test texts also stand in the training split" in output
+    assert "1 test texts are also in the training split" in output
     assert "region/north_west" in output
     recorded = MlflowClient(store).get_run(result.run_id).data.metrics
     assert recorded["test/region/süd/accuracy"] == metrics["test/region/süd/accuracy"]

@@ -90,7 +90,7 @@ def test_kill_9_in_mid_epoch_ends_with_the_same_metrics(sentexp, command_environ
     process.kill()
     process.wait()
     assert not list(tmp_path.glob("killed/outputs/*/result.json"))
-    assert "Going on with run" in sentexp(tmp_path / "killed", *words)
+    assert "Resuming run" in sentexp(tmp_path / "killed", *words)
     whole, killed = result(tmp_path / "whole"), result(tmp_path / "killed")
     assert {name: value for name, value in whole["metrics"].items() if name.startswith(("test/", "best/"))} == {
         name: value for name, value in killed["metrics"].items() if name.startswith(("test/", "best/"))

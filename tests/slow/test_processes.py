@@ -150,7 +150,7 @@ def test_a_killed_run_goes_on_in_another_number_of_processes(
     assert not (folder / "result.json").exists()
     done = launch(option[then], *words, *saving, count=then)
     assert done.returncode == 0, done.stderr
-    assert "Going on with run" in done.stdout
+    assert "Resuming run" in done.stdout
     assert recorded[1]().info.status == "FINISHED"
     same(train(*ragged, "peft.dropout=0", "trainer.save_steps=1", f"output_dir={tmp_path / 'alone'}"), folder)
 

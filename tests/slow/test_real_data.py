@@ -85,7 +85,7 @@ def test_sst2_has_its_rows_and_known_faults(shared, tiny):
     assert examples.train.num_rows + examples.validation.num_rows == 67_349
     seen = look(data(shared, "sst2"), tiny, near=False)
     assert sum(seen.finding("repeated text (exact)").rows[name] for name in ("train", "validation")) == 371
-    assert seen.finding("surrounding blanks, which were taken off").rows == {"train": 67_349, "test": 872}
+    assert seen.finding("surrounding blanks, which were removed").rows == {"train": 67_349, "test": 872}
 
 
 def test_the_phrase_bank_is_split_as_published(shared):

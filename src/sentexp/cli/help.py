@@ -11,16 +11,16 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp task=causal_lm                   an instruction, answered by a word; the base beside it
   python -m sentexp data=csv data.path=reviews.csv data.text=body data.label=stars        your own table
   python -m sentexp peft.r=8 optim.lr=1e-4 seed=1    any key of the configuration
-  python -m sentexp --multirun peft.r=4,8,16         a sweep; given again, it goes on and skips what is finished
+  python -m sentexp --multirun peft.r=4,8,16         a sweep; the same command resumes it and skips finished runs
   python -m sentexp plan --multirun peft.r=4,8,16    what that sweep would do, its time and memory; trains nothing
   python -m sentexp --multirun hydra/sweeper=optuna 'optim.lr=tag(log,interval(1e-5,1e-3))'     a search
   python -m sentexp runs                             every run that is recorded: identity, state, result
-  python -m sentexp compare                          the latest sweep: who is better, and how surely; with a report
+  python -m sentexp compare                          the latest sweep: which run is better, with intervals and tests
   python -m sentexp predict run=best input=new.csv output=predictions.csv   labels and probabilities of other texts
   python -m sentexp predict --text "..."             of one sentence, by the latest finished run; run= names another
   python -m sentexp evaluate run=best data=imdb      a finished run on other data
-  python -m sentexp export run=best format=merged    for other programs: peft, merged, onnx, gguf, safetensors; proved
-  python -m sentexp register run=best name=reviews   a version in MLflow's registry; champion if it is surely better
+  python -m sentexp export run=best format=merged    for other programs: peft, merged, onnx, gguf; checked
+  python -m sentexp register run=best name=reviews   a version in MLflow's registry; champion if it is clearly better
   python -m sentexp serve run=best                   an HTTP server and a page, on this machine alone
   python -m sentexp ui                               MLflow's UI over the recorded runs, on this machine alone
   python -m sentexp audit data=fpb                   look for duplicates, leaks and faults in the data; train nothing

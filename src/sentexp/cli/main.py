@@ -43,7 +43,7 @@ TEMPLATES = ("data.text", "data.text_pair", "text", "text_pair")
 
 
 class Terminated(BaseException):
-    """SIGTERM: the run ends as KILLED, and the same command goes on with it."""
+    """SIGTERM: the run ends as KILLED, and the same command resumes it."""
 
 
 class CommandFailed(Exception):

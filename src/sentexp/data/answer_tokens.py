@@ -16,7 +16,7 @@ def answer_tokens(
 
     Args:
         tokenizer: of the backbone.
-        tail: what stands before the answer.
+        tail: the text before the answer.
         words: the label words.
         written: the same with the blank before them.
 
@@ -32,7 +32,7 @@ def answer_tokens(
         require(
             other == word,
             f"task.label_words: {other!r} and {word!r} begin with the same token "
-            f"{tokenizer.decode([answer[0]])!r} of this model, so its first token does not tell them apart: give "
+            f"{tokenizer.decode([answer[0]])!r} of this model, so its first token does not separate them: give "
             "other words with task.label_words, one for each label.",
         )
     return blank, answers

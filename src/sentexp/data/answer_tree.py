@@ -7,10 +7,10 @@ from itertools import accumulate
 
 @dataclass(kw_only=True, slots=True)
 class AnswerTree:
-    """Where the tokens of label words stand behind a prompt, and what predicts each of them.
+    """The places of the tokens of label words after a prompt, and what predicts each of them.
 
     The end of the prompt predicts the first token of every word. A further token is predicted by the one before it, so
-    all tokens of a word but its last stand behind the prompt: a branch, which only its own label sees. With the words
+    all tokens of a word but its last follow the prompt: a branch, which only its own label sees. With the words
     [7], [8, 9, 4] and [5, 6]:
 
         column           0             1  2  3

@@ -1,6 +1,6 @@
 """The audit of a data set: what is in its splits, and what is probably wrong with it. It changes nothing.
 
-Duplicates are told apart by degree. `exact`: the same characters; `normalised`: the same but for case, width and white
+Duplicates have degrees. `exact`: the same characters; `normalised`: the same but for case, width and white
 space; `near`: the sets of their words are alike (see `near_duplicates`).
 """
 
@@ -121,18 +121,18 @@ def _label_warnings(result: DataAudit) -> Iterator[str]:
 def _duplicate_warnings(result: DataAudit) -> Iterator[str]:
     if result.removed_duplicates:
         yield (
-            f"data.deduplicate removed {result.removed_duplicates:,} training rows whose text also stands in "
+            f"data.deduplicate removed {result.removed_duplicates:,} training rows whose text is also in "
             "validation or test."
         )
     if leaked := result.finding("text also in train").rows["test"]:
         yield (
-            f"{leaked:,} test texts also stand in the training split: the test metrics are given without them as well "
+            f"{leaked:,} test texts are also in the training split: the test metrics are given without them as well "
             "(duplicate_free), and data.deduplicate=true removes them from training."
         )
     grouped = [finding for finding in result.findings if finding.name == GROUPED]
     if grouped and grouped[0].found:
         counts = ", ".join(f"{rows:,} {split}" for split, rows in grouped[0].rows.items())
-        yield f"Rows whose group also stands in the training split, which the source's own splits divide: {counts}."
+        yield f"Rows whose group is also in the training split, which the source's own splits divide: {counts}."
     if contradicting := sum(result.finding("text that has another label elsewhere").rows.values()):
         yield f"{contradicting:,} rows have a text that stands elsewhere with another label."
 

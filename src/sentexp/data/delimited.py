@@ -1,7 +1,7 @@
 """CSV and TSV files, read in blocks through Arrow as columns of strings.
 
 A file is gone through once before: its encoding, its quotation marks and the number of its rows are known before the
-first block is read, so that what is wrong is told at once.
+first block is read, so that faults are reported at once.
 """
 
 import csv
@@ -70,7 +70,7 @@ class Delimited:
         name: of the file, in the sentences.
 
     Raises:
-        UserError: its encoding cannot be told, a quotation mark is not closed, or there is no header.
+        UserError: its encoding cannot be detected, a quotation mark is not closed, or there is no header.
     """
 
     def __init__(self, file: Path, form: TextFormat, ending: str, keys: Keys, name: str) -> None:

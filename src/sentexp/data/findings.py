@@ -53,7 +53,7 @@ def find_faults(examples: Examples, near: bool) -> list[Finding]:
     near_duplicates = _near_duplicates(examples, duplicates) if near else []
     stripped = []
     if any(examples.stripped.values()):
-        stripped.append(Finding(name="surrounding blanks, which were taken off", rows=dict(examples.stripped)))
+        stripped.append(Finding(name="surrounding blanks, which were removed", rows=dict(examples.stripped)))
     return [*duplicates.findings(), *near_duplicates, *_signs(examples), *stripped]
 
 
@@ -66,7 +66,7 @@ class _Duplicates:
         self.keys = {name: examples.keys(name) for name in NAMES}
 
     def findings(self) -> list[Finding]:
-        """Return what is repeated within a split, what stands in another, and what has several labels."""
+        """Return what is repeated within a split, what is also in another, and what has several labels."""
         within = {name: ~firsts(self.keys[name]) for name in NAMES}
         exact = {name: self._exact(name, within[name]) for name in NAMES}
         grouped = [self._grouped()] if "group" in self.examples.train.column_names else []
@@ -80,7 +80,7 @@ class _Duplicates:
         ]
 
     def _grouped(self) -> Finding:
-        """Return the rows whose group stands in train as well, where the source's own splits divide groups."""
+        """Return the rows whose group is in train as well, where the source's own splits divide groups."""
         import pyarrow.compute as pc
 
         columns = {name: self.examples.split(name).column("group") for name in NAMES}

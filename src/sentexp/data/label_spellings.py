@@ -13,7 +13,7 @@ POLARITIES = {
 """The names of polarities, from the lowest to the highest, and the ways in which they are shortened."""
 POLARITY_OF = {word: name for name, words in POLARITIES.items() for word in words}
 PLAIN = re.compile(r"[A-Za-z0-9_.-][A-Za-z0-9_. +-]*")
-"""What stands in a mapping on the command line without quotation marks."""
+"""What a mapping on the command line takes without quotation marks."""
 
 
 def proposed_classes(labels: Sequence[str]) -> dict[str, str]:

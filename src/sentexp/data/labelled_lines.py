@@ -18,7 +18,7 @@ BLOCK_ROWS = 1 << 13
 
 
 class LabelledLines:
-    """The lines of a file; one that is blank is no row.
+    """The lines of a file; blank ones are skipped.
 
     Args:
         file: to read.

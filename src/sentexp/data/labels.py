@@ -30,7 +30,7 @@ def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> tuple[list[st
     import pyarrow.compute as pc
 
     values = {_word(value) for table in tables.values() for value in pc.unique(table.column("label")).to_pylist()}
-    header = getattr(data, "label", None)  # a header that is repeated below is no class, and its row is refused
+    header = getattr(data, "label", None)  # a header that is repeated below is not a class, and its row is refused
     forms: dict[str, list[str]] = {}
     for word in sorted(values - {"", header}, key=_order):
         forms.setdefault(word.casefold(), []).append(word)
@@ -96,7 +96,7 @@ class LabelEncoder:
             where: the source and its split, for messages.
 
         Returns:
-            The table; how many rows were left out, by reason; how many texts had surrounding blanks taken off.
+            The table; how many rows were left out, by reason; how many texts had surrounding blanks removed.
 
         Raises:
             UserError: a row that cannot be used, unless `data.on_bad_rows` is `skip`.

@@ -21,7 +21,7 @@ TABLE = "urn:oasis:names:tc:opendocument:xmlns:table:1.0 "
 TEXT = "urn:oasis:names:tc:opendocument:xmlns:text:1.0 "
 CELLS = (TABLE + "table-cell", TABLE + "covered-table-cell")
 ASIDE = (OFFICE + "annotation", TABLE + "shapes")
-"""What stands in a cell or a sheet and is none of its text."""
+"""Parts of a cell or a sheet that are not its text."""
 TYPED = ("value", "boolean-value", "date-value")
 """Attributes that hold the value of a cell; else its paragraphs are its text."""
 
@@ -122,7 +122,7 @@ def _parser() -> Any:
 
 
 def _refuse_entities(*_: object) -> None:
-    raise UserError("A document type stands in an .ods, which no program writes: it is not trusted.")
+    raise UserError("The .ods file declares a document type, which no program writes: it is not read.")
 
 
 def _parsed(file: Path, parser: Any) -> Iterator[None]:

@@ -43,7 +43,7 @@ CONTENT_FREE = ("N/A", "[MASK]", "")
 class Prompt:
     """A text's frame, `head + text + tail`, and the answers to it.
 
-    A prompt is tokenised with `example_answer` behind it, whose tokens are then taken off: so it has the tokens that it
+    A prompt is tokenised with `example_answer` behind it, whose tokens are then removed: so it has the tokens that it
     has in training, whatever a vocabulary joins. `between` stands between the two texts of a pair. `answers` are the
     tokens of each label's word, `end` those that end an answer; `answer_prefix_ids` are tokens that every answer begins
     with: the blank before numbers in some vocabularies.
@@ -104,7 +104,7 @@ def build_prompt(
 
     Raises:
         UserError: a template that the tokenizer cannot render, or that has a place for a text that rows lack; or label
-            words that cannot be told apart.
+            words that begin alike.
     """
     if isinstance(task, SequenceClassification):
         single, between = _split_pair(task.template, tokenizer, pairs)

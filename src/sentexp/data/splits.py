@@ -222,7 +222,7 @@ def _take(rows: "pa.Table", numbers: Numbers) -> "pa.Table":
 
 
 def duplicate_free(examples: Examples) -> Numbers:
-    """Return a mask of the test rows whose normalised text stands in no other split and not above, shape (rows,)."""
+    """Return a mask of the test rows whose normalised text is in no other split and not above, shape (rows,)."""
     others = np.concatenate([examples.keys("train"), examples.keys("validation")])
     return firsts(examples.keys("test")) & ~np.isin(examples.keys("test"), others)
 

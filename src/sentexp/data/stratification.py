@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def stratified_position(hashes: Numbers, strata: Sequence[Numbers], sizes: Numbers) -> Numbers:
-    """Return where each unit stands in its stratum, in (0, 1): the share of rows before its middle.
+    """Return the place of each unit in its stratum, in (0, 1): the share of rows before its middle.
 
     With several levels of strata, units are first ordered within the finest (all levels together), and these orders
     are then merged evenly, so that each level has its natural proportions in every prefix.

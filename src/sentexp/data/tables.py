@@ -82,7 +82,7 @@ def require_one_file(key: str, path: str) -> None:
 
 
 def matching_files(key: str, path: str) -> list[Path] | None:
-    """Return the files that a pattern such as `part-*.csv` matches, in their order; None of what is no pattern.
+    """Return the files that a pattern such as `part-*.csv` matches, in their order; None where it is not a pattern.
 
     Raises:
         UserError: it matches none.

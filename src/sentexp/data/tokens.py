@@ -33,7 +33,7 @@ class TokenRows:
 
     Args:
         table: columns `input_ids` (list of int32, cut at the limit), `full_length` and `label`; in its metadata
-            `limit`, the most tokens of a row, and `frame`, how many of them stand around the text.
+            `limit`, the most tokens of a row, and `frame`, how many of them frame the text.
     """
 
     def __init__(self, table: "pa.Table") -> None:
@@ -150,14 +150,14 @@ def _encode_apart(text: str, backend: Any, prompt: Prompt) -> list[int]:
 
 
 def frame_length(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> int:
-    """Return how many tokens stand around a text."""
+    """Return how many tokens frame a text."""
     framed = prompt.frame("") + prompt.example_answer
     ids = tokenizer(framed, add_special_tokens=prompt.special_tokens, verbose=False)["input_ids"]
     return len(ids) - prompt.answer_token_count
 
 
 def row_limit(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, max_length: int, positions: int) -> tuple[int, int]:
-    """Return the most tokens of a row, and how many of them stand around the text; see `tokenize`.
+    """Return the most tokens of a row, and how many of them frame the text; see `tokenize`.
 
     Raises:
         UserError: the prompt leaves no room for a text.
@@ -188,7 +188,7 @@ def tokenize(
     Args:
         rows: a split.
         tokenizer: of the backbone.
-        prompt: what stands around a text.
+        prompt: what frames a text.
         max_length: the most tokens of a text.
         positions: the most tokens that the backbone can read, answer included.
         progress: show it.

@@ -2,8 +2,9 @@
 
 All of them go through the same protocol on their own share of the rows. The main process alone decides, writes and
 prints: a function is marked `main_process_only` where the others wait for what it returns, and `main_process_writes`
-where they go on. Every message between processes is an `all_gather`; in it a process that cannot go on says so, and the
-others stop as well instead of waiting for it. torch is imported where it is used: the command line imports this module.
+where they continue. Every message between processes is an `all_gather`; in it a process that cannot continue says so,
+and the others stop as well instead of waiting for it. torch is imported where it is used: the command line imports this
+module.
 """
 
 import signal
@@ -37,14 +38,14 @@ class ProcessLost(UserError):
 
     def __init__(self) -> None:
         super().__init__(
-            "A process of this run was killed, or its machine cannot be reached: the same command goes on from the "
+            "A process of this run was killed, or its machine cannot be reached: the same command resumes from the "
             "last checkpoint."
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """The message of a process that cannot go on."""
+    """The message of a process that cannot continue."""
 
     rank: int
     reason: str
@@ -189,7 +190,7 @@ def main_process_only(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def main_process_writes(function: Callable[P, None]) -> Callable[P, None]:
-    """Let the main process alone call a function that returns nothing; the others go on without waiting.
+    """Let the main process alone call a function that returns nothing; the others continue without waiting.
 
     If it fails there, the others stop at their next message.
     """

@@ -33,7 +33,7 @@ def is_sharded(model: nn.Module) -> bool:
 def gathered(tensor: Tensor) -> Tensor:
     """Return a shard put together, on the CPU of the main process; elsewhere nothing of it is kept.
 
-    All processes must ask for it. A tensor that is no shard is returned as it is.
+    All processes must ask for it. A tensor that is not a shard is returned as it is.
     """
     if not isinstance(tensor, DTensor):
         return tensor

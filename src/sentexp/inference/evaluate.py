@@ -93,7 +93,7 @@ def _require_recordable(finished: Finished, config: EvaluateConfig) -> None:
 
 
 def chosen_rows(examples: Examples, rows: EvaluatedRows) -> Examples:
-    """Return examples whose test split are the rows that are evaluated; the others stay, so that duplicates are told.
+    """Return examples whose test split are the rows that are evaluated; the others stay, so that duplicates are found.
 
     Args:
         examples: of the data set.
@@ -166,7 +166,7 @@ def _recorded(config: EvaluateConfig, identity: str, folder: Path) -> Evaluated 
 
 
 def _measure(finished: Finished, examples: Examples, config: EvaluateConfig, identity: str, folder: Path) -> Evaluated:
-    """Score the rows, keep what is said of each, and measure it as a run measures its test split."""
+    """Score the rows, keep the predictions, and measure it as a run measures its test split."""
     scorer = Scorer(finished.trained, config.base, config.accelerator, config.max_tokens)
     scores = _scores(scorer, examples.test)
     targets = torch.tensor(examples.targets("test")).long()

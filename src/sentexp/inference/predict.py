@@ -95,7 +95,7 @@ def _predict_table(finished: Finished, config: PredictConfig, source: Source) ->
         for note in source.notes:
             tell(note)
         if output.rows:
-            tell(f"Going on after row {output.rows:,}, where an earlier start of the same command has stopped.")
+            tell(f"Resuming after row {output.rows:,}, where an earlier start of the same command has stopped.")
         chunks = source.chunks(column, config.chunk_rows, pair)
         _score_all(chunks, output, config, meter, lambda: _scorer(finished, config))
         seconds = meter.seconds
@@ -139,7 +139,7 @@ def score_chunk(
         scorer: of the run.
         chunk: of the input.
         calibrated: at the temperature that the run has fitted.
-        done: is told of the rows of each batch.
+        done: is called with the rows of each batch.
     """
     texts = _stripped(chunk.texts) if scorer.trained.strip else chunk.texts
     kept = [number for number, text in enumerate(texts) if text is not None and text.strip()]

@@ -81,7 +81,7 @@ def resolve_run(wanted: str, tracking: TrackingConfig, output_dir: str) -> Finis
 
 
 def _unknown(wanted: str, path: Path, store: Store | None, tracking: TrackingConfig, output_dir: str) -> str:
-    """Return what is said of a name that no run has."""
+    """Return the message for a name that no run has."""
     recent = list_recent(store, output_dir)
     if path.exists():
         return f"run={wanted} holds no run: name a run's folder, or its folder of weights in it{recent}."
@@ -89,7 +89,7 @@ def _unknown(wanted: str, path: Path, store: Store | None, tracking: TrackingCon
         return f"run={wanted} does not exist: name a run's folder, or its folder of weights in it{recent}."
     if len(wanted) < SHORTEST:
         return (
-            f"run={wanted} is no run's name, and too short for the beginning of one: give {SHORTEST} letters or more "
+            f"run={wanted} is not a run's name, and too short for a beginning: give {SHORTEST} letters or more "
             f"of an identity or MLflow run id{recent}."
         )
     where = f"{describe_store(tracking)} (experiment {tracking.experiment})"
@@ -109,7 +109,7 @@ def require_single_texts(finished: Finished, command: str) -> None:
 
 
 def _latest(wanted: str, what: str, store: Store | None, tracking: TrackingConfig, output_dir: str) -> Finished:
-    """Return the run that ended last; `what` is said of it."""
+    """Return the run that ended last; `what` is added to its name."""
     last = next(ended_runs(store, output_dir), None)
     if last is None:
         raise UserError(
@@ -215,7 +215,7 @@ def _of_store(wanted: str, runs: "list[Run]", store: Store) -> Finished:
     require(
         bool(done),
         f"run={wanted} ({first.info.run_name}) is {first.info.status}, not FINISHED, so it has no weights: give the "
-        "command of that run again, which goes on.",
+        "command of that run again, which resumes it.",
     )
     text = read_artifact(store, first.info.run_id, RESULT)
     folder = None if text is None else store.artifact(first.info.run_id, json.loads(text)["weights"])
@@ -245,7 +245,7 @@ def _in_folder(path: Path, store: Store | None) -> Finished:
     if not (path / FACTS).is_file() and path.name not in FOLDERS:
         require(
             (path / RESULT).is_file() and not (path / STATE).is_file(),
-            f"run={path} is not finished: give the command of that run again, which goes on.",
+            f"run={path} is not finished: give the command of that run again, which resumes it.",
         )
         folder = path / json.loads((path / RESULT).read_text(encoding="utf-8"))["weights"]
         require(folder.is_dir(), f"{folder}, the weights of the run, is no longer there: train it again.")

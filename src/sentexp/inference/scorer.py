@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LABEL, PROBABILITY = "label", "probability_"
-"""Names of the columns of predictions; the second stands before each label."""
+"""Names of the columns of predictions; the second precedes each label."""
 MAX_TOKENS = 4096
 """Of a batch, padding counted: enough to fill two cores, little enough for any memory."""
 CHARACTERS = 64
@@ -109,8 +109,8 @@ class Scorer:
         Inside, texts of like length are read together.
 
         Args:
-            texts: as the run's were: without surrounding blanks, if it has taken them off.
-            done: is told of the rows of each batch.
+            texts: as the run's were: without surrounding blanks, if it removed them.
+            done: is called with the rows of each batch.
         """
         if not texts:
             return Scores(torch.zeros(0, len(self.labels)))

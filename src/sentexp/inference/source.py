@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CHUNK_CHARACTERS = 1 << 24
-"""Characters of the texts of a chunk; one that has more ends sooner than its rows say."""
+"""Characters of the texts of a chunk; one that has more ends after fewer rows."""
 
 
 class Source:

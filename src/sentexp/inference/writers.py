@@ -94,11 +94,11 @@ class FileOutput(Output):
         columns: of the input.
         added: the columns after them.
         delimiter: of CSV.
-        task: a digest of input, run and keys: only the same task goes on; None never does.
+        task: a digest of input, run and keys: only the same task resumes; None never does.
         schema: of an input of Arrow tables, for Parquet without rows.
 
     Raises:
-        UserError: another process is at it.
+        UserError: another process writes it.
     """
 
     def __init__(

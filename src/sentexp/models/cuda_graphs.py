@@ -185,7 +185,7 @@ def rounding_share() -> float:
 
 
 def is_near(found: Tensor, expected: Tensor, limit: float) -> bool:
-    """Tell whether the norm of a difference is within a share of the norm; not where one is no number."""
+    """Tell whether the norm of a difference is within a share of the norm; not where one is NaN."""
     return bool((found - expected).norm() <= limit * expected.norm())
 
 

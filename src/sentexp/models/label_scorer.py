@@ -25,7 +25,7 @@ class LabelScorer(nn.Module):
     """A causal language model as a classifier: the logit of a label is the log-likelihood of its word's tokens.
 
     The first tokens of the labels differ (see `build_prompt`), so one pass over the prompt gives the first token of
-    each. The further tokens of the labels stand behind the prompt, each seen by its own label only, in the same pass.
+    each. The further tokens of the labels follow the prompt, each seen by its own label only, in the same pass.
 
     Args:
         model: transformers' causal language model, with or without a PEFT adapter.

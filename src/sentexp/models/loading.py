@@ -121,7 +121,7 @@ def load_language_model(backbone: Backbone, tokenizer: "PreTrainedTokenizerBase"
         load: how.
 
     Raises:
-        UserError: weights that do not fit the architecture, or an architecture that is no causal language model.
+        UserError: weights that do not fit the architecture, or an architecture that is not a causal language model.
     """
     from transformers import AutoModelForCausalLM
 

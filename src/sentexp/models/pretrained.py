@@ -85,7 +85,7 @@ def _from_gguf(file: Path, sha256: str) -> Backbone:
                 file.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **source
             )
         except (ValueError, OSError, KeyError, IndexError, struct.error) as error:
-            raise UserError(f"model.path={file} is no GGUF file that transformers can convert: {error}") from None
+            raise UserError(f"model.path={file} is not a GGUF file that transformers can convert: {error}") from None
         model.save_pretrained(folder)
 
     return Backbone(folder=_build_once(f"gguf-{sha256[:16]}", convert), revision=sha256)
@@ -147,7 +147,7 @@ def _folder_digest(folder: Path) -> str:
     """Return a digest of a model folder: its configuration, and size, head and tail of each file of weights.
 
     The head of a safetensors file holds names and shapes; the tail is a sample of the weights, so that folders of
-    many gigabytes are told apart in milliseconds.
+    many gigabytes are compared in milliseconds.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):

@@ -46,7 +46,7 @@ class Trained:
 
     `labels` are in the order of the logits; `prior` is divided out of the probabilities, `temperature` divides logits
     where calibrated probabilities are wanted; `revision` is that of the base `model`. `text` is the column that the
-    run's texts were in, or the template that made them, and `strip` says whether surrounding blanks were taken off;
+    run's texts were in, or the template that made them, and `strip` says whether surrounding blanks were removed;
     `text_pair` is that of the second texts, where the run reads pairs.
     """
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Scores(NamedTuple):
     """What a model says about rows: `logits` are float32, shape (rows, classes), their softmax the probabilities.
 
-    A language model also gives `outside`, the probability of all that is no label; `first_token`, its most likely next
-    token; and `irregular`, whether no label begins with that token: all of shape (rows,).
+    A language model also gives `outside`, the probability of everything but the labels; `first_token`, its most likely
+    next token; and `irregular`, whether no label begins with that token: all of shape (rows,).
     """
 
     logits: Tensor

@@ -84,4 +84,4 @@ def _obstacle(config: Config) -> str:
         "trainer.padding_free=false pads every run by itself": not trainer.padding_free,
         "trainer.compile=true makes code for one run": trainer.compile,
     }
-    return next((reason for reason, stands in obstacles.items() if stands), "")
+    return next((reason for reason, applies in obstacles.items() if applies), "")

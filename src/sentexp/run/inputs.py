@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, slots=True)
 class RunSpec:
-    """What the identity of a run stands on. `prompt` frames the texts; `positions` is the model's limit.
+    """What the identity of a run depends on. `prompt` frames the texts; `positions` is the model's limit.
 
     `head_rows` are those of the head that the backbone has already, one for each label; None where the head is new.
     """
@@ -135,7 +135,7 @@ def prepare_inputs(spec: RunSpec, near: bool = False, show: bool = True) -> RunI
 
 
 def with_shots(inputs: RunInputs) -> RunInputs:
-    """Return the inputs of the untuned base: `task.shots` examples from train stand in its prompt."""
+    """Return the inputs of the untuned base: `task.shots` examples from train are in its prompt."""
     prompt = prompt_with_shots(inputs)
     if prompt is inputs.prompt or isinstance(inputs.config.peft, Untuned):
         return inputs

@@ -1,4 +1,4 @@
-"""What is written down of a run: its inputs before it, its metrics while it lasts, its result and its end after it."""
+"""What is recorded of a run: its inputs before it, its metrics while it lasts, its result and its end after it."""
 
 import json
 import time
@@ -50,7 +50,7 @@ def track_run(logger: RunLogger) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        with defer_signals():  # a launcher ends what is left of a run that fails, perhaps while this is written down
+        with defer_signals():  # a launcher ends what is left of a run that fails, perhaps while this is recorded
             _end(logger, error)
         raise
     logger.finish("FINISHED")
@@ -102,7 +102,7 @@ def start_or_resume_run(inputs: RunInputs, run_dir: RunDir) -> RunLogger:
     """
     config, identity = inputs.config, run_dir.path.name
     if run_dir.state:
-        say(f"Going on with run {identity} in {run_dir.path}, which did not finish")
+        say(f"Resuming run {identity} in {run_dir.path}, which did not finish")
     resume = run_dir.state.get("run_id")
     if run_dir.state and resume is None:  # killed when MLflow had just created it
         started = find_run(config.tracking, "identity", identity, "RUNNING")
@@ -145,7 +145,7 @@ def _params(config: Config) -> dict[str, str]:
 
 
 def without_secrets(config: Config) -> Config:
-    """Return the configuration as it may be written down."""
+    """Return the configuration as it may be recorded."""
     return replace(config, tracking=replace(config.tracking, uri=mask_uri(config.tracking.uri or "") or None))
 
 
@@ -232,7 +232,7 @@ def record_result(logger: RunLogger, result: Result, config: Config, started: fl
 
     Args:
         logger: of the run.
-        result: of the run; its `seconds` are those of the training before this process went on with it.
+        result: of the run; its `seconds` are those of the training before this process resumed it.
         config: of the run.
         started: when this process began, on the monotonic clock.
     """

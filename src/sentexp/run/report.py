@@ -162,7 +162,7 @@ def _print_confusion(labels: list[str], confusion: list[list[int]]) -> None:
 
 
 def _print_slices(metrics: Mapping[str, float]) -> None:
-    """Print the test metrics of each slice, and of the rows that stand nowhere else."""
+    """Print the test metrics of each slice, and of the rows whose text is nowhere else."""
     slices: dict[str, dict[str, float]] = {}
     for key, value in metrics.items():
         name, _, metric = key.removeprefix("test/").rpartition("/")

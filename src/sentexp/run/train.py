@@ -36,7 +36,7 @@ from sentexp.training.pruning import PruningPolicy
 def train(config: Config, policy: PruningPolicy | None = None) -> Result:
     """Train, test and record one configuration; in several processes, if `trainer.strategy` says so, together.
 
-    A run that was killed or pruned goes on from its last checkpoint; one that is finished is not trained again, unless
+    A run that was killed or pruned resumes from its last checkpoint; one that is finished is not trained again, unless
     `sweep.rerun` says so: its result is returned.
 
     Args:

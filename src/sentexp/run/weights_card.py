@@ -85,7 +85,7 @@ def _about(trained: Trained, base: str) -> str:
 
 
 def _frame(trained: Trained) -> str:
-    blanks = "Blanks around a text were taken off. " if trained.strip else ""
+    blanks = "Blanks around a text were removed. " if trained.strip else ""
     return (
         f"Without the template the probabilities differ. {blanks}A text of more than {trained.max_length} tokens "
         f"lost its end, before the template. At the temperature {trained.temperature:.3f} (logits divided by it) the "

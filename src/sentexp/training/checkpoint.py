@@ -38,7 +38,7 @@ class Checkpoints(L.Callback):
         self.best_step = 0
         self.evaluated_at = -1
         self.seconds = 0.0
-        """Trained by earlier processes, up to the checkpoint that this one goes on from."""
+        """Trained by earlier processes, up to the checkpoint that this one resumes from."""
         self._began = time.monotonic()
         self._step_before = 0
         self._between_steps = False

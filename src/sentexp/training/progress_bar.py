@@ -24,7 +24,7 @@ class ProgressBar(TQDMProgressBar):
         super().__init__(refresh_rate=steps if sys.stderr.isatty() else EACH_IN_A_LOG)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Return what stands behind the bar."""
+        """Return what is shown after the bar."""
         assert isinstance(pl_module, ClassifierModule)
         shown = {key: value for key, value in super().get_metrics(trainer, pl_module).items() if key != "v_num"}
         if pl_module.last_loss is not None:

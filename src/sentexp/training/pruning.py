@@ -25,10 +25,10 @@ class EvaluationSnapshot:
 
 
 class PruningPolicy(Protocol):
-    """Decides whether a run goes on."""
+    """Decides whether a run continues."""
 
     def __call__(self, snapshot: EvaluationSnapshot) -> str | None:
-        """Return why the run is to stop; None lets it go on."""
+        """Return why the run is to stop; None lets it continue."""
 
 
 class Pruned(Exception):

@@ -79,7 +79,7 @@ def build_trainer(
 ) -> L.Trainer:
     """Return a Lightning trainer for one run on one device of this process.
 
-    Lightning is told of no cluster: the processes are sentexp's (see `ReplicatedStrategy`).
+    Lightning sees no cluster: the processes are sentexp's (see `ReplicatedStrategy`).
 
     Args:
         config: the loop.

@@ -23,7 +23,7 @@ class Source:
 
     Each split has the columns `text` (large_string), `label` (int32, an index of `labels`), where there are groups
     `group`, and for each slice `slice.<name>`. `left_out` counts rows by split and reason, `stripped` texts whose
-    surrounding blanks were taken off; `notes` are sentences for the person at the keyboard.
+    surrounding blanks were removed; `notes` are sentences for the person at the keyboard.
     """
 
     splits: dict[str, "pa.Table"]

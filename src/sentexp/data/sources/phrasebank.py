@@ -35,7 +35,7 @@ def phrase_bank(data: PhraseBank) -> "pa.Table":
             f"Line {number} of {AGREEMENT_FILES[AGREEMENT_LEVELS[0]]} of data.path={data.path} reads {line[:60]!r}: it "
             "must be text@label.",
         )
-        seen[line] += 1  # a sentence that stands twice here may stand once in a higher level
+        seen[line] += 1  # a sentence that is here twice may be once in a higher level
         level = [level for level in AGREEMENT_LEVELS if held[level][line] >= seen[line]][-1]
         sentences.append((text, label, level))
     require(bool(sentences), f"data.path={data.path} has no sentences in its files: fetch the archive again.")

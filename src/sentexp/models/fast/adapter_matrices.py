@@ -36,7 +36,7 @@ class GroupShape(NamedTuple):
 
 
 class AdapterMatrices:
-    """Where the parameters of modules stand in the matrices of their groups.
+    """The places of the parameters of modules in the matrices of their groups.
 
     Args:
         blocks: of the modules: in the order of their groups, within a group in that of the runs, then of the ranks.

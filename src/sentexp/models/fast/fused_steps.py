@@ -22,7 +22,7 @@ class FusedSteps:
         """The most runs whose steps were one."""
 
     def answer(self, runs: list[RunThread]) -> None:
-        """Do the steps of runs that can be done together; the others are told to do without.
+        """Do the steps of runs that can be done together; the others do them alone.
 
         Args:
             runs: that wait for a step.

@@ -176,7 +176,7 @@ class RunScheduler:
         self._room = min(self.most, max(self._room, count + int(ROOM * free_memory_gib(self.device) / each)))
 
     def _split(self, count: int) -> int:
-        """Let passes take half as many runs from now on; return in how many this one goes on."""
+        """Let passes take half as many runs from now on; return in how many this one continues."""
         release_memory()
         self._per_pass = max(1, count // 2)
         return -(-count // self._per_pass)
