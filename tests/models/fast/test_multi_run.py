@@ -202,6 +202,20 @@ def test_below_the_first_adapter_the_same_rows_are_computed_once(base, monkeypat
             agree(*({str(number): part for number, part in enumerate(parts)} for parts in gradients))
 
 
+def test_what_is_recorded_does_not_depend_on_which_rows_are_the_same(base, monkeypatch):
+    tokens, original = [], fused_forward_module.fused_layer
+
+    def layer(hidden, *rest):
+        tokens.append(len(hidden))
+        return original(hidden, *rest)
+
+    monkeypatch.setattr(fused_forward_module, "fused_layer", layer)
+    runs = adapted(base, [ADAPTERS[2] | {"layers_to_transform": [2]}] * 2)
+    text = rows(0, 0)
+    fused_forward([ForwardInput(run.fast_layers, text, None, 5) for run in runs], as_one=True)
+    assert tokens == [2 * len(text.ids)] * 3
+
+
 def test_what_one_run_reads_does_not_enter_another(runs):
     inputs = [ForwardInput(run.fast_layers, rows(seed, 0), None, seed) for seed, run in enumerate(runs)]
     states = fused_forward(inputs)

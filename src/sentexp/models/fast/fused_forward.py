@@ -52,13 +52,14 @@ def fused_forward(
     Args:
         inputs: of runs whose backbones are the same weights, all in training or none.
         stack: of their adapters, which are then batched where each run has as many tokens as the others.
-        as_one: attend to the rows of all runs at once, where that is possible.
+        as_one: what is computed depends on the shapes of the rows alone, as a CUDA graph needs it: none are looked at
+            for being the same, and all are attended to at once, where that is possible.
     """
     layers = inputs[0].layers
     count = len(layers.groups)
     shared_layers = min(count - 1, *(one.layers.unadapted for one in inputs))
     rows = FusedRows.of([within(one.packed, one.cache) for one in inputs], [[one.cache] for one in inputs])
-    leaders = rows.leaders() if shared_layers else list(range(len(inputs)))
+    leaders = rows.leaders() if shared_layers and not as_one else list(range(len(inputs)))
     distinct = rows.only(leaders)
     with torch.autocast(rows.packed[0].ids.device.type, enabled=False):
         adapters = _convert(inputs, rows, stack)
