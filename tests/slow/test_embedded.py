@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import warm
@@ -13,6 +14,7 @@ from sentexp.config import load_config
 from sentexp.run.train import train
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -42,6 +44,9 @@ def test_the_default_run_learns(command_environment, tmp_path):
     assert "4,885,632" in done.stdout  # 16 x (inputs + outputs) over 210 linear layers, and a head of 2 x 576
     (recorded,) = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
     assert recorded.info.run_id in done.stdout
+    (folder,) = (tmp_path / "outputs").iterdir()
+    for page in ("README.md", "docs/getting-started/quickstart.md"):
+        assert f"outputs/{folder.name}" in (ROOT / page).read_text()  # the identity that they show
 
 
 def test_a_language_model_that_learned_to_answer_beats_its_base(sentexp, tmp_path):
