@@ -15,7 +15,7 @@ BANNED = {
     r"(?<!there )\bis no (?!longer|more|smaller)\w": "is not a",
     r"\bmend(s|ed|ing)?\b": "fix",
     r"\btak(e|es|en|ing) off\b": "remove",
-    r"\b(stands?|stood) (already|alone|around|before|behind|beside|first|in|nowhere|on|side|there)\b": "is",
+    r"\b(stands?|stood)\b(?! (for|in for)\b)": "is",
     r"\b(is|are|was|were) told\b": "is reported, is shown",
     r"\bhow surely\b|\bsurely better\b": "how certain, significantly better",
     r"\bbeyond noise\b": "significantly",

@@ -31,9 +31,9 @@ def test_the_latest_sweep_is_ranked_and_written(sentexp, sweep, tmp_path, compar
     assert float(rows[0]["accuracy"]) == facts["rows"][0]["accuracy"]
     assert facts["rows"][0]["to_best"] == 0
     assert "| r=2 |" in (tmp_path / "comparison" / "leaderboard.md").read_text()
-    told = output.partition("Report: comparison/report.html\n")[2]
-    assert f"MLflow UI: http://127.0.0.1:5000/#/experiments/1/runs/{sweep} once `" in told
-    first, second, third = told.partition("Next, for instance:\n")[2].splitlines()
+    rest = output.partition("Report: comparison/report.html\n")[2]
+    assert f"MLflow UI: http://127.0.0.1:5000/#/experiments/1/runs/{sweep} once `" in rest
+    first, second, third = rest.partition("Next, for instance:\n")[2].splitlines()
     assert re.search(r"compare 'runs=\[\w{8}(,\w{8}){2,3}\]' tracking.uri=", first)
     assert " register run=best name=" in second
     assert " predict run=" in third

@@ -92,7 +92,7 @@ def test_lower_is_better_for_losses(simulate):
     assert (board.table["to_best"] >= 0).all()
 
 
-def test_seeds_make_intervals_wider_and_are_told(simulate):
+def test_seeds_make_intervals_wider_and_are_reported(simulate):
     comparison = simulate((("r=1", 1.0, 3), ("r=2", 1.05, 3)))
     board = leaderboard(comparison, resamples=500)
     assert board.table["seeds"].tolist() == [3, 3]

@@ -137,7 +137,7 @@ def test_nothing_is_loaded_from_anywhere(written):
         assert f"{part}-src 'sha256-{digest}'" in policy
 
 
-def test_every_picture_is_whole_and_told(written):
+def test_every_picture_is_whole_and_described(written):
     text = written()
     page = Page(text)
     images = [attributes for tag, attributes in page.tags if tag == "img"]

@@ -31,7 +31,7 @@ def later(store, record):
     return begin
 
 
-def test_the_latest_sweep_is_the_default_and_unfinished_runs_are_told(sweep, record, comparing):
+def test_the_latest_sweep_is_the_default_and_unfinished_runs_are_reported(sweep, record, comparing):
     record("alone")
     found = select(comparing())
     assert names(found) == ["r=2 seed=1", "r=2 seed=2", "r=4 seed=1", "r=4 seed=2", "r=8 seed=1"]

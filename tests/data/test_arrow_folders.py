@@ -108,7 +108,7 @@ def test_texts_of_a_saved_data_set_are_predicted(tmp_path):
         ({"_indices_data_files": [{"filename": "indices.arrow"}]}, r"is a selection of rows of an old release"),
     ],
 )
-def test_a_damaged_data_set_is_told(tmp_path, change, sentence):
+def test_a_damaged_data_set_is_reported(tmp_path, change, sentence):
     rows().save_to_disk(tmp_path / "saved")
     state = tmp_path / "saved" / "state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | change))
@@ -116,7 +116,7 @@ def test_a_damaged_data_set_is_told(tmp_path, change, sentence):
         own(tmp_path / "saved")
 
 
-def test_half_a_file_is_told(tmp_path):
+def test_half_a_file_is_reported(tmp_path):
     Dataset.from_dict({"text": ["fine"] * 5_000, "label": [1, 0] * 2_500}).save_to_disk(tmp_path / "saved")
     (file,) = (tmp_path / "saved").glob("*.arrow")
     file.write_bytes(file.read_bytes()[:2_000])

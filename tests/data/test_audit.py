@@ -131,7 +131,7 @@ def test_warnings_are_sentences(planted):
     assert "cut at 30 tokens (data.max_length" in text
 
 
-def test_a_class_that_a_split_lacks_is_told(planted):
+def test_a_class_that_a_split_lacks_is_reported(planted):
     found, _ = planted({**SOUND, "test": [("so lovely", "good")]}, "data.labels=[bad,good,so so]")
     assert "No row of the test split has the label bad, so so: no metric of it can be measured there." in found.warnings
     assert "No row of the train split has the label so so: it cannot be learnt." in found.warnings
@@ -143,7 +143,7 @@ def test_spellings_of_one_class_are_proposed(planted):
     assert len(found.labels["train"]) == 3
 
 
-def test_groups_that_the_source_divides_are_told(tmp_path, tokenizer):
+def test_groups_that_the_source_divides_are_reported(tmp_path, tokenizer):
     for name, who in {"train": "xy", "validation": "zx", "test": "zz"}.items():
         rows = [json.dumps({"text": f"{name} {i}", "label": i, "who": who[i]}) for i in range(2)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join([*rows, json.dumps({"text": f"{name} no", "label": 0})]))
@@ -153,7 +153,7 @@ def test_groups_that_the_source_divides_are_told(tmp_path, tokenizer):
     assert any("own splits divide: 1 validation, 0 test" in sentence for sentence in found.warnings)
 
 
-def test_rows_that_were_left_out_are_told(planted):
+def test_rows_that_were_left_out_are_reported(planted):
     found, _ = planted(plus(train=[("", "good"), ("x", "so so")]), "data.labels=[bad,good]", "data.on_bad_rows=skip")
     assert "Rows left out of the source's train split: 1 (empty text), 1 (unknown label)." in found.warnings
 

@@ -76,7 +76,7 @@ def test_a_folder_of_compressed_splits_is_read(tmp_path):
     ],
     ids=["cut", "no gzip", "no xz", "no zstd", "no zip", "no ending", "empty"],
 )
-def test_what_is_damaged_is_told(tmp_path, name, content, sentence):
+def test_what_is_damaged_is_reported(tmp_path, name, content, sentence):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=sentence):
         read(tmp_path / name)
@@ -88,7 +88,7 @@ def test_a_zip_of_several_files_is_refused(tmp_path):
         read(tmp_path / "x.zip")
 
 
-def test_a_zip_with_a_password_is_told(tmp_path):
+def test_a_zip_with_a_password_is_reported(tmp_path):
     zipped(tmp_path / "x.zip", "a.csv")
     content = bytearray((tmp_path / "x.zip").read_bytes())
     for place, mark in ((6, b"PK\x03\x04"), (8, b"PK\x01\x02")):  # the flag that says so, of the file and in the list
@@ -105,7 +105,7 @@ def test_a_few_bytes_that_stand_for_very_many_are_refused(tmp_path, monkeypatch)
         read(tmp_path / "x.csv.gz")
 
 
-def test_a_full_disk_is_told(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(compressed.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5}))
     (tmp_path / "x.csv.gz").write_bytes(gzip.compress(ROWS))
     with pytest.raises(UserError, match=r"holds more than the 0 MiB that are free for it: set TMPDIR"):

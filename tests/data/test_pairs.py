@@ -57,7 +57,7 @@ def test_an_audit_accuses_no_pair(table, tiny):
     assert [finding.name for finding in found.findings if finding.found] == []
 
 
-def test_a_pair_without_one_of_its_texts_is_told(table, tmp_path):
+def test_a_pair_without_one_of_its_texts_is_reported(table, tmp_path):
     with (tmp_path / "x.csv").open("a") as stream:
         stream.write("a sentence,,good\n")
     with pytest.raises(UserError, match=r"Row 61 of .* has an empty text or text_pair"):
@@ -161,7 +161,7 @@ def test_an_answer_is_asked_for_with_both_texts_in_examples_too(tiny):
     assert prompt.frame(f"fine{PAIR}food") == "fine [food] is"
 
 
-def test_places_for_texts_that_rows_lack_are_told(tiny):
+def test_places_for_texts_that_rows_lack_are_reported(tiny):
     with pytest.raises(UserError, match=r"has a place for {text_pair}, and rows have no second text: "):
         framed(tiny, "{text} {text_pair}")
     for template in ("{text_pair} {text}", "{text} {text_pair} {text_pair}"):

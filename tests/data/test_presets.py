@@ -66,7 +66,7 @@ def test_semeval2017(tmp_path):
         assert [text for chunk in source.chunks("text", 9) for text in chunk.texts] == ["not so good", "great"]
 
 
-def test_a_pattern_of_a_split_that_matches_nothing_is_told(tmp_path):
+def test_a_pattern_of_a_split_that_matches_nothing_is_reported(tmp_path):
     (tmp_path / "README.txt").write_text("what this is")
     with pytest.raises(UserError, match=r"has no file for the split 'twitter-201\[3-6\]\*-A.\*' \(found: README.txt\)"):
         read("semeval2017", tmp_path)

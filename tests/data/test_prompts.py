@@ -241,19 +241,19 @@ def test_own_templates_are_a_file_or_a_mapping(tokenizer, tmp_path):
         (["optim.head_lr=1e-3"], r"optim.head_lr=0.001 is the rate of a classification head"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_told(tokenizer, overrides, message):
+def test_what_cannot_be_is_reported(tokenizer, overrides, message):
     with pytest.raises(UserError, match=message):
         build(tokenizer, *overrides)
 
 
-def test_a_file_that_is_no_yaml_is_told(tmp_path):
+def test_a_file_that_is_no_yaml_is_reported(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("user: [")
     with pytest.raises(UserError, match=r"mine.yaml is not a YAML file"):
         task(f"task.template={file}")
 
 
-def test_words_that_vanish_or_merge_are_told(vocabulary):
+def test_words_that_vanish_or_merge_are_reported(vocabulary):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -152,7 +152,7 @@ def test_labels_that_are_found_are_the_classes_in_their_order(tmp_path):
     assert own(tmp_path / "y.csv").labels == ["Bad", "good"]
 
 
-def test_labels_that_differ_in_case_only_are_one_class_and_that_is_told(tmp_path):
+def test_labels_that_differ_in_case_only_are_one_class_and_that_is_reported(tmp_path):
     (tmp_path / "x.csv").write_text("text,label\na,good\nb,Bad\nc,GOOD\nd,Good\n")
     found = own(tmp_path / "x.csv")
     assert found.labels == ["Bad", "GOOD"]
@@ -183,13 +183,13 @@ def test_labels_are_mapped_and_left_out_by_configuration(tmp_path):
         ([("a", "good"), ("b", ""), ("c", "bad")], r"Row 2 of .* has no label"),
     ],
 )
-def test_labels_that_are_no_classes_are_told(tmp_path, rows, sentence):
+def test_labels_that_are_no_classes_are_reported(tmp_path, rows, sentence):
     (tmp_path / "x.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
     with pytest.raises(UserError, match=sentence):
         own(tmp_path / "x.csv")
 
 
-def test_a_header_that_is_repeated_below_is_told(tmp_path):
+def test_a_header_that_is_repeated_below_is_reported(tmp_path):
     (tmp_path / "x.csv").write_text("sentence,label\na,1\nsentence,label\nb,0\n")
     for read in (source, own):
         overrides = ["data.text=sentence"] if read is own else []

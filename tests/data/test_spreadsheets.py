@@ -152,7 +152,7 @@ def test_blank_rows_are_no_rows_and_rows_that_are_too_long_are_named(tmp_path, e
     ("rows", "sentence"),
     [([], r"has 0 rows"), (None, r"has no header: the first row of its sheet must name the columns")],
 )
-def test_a_sheet_without_rows_is_told(tmp_path, ending, rows, sentence):
+def test_a_sheet_without_rows_is_reported(tmp_path, ending, rows, sentence):
     file = tmp_path / f"x{ending}"
     if rows is None:
         pd.DataFrame().to_excel(str(file), index=False, header=False)
@@ -163,7 +163,7 @@ def test_a_sheet_without_rows_is_told(tmp_path, ending, rows, sentence):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_damaged_spreadsheet_is_told(tmp_path, ending):
+def test_a_damaged_spreadsheet_is_reported(tmp_path, ending):
     file = tmp_path / f"x{ending}"
     file.write_bytes(b"no zip")
     with pytest.raises(UserError, match=rf"x{ending} cannot be read as {ending} \(.*\): save it again, or as CSV"):
@@ -259,7 +259,7 @@ def test_a_workbook_under_another_name_is_read(tmp_path):
     assert read(tmp_path / "x.ods")[0] == [("fine", "1")]
 
 
-def test_what_is_missing_for_excel_is_told(tmp_path, monkeypatch):
+def test_what_is_missing_for_excel_is_reported(tmp_path, monkeypatch):
     file = write(tmp_path / "x.xlsx", [("fine", 1)])
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     with pytest.raises(UserError, match=r"Reading .xlsx needs openpyxl: pip install -c constraints.txt '.\[excel\]'"):

@@ -68,7 +68,7 @@ def test_an_encoding_that_is_named_is_used(tmp_path):
     assert table.notes == []
 
 
-def test_an_encoding_that_is_detected_is_told(tmp_path):
+def test_an_encoding_that_is_detected_is_reported(tmp_path):
     rows, table = read(tmp_path / "x.csv", LATIN)
     assert rows[1][0].startswith("le café était")
     assert "x.csv is not UTF-8 (line 3); read as cp1252, which was detected: 'le café" in table.notes[0]
@@ -175,7 +175,7 @@ def test_rows_without_a_header_are_counted_from_the_first(tmp_path):
         ("-1.5,a long day\n", r"data.columns=\[name1,name2\]"),
     ],
 )
-def test_a_first_row_that_looks_like_data_is_told(tmp_path, content, hint):
+def test_a_first_row_that_looks_like_data_is_reported(tmp_path, content, hint):
     with pytest.raises(UserError, match=rf"if that is the first row, name all columns in their order with {hint}"):
         read(tmp_path / "x.csv", content + content)
 
@@ -218,18 +218,18 @@ def test_a_first_row_that_looks_like_data_is_told(tmp_path, content, hint):
         ),
     ],
 )
-def test_what_cannot_be_read_is_told(tmp_path, name, content, sentence):
+def test_what_cannot_be_read_is_reported(tmp_path, name, content, sentence):
     with pytest.raises(UserError, match=sentence):
         read(tmp_path / name, content)
 
 
-def test_a_folder_with_the_name_of_a_file_is_told(tmp_path):
+def test_a_folder_with_the_name_of_a_file_is_reported(tmp_path):
     (tmp_path / "x.csv").mkdir()
     with pytest.raises(UserError, match=r"x.csv is a folder with the name of a file"):
         read(tmp_path / "x.csv")
 
 
-def test_a_quotation_mark_that_is_never_closed_is_told(tmp_path):
+def test_a_quotation_mark_that_is_never_closed_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"Row 2 of .* has a quotation mark that is not closed"):
         read(tmp_path / "x.csv", 'text,label\na,1\n"open,0\n' + "b,1\n" * 5000)
 

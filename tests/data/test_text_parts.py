@@ -69,7 +69,7 @@ def test_a_column_that_is_missing_is_named(table):
 @pytest.mark.parametrize(
     "value", ["'{title'", "'{}'", "'{title:>9}'", "'{title!r}'", "'a } b'", "'{{title}}'", "[]", "3"]
 )
-def test_what_is_no_template_is_told(value):
+def test_what_is_no_template_is_reported(value):
     with pytest.raises(UserError, match=r"data.text=.* must be a column, a list of columns such as \[title,body\]"):
         load_config("data=csv", "data.path=x.csv", f"data.text={value}")
 

@@ -184,7 +184,7 @@ def test_an_output_is_replaced_only_on_request(write, tmp_path):
         pytest.param("answers", "onnx", r"format=onnx answers with one token for each label", marks=ONNX),
     ],
 )
-def test_what_cannot_be_written_is_told(name, form, sentence, write, tmp_path):
+def test_what_cannot_be_written_is_reported(name, form, sentence, write, tmp_path):
     with pytest.raises(UserError, match=sentence):
         write(name, form)
     assert not list(tmp_path.iterdir())

@@ -51,7 +51,7 @@ def test_a_prediction_is_what_the_run_said(words, paired, table, command_line, t
     assert len({tuple(row) for row in said.probabilities[:2].tolist()}) == 2, "the aspect is not read"
 
 
-def test_other_columns_are_named_and_missing_ones_told(paired, table, command_line, tmp_path):
+def test_other_columns_are_named_and_missing_ones_reported(paired, table, command_line, tmp_path):
     result = paired("peft=lora")
     lines = [json.dumps({"body": "day 7 was warm", "about": "sun"}), json.dumps({"body": "day 8 was warm"})]
     (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
@@ -66,7 +66,7 @@ def test_other_columns_are_named_and_missing_ones_told(paired, table, command_li
     assert "text_pair=aspect is not a column of in.jsonl: its columns are body, about" in errors
 
 
-def test_where_pairs_have_no_place_it_is_told(paired, finished, table, command_line):
+def test_where_pairs_have_no_place_it_is_reported(paired, finished, table, command_line):
     run = [f"run={paired('peft=lora').folder}", "tracking=none"]
     for words in (
         ["predict", *run, "--text", "a sentence"],

@@ -365,7 +365,7 @@ def test_a_file_without_a_header_is_predicted_by_the_names_that_are_given(sentex
     assert [row["text"] for row in read(tmp_path / "out.jsonl")] == ["a warm film", "dull"]
 
 
-def test_a_first_row_that_looks_like_data_is_told(sentexp, tmp_path):
+def test_a_first_row_that_looks_like_data_is_reported(sentexp, tmp_path):
     (tmp_path / "in.csv").write_bytes(b"4,a warm film,x\n0,dull,y\n")
     code, _, errors = sentexp("input=in.csv", "output=out.csv")
     assert code == 1
@@ -389,7 +389,7 @@ def test_bad_json_lines_are_one_sentence(content, sentexp, tmp_path):
     assert "Traceback" not in errors
 
 
-def test_values_that_a_format_cannot_hold_are_told(sentexp, tmp_path):
+def test_values_that_a_format_cannot_hold_are_reported(sentexp, tmp_path):
     write(tmp_path / "in.jsonl", [{"text": "a"}, {"text": None}, {"text": "c\td", "more": 1}])
     code, _, errors = sentexp("input=in.jsonl", "output=out.tsv")
     assert code == 1
@@ -399,7 +399,7 @@ def test_values_that_a_format_cannot_hold_are_told(sentexp, tmp_path):
     assert sentexp("input=in.jsonl", "output=out.jsonl")[0] == 0
 
 
-def test_parquet_that_is_none_or_has_no_texts_is_told(sentexp, tmp_path):
+def test_parquet_that_is_none_or_has_no_texts_is_reported(sentexp, tmp_path):
     (tmp_path / "in.parquet").write_bytes(b"PAR1 and no more")
     assert "in.parquet cannot be read as .parquet" in sentexp("input=in.parquet", "output=out.csv")[2]
     write(tmp_path / "in.parquet", [{"text": [1, 2]}])

@@ -45,7 +45,7 @@ def test_weights_are_found_wherever_they_were_taken(copy, find, tmp_path):
     assert find(moved).trained.identity == copy.name
 
 
-def test_what_is_no_run_is_told(copy, find):
+def test_what_is_no_run_is_reported(copy, find):
     with pytest.raises(UserError, match=r"run=abcdef is not a run in nowhere .* nor a folder in output_dir="):
         find("abcdef")
     with pytest.raises(UserError, match=r"run=abc is not a run's name, and too short .*: give 4 letters or more"):
@@ -60,7 +60,7 @@ def test_what_is_no_run_is_told(copy, find):
     assert find(copy.name).trained.identity == copy.name
 
 
-def test_an_unfinished_run_is_told(copy, find):
+def test_an_unfinished_run_is_reported(copy, find):
     (copy / "state.json").write_text("{}")
     with pytest.raises(UserError, match=r"is not finished: give the command of that run again, which resumes it"):
         find(copy.name)
@@ -78,7 +78,7 @@ def test_a_pickle_is_refused(name, copy, find):
             find(wanted)
 
 
-def test_facts_that_are_missing_or_of_another_version_are_told(copy, find):
+def test_facts_that_are_missing_or_of_another_version_are_reported(copy, find):
     file = copy / "adapter" / "sentexp.json"
     facts = json.loads(file.read_text())
     del facts["revision"]
@@ -111,7 +111,7 @@ def test_a_base_that_is_gone_or_another_is_refused_and_one_that_has_moved_is_nam
         find_base(trained)
 
 
-def test_weights_that_are_damaged_or_missing_are_told(copy, find, finished, tmp_path):
+def test_weights_that_are_damaged_or_missing_are_reported(copy, find, finished, tmp_path):
     trained = find(copy).trained
     arguments = find_base(trained), trained.precision, Scorer(trained).device
     (copy / "adapter" / "adapter_model.safetensors").unlink()
@@ -162,7 +162,7 @@ def test_the_best_run_is_that_of_validation_never_of_test(swept):
     assert found.name.endswith("validation/accuracy 0.9000, the best of sweep seed=1,2,3")
 
 
-def test_a_recorded_run_that_failed_is_told(swept):
+def test_a_recorded_run_that_failed_is_reported(swept):
     tracking, folder, _ = swept
     store = open_store(tracking)
     failed = store.client.create_run(store.experiment, run_name="seed=9", tags={"identity": "feedfacefeedface"})
@@ -201,8 +201,8 @@ def test_a_command_without_a_run_takes_the_latest_and_says_so(swept, capsys):
     tracking, folder, results = swept
     config = from_conf(ServeConfig, tracking=tracking, output_dir=folder)
     assert chosen_run(config).name == f"seed=3 ({results[2].identity})"
-    told = capsys.readouterr().err
-    assert told == f"No run= is given, so this is seed=3 ({results[2].identity}), the latest finished run.\n"
+    message = capsys.readouterr().err
+    assert message == f"No run= is given, so this is seed=3 ({results[2].identity}), the latest finished run.\n"
     chosen_run(replace(config, run="best"))
     assert not capsys.readouterr().err
 

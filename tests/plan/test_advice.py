@@ -84,7 +84,7 @@ def test_cut_texts_are_told_with_the_length_that_leaves_them_whole(costs):
     assert advice.cut_texts(whole, ASSUMED) is None
 
 
-def test_evaluations_that_take_longer_than_training_are_told(costs):
+def test_evaluations_that_take_longer_than_training_are_reported(costs):
     def measured(run, evaluation):
         run.measured = Measurement(
             training=Speed(fixed=1.0, per_token=0.0),
@@ -112,7 +112,7 @@ def test_few_test_rows_are_told_until_they_are_many(costs):
     assert "the mean of finished runs" in advice.few_test_rows(costs(), Outlook(accuracy=0.9, seen=True))
 
 
-def test_a_part_of_the_validation_rows_is_told(costs):
+def test_a_part_of_the_validation_rows_is_reported(costs):
     assert advice.few_validation_rows(costs(), ASSUMED) is None  # all there are
     assert "data.validation_subset=null takes all 8" in advice.few_validation_rows(
         costs("data.validation_subset=4"), ASSUMED

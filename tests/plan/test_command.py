@@ -74,7 +74,7 @@ def test_another_sweeper_trains_nothing_either(sentexp, tmp_path):
     assert set(tmp_path.rglob("outputs")) == before
 
 
-def test_a_wrong_value_is_refused_and_a_missing_folder_told(sentexp, reviews, tmp_path):
+def test_a_wrong_value_is_refused_and_a_missing_folder_reported(sentexp, reviews, tmp_path):
     code, output, errors = sentexp("plan", "--multirun", "peft.r=4,0")
     assert code == 1
     assert "peft.r=0 must be at least 1" in errors
@@ -141,7 +141,7 @@ def test_runs_that_cost_the_same_are_timed_once(config, timed):
 
 @pytest.mark.usefixtures("timed")
 @pytest.mark.parametrize("keep", ["true", "false"])
-def test_weights_that_are_unpacked_once_are_told(config, capsys, keep):
+def test_weights_that_are_unpacked_once_are_reported(config, capsys, keep):
     plan([config("peft=qlora", f"model.keep_dequantized={keep}")])
     said = "4-bit weights are unpacked once for the whole run; model.keep_dequantized=false keeps them packed."
     assert (said in capsys.readouterr().out.replace("\n", " ")) is (keep == "true")

@@ -29,7 +29,7 @@ def test_one_answer_to_every_row_is_told_once(told):
     assert second == "Accuracy 0.2000 is below 0.8000, which calling every test row neutral has: see above."
 
 
-def test_less_than_the_commonest_class_is_told(told):
+def test_less_than_the_commonest_class_is_reported(told):
     (sentence,) = told([[2, 3], [4, 11]], "optim.lr=1e-3")
     assert sentence.startswith(
         "Accuracy 0.6500 is below 0.7500, which calling every test row neutral has: try optim.lr="
@@ -38,7 +38,7 @@ def test_less_than_the_commonest_class_is_told(told):
     assert told([[0, 5], [0, 15]])[0].startswith("Every test row is called neutral")
 
 
-def test_a_label_that_is_never_answered_is_told(told):
+def test_a_label_that_is_never_answered_is_reported(told):
     (sentence,) = told([[9, 0, 1], [1, 0, 1], [0, 0, 9]])
     assert sentence == (
         "No test row is called neutral: try data.class_weights=balanced or data.sampling=balanced_labels, and more "

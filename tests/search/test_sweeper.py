@@ -311,7 +311,7 @@ def test_each_sampler_proposes_and_models_learn_where_the_best_is(sampler):
     assert late > 0.2 if sampler is Sampler.random else late < 0.2
 
 
-def test_without_optuna_the_way_to_it_is_told(sentexp, monkeypatch):
+def test_without_optuna_the_way_to_it_is_reported(sentexp, monkeypatch):
     monkeypatch.delitem(sys.modules, "sentexp.search.trials", raising=False)
     monkeypatch.setitem(sys.modules, "optuna", None)
     code, _, errors = sentexp(*OPTUNA, "peft.r=2,4")

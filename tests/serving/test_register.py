@@ -126,7 +126,7 @@ def test_a_run_in_16_bits_is_checked_in_them(place, ask, capsys):
     assert 'mlflow.pyfunc.load_model("<this folder>")' in Path(card).read_text()
 
 
-def test_a_run_outside_mlflow_is_told(good, tmp_path):
+def test_a_run_outside_mlflow_is_reported(good, tmp_path):
     elsewhere = from_conf(TrackingConfig, backend=TrackingBackend.mlflow, uri=f"sqlite:///{tmp_path / 'other.db'}")
     with pytest.raises(UserError, match=r"register takes the model of an MLflow run, and that of \w+ is not in"):
         register(from_conf(RegisterConfig, tracking=elsewhere, run=str(good.folder), name="x"))

@@ -67,7 +67,7 @@ def test_csv_is_answered(served):
         ("", 400, "The request is empty"),
     ],
 )
-def test_what_cannot_be_answered_is_told(content, status, sentence, served):
+def test_what_cannot_be_answered_is_reported(content, status, sentence, served):
     said = served[0].post("/invocations", content=content, headers={"content-type": "application/json"})
     assert (said.status_code, sentence in said.json()["message"]) == (status, True), said.text
 
@@ -90,7 +90,7 @@ def test_device_and_batch_reach_the_model(finished, tmp_path, monkeypatch):
     assert asked == [{"accelerator": "cpu", "max_tokens": 77}]
 
 
-def test_a_port_that_is_taken_is_told():
+def test_a_port_that_is_taken_is_reported():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

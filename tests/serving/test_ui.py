@@ -34,7 +34,7 @@ def test_what_cannot_be_shown_is_one_sentence(sentexp, tmp_path, words, said):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_port_that_is_taken_is_told(sentexp, store):
+def test_a_port_that_is_taken_is_reported(sentexp, store):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -115,19 +115,19 @@ def explain(words: list[str], error: Exception, root: str = "config") -> str:
 
 
 def tell_empty(override: Override) -> str | None:
-    """Return what is wrong with a sweep that stands for no value; None for other overrides."""
+    """Return what is wrong with a sweep without values; None for other overrides."""
     if not override.is_discrete_sweep() or next(override.sweep_string_iterator(), None) is not None:
         return None
     key = override.key_or_group
     found = " (glob finds options of a group, as in peft=glob(*))" if "glob(" in str(override.input_line) else ""
     return (
-        f"{override.input_line} stands for no value, so there is no run{found}: write the values out, as in "
+        f"{override.input_line} has no values, so there is no run{found}: write the values out, as in "
         f"{key}=<one>,<another>."
     )
 
 
 def require_values(override: Override) -> None:
-    """Refuse a sweep that stands for no value."""
+    """Refuse a sweep without values."""
     sentence = tell_empty(override)
     if sentence is not None:
         raise UserError(sentence)

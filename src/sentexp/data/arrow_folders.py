@@ -73,7 +73,7 @@ class ArrowFolder:
             raise self._unreadable(error) from None
 
     def named(self, table: "pa.Table", columns: Sequence[str]) -> "pa.Table":
-        """Return a table whose classes stand by their names; a number that is none of a class stays."""
+        """Return a table with the names of its classes; a number that is not a class stays."""
         import pyarrow as pa
 
         for column in [column for column in columns if column in self.classes]:

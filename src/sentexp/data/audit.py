@@ -134,7 +134,7 @@ def _duplicate_warnings(result: DataAudit) -> Iterator[str]:
         counts = ", ".join(f"{rows:,} {split}" for split, rows in grouped[0].rows.items())
         yield f"Rows whose group is also in the training split, which the source's own splits divide: {counts}."
     if contradicting := sum(result.finding("text that has another label elsewhere").rows.values()):
-        yield f"{contradicting:,} rows have a text that stands elsewhere with another label."
+        yield f"{contradicting:,} rows have a text that is elsewhere with another label."
 
 
 def _text_warnings(result: DataAudit) -> Iterator[str]:

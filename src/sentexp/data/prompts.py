@@ -44,7 +44,7 @@ class Prompt:
     """A text's frame, `head + text + tail`, and the answers to it.
 
     A prompt is tokenised with `example_answer` behind it, whose tokens are then removed: so it has the tokens that it
-    has in training, whatever a vocabulary joins. `between` stands between the two texts of a pair. `answers` are the
+    has in training, whatever a vocabulary joins. `between` separates the two texts of a pair. `answers` are the
     tokens of each label's word, `end` those that end an answer; `answer_prefix_ids` are tokens that every answer begins
     with: the blank before numbers in some vocabularies.
     """
@@ -71,7 +71,7 @@ class Prompt:
         return len(self.answers[0]) if self.answers else 0
 
     def frame(self, text: str) -> str:
-        """Return the text in its frame, those of a pair with what stands between them."""
+        """Return the text in its frame, those of a pair with what separates them."""
         return self.head + text.replace(PAIR, self.between) + self.tail
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ ASPECT = "\nAspect: "
 
 
 def _split_pair(template: str, tokenizer: "PreTrainedTokenizerBase", pairs: bool) -> tuple[str, str]:
-    """Return a template with the place of a pair as that of a text, and what stands between its two texts.
+    """Return a template with the place of a pair as that of a text, and what separates its two texts.
 
     Raises:
         UserError: a place for a second text that rows do not have.

@@ -139,7 +139,7 @@ def _require_few_slices(test: "pa.Table", data: DataConfig) -> None:
 def carve(train: "pa.Table", fractions: dict[str, float], seed: int = 0) -> dict[str, "pa.Table"]:
     """Divide `train` by hash, stratified by class (and within it by slice); equal texts and groups stay together.
 
-    Each class gives up `fraction` of its rows to within one row, but for what texts that stand several times, and
+    Each class gives up `fraction` of its rows to within one row, but for what texts that occur several times, and
     groups, move at once. A set of rows is divided alike in any order and on any machine.
 
     Args:
@@ -201,7 +201,7 @@ def _of_agreement(rows: "pa.Table", level: str) -> "pa.Table":
 
 
 def _without_evaluated(splits: dict[str, "pa.Table"]) -> "pa.Table":
-    """Return the training rows whose normalised text stands neither in validation nor in test."""
+    """Return the training rows whose normalised text is neither in validation nor in test."""
     evaluated = np.concatenate([text_keys(splits[name]) for name in NAMES[1:]])
     return _take(splits["train"], np.flatnonzero(~np.isin(text_keys(splits["train"]), evaluated)))
 

@@ -52,7 +52,7 @@ class Source:
         What is wanted, and that of the run, may be a template of several columns.
 
         Raises:
-            UserError: there is no such column, or none can be told.
+            UserError: there is no such column, or it is not clear which one holds the texts.
         """
         if wanted is not None:
             self._require(wanted)

@@ -15,7 +15,7 @@ from sentexp.system.device import describe
 
 
 def print_runs(runs: list[Planned]) -> None:
-    """Print where each run stands, what it trains and how much it reads."""
+    """Print the state of each run, what it trains and how much it reads."""
     counts = {standing: sum(run.standing is standing for run in runs) for standing in Standing}
     counted = ", ".join(f"{count} {standing.value}" for standing, count in counts.items() if count)
     table = _table(

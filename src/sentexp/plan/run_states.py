@@ -82,7 +82,7 @@ class Costs:
 
 @dataclass(kw_only=True, slots=True)
 class Planned:
-    """A run, and where it stands; `note` says more of that. `costs` are of what is left: training, or baselines."""
+    """A run and its state; `note` says more about that. `costs` are of what is left: training, or baselines."""
 
     name: str
     config: Config
@@ -99,7 +99,7 @@ class Planned:
 
 
 def survey(configs: list[Config]) -> list[Planned]:
-    """Return where the runs stand, and what they have to compute."""
+    """Return the states of the runs, and what they have to compute."""
     runs: list[Planned] = []
     for config in configs:
         runs.append(_look(resolve_config(config), runs))

@@ -72,7 +72,7 @@ def _are_recorded(config: Config, architecture: str) -> bool:
 
 
 def _obstacle(config: Config) -> str:
-    """Return what in a configuration stands against fusing."""
+    """Return what in a configuration prevents fusing."""
     peft, trainer = config.peft, config.trainer
     if isinstance(peft, HeadOnly) and isinstance(config.task, SequenceClassification):
         return "head-only runs compute the features of each text once for all of them, and need no more"

@@ -8,7 +8,7 @@ from sentexp.errors import require
 
 
 class EachSweeper(BasicSweeper):
-    """Hydra's own sweeper, which refuses what stands for no value: it would do nothing, and say nothing."""
+    """Hydra's own sweeper, which refuses an axis without values: it would do nothing, and say nothing."""
 
     @staticmethod
     def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:

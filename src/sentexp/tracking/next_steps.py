@@ -1,4 +1,4 @@
-"""What can be done next, as commands that work as they stand, and where MLflow's UI shows a run."""
+"""What can be done next, as commands that work as printed, and where MLflow's UI shows a run."""
 
 import os
 import re

@@ -30,7 +30,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Predictions:
     """The predictions of a run for a split.
 
-    `ids` tell a row by its text wherever it stands, shape (rows,); `targets` are class indices, shape (rows,);
+    `ids` identify a row by its text wherever it is, shape (rows,); `targets` are class indices, shape (rows,);
     `probabilities` are float32, shape (rows, classes), in the order of `labels`; `slices` are numbers of values and
     the values, by slice column.
     """

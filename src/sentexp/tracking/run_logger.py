@@ -11,7 +11,7 @@ from sentexp.tracking.store import NOWHERE, Store, store_uri
 
 
 class RunLogger:
-    """What a run writes to. As it stands, `tracking=none`: nothing is recorded."""
+    """What a run writes to. This one is that of `tracking=none`: nothing is recorded."""
 
     where = NOWHERE
 

@@ -94,9 +94,9 @@ class AdapterMatrices:
         )
 
     def indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return where an element of any B stands among the joined parameters B, and the way back.
+        """Return the place of each element of all B among the joined parameters B, and the way back.
 
-        The first has an element for each element of all B one after the other; behind the last parameter stands the 0
+        The first has an element for each element of all B one after the other; after the last parameter comes the 0
         that is off the diagonals. The second has one for each element of the parameters: its place among the gradients
         of all B, transposed, one after the other.
         """

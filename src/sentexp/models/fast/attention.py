@@ -209,7 +209,7 @@ def _grid(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float,
         )
         return out.transpose(1, 2)
     each = heads // groups
-    # The heads that share their keys stand below each other, so that no key is repeated.
+    # The heads that share their keys are below each other, so that no key is repeated.
     queries = query.view(rows, width, groups, each, size).permute(0, 2, 3, 1, 4).reshape(rows * groups, -1, size)
     keyed = key.transpose(1, 2).reshape(rows * groups, keys, size)
     valued = value.transpose(1, 2).reshape(rows * groups, keys, size)

@@ -1,6 +1,6 @@
 """Products with frozen weights and their LoRA adapters, for linear layers that read the same input at once.
 
-q, k and v read the same hidden states, and so do gate and up. Their frozen weights stand below each other in one
+q, k and v read the same hidden states, and so do gate and up. Their frozen weights are below each other in one
 matrix W, their adapters' A in one matrix, their scaled B on the diagonal of another:
 
     y = x W^T + (x A^T) B^T
@@ -205,7 +205,7 @@ class Adapters:
 
 
 def layout_of(adapters: Sequence[Adapters]) -> AdapterMatrices:
-    """Return where the parameters of runs that adapt the same modules stand; a module's ranks are those of the most."""
+    """Return the places of the parameters of runs that adapt the same modules, each with its ranks in the largest run."""
     first = adapters[0]
     blocks: list[Block] = []
     shapes: list[GroupShape] = []
