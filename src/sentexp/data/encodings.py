@@ -4,6 +4,8 @@ import codecs
 from dataclasses import dataclass
 from pathlib import Path
 
+from sentexp.errors import UserError
+
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 SAMPLE = 1 << 18
 USUAL = "cp1252"
@@ -43,6 +45,26 @@ def first_undecodable(file: Path, encoding: str) -> Place:
             except UnicodeError:
                 return Place(number, line, line + stream.read(SAMPLE))
     return Place(1, b"", b"")  # an encoding of several bytes, whose lines do not end where bytes say
+
+
+def text_encoding(file: Path, named: str | None) -> str:
+    """Return the encoding of a file by Python's name: the one that is named, that of its byte order mark, or UTF-8."""
+    return python_name(named or marked_encoding(file) or "utf-8") or "utf-8"
+
+
+def wrong_encoding(file: Path, encoding: str, key: str, name: str) -> UserError:
+    """Return what is wrong with a file whose encoding was not guessed.
+
+    Args:
+        file: that the encoding cannot read.
+        encoding: as Python names it.
+        key: of the configuration, which names it.
+        name: of the file, in the sentence.
+    """
+    line = first_undecodable(file, encoding).line
+    return UserError(
+        f"Line {line} of {name} is not {encoding.removesuffix('-sig')}: name its encoding with {key}=<name>."
+    )
 
 
 def detect(sample: bytes) -> str | None:

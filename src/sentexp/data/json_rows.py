@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sentexp.data.delimited import Keys
-from sentexp.data.encodings import first_undecodable, marked_encoding, python_name
+from sentexp.data.encodings import text_encoding, wrong_encoding
 from sentexp.errors import UserError, require
 
 Rows = list[dict[str, Any]]
@@ -25,7 +25,7 @@ class JsonRows:
 
     def __init__(self, file: Path, encoding: str | None, keys: Keys, name: str) -> None:
         self.file, self.keys, self.name = file, keys, name
-        self.encoding = python_name(encoding or marked_encoding(file) or "utf-8") or "utf-8"
+        self.encoding = text_encoding(file, encoding)
         self.columns: dict[str, None] = {}
 
     def blocks(self, rows: int) -> Iterator[Rows]:
@@ -52,7 +52,7 @@ class JsonRows:
             with self.file.open(encoding=self.encoding) as stream:
                 count = sum(not line.isspace() for line in stream)
         except UnicodeError:
-            raise self._wrong_encoding() from None
+            raise wrong_encoding(self.file, self.encoding, self.keys.encoding, self.name) from None
         return None if self._is_array() else count
 
     def _is_array(self) -> bool:
@@ -75,7 +75,7 @@ class JsonRows:
                     if not line.isspace():
                         yield json.loads(line), "\\u" in line
         except UnicodeError:
-            raise self._wrong_encoding() from None
+            raise wrong_encoding(self.file, self.encoding, self.keys.encoding, self.name) from None
         except json.JSONDecodeError as error:
             raise UserError(
                 f"Line {number or error.lineno} of {self.name} is not JSON ({error.msg}): fix it."
@@ -92,10 +92,3 @@ class JsonRows:
             ) from None
         checked: dict[str, Any] = row
         return checked
-
-    def _wrong_encoding(self) -> UserError:
-        encoding = self.encoding.removesuffix("-sig")
-        line = first_undecodable(self.file, self.encoding).line
-        return UserError(
-            f"Line {line} of {self.name} is not {encoding}: name its encoding with {self.keys.encoding}=<name>."
-        )

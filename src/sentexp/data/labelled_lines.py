@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sentexp.data.delimited import Keys
-from sentexp.data.encodings import first_undecodable, marked_encoding, python_name
-from sentexp.errors import UserError, require
+from sentexp.data.encodings import text_encoding, wrong_encoding
+from sentexp.errors import require
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,7 +30,7 @@ class LabelledLines:
 
     def __init__(self, file: Path, encoding: str | None, keys: Keys, name: str, unlabelled: bool = False) -> None:
         self.file, self.keys, self.name, self.unlabelled = file, keys, name, unlabelled
-        self.encoding = python_name(encoding or marked_encoding(file) or "utf-8") or "utf-8"
+        self.encoding = text_encoding(file, encoding)
 
     def tables(self) -> "Iterator[pa.Table]":
         """Yield the rows block by block, as columns of `large_string`.
@@ -52,10 +52,7 @@ class LabelledLines:
                     if line.strip():
                         yield self._divided(line.strip("\r\n"), number)
         except UnicodeError:
-            number, encoding = first_undecodable(self.file, self.encoding).line, self.encoding.removesuffix("-sig")
-            raise UserError(
-                f"Line {number} of {self.name} is not {encoding}: name its encoding with {self.keys.encoding}=<name>."
-            ) from None
+            raise wrong_encoding(self.file, self.encoding, self.keys.encoding, self.name) from None
 
     def _divided(self, line: str, number: int) -> tuple[str, str | None]:
         label, _, text = line.partition(" ")

@@ -1,7 +1,6 @@
 """The card of a run's folder of weights: what they are, how they are loaded, and how well they were measured."""
 
 import json
-import math
 import re
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from sentexp.system.hub import is_local
 from sentexp.tracking.provenance import command
 
 CARD = "README.md"
-Z95 = 1.959964
-"""Standard deviations that hold 95 % of a normal distribution."""
 SHOWN = ("accuracy", "f1_macro", "auroc_macro", "loss", "ece", "brier")
 
 
@@ -100,16 +97,12 @@ def _plain(text: str) -> str:
 
 def _measured(result: Result, rows: int) -> str:
     """Return the test metrics, the accuracy with its interval (Wilson 1927)."""
-    low, high = _wilson(sum(result.confusion[number][number] for number in range(len(result.labels))) / rows, rows)
+    from statsmodels.stats.proportion import proportion_confint
+
+    right = sum(result.confusion[number][number] for number in range(len(result.labels)))
+    low, high = proportion_confint(right, rows, method="wilson")
     lines = [f"| {name} | {result.metrics[f'test/{name}']:.4f} |" for name in SHOWN if f"test/{name}" in result.metrics]
     return (
         f"## Measured\n\nOn {rows:,} test rows; the 95 % interval of accuracy is {low:.4f} to {high:.4f}.\n\n"
         "| metric | value |\n| --- | ---: |\n" + "\n".join(lines)
     )
-
-
-def _wilson(share: float, rows: int) -> tuple[float, float]:
-    """Return the ends of the score interval of a share."""
-    squared = Z95**2 / rows
-    half = Z95 * math.sqrt(share * (1 - share) / rows + squared / (4 * rows))
-    return (share + squared / 2 - half) / (1 + squared), (share + squared / 2 + half) / (1 + squared)

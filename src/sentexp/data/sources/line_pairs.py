@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sentexp.config import AUTO, TableData
-from sentexp.data.encodings import marked_encoding
+from sentexp.data.encodings import text_encoding, wrong_encoding
 from sentexp.data.sources.layout import ALIASES, RawSplits, require_no_columns
-from sentexp.errors import UserError, require
+from sentexp.errors import require
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,9 +71,9 @@ def _class_names(root: Path, encoding: str | None) -> dict[str, str]:
 
 def _lines(file: Path, encoding: str | None) -> list[str]:
     """Return the lines of a file, empty ones as well."""
-    encoding = encoding or marked_encoding(file) or "utf-8"
+    encoding = text_encoding(file, encoding)
     try:
         with file.open(encoding=encoding, newline="\n") as lines:
             return [line.rstrip("\r\n") for line in lines]
     except UnicodeError:
-        raise UserError(f"{file} is not {encoding}: name its encoding with data.encoding=<name>.") from None
+        raise wrong_encoding(file, encoding, "data.encoding", str(file)) from None

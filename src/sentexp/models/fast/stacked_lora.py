@@ -205,7 +205,7 @@ class Adapters:
 
 
 def layout_of(adapters: Sequence[Adapters]) -> AdapterMatrices:
-    """Return the places of the parameters of runs that adapt the same modules, each with its ranks in the largest run."""
+    """Return the places of the parameters of runs that adapt the same modules, each as large as in the largest run."""
     first = adapters[0]
     blocks: list[Block] = []
     shapes: list[GroupShape] = []
