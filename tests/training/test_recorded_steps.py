@@ -6,10 +6,12 @@ import pytest
 import torch
 from repetition import Repetition
 from rounding import drift, rounding, smooth
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sentexp.config import load_config
 from sentexp.run.train import train
 from sentexp.training import recorded_steps
+from sentexp.training.module import ClassifierModule
 
 LR, EPS = 1e-2, 1e-2
 WORDS = (
@@ -141,3 +143,35 @@ def test_what_cannot_be_recorded_is_named(extra, reason):
         uses_cuda_graphs(settings, device, precision, "llama")
     settings.trainer.cuda_graphs = "auto"
     assert not uses_cuda_graphs(settings, device, precision, "llama")
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values that Python reads from tensors: on a GPU each waits until all that was launched is done."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("recording")
+@pytest.mark.parametrize("graphs", ["true", "false"])
+def test_nothing_is_read_from_the_gpu_between_the_losses_that_are_recorded(config, monkeypatch, graphs):
+    reads, original = Reads(), ClassifierModule.on_train_batch_start
+
+    def begin(self, batch, batch_idx):
+        if self.trainer.global_step == 5:  # the second of the four steps of the second epoch
+            reads.__enter__()
+        elif self.trainer.global_step == 7:
+            reads.__exit__(None, None, None)
+        original(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassifierModule, "on_train_batch_start", begin)
+    words = ("trainer.log_every_n_steps=100", "trainer.max_steps=10", "trainer.eval_steps=1000", "trainer.max_epochs=6")
+    given = [word for word in WORDS if word.partition("=")[0] not in {word.partition("=")[0] for word in words}]
+    train(config(*given, *words, "peft=lora", "baseline=false", f"trainer.cuda_graphs={graphs}"))
+    assert (Repetition.count > 3) is (graphs == "true")
+    assert reads.count == 0

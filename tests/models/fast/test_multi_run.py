@@ -241,6 +241,21 @@ def steps_of(run, results, name, count=3, fails_at=None):
     return guarded
 
 
+def test_all_runs_read_their_first_batches_together(runs, monkeypatch):
+    """The first pass says how much room there is; the runs that begin then are not a step behind for ever."""
+    passes, original = [], multi_run.fused_forward
+
+    def forward(inputs):
+        passes.append([given.seed % 10 for given in inputs])
+        return original(inputs)
+
+    monkeypatch.setattr(multi_run, "fused_forward", forward)
+    results = {}
+    RunScheduler(CPU, 4).run_all([steps_of(run, results, name) for name, run in enumerate(runs[:4])])
+    assert passes == [[0] * 2, *([step] * 4 for step in range(3))]
+    assert all(len(steps) == 3 for steps in results.values())
+
+
 def assert_alike(found, expected):
     """Compare the losses and gradients of steps."""
     for one, other in zip(found, expected, strict=True):
