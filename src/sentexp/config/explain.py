@@ -103,7 +103,7 @@ def explain(words: list[str], error: Exception, root: str = "config") -> str:
                     "and quote a value with a space, a bracket, ~ or a letter beyond ASCII twice, as in "
                     "\"data.path='~/my films.csv'\"."
                 )
-            if (sentence := tell_empty(override)) is not None:
+            if (sentence := explain_empty(override)) is not None:
                 return sentence
             for single in _singles(override, text):
                 try:
@@ -114,7 +114,7 @@ def explain(words: list[str], error: Exception, root: str = "config") -> str:
     return _first_line(error)
 
 
-def tell_empty(override: Override) -> str | None:
+def explain_empty(override: Override) -> str | None:
     """Return what is wrong with a sweep without values; None for other overrides."""
     if not override.is_discrete_sweep() or next(override.sweep_string_iterator(), None) is not None:
         return None
@@ -128,7 +128,7 @@ def tell_empty(override: Override) -> str | None:
 
 def require_values(override: Override) -> None:
     """Refuse a sweep without values."""
-    sentence = tell_empty(override)
+    sentence = explain_empty(override)
     if sentence is not None:
         raise UserError(sentence)
 

@@ -69,7 +69,7 @@ def _header(group: str, option: str | None) -> str:
 
 
 def _option_of_file(sha256: str) -> str | None:
-    """Return the option of a model whose file has this digest: a copy of it is it."""
+    """Return the option of a model whose file has this digest, so that a copy of the file counts as its own."""
     for file in sorted((conf_dir() / "model").glob("*.yaml")):
         if OmegaConf.select(OmegaConf.load(file), "package.sha256") == sha256:
             return file.stem
