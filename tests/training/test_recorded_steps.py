@@ -105,7 +105,10 @@ def test_the_learning_rate_of_each_step_is_that_of_the_schedule(config, recordin
     original = recorded_steps.Learner.update
 
     def update(self):
-        seen.append([float(group["lr"]) for group in self.optimizer.param_groups])
+        groups = self.optimizer.param_groups
+        seen.append([float(group["lr"]) for group in groups])
+        # A number would be that of the step at which it was recorded, for ever.
+        assert all(isinstance(group["lr"], torch.Tensor) and group["capturable"] for group in groups) or len(seen) == 1
         original(self)
 
     monkeypatch.setattr(recorded_steps.Learner, "update", update)
@@ -169,9 +172,19 @@ def test_nothing_is_read_from_the_gpu_between_the_losses_that_are_recorded(confi
             reads.__exit__(None, None, None)
         original(self, batch, batch_idx)
 
+    logged, log = {}, ClassifierModule.log
+
+    def note(self, name, value, **options):
+        logged.setdefault(name, []).append(value)
+        log(self, name, value, **options)
+
     monkeypatch.setattr(ClassifierModule, "on_train_batch_start", begin)
+    monkeypatch.setattr(ClassifierModule, "log", note)
     words = ("trainer.log_every_n_steps=100", "trainer.max_steps=10", "trainer.eval_steps=1000", "trainer.max_epochs=6")
     given = [word for word in WORDS if word.partition("=")[0] not in {word.partition("=")[0] for word in words}]
     train(config(*given, *words, "peft=lora", "baseline=false", f"trainer.cuda_graphs={graphs}"))
     assert (Repetition.count > 3) is (graphs == "true")
     assert reads.count == 0
+    values = [value for name, own in logged.items() if name.startswith("train/") for value in own]
+    assert len(values) > 10
+    assert all(isinstance(value, torch.Tensor) for value in values)  # Lightning copies numbers to the GPU, and waits

@@ -15,7 +15,7 @@ from sentexp.models.fast import fused_lora_linear, multi_run
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.batched_lora import AdapterStack, can_be_stacked
 from sentexp.models.fast.fused_forward import ForwardInput, FusedRows, fused_forward
-from sentexp.models.fast.fusion_context import unfused
+from sentexp.models.fast.fusion_context import reading, unfused
 from sentexp.models.fast.multi_run import RunScheduler
 from sentexp.models.fast.padding_free import PaddingFreeModel
 from sentexp.models.fast.run_thread import Interrupted
@@ -214,6 +214,16 @@ def test_what_is_recorded_does_not_depend_on_which_rows_are_the_same(base, monke
     text = rows(0, 0)
     fused_forward([ForwardInput(run.fast_layers, text, None, 5) for run in runs], as_one=True)
     assert tokens == [2 * len(text.ids)] * 3
+
+
+def test_states_that_are_known_are_given_once(runs):
+    run, text = runs[0], rows(0, 0)
+    states = run.fast_layers(text).detach()
+    with reading(states):
+        assert run.hidden(text) is states
+        with pytest.raises(RuntimeError, match="reads its rows more than once"):
+            run.hidden(text)
+    assert run.hidden(text) is not states
 
 
 def test_what_one_run_reads_does_not_enter_another(runs):
