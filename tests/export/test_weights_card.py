@@ -69,6 +69,10 @@ def test_a_card_is_true_and_complete(finished):
         assert part in card, part
     assert card.startswith("---\nlibrary_name: peft\n")
     assert "\n- sentexp\n---\n" not in card, "it would be taken for an export, which may be replaced"
+    low, high = (float(end) for end in re.findall(r"interval of accuracy is (0\.\d+) to (0\.\d+)", card)[0])
+    accuracy, rows = result.metrics["test/accuracy"], sum(map(sum, result.confusion))
+    for end in (low, high):  # Wilson's: where the accuracy is 1.96 standard errors away, at the rate of the end
+        assert abs(accuracy - end) / (end * (1 - end) / rows) ** 0.5 == pytest.approx(1.96, abs=0.01)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
