@@ -63,10 +63,11 @@ def _end_at_once(inputs, logger, run_dir, policy, batches):
     targets = {split: torch.tensor(examples.targets(split)).long() for split in ("validation", "test")}
     logits = {split: torch.randn(len(own), 2, generator=generator) for split, own in targets.items()}
     said = {split: split_metrics(examples.labels, logits[split], targets[split]) for split in targets}
-    sinks, steps = MetricSinks(logger, run_dir), 4
-    sinks.log_metrics({"train/loss": 0.7}, 1)
-    for split, metrics in said.items():
-        sinks.log_metrics({f"{split}/{name}": value for name, value in metrics.items()}, steps)
+    steps = 4
+    with MetricSinks(logger, run_dir) as sinks:
+        sinks.log_metrics({"train/loss": 0.7}, 1)
+        for split, metrics in said.items():
+            sinks.log_metrics({f"{split}/{name}": value for name, value in metrics.items()}, steps)
     save_predictions(inputs, logits["validation"], logits["test"], run_dir.path)
     weights = run_dir.path / "adapter"
     weights.mkdir(exist_ok=True)

@@ -43,15 +43,15 @@ def fit_and_test(
     report.print_parameters(method_name(config.peft), parameters)
     baselines = measure_baselines(inputs, model, batches) if config.baseline else {}
     data, module = build_data(inputs, batches), build_module(inputs, model)
-    checkpoints = Checkpoints(run_dir.path, monitor, config.trainer.save_steps)
     pruning = [] if policy is None else [PruningCallback(policy, monitor, run_dir.path)]
-    loop, sinks = batches.apply_to(config.trainer), MetricSinks(logger, run_dir)
-    trainer = build_trainer(loop, inputs.precision, inputs.device, sinks, checkpoints, *pruning)
-
-    train_seconds = _fit(trainer, module, data, checkpoints, is_untuned=isinstance(config.peft, Untuned))
+    loop = batches.apply_to(config.trainer)
+    with MetricSinks(logger, run_dir) as sinks:
+        checkpoints = Checkpoints(run_dir.path, monitor, config.trainer.save_steps, before_save=sinks.flush)
+        trainer = build_trainer(loop, inputs.precision, inputs.device, sinks, checkpoints, *pruning)
+        train_seconds = _fit(trainer, module, data, checkpoints, is_untuned=isinstance(config.peft, Untuned))
+        metrics = evaluate(trainer, module, data, "test")
     if module.recorded_graphs:
         logger.set_tags({"cuda_graphs": module.recorded_graphs})
-    metrics = evaluate(trainer, module, data, "test")
     summary = summarise_test(inputs, module.validation, module.test)
     summary.metrics |= differences(metrics, baselines)
     save_predictions(inputs, module.validation[0], module.test, run_dir.path)

@@ -1,13 +1,24 @@
 """Where a run is recorded while it lasts: one MLflow run, or nowhere."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sentexp.config import TrackingBackend, TrackingConfig
 from sentexp.distributed import processes
 from sentexp.tracking.store import NOWHERE, Store, store_uri
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Metrics at an optimizer step, and when they were measured."""
+
+    metrics: Mapping[str, float]
+    step: int
+    seconds: float = field(default_factory=time.time)
+    """Since 1970."""
 
 
 class RunLogger:
@@ -25,6 +36,10 @@ class RunLogger:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record metrics at an optimizer step."""
+        self.log_measurements([Measurement(metrics, step)])
+
+    def log_measurements(self, measurements: Sequence[Measurement]) -> None:
+        """Record metrics of several steps at once."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Record facts about the run."""
@@ -85,12 +100,18 @@ class MlflowRunLogger(RunLogger):
         new = [Param(key, str(value)[:500]) for key, value in params.items() if key not in recorded]
         self.store.client.log_batch(self._id, params=new)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Record metrics in one transaction."""
+    def log_measurements(self, measurements: Sequence[Measurement]) -> None:
+        """Record metrics in one transaction, or in several where MLflow takes no more at once."""
         from mlflow.entities import Metric
+        from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
-        now = int(time.time() * 1000)
-        self.store.client.log_batch(self._id, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()])
+        rows = [
+            Metric(name, float(value), int(at.seconds * 1000), at.step)
+            for at in measurements
+            for name, value in at.metrics.items()
+        ]
+        for start in range(0, len(rows), MAX_METRICS_PER_BATCH):
+            self.store.client.log_batch(self._id, metrics=rows[start : start + MAX_METRICS_PER_BATCH])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Record tags in one transaction."""

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,17 @@ class Checkpoints(L.Callback):
         folder: of the run.
         monitor: the metric that selects the best.
         save_steps: optimizer steps between two states to resume from.
+        before_save: called before a state is saved: what comes before it is not done again.
     """  # noqa: D205
 
-    def __init__(self, folder: Path, monitor: str, save_steps: int) -> None:
+    def __init__(
+        self, folder: Path, monitor: str, save_steps: int, before_save: Callable[[], None] = lambda: None
+    ) -> None:
         self.best_file = folder / BEST
         self.last_file = folder / LAST
         self.monitor = monitor
         self.save_steps = save_steps
+        self.before_save = before_save
         self.best: float | None = None
         self.best_step = 0
         self.evaluated_at = -1
@@ -59,7 +64,7 @@ class Checkpoints(L.Callback):
         step = trainer.global_step
         self._between_steps = step > self._step_before
         if self._between_steps and step % self.save_steps == 0 and not _validation_follows(trainer):
-            trainer.save_checkpoint(self.last_file)
+            self._save_state(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the weights if they are the best so far; save the state to resume from."""
@@ -72,7 +77,11 @@ class Checkpoints(L.Callback):
             self.best, self.best_step = score, trainer.global_step
             _save_weights(pl_module, self.best_file)
         if trainer.state.fn == "fit" and self._between_steps:
-            trainer.save_checkpoint(self.last_file)
+            self._save_state(trainer)
+
+    def _save_state(self, trainer: L.Trainer) -> None:
+        self.before_save()
+        trainer.save_checkpoint(self.last_file)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the best checkpoint."""
