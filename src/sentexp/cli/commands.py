@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentexp.config import IA3, Config, Lora, SearchConfig, TrackingBackend
+from sentexp.config import IA3, Config, Lora, PeftMethod, SearchConfig, TrackingBackend
 from sentexp.distributed import launch
 from sentexp.errors import require
 
@@ -135,6 +135,6 @@ def _freeze_imports(config: Config) -> None:
     """Import what the run needs, and let the garbage collector leave it alone."""
     from sentexp.system.garbage import freeze_imports
 
-    adapters = ["peft"] if isinstance(config.peft, Lora | IA3) else []
+    adapters = ["peft"] if isinstance(config.peft, Lora | IA3 | PeftMethod) else []
     tracking = ["mlflow"] if config.tracking.backend is TrackingBackend.mlflow else []
     freeze_imports("sentexp.run.train", *adapters, *tracking)

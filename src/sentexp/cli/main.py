@@ -108,11 +108,15 @@ def _take_text() -> str | None:
 def _as_text(word: str, several: bool = False) -> str:
     r"""Quote what hydra reads as a grammar: of runs ids, names and filters (76e50123 is a number), and templates.
 
+    Keys of `peft.config` may be new.
+
     Args:
         word: of the command line.
         several: whether values between commas are those of a sweep.
     """
     key, _, value = word.partition("=")
+    if key.startswith("peft.config."):
+        return f"++{word}"  # keys of PEFT's own, which no file holds
     if key in TEMPLATES and "{" in value and value[0] not in "'\"[":
         return f"{key}={_quoted(value)}"
     if key not in NAMING_RUNS or not value or value[0] in "'\"" or re.fullmatch(r"\w+\(.*\)", value):

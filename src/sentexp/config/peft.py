@@ -1,7 +1,7 @@
 """`conf/peft/`: what is trained, and how the frozen backbone is stored."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
@@ -61,6 +61,19 @@ class FullFineTuning(PeftConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class BiasOnly(PeftConfig):
+    """`peft=bitfit`: the bias vectors of the backbone are trained (Ben Zaken et al. 2022)."""
+
+    def __post_init__(self) -> None:
+        """The backbone is saved whole, as it is."""
+        require(
+            self.quantization is Quantization.none,
+            f"peft=bitfit saves the whole model, and peft.quantization={self.quantization.name} packs it: use "
+            "peft.quantization=none, or peft=qlora.",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
 class Lora(PeftConfig):
     """`peft=lora|qlora|dora`: low-rank adapters (Hu et al. 2021, Dettmers et al. 2023, Liu et al. 2024).
 
@@ -111,19 +124,50 @@ class IA3(PeftConfig):
                 self.feedforward_modules = _target_modules("peft.feedforward_modules", self.feedforward_modules)
 
 
+@dataclass(kw_only=True, slots=True)
+class PeftMethod(PeftConfig):
+    """Any other method of PEFT.
+
+    `type` is PEFT's name of it, as in `peft.PeftType`. A file in `conf/peft/` adds keys of PEFT's own configuration
+    class, by their names there: see `sentexp.config.peft_methods`.
+    """
+
+    type: str
+
+    def __post_init__(self) -> None:
+        """Check targets, where the method has any."""
+        targets = getattr(self, "target_modules", None)
+        if targets is not None:
+            setattr(self, "target_modules", _target_modules("peft.target_modules", targets))  # noqa: B010
+
+    def own_keys(self) -> dict[str, Any]:
+        """Return the values of PEFT's own keys, without the targets, by their names."""
+        shared = {item.name for item in fields(PeftMethod)} | {"target_modules"}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in shared}
+
+
+@dataclass(kw_only=True, slots=True)
+class OtherMethod(PeftMethod):
+    """`peft=other`: a method of PEFT that has no file in `conf/peft/`."""
+
+    target_modules: Any
+    config: dict[str, Any]
+
+    def own_keys(self) -> dict[str, Any]:
+        """Return the keys that are given; the others have PEFT's defaults."""
+        return dict(self.config)
+
+
 def method_name(peft: PeftConfig) -> str:
-    """Return the usual name of a way of training: none, head, full, lora, qlora, dora, qdora or ia3."""
+    """Return the usual name of a way of training, such as lora, qlora, dora, vera or head."""
+    four_bit = "q" if peft.quantization in (Quantization.nf4, Quantization.fp4) else ""
     match peft:
         case Lora():
-            four_bit = peft.quantization in (Quantization.nf4, Quantization.fp4)
-            return ("q" if four_bit else "") + ("dora" if peft.use_dora else "lora")
-        case IA3():
-            return "ia3"
-        case FullFineTuning():
-            return "full"
-        case HeadOnly():
-            return "head"
-    return "none"
+            return four_bit + ("dora" if peft.use_dora else "lora")
+        case PeftMethod():
+            return four_bit + peft.type.lower()
+    names = {IA3: "ia3", FullFineTuning: "full", BiasOnly: "bitfit", HeadOnly: "head"}
+    return names.get(type(peft), "none")
 
 
 def _target_modules(key: str, value: object) -> str | list[str]:

@@ -23,7 +23,8 @@ from sentexp.config.conf_files import conf_dir, values_in
 from sentexp.config.data import Multilingual, PhraseBank, RatedTexts, TableData
 from sentexp.config.model import ModelConfig
 from sentexp.config.optim import OptimConfig
-from sentexp.config.peft import IA3, FullFineTuning, HeadOnly, Lora, Untuned
+from sentexp.config.peft import IA3, BiasOnly, FullFineTuning, HeadOnly, Lora, Untuned
+from sentexp.config.peft_methods import METHODS
 from sentexp.config.run import Config
 from sentexp.config.sweep import SearchConfig
 from sentexp.config.task import CausalLM, SequenceClassification
@@ -45,7 +46,15 @@ ROOTS: dict[str, type] = {
 """The files that a command begins with."""
 
 KINDS: dict[str, dict[str, type]] = {
-    "peft": {"none": Untuned, "head": HeadOnly, "full": FullFineTuning, "lora": Lora, "ia3": IA3},
+    "peft": {
+        "none": Untuned,
+        "head": HeadOnly,
+        "full": FullFineTuning,
+        "bitfit": BiasOnly,
+        "lora": Lora,
+        "ia3": IA3,
+        **METHODS,
+    },
     "data": {"table": TableData, "phrasebank": PhraseBank, "multilingual": Multilingual, "rated": RatedTexts},
     "task": {"seq_cls": SequenceClassification, "causal_lm": CausalLM},
 }

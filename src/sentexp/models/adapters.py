@@ -2,14 +2,15 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from sentexp.config import IA3, Bias, FullFineTuning, HeadOnly, Lora, PeftConfig, Untuned
+from sentexp.config import IA3, Bias, BiasOnly, FullFineTuning, HeadOnly, Lora, PeftConfig, PeftMethod, Untuned
 from sentexp.distributed.sharding import cut_like, gathered
 from sentexp.errors import UserError, require
 from sentexp.models.encoders import encoder_of
@@ -18,8 +19,13 @@ from sentexp.models.structure import find_head, head_of, head_paths
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+HARMLESS = (
+    "`is_gradient_checkpointing` is deprecated",  # peft 0.21 asks transformers 5.23 by an old name
+    "(Failed to load the CUDA extension|Setting boft_n_butterfly_factor)",  # of BOFT, which has the same in PyTorch
+    "Detected that the base layer has no bias",  # of BEFT, which then cannot be merged: an export says so
+    "Unsupported layer type .*Norm",  # of LN tuning, which counts on no norms but torch's
+)
 KINDS = ("embeddings", "linear layers", "norms and biases", "adapter", "head")
-ADAPTER_PARTS = ("lora_", "ia3_")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,6 +64,7 @@ def attach(model: "PreTrainedModel", peft: PeftConfig) -> tuple[nn.Module, Param
     own_head = find_head(model)
     head = 0 if own_head is None else sum(parameter.numel() for parameter in own_head.parameters())
     model.requires_grad_(False)
+    own = {id(parameter) for parameter in model.parameters()}
     trained: nn.Module = model
     targets: list[str] = []
     match peft:
@@ -69,6 +76,12 @@ def attach(model: "PreTrainedModel", peft: PeftConfig) -> tuple[nn.Module, Param
         case FullFineTuning():
             model.requires_grad_(True)
             expected = sum(parameter.numel() for parameter in model.parameters())
+        case BiasOnly():
+            expected = head + _train_biases(model)
+        case PeftMethod():
+            trained, targets = _wrap(model, _method_config(model, peft))
+            expected = trained.get_nb_trainable_parameters()[0]  # type: ignore[operator]
+            require(expected > head, f"peft.type={peft.type} found nothing to train in this model.")
         case Lora() | IA3():
             shapes = {path: _shape(module) for path, module in model.named_modules()}
             biases = {
@@ -80,7 +93,7 @@ def attach(model: "PreTrainedModel", peft: PeftConfig) -> tuple[nn.Module, Param
             expected = head + _implied(peft, targets, shapes, biases, trained)
         case _:
             raise TypeError(f"unknown kind of peft: {type(peft).__name__}")
-    audit = _audit(trained, targets)
+    audit = _audit(trained, targets, own)
     if audit.trainable_total != expected:
         raise RuntimeError(
             f"{audit.trainable_total:,} parameters would be trained, but the shapes of the {len(targets)} target "
@@ -140,6 +153,46 @@ def _peft_config(model: "PreTrainedModel", peft: Lora | IA3) -> Any:
     )
 
 
+def _method_config(model: "PreTrainedModel", peft: PeftMethod) -> Any:
+    from peft import TaskType
+
+    from sentexp.models.peft_methods import method_config
+
+    heads = list(head_paths(model))
+    shared: dict[str, Any] = {"task_type": TaskType.SEQ_CLS if heads else TaskType.CAUSAL_LM}
+    shared |= {"modules_to_save": heads or None}
+    shapes = {path: shape for path, module in model.named_modules() if (shape := _shape(module))}
+    targets = getattr(peft, "target_modules", None)
+    if targets is not None and peft.type != "LN_TUNING":
+        names = _names(model, "peft.target_modules", targets)
+        adapted = [path for path in shapes if not _is_in(path, heads) and any(_has_name(path, name) for name in names)]
+        targets = adapted if _of_head(model, names) else names  # not all methods have exclude_modules
+        shapes = {path: shapes[path] for path in adapted}
+    if targets is not None:
+        shared["target_modules"] = targets
+    if any(type(module).__name__ == "Conv1D" for module in model.modules()):
+        shared["fan_in_fan_out"] = True
+    sizes = [size for shape in shapes.values() for size in shape]
+    return method_config(peft, sizes, **shared)
+
+
+def _train_biases(model: "PreTrainedModel") -> int:
+    """Let the biases of the backbone and the whole head train, and return how many numbers the biases are."""
+    heads = head_paths(model)
+    biases = [
+        parameter for path, parameter in model.named_parameters() if path.endswith("bias") and not _is_in(path, heads)
+    ]
+    require(
+        bool(biases),
+        f"peft=bitfit trains biases, and {model.config.model_type} has none: use an encoder, GPT-2, or peft=ln_tuning.",
+    )
+    for parameter in biases:
+        parameter.requires_grad_(True)
+    if (head := find_head(model)) is not None:
+        head.requires_grad_(True)
+    return sum(parameter.numel() for parameter in biases)
+
+
 def _names(model: "PreTrainedModel", key: str, targets: str | list[str]) -> list[str]:
     """Return targets as names or paths for PEFT, once each is known to match a linear layer of the backbone."""
     output = model.get_output_embeddings()
@@ -168,6 +221,15 @@ def _of_head(model: "PreTrainedModel", targets: list[str]) -> list[str] | None:
     return [path for path in layers if any(_has_name(path, name) for name in targets)] or None
 
 
+@contextmanager
+def without_harmless_warnings() -> Iterator[None]:
+    """Do not show what PEFT warns of where nobody needs to act."""
+    with warnings.catch_warnings():
+        for message in HARMLESS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
 def _wrap(model: "PreTrainedModel", config: Any) -> tuple[nn.Module, list[str]]:
     from peft import get_peft_model
     from peft.utils.error import NoMatchingPeftModuleError
@@ -176,11 +238,12 @@ def _wrap(model: "PreTrainedModel", config: Any) -> tuple[nn.Module, list[str]]:
     for layer in getattr(config, "layers_to_transform", None) or []:
         require(layer <= last, f"peft.layers_to_transform holds {layer}, but the layers are numbered 0 to {last}.")
     try:
-        with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by an old name
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        with without_harmless_warnings():
             wrapped = get_peft_model(model, config)
     except (NoMatchingPeftModuleError, ValueError) as error:
-        raise UserError(f"peft.target_modules do not fit this model: {error}") from error
+        kind = config.peft_type.value
+        key = "peft.target_modules do" if kind in ("LORA", "IA3") else f"peft.type={kind} does"
+        raise UserError(f"{key} not fit this model: {error}") from error
     return wrapped, sorted(wrapped.base_model.targeted_module_names)
 
 
@@ -226,7 +289,8 @@ def _is_in(path: str, modules: Sequence[str]) -> bool:
     return any(path == module or path.startswith(f"{module}.") for module in modules)
 
 
-def _audit(model: nn.Module, targets: list[str]) -> ParameterAudit:
+def _audit(model: nn.Module, targets: list[str], own: set[int]) -> ParameterAudit:
+    """Count parameters by kind; what is not the model's own is an adapter's."""
     trainable, frozen, head = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), head_paths(model)
     tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
     embeddings = {id(parameter) for table in tables for parameter in table.parameters(recurse=False)}
@@ -235,15 +299,13 @@ def _audit(model: nn.Module, targets: list[str]) -> ParameterAudit:
             continue  # PEFT's copy of the head before training: not part of the model's answer
         counts = trainable if parameter.requires_grad else frozen
         in_head = _is_in(path.removeprefix("base_model.model."), head)
-        counts["head" if in_head else _kind(path, parameter, embeddings)] += _numel(parameter)
+        kind = "adapter" if id(parameter) not in own else _kind(path, parameter, embeddings)
+        counts["head" if in_head else kind] += _numel(parameter)
     return ParameterAudit(trainable=trainable, frozen=frozen, targets=targets)
 
 
 def _kind(path: str, parameter: nn.Parameter, embeddings: set[int]) -> str:
-    parts = path.split(".")
-    if any(part.startswith(ADAPTER_PARTS) for part in parts):
-        return "adapter"
-    if id(parameter) in embeddings or any(part in ("lm_head", "embed_out") for part in parts):
+    if id(parameter) in embeddings or any(part in ("lm_head", "embed_out") for part in path.split(".")):
         return "embeddings"
     return "linear layers" if parameter.ndim > 1 else "norms and biases"
 

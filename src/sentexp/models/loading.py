@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from sentexp.config import Attention, Bias, FullFineTuning, Lora, PeftConfig, Precision, Quantization
+from sentexp.config import (
+    Attention,
+    Bias,
+    BiasOnly,
+    FullFineTuning,
+    OtherMethod,
+    PeftConfig,
+    Precision,
+    Quantization,
+)
 from sentexp.errors import UserError, require
 from sentexp.models.architecture import is_classifier, read_config
 from sentexp.models.dequantize import unpack
@@ -158,8 +167,9 @@ def is_reusable(peft: PeftConfig) -> bool:
 
     Not if they change them; nor in int8, whose layers move what they need out of the weights when they are first used.
     """
-    trains_biases = isinstance(peft, Lora) and peft.bias is not Bias.none
-    return not (isinstance(peft, FullFineTuning) or trains_biases or peft.quantization is Quantization.int8)
+    if isinstance(peft, FullFineTuning | BiasOnly | OtherMethod) or peft.quantization is Quantization.int8:
+        return False
+    return getattr(peft, "bias", Bias.none) in (Bias.none, Bias.none.name)
 
 
 def clone_sharing_weights(model: "PreTrainedModel") -> "PreTrainedModel":

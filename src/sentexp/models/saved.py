@@ -24,6 +24,7 @@ from sentexp.config import (
 )
 from sentexp.data.prompts import Prompt
 from sentexp.errors import UserError, require
+from sentexp.models.adapters import without_harmless_warnings
 from sentexp.models.architecture import holds, read_config
 from sentexp.models.dequantize import unpack
 from sentexp.models.loading import Loading, load_classifier, load_language_model, load_tokenizer
@@ -244,8 +245,7 @@ def _with_adapter(model: "PreTrainedModel | nn.Module", folder: Path) -> nn.Modu
         (folder / "adapter_model.safetensors").is_file(),
         f"{folder} holds no adapter_model.safetensors: copy the whole folder of the run.",
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # see attach
+    with without_harmless_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             return PeftModel.from_pretrained(model, folder, use_safetensors=True)  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 from torch import nn
 
-from sentexp.config import FullFineTuning, HeadOnly, PeftConfig, Untuned
+from sentexp.config import BiasOnly, FullFineTuning, HeadOnly, PeftConfig, PeftMethod, Untuned
 from sentexp.distributed import processes
 from sentexp.distributed.sharding import gathered, gathered_state
 from sentexp.models.adapters import trainable_state
@@ -41,10 +41,11 @@ def save_trained(
         parent: the run's folder.
     """
     head = head_modules(model)
-    kinds = {Untuned: "head" if head else "prompt", HeadOnly: "head", FullFineTuning: "model"}
+    kinds = {Untuned: "head" if head else "prompt", HeadOnly: "head", FullFineTuning: "model", BiasOnly: "model"}
     name = kinds.get(type(peft), "adapter")
     folder = parent / name
-    state: Any = gathered_state(model) if name == "model" else trainable_state(model)
+    saves_itself = name == "model" or isinstance(peft, PeftMethod)  # with what an adapter has beside what trains
+    state: Any = gathered_state(model) if saves_itself else trainable_state(model)
     if name == "head":
         parts = (
             (f"{path}.{key}", value) for path, module in head.items() for key, value in module.state_dict().items()
@@ -74,6 +75,8 @@ def _write(
     if folder.name == "adapter":
         config: Any = model.peft_config["default"]  # type: ignore[index]
         config.base_model_name_or_path = base
+        if config.peft_type == "ADALORA":
+            config.rank_pattern = None  # of the last step: the weights may be those of another
         model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)  # type: ignore[operator]
     tokenizer.save_pretrained(folder)
     (folder / "sentexp.json").write_text(json.dumps(facts | {"base_model": base}, indent=2) + "\n")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sentexp.config import CausalLM, FullFineTuning, Precision, PriorCorrection, Quantization, Untuned
+from sentexp.config import BiasOnly, CausalLM, FullFineTuning, Precision, PriorCorrection, Quantization, Untuned
 from sentexp.data.text_hash import split_digest
 from sentexp.run.inputs import RunInputs
 from sentexp.tracking.identity import digest_of
@@ -43,7 +43,9 @@ def _untuned_parts(base: RunInputs) -> list[Any]:
 def _model_parts(inputs: RunInputs) -> list[Any]:
     """Return what the features of the frozen backbone depend on."""
     config = inputs.config
-    stored: list[Any] = [Precision.fp32.name if isinstance(config.peft, FullFineTuning) else inputs.precision.name]
+    stored: list[Any] = [
+        Precision.fp32.name if isinstance(config.peft, FullFineTuning | BiasOnly) else inputs.precision.name
+    ]
     if config.peft.quantization is not Quantization.none:
         stored += [config.peft.quantization.name, config.peft.double_quant, config.peft.compute_dtype.name]
     prompt, limit = inputs.prompt.to_dict(), inputs.tokens["test"].limit

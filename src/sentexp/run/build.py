@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from sentexp.config import (
+    BiasOnly,
     CausalLM,
     FullFineTuning,
     HeadInit,
@@ -78,7 +79,7 @@ def build_model(inputs: RunInputs, batches: BatchPlan | None = None) -> tuple[nn
         attention=config.model.attn_implementation,
         precision=inputs.precision,
         device=inputs.device,
-        trains_backbone=isinstance(config.peft, FullFineTuning),
+        trains_backbone=isinstance(config.peft, FullFineTuning | BiasOnly),
         keeps_dequantized=keeps_dequantized(inputs) if batches is None else batches.keeps_dequantized,
     )
     model = _load(inputs, load)

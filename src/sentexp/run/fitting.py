@@ -21,6 +21,7 @@ from sentexp.run.summary import TestSummary, best_metrics, differences, summaris
 from sentexp.system.memory import peak_memory_gib
 from sentexp.tracking.run_dir import RunDir
 from sentexp.tracking.run_logger import RunLogger
+from sentexp.training.adalora import rank_allocation
 from sentexp.training.batch_plan import BatchPlan
 from sentexp.training.checkpoint import Checkpoints
 from sentexp.training.module import ClassifierModule
@@ -47,7 +48,8 @@ def fit_and_test(
     loop = batches.apply_to(config.trainer)
     with MetricSinks(logger, run_dir) as sinks:
         checkpoints = Checkpoints(run_dir.path, monitor, config.trainer.save_steps, before_save=sinks.flush)
-        trainer = build_trainer(loop, inputs.precision, inputs.device, sinks, checkpoints, *pruning)
+        callbacks = [*rank_allocation(model, config.peft), checkpoints, *pruning]
+        trainer = build_trainer(loop, inputs.precision, inputs.device, sinks, *callbacks)
         train_seconds = _fit(trainer, module, data, checkpoints, is_untuned=isinstance(config.peft, Untuned))
         metrics = evaluate(trainer, module, data, "test")
     if module.recorded_graphs:

@@ -94,6 +94,7 @@ class ClassifierModule(L.LightningModule):
         self._beginning = PrefixCache()
         self.cuda_graphs = cuda_graphs
         self.recorded_graphs = ""
+        self.penalty: Callable[[], Tensor] | None = None
         self.training_graphs: TrainingGraphs | None = None
         self.scoring_graphs = ScoringGraphs(classifier) if cuda_graphs else None
         self._replay: Callable[[], Tensor] | None = None
@@ -139,7 +140,10 @@ class ClassifierModule(L.LightningModule):
     def _loss(self, batch: Batch) -> Tensor:
         losses = self.classifier.losses(batch.texts, batch.labels)
         weighed = weigh(losses, batch.labels, self.class_weights, self.focal_gamma) * batch.counts
-        return weighed.sum() / batch.step_rows
+        loss = weighed.sum() / batch.step_rows
+        if self.penalty is not None:
+            loss = loss + self.penalty() * batch.counts.sum() / batch.step_rows  # once a step, however it is cut
+        return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Find the gradients, also of what was read together with other runs.

@@ -37,6 +37,7 @@ EXPECTED_WARNINGS = (
     ".*module\\(s\\) in eval mode at the start of training.*",  # on_train_start puts them in training mode (law 2)
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning 2.6 with torch 2.13
     ".*The number of training batches .* is smaller than the logging interval.*",
+    ".*Sparse invariant checks.*",  # SHiRA's changes of the weights are sparse
 )
 
 

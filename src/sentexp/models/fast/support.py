@@ -26,7 +26,7 @@ def supports(backbone: Any, longest: int) -> bool:
     window = getattr(config, "sliding_window", None)
     if not layers or getattr(config, "attention_dropout", None) or (window is not None and longest > window):
         return False
-    if any(type(layer).__name__ not in LAYERS for layer in layers):
+    if hasattr(backbone.norm, "base_layer") or any(type(layer).__name__ not in LAYERS for layer in layers):
         return False
     return all(_is_supported_layer(layer, backbone.norm.weight.dtype) for layer in layers)
 
@@ -35,7 +35,9 @@ def _is_supported_layer(layer: Any, dtype: torch.dtype) -> bool:
     """Tell whether a layer's weights are frozen, plain or in 4 bits, with LoRA or DoRA adapters at most."""
     norms = [layer.input_layernorm, layer.post_attention_layernorm]
     norms += [getattr(layer.self_attn, name) for name in ("q_norm", "k_norm") if hasattr(layer.self_attn, name)]
-    if any(norm.weight.requires_grad for norm in norms) or layer.mlp.config.hidden_act != "silu":
+    if any(norm.weight.requires_grad or hasattr(norm, "base_layer") for norm in norms):
+        return False
+    if layer.mlp.config.hidden_act != "silu":
         return False
     for part, names in LINEAR.items():
         modules = [getattr(getattr(layer, part), name) for name in names]
@@ -62,7 +64,7 @@ def _is_supported_linear(module: Any, dtype: torch.dtype) -> bool:
 
 def _is_supported_adapter(module: Any) -> bool:
     return (
-        hasattr(module, "lora_A")
+        isinstance(getattr(module, "lora_A", None), nn.ModuleDict)  # AdaLoRA has parameters there
         and list(module.lora_A) == [ADAPTER]
         and not module.merged
         and {type(variant).__name__ for variant in module.lora_variant.values()} <= {"DoraLinearVariant"}

@@ -1,0 +1,46 @@
+"""The methods of PEFT that need no code of their own: a class for each file in `conf/peft/` that names a `type`.
+
+The fields are the keys of the file, which are those of PEFT's configuration class. PEFT itself is not imported here: it
+brings torch, and a wrong key is to be refused before that.
+"""
+
+from dataclasses import make_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sentexp.config.conf_files import conf_dir
+from sentexp.config.peft import OtherMethod, PeftMethod
+
+LOADER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""A safe loader, and the quick one where PyYAML has it."""
+CLOSED = (bool, int, float)
+"""Types that a value keeps; a key whose value is a name, a list or null takes others as well."""
+
+
+def _schema(file: Path, values: dict[str, Any]) -> type[PeftMethod]:
+    """Return the class of a file: its keys beside those that every method has."""
+    shared = {"defaults", *PeftMethod.__dataclass_fields__}
+    keys = [(key, type(value) if type(value) in CLOSED else Any) for key, value in values.items() if key not in shared]
+    name = file.stem.title().replace("_", "")
+    schema = make_dataclass(name, keys, bases=(PeftMethod,), kw_only=True, slots=True)
+    schema.__doc__ = file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    schema.__module__ = __name__
+    globals()[name] = schema  # where pickle looks for it
+    return schema
+
+
+def _read(file: Path) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.load(file.read_bytes(), LOADER)  # noqa: S506 (both loaders are safe)
+    return values
+
+
+def _schemas() -> dict[str, type[PeftMethod]]:
+    files = {file: _read(file) for file in sorted((conf_dir() / "peft").glob("*.yaml"))}
+    methods = {file.stem: _schema(file, values) for file, values in files.items() if values.get("type", "???") != "???"}
+    return methods | {"other": OtherMethod}
+
+
+METHODS = _schemas()
+"""The class of each option of `peft` that is a `PeftMethod`."""

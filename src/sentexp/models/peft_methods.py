@@ -1,0 +1,118 @@
+"""Methods of PEFT by its own configuration classes (`peft=vera`, `peft=other`): which keys and models each can take."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import peft as library
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as CONFIGS
+
+from sentexp.config import OtherMethod, PeftMethod, Quantization
+from sentexp.errors import UserError, require
+
+OURS = ("peft_type", "task_type", "inference_mode", "fan_in_fan_out", "modules_to_save", "target_modules", "total_step")
+"""Keys of PEFT that are set here, or by keys of their own."""
+
+OVER_PACKED_WEIGHTS = (
+    "ADALORA", "BEFT", "BOFT", "C3A", "FOURIERFT", "GRALORA", "IA3", "LILY", "LN_TUNING", "LORA", "MISS", "OFT",
+    "PVERA", "RANDLORA", "ROAD", "UNILORA", "VBLORA", "VERA", "WAVEFT",
+)  # fmt: skip
+"""Methods whose numbers over weights in 4 bits are those over the same weights unpacked, as the tests compare."""
+
+NOT_MERGEABLE = ("BEFT", "LILY")
+"""Methods that PEFT cannot merge into the backbone."""
+
+UNSUPPORTED = {
+    "ADAPTION_PROMPT": "it replaces the attention of a few architectures",
+    "CARTRIDGE": "it holds a text instead of learning a task",
+    "CPT": "its prompt is made of examples that PEFT encodes",
+    "MULTITASK_PROMPT_TUNING": "it needs the number of a task with each row",
+    "POLY": "it needs the number of a task with each row",
+    "PREFIX_TUNING": "its virtual tokens need another form of rows",
+    "PROMPT_TUNING": "its virtual tokens need another form of rows",
+    "P_TUNING": "its virtual tokens need another form of rows",
+    "SHADOW": "it runs a second model beside the backbone",
+    "TRAINABLE_TOKENS": "it trains embeddings of new tokens",
+    "XLORA": "it mixes adapters that are trained already",
+}
+"""Types of PEFT that are no adapters of a single classification task, and why."""
+
+UNTIL_TRAINING = 1 << 30
+"""Optimizer steps that AdaLoRA is told before they are known: see `sentexp.training.adalora`."""
+
+LARGEST = {"C3A": ("block_size", 256), "VBLORA": ("vector_length", 256)}
+"""Keys whose `auto` is the largest number, up to a limit, that divides the sizes of all targets."""
+
+
+def config_class(peft: PeftMethod) -> type[library.PeftConfig]:
+    """Return PEFT's configuration class of a method.
+
+    Raises:
+        UserError: PEFT has no such method, or it is none that this task can use.
+    """
+    names = {kind.value: found for kind, found in CONFIGS.items()}
+    usable = sorted(set(names) - set(UNSUPPORTED))
+    require(
+        peft.type not in UNSUPPORTED,
+        f"peft.type={peft.type} cannot be used: {UNSUPPORTED.get(peft.type)}. Use one of {', '.join(usable)}.",
+    )
+    near = difflib.get_close_matches(peft.type.upper(), usable, 1)
+    proposal = f" Did you mean {near[0]}?" if near else f" It has {', '.join(usable)}."
+    require(peft.type in names, f"peft.type={peft.type} is no method of peft {library.__version__}.{proposal}")
+    kind: type[library.PeftConfig] = names[peft.type]
+    return kind
+
+
+def method_config(peft: PeftMethod, sizes: Sequence[int], **shared: Any) -> library.PeftConfig:
+    """Return PEFT's configuration of a method.
+
+    Args:
+        peft: the method and its keys.
+        sizes: inputs and outputs of every target.
+        shared: keys that sentexp sets; what the method does not have is left out.
+
+    Raises:
+        UserError: an unknown key, or a value that PEFT refuses.
+    """
+    kind = config_class(peft)
+    known = {item.name for item in dataclasses.fields(kind)}
+    keys = peft.own_keys()
+    shared["total_step"] = UNTIL_TRAINING
+    _check_keys(peft, keys, sorted(known - set(OURS)))
+    _check_storage(peft)
+    name, most = LARGEST.get(peft.type, ("", 0))
+    if keys.get(name) == "auto":
+        keys[name] = largest_divisor(math.gcd(*sizes), most)
+    try:
+        return kind(**keys, **{key: value for key, value in shared.items() if key in known})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"PEFT refuses the keys of peft.type={peft.type}: {_first_line(error)}") from None
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """Return the largest divisor of a number that is not above a limit."""
+    return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)
+
+
+def _check_keys(peft: PeftMethod, keys: dict[str, Any], known: list[str]) -> None:
+    prefix = "peft.config." if isinstance(peft, OtherMethod) else "peft."
+    for key in keys:
+        ours = f"{prefix}{key} is set by sentexp: leave it out." if key in OURS else ""
+        near = difflib.get_close_matches(key, known, 2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"its keys are {', '.join(known)}."
+        require(key in known, ours or f"{prefix}{key} is no key of PEFT's {config_class(peft).__name__}: {hint}")
+
+
+def _check_storage(peft: PeftMethod) -> None:
+    is_packed = peft.quantization is not Quantization.none
+    require(
+        not is_packed or (peft.quantization is not Quantization.int8 and peft.type in OVER_PACKED_WEIGHTS),
+        f"peft.quantization={peft.quantization.name} does not go with {peft.type}: use peft.quantization=none; over "
+        f"nf4 and fp4 train {', '.join(OVER_PACKED_WEIGHTS)}.",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,240 @@
+"""Methods of PEFT beside LoRA and IA3: presets, and for each method its numbers against those of PEFT itself."""
+
+import dataclasses
+import json
+
+import lightning as L  # noqa: N812
+import pytest
+import torch
+from peft import PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from rounding import drift, rounding
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from sentexp.config import PeftMethod, load_config
+from sentexp.config.peft_methods import METHODS
+from sentexp.errors import UserError
+from sentexp.models import peft_methods
+from sentexp.models.adapters import HARMLESS
+from sentexp.models.dequantize import unpack
+from sentexp.models.merge import merge
+from sentexp.models.saved import find_base, read_trained
+from sentexp.run.build import build_model
+from sentexp.run.inputs import prepare_inputs, resolve_inputs
+from sentexp.run.resolve import resolve_config
+from sentexp.run.train import train as train_config
+from sentexp.tracking.predictions import file_name, read_predictions
+from sentexp.training.module import ClassifierModule
+
+CLASSES = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+PRESETS = sorted(set(METHODS) - {"other"})
+SMALL = {
+    "c3a": ["peft.init_weights=true"],
+    "fourierft": ["peft.n_frequency=50"],
+    "gralora": ["peft.r=4"],
+    "hira": ["peft.r=4"],
+    "miss": ["peft.r=4"],
+    "oft": ["peft.oft_block_size=8"],
+    "randlora": ["peft.r=4", "peft.randlora_alpha=16"],
+    "road": ["peft.group_size=8"],
+    "shira": ["peft.r=2"],
+    "vblora": ["peft.num_vectors=8"],
+    "vera": ["peft.r=8"],
+    "waveft": ["peft.n_frequency=50"],
+}
+"""Keys that fit the tiny model."""
+OTHERS = ["peft.type=BEFT"], ["peft.type=DEFT"], ["peft.type=PSOFT", "peft.config.r=8"], ["peft.type=LILY"]
+WORDS = {name: [f"peft={name}", *SMALL.get(name, [])] for name in PRESETS}
+WORDS |= {words[0].partition("=")[2].lower(): ["peft=other", *words] for words in OTHERS} | {"bitfit": ["peft=bitfit"]}
+ALWAYS = ("adalora", "vera", "ln_tuning")
+"""Methods that are always tried: others are slow tests."""
+EPS = 1e-2
+STEPS = 5
+ONE_BATCH = ["trainer.batch_size=32", f"trainer.max_epochs={STEPS}", "optim.schedule=constant", "optim.warmup_steps=0"]
+PLAIN = [*ONE_BATCH, "optim.lr=1e-2", f"optim.eps={EPS}", "trainer.gradient_clip_val=null", "baseline=false"]
+
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{message}") for message in (*HARMLESS, "Sparse invariant checks")]
+some = [pytest.param(name, marks=[] if name in ALWAYS else [pytest.mark.slow]) for name in WORDS if name != "bitfit"]
+methods = pytest.mark.parametrize("name", some)
+
+
+def plus(words):
+    """Return overrides as the command line hands them to hydra."""
+    return [f"++{word}" if word.startswith("peft.config.") else word for word in words]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_has_keys_and_defaults_of_peft(name):
+    config = load_config(f"peft={name}").peft
+    assert isinstance(config, PeftMethod)
+    fields = {item.name: item for item in dataclasses.fields(CLASSES[config.type])}
+    for key, value in config.own_keys().items():
+        default = getattr(fields[key].default, "value", fields[key].default)
+        if value == "auto":
+            assert peft_methods.LARGEST[config.type] == (key, default)
+        else:
+            assert value == default, key
+
+
+def test_there_is_a_preset_or_a_reason_for_every_preset_name():
+    assert len(PRESETS) == 19
+    assert set(peft_methods.UNSUPPORTED) <= set(CLASSES)
+    assert {*peft_methods.OVER_PACKED_WEIGHTS, *peft_methods.NOT_MERGEABLE} <= set(CLASSES)
+
+
+def built(config, *words):
+    """Return the inputs of a run and its model before any step."""
+    inputs = prepare_inputs(resolve_inputs(resolve_config(config(*plus(words)))))
+    L.seed_everything(inputs.config.seed, verbose=False)
+    return inputs, *build_model(inputs)
+
+
+def padded(inputs, split):
+    """Return the rows of a split as plain transformers reads them, and their labels."""
+    texts = inputs.examples.split(split)["text"].to_pylist()
+    rows = inputs.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    return rows, torch.tensor(inputs.examples.targets(split)).long()
+
+
+@methods
+def test_its_losses_are_those_of_a_plain_loop(name, config):
+    words = [*WORDS[name], *PLAIN]
+    inputs, model, audit = built(config, *words)
+    assert audit.trainable_total == model.get_nb_trainable_parameters()[0]
+    assert audit.trainable["adapter"] > 0
+    rows, labels = padded(inputs, "train")
+    optimizer = torch.optim.AdamW(
+        [value for value in model.parameters() if value.requires_grad], 1e-2, eps=EPS, weight_decay=0.0
+    )
+    model.train()
+    if hasattr(model.base_model, "update_and_allocate"):
+        model.peft_config["default"].total_step = STEPS
+    expected = []
+    for step in range(STEPS):
+        loss = model(**rows, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        if hasattr(model.base_model, "update_and_allocate"):
+            model.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+        expected.append(loss.item())
+    result = train_config(config(*plus(words), "optim.weight_decay=0"))
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    found = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert found == pytest.approx(expected, abs=rounding(max(expected)) + drift(1e-2, STEPS, EPS, gradient=0.3))
+    assert abs(expected[0] - expected[-1]) > 10 * rounding(1.0), "nothing was learnt that could differ"
+
+
+class Killed(BaseException):
+    """What stands for a kill."""
+
+
+def probabilities(model, inputs, split="test"):
+    rows, _ = padded(inputs, split)
+    with torch.no_grad():
+        return model.eval()(**rows).logits.softmax(-1)
+
+
+def said(result):
+    """Return the run's own probabilities of its test rows, shape (rows, classes)."""
+    return torch.tensor(read_predictions(result.folder / file_name("test")).probabilities)
+
+
+@methods
+def test_plain_peft_reads_what_was_saved(name, config):
+    inputs, _, _ = built(config, *WORDS[name], *PLAIN)
+    result = train_config(config(*plus([*WORDS[name], *PLAIN])))
+    base = AutoModelForSequenceClassification.from_pretrained(inputs.backbone.folder, num_labels=2, pad_token_id=0)
+    base.config.pad_token_id = inputs.tokenizer.pad_token_id
+    untrained = probabilities(base, inputs)
+    model = PeftModel.from_pretrained(base, result.weights)
+    torch.testing.assert_close(probabilities(model, inputs), said(result), rtol=0, atol=rounding())
+    assert (untrained - said(result)).abs().max() > 10 * rounding()
+    if CLASSES and read_type(result) in peft_methods.NOT_MERGEABLE:
+        return
+    trained = read_trained(result.weights)
+    merged = merge(trained, find_base(trained))
+    torch.testing.assert_close(probabilities(merged, inputs), said(result), rtol=0, atol=rounding(sums=256))
+
+
+def read_type(result):
+    return json.loads((result.weights / "adapter_config.json").read_text())["peft_type"]
+
+
+@methods
+def test_a_killed_run_ends_with_the_same_numbers(name, config, monkeypatch, tmp_path):
+    words = [*plus(WORDS[name]), "trainer.save_steps=1", "baseline=false", "trainer.max_epochs=2", "optim.lr=1e-2"]
+    undisturbed = train_config(config(*words, f"output_dir={tmp_path / 'undisturbed'}"))
+    step = ClassifierModule.training_step
+
+    def killed(self, batch, batch_idx):
+        if self.trainer.global_step == 5:
+            raise Killed
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(ClassifierModule, "training_step", killed)
+        train_config(config(*words))
+    resumed = train_config(config(*words))
+    assert torch.equal(said(resumed), said(undisturbed))
+    found, expected = (load_file(run.weights / "adapter_model.safetensors") for run in (resumed, undisturbed))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
+@methods
+def test_four_bits_give_the_numbers_of_the_weights_they_hold(name, config):
+    words = [*WORDS[name], "peft.quantization=nf4"]
+    method = config(*plus(WORDS[name])).peft.type
+    if method not in peft_methods.OVER_PACKED_WEIGHTS:
+        with pytest.raises(UserError, match=f"peft.quantization=nf4 does not go with {method}"):
+            built(config, *words)
+        return
+    inputs, model, _ = built(config, *words)
+    rows, labels = padded(inputs, "train")
+    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], 0.5)
+    before = probabilities(model, inputs)
+    for _ in range(2):
+        model.train()(**rows, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    packed = probabilities(model, inputs)
+    assert (packed - before).abs().max() > 10 * rounding(), "nothing was trained"
+    unpack(model.get_base_model())
+    torch.testing.assert_close(probabilities(model, inputs), packed, rtol=0, atol=rounding(sums=256))
+
+
+@methods
+def test_runs_of_a_sweep_leave_the_backbone_as_it_is(name, config, tmp_path):
+    words = [*plus(WORDS[name]), *PLAIN, "trainer.max_epochs=2"]
+    alone = train_config(config(*words, f"output_dir={tmp_path / 'alone'}"))
+    train_config(config(*words, "sweep.name=many", "seed=7"))
+    after = train_config(config(*words, "sweep.name=many"))
+    assert torch.equal(said(after), said(alone))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["peft=other", "peft.type=VERRA"], "peft.type=VERRA is no method of peft .* Did you mean VERA?"),
+        (["peft=other", "peft.type=POLY"], "peft.type=POLY cannot be used: it needs the number of a task"),
+        (
+            ["peft=other", "peft.type=PSOFT", "peft.config.rr=8"],
+            "peft.config.rr is no key of PEFT's PsoftConfig",
+        ),
+        (["peft=other", "peft.type=PSOFT", "peft.config.task_type=x"], "peft.config.task_type is set by sentexp"),
+        (["peft=oft", "peft.r=8"], "PEFT refuses the keys of peft.type=OFT: "),
+        (["peft=vera", "peft.target_modules=[nothing]"], "peft.target_modules: 'nothing' matches no module"),
+        (["peft=bitfit"], "peft=bitfit trains biases, and llama has none"),
+        (["peft=adalora", "peft.tfinal=50"], "this run has 5 steps"),
+        (["peft=adalora", "peft.target_r=12"], "peft.target_r=12, which must be less"),
+        (["peft=boft", "peft.boft_block_size=7"], "peft.type=BOFT does not fit this model: in_features"),
+        (["peft=road", "peft.group_size=48"], "peft.type=ROAD does not fit this model: "),
+        (["peft=loha", "peft.quantization=int8"], "peft.quantization=int8 does not go with LOHA"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(overrides, sentence, config):
+    with pytest.raises(UserError, match=sentence) as refused:
+        train_config(config(*plus(overrides), *PLAIN))
+    assert "\n" not in str(refused.value)
