@@ -9,7 +9,8 @@ from sentexp.config import TEMPLATE_GROUP, conf_dir, load_config, method_name
 GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name != TEMPLATE_GROUP)
 TEMPLATES = sorted((conf_dir() / TEMPLATE_GROUP).glob("*.yaml"))
 ELSEWHERE = ("csv", "file", "sentiment140", "semeval2017", "yelp", "amazon_reviews", "goemotions")
-NEEDS = {("data", name): ["data.path=reviews.csv"] for name in ELSEWHERE}  # what an option cannot know
+NEEDS = {("data", name): ["data.path=reviews.csv"] for name in ELSEWHERE} | {("peft", "other"): ["peft.type=PSOFT"]}
+"""What an option cannot know."""
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((conf_dir() / group).glob("*.yaml"))]
 
 
@@ -18,10 +19,11 @@ def test_every_option_composes(group, option):
     assert load_config(f"{group}={option}", *NEEDS.get((group, option), []))
 
 
-@pytest.mark.parametrize(
-    ("peft", "data"),
-    list(itertools.product([o for g, o in OPTIONS if g == "peft"], [o for g, o in OPTIONS if g == "data"])),
-)
+WAYS = ("none", "head", "full", "bitfit", "lora", "qlora", "dora", "ia3", "vera")
+"""An option of `peft` of each class, and those that people use most."""
+
+
+@pytest.mark.parametrize(("peft", "data"), list(itertools.product(WAYS, [o for g, o in OPTIONS if g == "data"])))
 def test_ways_of_training_and_data_sets_combine(peft, data):
     config = load_config(f"peft={peft}", f"data={data}", *NEEDS.get(("data", data), []))
     assert method_name(config.peft) == peft

@@ -10,7 +10,7 @@ from sentexp.config.explain import explain
     [
         (
             ["peft=loraa"],
-            ["peft=loraa is not an option of peft", "dora, full, head, ia3, lora, none, qlora", "Did you mean lora?"],
+            ["peft=loraa is not an option of peft", "adalora, bitfit, boft,", "Did you mean lora?"],
         ),
         (
             ["data=sst3"],

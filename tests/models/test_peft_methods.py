@@ -217,11 +217,11 @@ def test_runs_of_a_sweep_leave_the_backbone_as_it_is(name, config, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["peft=other", "peft.type=VERRA"], "peft.type=VERRA is no method of peft .* Did you mean VERA?"),
+        (["peft=other", "peft.type=VERRA"], "peft.type=VERRA is not a method of peft .* Did you mean VERA?"),
         (["peft=other", "peft.type=POLY"], "peft.type=POLY cannot be used: it needs the number of a task"),
         (
             ["peft=other", "peft.type=PSOFT", "peft.config.rr=8"],
-            "peft.config.rr is no key of PEFT's PsoftConfig",
+            "peft.config.rr is not a key of PEFT's PsoftConfig",
         ),
         (["peft=other", "peft.type=PSOFT", "peft.config.task_type=x"], "peft.config.task_type is set by sentexp"),
         (["peft=oft", "peft.r=8"], "PEFT refuses the keys of peft.type=OFT: "),

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from sentexp.config import Precision, Quantization
+from sentexp.errors import UserError
 from sentexp.models.dequantize import restore_kinds
 from sentexp.models.loading import build_on_meta
 from sentexp.models.pretrained import Backbone
@@ -31,7 +32,11 @@ def merge(trained: Trained, base: Backbone, device: torch.device = CPU) -> nn.Mo
     model: Any
     model, _ = load_trained(trained, base, Precision.fp32, device, unpacked=True)
     if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload(safe_merge=True)
+        try:
+            model = model.merge_and_unload(safe_merge=True)
+        except (ValueError, NotImplementedError) as error:
+            method = model.peft_config["default"].peft_type.value
+            raise UserError(f"PEFT cannot merge {method} into this model ({error}): use format=peft.") from None
     if trained.storage.quantization is not Quantization.none:
         restore_kinds(model, build_on_meta(base, None if trained.answers else trained.labels))
     model.config.use_cache = True

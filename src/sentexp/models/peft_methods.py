@@ -4,13 +4,13 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Sequence
-from typing import Any
-
-import peft as library
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as CONFIGS
+from typing import TYPE_CHECKING, Any
 
 from sentexp.config import OtherMethod, PeftMethod, Quantization
 from sentexp.errors import UserError, require
+
+if TYPE_CHECKING:
+    import peft as library
 
 OURS = ("peft_type", "task_type", "inference_mode", "fan_in_fan_out", "modules_to_save", "target_modules", "total_step")
 """Keys of PEFT that are set here, or by keys of their own."""
@@ -40,19 +40,22 @@ UNSUPPORTED = {
 """Types of PEFT that are no adapters of a single classification task, and why."""
 
 UNTIL_TRAINING = 1 << 30
-"""Optimizer steps that AdaLoRA is told before they are known: see `sentexp.training.adalora`."""
+"""The number of optimizer steps that AdaLoRA has until it is known: see `sentexp.training.adalora`."""
 
 LARGEST = {"C3A": ("block_size", 256), "VBLORA": ("vector_length", 256)}
 """Keys whose `auto` is the largest number, up to a limit, that divides the sizes of all targets."""
 
 
-def config_class(peft: PeftMethod) -> type[library.PeftConfig]:
+def config_class(peft: PeftMethod) -> "type[library.PeftConfig]":
     """Return PEFT's configuration class of a method.
 
     Raises:
         UserError: PEFT has no such method, or it is none that this task can use.
     """
-    names = {kind.value: found for kind, found in CONFIGS.items()}
+    from peft import __version__
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    names = {kind.value: known for kind, known in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     usable = sorted(set(names) - set(UNSUPPORTED))
     require(
         peft.type not in UNSUPPORTED,
@@ -60,12 +63,12 @@ def config_class(peft: PeftMethod) -> type[library.PeftConfig]:
     )
     near = difflib.get_close_matches(peft.type.upper(), usable, 1)
     proposal = f" Did you mean {near[0]}?" if near else f" It has {', '.join(usable)}."
-    require(peft.type in names, f"peft.type={peft.type} is no method of peft {library.__version__}.{proposal}")
+    require(peft.type in names, f"peft.type={peft.type} is not a method of peft {__version__}.{proposal}")
     kind: type[library.PeftConfig] = names[peft.type]
     return kind
 
 
-def method_config(peft: PeftMethod, sizes: Sequence[int], **shared: Any) -> library.PeftConfig:
+def method_config(peft: PeftMethod, sizes: Sequence[int], **shared: Any) -> "library.PeftConfig":
     """Return PEFT's configuration of a method.
 
     Args:
@@ -102,7 +105,7 @@ def _check_keys(peft: PeftMethod, keys: dict[str, Any], known: list[str]) -> Non
         ours = f"{prefix}{key} is set by sentexp: leave it out." if key in OURS else ""
         near = difflib.get_close_matches(key, known, 2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"its keys are {', '.join(known)}."
-        require(key in known, ours or f"{prefix}{key} is no key of PEFT's {config_class(peft).__name__}: {hint}")
+        require(key in known, ours or f"{prefix}{key} is not a key of PEFT's {config_class(peft).__name__}: {hint}")
 
 
 def _check_storage(peft: PeftMethod) -> None:

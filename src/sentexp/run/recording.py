@@ -211,7 +211,7 @@ class MetricSinks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Send what waits; a training that failed is told of its own error."""
+        """Send what waits; a training that failed ends with its own error."""
         try:
             self.flush()
         except (UserError, OSError):
