@@ -68,7 +68,13 @@ def test_a_run_says_the_same_when_it_is_read_again(kind, tuned, texts):
 
 
 @pytest.mark.parametrize("peft", ["qlora", "dora", "ia3", "head", "full", "none"])
-@pytest.mark.parametrize("kind", ["bert", "modernbert", "deberta-v2"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in ("bert", "modernbert", "deberta-v2") else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in ENCODERS
+    ],
+)
 def test_every_way_of_training_is_read_again(kind, peft, tuned, texts):
     result = tuned(kind, f"peft={peft}")
     close(Scorer(read_trained(result.weights)).probabilities(texts), said(result))
@@ -214,9 +220,10 @@ def refused(config, *words):
     return str(error.value)
 
 
-def test_an_encoder_writes_no_answers(pretrained, config):
-    words = refused(config, pretrained("bert"), "task=causal_lm", "task.template=completion")
-    assert "is bert, an encoder, which writes no answers: use task=seq_cls" in words
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_an_encoder_writes_no_answers(kind, pretrained, config):
+    words = refused(config, pretrained(kind), "task=causal_lm", "task.template=completion")
+    assert f"is {kind}, an encoder, which writes no answers: use task=seq_cls" in words
 
 
 @pytest.mark.parametrize(
