@@ -243,6 +243,15 @@ def test_other_architectures_are_refused_by_name(kind, sentence, pretrained, con
     assert sentence in refused(config, f"model.path={folder}")
 
 
+def test_a_decoder_that_reads_in_both_directions_is_refused(config, tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gemma3_text", "use_bidirectional_attention": True})
+    )
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    sentence = refused(config, f"model.path={tmp_path}")
+    assert "is a gemma3_text whose tokens see those behind them (use_bidirectional_attention), which" in sentence
+
+
 def test_label_words_are_of_language_models(pretrained, config):
     words = refused(config, pretrained("bert"), "task.head_init=label_words")
     assert "is bert, an encoder: leave it auto" in words

@@ -1,10 +1,10 @@
 """Every model of conf/model, read from a folder in the hub's layout: small random weights of its architecture."""
 
+import decoders
 import encoders
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from sentexp.cli.list_models import read_option
 from sentexp.config import ModelConfig, PackageModel, conf_dir, from_conf, load_config
@@ -46,19 +46,6 @@ ARCHITECTURES = {
 EMBEDDED = {"minilm", "smollm2_135m", "tiny"}
 
 
-def write_decoder(folder, kind):
-    usual = AutoConfig.for_model(kind)
-    wanted = {
-        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 162, "pad_token_id": 0,
-        "bos_token_id": 2, "eos_token_id": 3,
-    }  # fmt: skip
-    config = AutoConfig.for_model(kind, **{name: value for name, value in wanted.items() if hasattr(usual, name)})
-    with torch.random.fork_rng():
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    encoders.write_tokenizer(folder, "bert")
-
-
 def test_every_model_is_tried_here():
     assert ARCHITECTURES.keys() | EMBEDDED == {file.stem for file in (conf_dir() / "model").glob("*.yaml")}
 
@@ -73,7 +60,7 @@ def test_a_model_is_loaded_adapted_and_scores(name, config, tmp_path):
     elif about == "encoder":
         encoders.write_encoder(tmp_path, kind)
     else:
-        write_decoder(tmp_path, kind)
+        decoders.write_decoder(tmp_path, kind)
     assert (kind in ENCODERS) == (about != "decoder")
     inputs = prepare_inputs(resolve_inputs(config(f"model={name}", f"model.path={tmp_path}")), show=False)
     assert inputs.head_rows == ([1, 0] if about == "classifier" else None)
