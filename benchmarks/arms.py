@@ -6,6 +6,7 @@ end of the last one. So loading and setting up are left out, and what a loop doe
 """
 
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ from sentexp.config import CausalLM, Lora, Quantization
 from sentexp.data.batching import MEGABATCH, RowBatches
 from sentexp.data.datamodule import DataModule, pad
 from sentexp.data.packing import Packed
+from sentexp.models.encoders import encoder_of, pooling_of
 from sentexp.models.loading import DTYPES
 from sentexp.run.build import build_data, build_model, build_module
 from sentexp.run.inputs import RunInputs
@@ -429,8 +431,10 @@ class Limit:
 
     def _products(self, packed: Packed, weights: list[Tensor], training: bool) -> list[Product]:
         everywhere, last = len(packed.ids), 4 * self._config.num_hidden_layers - 4
+        reads_first = encoder_of(self._config) is not None and pooling_of(self._config) == "first"
+        read = packed.rows if reads_first else len(packed.read)
         return [
-            Product(weight, everywhere if place <= last else len(packed.read), training and place > 0)
+            Product(weight, everywhere if place <= last else read, training and place > 0)
             for place, weight in enumerate(weights)
         ]
 
@@ -442,9 +446,10 @@ class Limit:
         """Return (outputs, inputs) of the four matrices of each layer, and of the output matrix."""
         config = self._config
         hidden, inner = config.hidden_size, config.intermediate_size
-        heads, pairs = config.num_attention_heads, config.num_key_value_heads
+        heads, pairs = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
         size = getattr(config, "head_dim", None) or hidden // heads
-        layer = [((heads + 2 * pairs) * size, hidden), (hidden, heads * size), (2 * inner, hidden), (hidden, inner)]
+        up = inner if config.model_type == "bert" else 2 * inner
+        layer = [((heads + 2 * pairs) * size, hidden), (hidden, heads * size), (up, hidden), (hidden, inner)]
         output = [(config.vocab_size, hidden)] if self.ground.answers else []
         return layer * config.num_hidden_layers + output
 
@@ -533,13 +538,17 @@ def load(ground: Ground, dtype: torch.dtype) -> Any:
 
 
 def lora(ground: Ground) -> LoraConfig:
-    """Return the same adapter as sentexp's."""
+    """Return the same adapter as sentexp's, and of encoders the same modules of the head."""
     peft = ground.inputs.config.peft
     assert isinstance(peft, Lora)
     kind = TaskType.CAUSAL_LM if ground.answers else TaskType.SEQ_CLS
-    return LoraConfig(
-        task_type=kind, r=peft.r, lora_alpha=peft.alpha, lora_dropout=peft.dropout, target_modules="all-linear"
-    )
+    encoder = encoder_of(AutoConfig.from_pretrained(ground.inputs.backbone.folder))
+    head: dict[str, Any] = {}
+    if encoder is not None:
+        inside = "|".join(map(re.escape, encoder.head))
+        head = {"modules_to_save": list(encoder.head), "exclude_modules": rf"({inside})(\..*)?"}
+    size = {"r": peft.r, "lora_alpha": peft.alpha, "lora_dropout": peft.dropout}
+    return LoraConfig(task_type=kind, target_modules="all-linear", **size, **head)
 
 
 def grouped(examples: list[dict[str, Any]], batch_size: int, generator: torch.Generator) -> list[int]:

@@ -4,12 +4,16 @@
     python benchmarks/training.py --memory         # the same, and each arm once in a process of its own for its memory
     python benchmarks/training.py --profile        # where the time of a step goes, padded and not; three minutes
     python benchmarks/training.py --four-bit       # LoRA against QLoRA in sentexp
+    python benchmarks/training.py --model minilm modernbert-base --batch-size 16 64   # encoders, without padding too
 
 All arms are in one process and take turns: in each round they train on the same rows, the same tokens, with the same
 adapter (rank 16, alpha 32, all linear layers, AdamW at 5e-4), then evaluate the same rows; a first round warms up.
 Every turn loads its model anew. arms.py says what an arm is. The limit is the products with frozen weights alone: those
 that sentexp's batches need, in its precision. Ratios are those of a round, and the medians of these. Tokens are those
 of the rows, padding left out; the beginning that all prompts share is counted for each row.
+
+Encoders classify only. minilm is the embedded one, modernbert-base random weights in the shape of ModernBERT base, with
+a vocabulary that is learned from the rows, as below. Trainer trains the same adapter and the same modules of the head.
 
 Rows are SST-2's, from ../shared/data/sst2 beside the checkout or from --data, else the embedded reviews. TRL comes with
 `pip install --constraint constraints.txt -e '.[benchmarks]'`.
@@ -21,8 +25,8 @@ them with --model, --peft, --batch-size and --task. An arm that runs out of memo
 limit's operations, padding and adapters not among them, by the peak of the device. The code was run with `--model tiny`
 on the CPU; on a GPU it has not been run.
 
-Writes training_<task>_<device>.json beside this (of --four-bit, training_four_bit_<device>.json; of --profile,
-training_profile_<device>.txt).
+Writes training_<task>_<device>.json beside this (of encoders, training_encoders_<device>.json; of --four-bit,
+training_four_bit_<device>.json; of --profile, training_profile_<device>.txt).
 """
 
 import argparse
@@ -47,6 +51,7 @@ import transformers
 from arms import ALPHA, LIMIT, OURS, RANK, RATE, TRIED, Arm, Ground, Limit, Rows, Sentexp, Turn, arms, take, tuned
 from rich.console import Console
 from rich.table import Table
+from tokenizers.processors import TemplateProcessing
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
@@ -62,6 +67,11 @@ SST2 = HERE.parents[1] / "shared" / "data" / "sst2"
 DEVICE = choose_device("auto")
 TASKS = ("seq_cls", "causal_lm")
 EMBEDDED = "smollm2_135m"
+MODERNBERT: dict[str, dict[str, Any]] = {
+    "modernbert-base": {"hidden_size": 768, "intermediate_size": 1152, "num_hidden_layers": 22},
+    "modernbert-tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4},
+}
+ENCODERS = ("minilm", *MODERNBERT)
 SHAPES: dict[str, dict[str, Any]] = {
     "llama3.2-1b": {
         "hidden_size": 2048,
@@ -139,6 +149,7 @@ def main() -> None:
         settings = [
             Setting(task=task, model=model, peft=peft, batch_size=size)
             for model, peft, size, task in itertools.product(given.model, given.peft, given.batch_size, given.task)
+            if task == "seq_cls" or model not in ENCODERS
         ]
         if given.alone:
             ground, rows = prepared(settings[0], given, Path(folder))
@@ -157,7 +168,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=(*TASKS, "both"), default="both")
     models = ["llama3.2-1b", "llama2-7b"] if on_gpu else [EMBEDDED]
-    parser.add_argument("--model", nargs="+", choices=(EMBEDDED, *SHAPES), default=models)
+    parser.add_argument("--model", nargs="+", choices=(EMBEDDED, *SHAPES, *ENCODERS), default=models)
     parser.add_argument(
         "--peft", nargs="+", choices=("lora", "qlora"), default=["lora", "qlora"] if on_gpu else ["lora"]
     )
@@ -184,8 +195,8 @@ def prepared(setting: Setting, given: argparse.Namespace, folder: Path) -> tuple
     data = ["data=sst2", f"data.path={given.data}"] if given.data else ["data=rotten_tomatoes"]
     data += ["data.train_subset=null", "data.validation_subset=null"]
     model = [f"model={setting.model}"]
-    if setting.model in SHAPES:
-        model = [f"model.path={random_llama(setting.model, data, folder)}"]
+    if setting.model in SHAPES | MODERNBERT:
+        model = [f"model.path={random_model(setting.model, data, folder)}"]
     size = setting.batch_size
     config = load_config(
         *data,
@@ -204,22 +215,27 @@ def prepared(setting: Setting, given: argparse.Namespace, folder: Path) -> tuple
     return ground, ground.draw(0, given.steps * size, given.rows)
 
 
-def random_llama(name: str, data: list[str], folder: Path) -> Path:
+def random_model(name: str, data: list[str], folder: Path) -> Path:
     """Write a model of this shape and a tokenizer that is learned from the training rows; return where."""
     target = folder / name
     if target.is_dir():
         return target
     texts = load_examples(load_config(*data).data).train.column("text").to_pylist()
-    tokenizer = learned_tokenizer(texts)
-    config = transformers.LlamaConfig(
-        **SHAPES[name],
-        max_position_embeddings=4096,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    tokenizer, encodes = learned_tokenizer(texts), name in MODERNBERT
+    end, pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if encodes:
+        ends = [(tokenizer.eos_token, end)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{tokenizer.eos_token} $A {tokenizer.eos_token}", special_tokens=ends
+        )
+        shape = {"vocab_size": len(tokenizer), "cls_token_id": end, "sep_token_id": end, "bos_token_id": end}
+        config = transformers.ModernBertConfig(**shape, **MODERNBERT[name], eos_token_id=end, pad_token_id=pad_id)
+    else:
+        positions = {"max_position_embeddings": 4096, "bos_token_id": None}
+        config = transformers.LlamaConfig(**SHAPES[name], **positions, eos_token_id=end, pad_token_id=pad_id)
+    auto = transformers.AutoModelForMaskedLM if encodes else transformers.AutoModelForCausalLM
     with torch.device(DEVICE):
-        transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(target)
+        auto.from_config(config, dtype=torch.bfloat16).save_pretrained(target)
     tokenizer.save_pretrained(target)
     return target
 
@@ -251,7 +267,13 @@ def compare(settings: list[Setting], given: argparse.Namespace, folder: Path) ->
                 facts["arms"][name]["peak_gib"] = alone(name, setting, given)["peak_gib"]
         show(setting, facts)
         found.append(vars(setting) | facts)
-        write(f"training_{setting.task}", [one for one in found if one["task"] == setting.task])
+        kind = [one for one in found if kind_of(one["model"], one["task"]) == kind_of(setting.model, setting.task)]
+        write(f"training_{kind_of(setting.model, setting.task)}", kind)
+
+
+def kind_of(model: str, task: str) -> str:
+    """Return what the files of settings are called: encoders have one of their own."""
+    return "encoders" if model in ENCODERS else task
 
 
 def rounds(contestants: dict[str, Arm], ground: Ground, given: argparse.Namespace) -> dict[str, list[Turn]]:

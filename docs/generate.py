@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from sentexp.cli.commands import COMMANDS, Command
 from sentexp.cli.help import HELP
+from sentexp.cli.list_models import architectures as rows_of_architectures
 from sentexp.config import (
     IA3,
     CausalLM,
@@ -99,7 +100,36 @@ GROUPS = {
 
 def pages() -> dict[str, str]:
     """Return the text of every generated page by the name of its file."""
-    return {"commands.md": commands(), "configuration.md": configuration(), "presets.md": presets()}
+    return {
+        "architectures.md": architectures(),
+        "commands.md": commands(),
+        "configuration.md": configuration(),
+        "presets.md": presets(),
+    }
+
+
+def architectures() -> str:
+    """Return the page of the architectures: what is computed how, and what a run can be written as."""
+    head, *rows = rows_of_architectures()
+    lines = [
+        *_title("Architectures"),
+        "The encoders that `task=seq_cls` takes, and the decoders that were compared with transformers' own, by",
+        "transformers' names of them (DeBERTa-v3 is `deberta-v2`). Other decoders are padded and go through",
+        "transformers' layers. Encoder-decoders are refused.",
+        "",
+        f"| {' | '.join(head)} |",
+        f"| {' | '.join(['---'] * len(head))} |",
+        *(f"| {' | '.join([f'`{row[0]}`', *row[1:]])} |" for row in rows),
+        "",
+        "- padding-free: the rows of a batch are computed without padding; see",
+        "  [Padding-free rows](../concepts/padding-free.md#padding-free-rows).",
+        "- fast layers: sentexp's own, with LoRA, DoRA and QLoRA; transformers' otherwise.",
+        "- fused: runs of a sweep train together; see [Fused runs](../concepts/padding-free.md#fused-runs).",
+        "- QLoRA: `peft=qlora`, with frozen weights in 4 bits.",
+        "- ONNX: `format=onnx`; a language model with label words of one token each.",
+        "- GGUF: `format=gguf`, of language models (`task=causal_lm`), where the converter knows the tokenizer.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def commands() -> str:

@@ -15,11 +15,11 @@ def test_every_option_is_listed_the_smallest_first(capsys):
     output, _, architectures = said.partition("* is chosen")
     cells_of = [line.split() for line in architectures.splitlines()]
     for cells in (
-        ["mpnet", "encoder"],
-        ["roberta", "encoder", "yes"],
-        ["qwen2", "decoder", "yes", "yes"],
-        ["qwen3", "decoder", "yes", "yes"],
-        ["gpt2", "decoder", "yes"],
+        ["mpnet", "encoder", *["yes"] * 2],
+        ["roberta", "encoder", *["yes"] * 3],
+        ["qwen3", "decoder", *["yes"] * 6],
+        ["smollm3", "decoder", *["yes"] * 5],
+        ["gpt2", "decoder", *["yes"] * 3],
     ):
         assert cells in cells_of
     rows = [line.split()[0] for line in output.splitlines()[1:] if line[:2].strip()]  # not the end of a long licence

@@ -1,6 +1,7 @@
 """Encoders from the configuration to the files: trained, read again, exported; what cannot be used is refused."""
 
 import json
+import re
 import warnings
 from importlib.util import find_spec
 
@@ -18,12 +19,14 @@ from sentexp.export.mlflow_model import read_model, save_model
 from sentexp.inference.run_lookup import Finished
 from sentexp.inference.scorer import Scorer
 from sentexp.models.encoders import ENCODERS
+from sentexp.models.loading_code import EXAMPLE
 from sentexp.models.saved import find_base, read_trained
 from sentexp.plan.command import plan
 from sentexp.run.inputs import resolve_inputs
 from sentexp.run.train import train
 from sentexp.tracking.predictions import file_name, read_predictions
 
+NOWHERE = ("tracking=none",)
 ONNX = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs the extra export")
 
 
@@ -65,7 +68,13 @@ def test_a_run_says_the_same_when_it_is_read_again(kind, tuned, texts):
 
 
 @pytest.mark.parametrize("peft", ["qlora", "dora", "ia3", "head", "full", "none"])
-@pytest.mark.parametrize("kind", ["bert", "modernbert", "deberta-v2"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in ("bert", "modernbert", "deberta-v2") else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in ENCODERS
+    ],
+)
 def test_every_way_of_training_is_read_again(kind, peft, tuned, texts):
     result = tuned(kind, f"peft={peft}")
     close(Scorer(read_trained(result.weights)).probabilities(texts), said(result))
@@ -108,6 +117,61 @@ def test_transformers_and_peft_alone_say_what_the_run_says(kind, tuned, texts):
     with torch.no_grad():
         logits = model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
     close(logits.softmax(-1).numpy(), said(result))
+
+
+def run_lines(folder, monkeypatch):
+    """Return what the lines in the card of a folder of weights give."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(folder)
+    names = {}
+    with torch.no_grad():
+        exec(code, names)
+    return names["probabilities"].numpy()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft's own
+@pytest.mark.parametrize(("kind", "peft"), [*((kind, "lora") for kind in ENCODERS), ("bert", "head"), ("bert", "full")])
+def test_the_lines_of_a_card_say_what_the_run_says(kind, peft, tuned, monkeypatch):
+    result = tuned(kind, f"peft={peft}")
+    (wanted,) = Scorer(read_trained(result.weights)).probabilities([EXAMPLE])
+    close(run_lines(result.weights, monkeypatch), wanted)
+
+
+@pytest.fixture
+def of_several_labels(tmp_path):
+    """Return a function that writes a classifier which gives several of its labels at once; and how it is named."""
+
+    def write_classifier(*labels):
+        named = {"id2label": dict(enumerate(labels)), "label2id": {label: row for row, label in enumerate(labels)}}
+        kind = {"problem_type": "multi_label_classification"}
+        encoders.write_encoder(tmp_path / "base", "bert", "AutoModelForSequenceClassification", **named, **kind)
+        return f"model.path={tmp_path / 'base'}"
+
+    return write_classifier
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+@pytest.mark.parametrize("peft", ["lora", "head", "full"])
+def test_a_new_head_in_the_place_of_another_is_read_again(
+    peft, of_several_labels, finished, texts, tmp_path, monkeypatch
+):
+    result = finished(of_several_labels("joy", "anger", "fear"), "model.head=new", f"peft={peft}")
+    trained, folder = read_trained(result.weights), tmp_path / "merged"
+    write(ExportFormat.merged, trained, find_base(trained), ExportType.float32, folder)
+    close(read(ExportFormat.merged, folder, None)(texts), said(result))
+    (wanted,) = Scorer(trained).probabilities([EXAMPLE])
+    close(run_lines(result.weights, monkeypatch), wanted)
+
+
+def test_a_card_does_not_say_that_an_untuned_classifier_was_trained(
+    of_several_labels, finished, texts, tmp_path, command_line
+):
+    result = finished(of_several_labels("Positive", "negative"), "peft=none")
+    target = tmp_path / "merged"
+    code, _, errors = command_line("export", f"run={result.folder}", "format=merged", f"output={target}", *NOWHERE)
+    assert code == 0, errors
+    assert "A classifier of sentiment: nothing trained: the base model base (" in (target / "README.md").read_text()
+    close(read(ExportFormat.merged, target, None)(texts), said(result))
 
 
 FORMATS = [
@@ -156,9 +220,10 @@ def refused(config, *words):
     return str(error.value)
 
 
-def test_an_encoder_writes_no_answers(pretrained, config):
-    words = refused(config, pretrained("bert"), "task=causal_lm", "task.template=completion")
-    assert "is bert, an encoder, which writes no answers: use task=seq_cls" in words
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_an_encoder_writes_no_answers(kind, pretrained, config):
+    words = refused(config, pretrained(kind), "task=causal_lm", "task.template=completion")
+    assert f"is {kind}, an encoder, which writes no answers: use task=seq_cls" in words
 
 
 @pytest.mark.parametrize(
@@ -176,6 +241,15 @@ def test_other_architectures_are_refused_by_name(kind, sentence, pretrained, con
     (folder / "config.json").write_text(json.dumps({"model_type": kind}))
     (folder / "model.safetensors").write_bytes(b"")
     assert sentence in refused(config, f"model.path={folder}")
+
+
+def test_a_decoder_that_reads_in_both_directions_is_refused(config, tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gemma3_text", "use_bidirectional_attention": True})
+    )
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    sentence = refused(config, f"model.path={tmp_path}")
+    assert "is a gemma3_text whose tokens see those behind them (use_bidirectional_attention), which" in sentence
 
 
 def test_label_words_are_of_language_models(pretrained, config):
@@ -213,6 +287,20 @@ def test_the_commands_take_an_encoder(tuned, command_line, capsys, tmp_path):
     code, _, errors = command_line("export", run, "format=merged", f"output={target}", "tracking=none")
     assert code == 0, errors
     assert "pipeline(" in (target / "README.md").read_text()
+
+
+def test_an_encoder_is_evaluated_on_its_own_rows_and_by_the_names_of_labels(tuned, command_line, reviews, tmp_path):
+    result = tuned("roberta")
+    rows = [line.rpartition("\t") for line in (reviews / "test.tsv").read_text().splitlines()[1:]]
+    named = [f"{text},{['Negative', 'POSITIVE'][int(label)]}" for text, _, label in rows]
+    (tmp_path / "mine.csv").write_text("\n".join(["text,label", *named]) + "\n")
+    words = ["data=csv", f"data.path={tmp_path / 'mine.csv'}", "split=all", "data.labels=[POSITIVE,Negative]"]
+    code, _, errors = command_line("evaluate", f"run={result.folder}", *words, *NOWHERE, f"output_dir={tmp_path}")
+    assert code == 0, errors
+    (file,) = tmp_path.glob("evaluation-*/evaluation.json")
+    found = json.loads(file.read_text())["metrics"]
+    for name in ("test/loss", "test/brier"):
+        assert found[name] == pytest.approx(result.metrics[name], abs=rounding())
 
 
 def test_an_mlflow_model_holds_an_encoder(tuned, texts, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sentexp.config import Attention, HeadOnly, ModelConfig, PackageFile, Precision, from_conf, load_config
+from sentexp.config import Attention, HeadOnly, ModelConfig, PackageModel, Precision, from_conf, load_config
 from sentexp.errors import UserError
 from sentexp.models.loading import Loading, load_classifier, load_tokenizer
 from sentexp.models.pretrained import locate_backbone
@@ -76,12 +76,13 @@ def test_a_missing_path_and_an_offline_hub_say_what_to_pass():
 
 
 def test_a_wrong_digest_is_refused():
-    package = PackageFile(distribution="numpy", file="numpy/__init__.py", sha256="0" * 64)
+    plain = {"sha256": "0" * 64, "beside": {}, "pieces": {}}
+    package = PackageModel(distribution="numpy", file="numpy/__init__.py", **plain)
     with pytest.raises(UserError, match=r"has the SHA-256 [0-9a-f]{64}, not 0000.* reinstall it with"):
         locate_backbone(from_conf(ModelConfig, name="x", package=package))
     with pytest.raises(UserError, match="The package nonesuch is not installed"):
         locate_backbone(
-            from_conf(ModelConfig, name="x", package=PackageFile(distribution="nonesuch", file="x", sha256="0" * 64))
+            from_conf(ModelConfig, name="x", package=PackageModel(distribution="nonesuch", file="x", **plain))
         )
 
 

@@ -1,13 +1,17 @@
 """Every model of conf/model, read from a folder in the hub's layout: small random weights of its architecture."""
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import decoders
 import encoders
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from sentexp.cli.list_models import read_option
-from sentexp.config import ModelConfig, PackageModel, conf_dir, from_conf, load_config
+from sentexp.config import ModelConfig, PackageFile, PackageModel, conf_dir, from_conf, load_config
 from sentexp.data.datamodule import pad
 from sentexp.errors import UserError
 from sentexp.models.encoder_classifier import classifier_over
@@ -43,20 +47,7 @@ ARCHITECTURES = {
     "twitter_roberta_sentiment": "roberta",
     "xlm_roberta_base": "xlm-roberta",
 }
-EMBEDDED = {"minilm", "smollm2_135m", "tiny"}
-
-
-def write_decoder(folder, kind):
-    usual = AutoConfig.for_model(kind)
-    wanted = {
-        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 162, "pad_token_id": 0,
-        "bos_token_id": 2, "eos_token_id": 3,
-    }  # fmt: skip
-    config = AutoConfig.for_model(kind, **{name: value for name, value in wanted.items() if hasattr(usual, name)})
-    with torch.random.fork_rng():
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    encoders.write_tokenizer(folder, "bert")
+EMBEDDED = {"minilm", "mpnet", "smollm2_135m", "tiny"}
 
 
 def test_every_model_is_tried_here():
@@ -73,7 +64,7 @@ def test_a_model_is_loaded_adapted_and_scores(name, config, tmp_path):
     elif about == "encoder":
         encoders.write_encoder(tmp_path, kind)
     else:
-        write_decoder(tmp_path, kind)
+        decoders.write_decoder(tmp_path, kind)
     assert (kind in ENCODERS) == (about != "decoder")
     inputs = prepare_inputs(resolve_inputs(config(f"model={name}", f"model.path={tmp_path}")), show=False)
     assert inputs.head_rows == ([1, 0] if about == "classifier" else None)
@@ -96,7 +87,7 @@ def package(tmp_path, monkeypatch):
     beside = {name: sha256_of(folder / name) for name in ("config.json", "tokenizer.json", "tokenizer_config.json")}
     digest = sha256_of(folder / "model.safetensors")
     file = "small_encoder/model/model.safetensors"
-    return PackageModel(distribution="small-encoder", file=file, sha256=digest, beside=beside), folder
+    return PackageModel(distribution="small-encoder", file=file, sha256=digest, beside=beside, pieces={}), folder
 
 
 def test_safetensors_in_a_package_are_read_where_they_are(package):
@@ -116,7 +107,28 @@ def test_a_file_of_a_package_that_was_changed_is_refused(name, package):
         locate_backbone(from_conf(ModelConfig, name="small", package=named))
 
 
-def test_the_embedded_encoder_names_every_file_that_is_read():
-    named = load_config("model=minilm").model.package
+@pytest.mark.parametrize("name", ["minilm", "mpnet"])
+def test_an_encoder_in_packages_names_every_file_that_is_read(name):
+    named = load_config(f"model={name}").model.package
     assert named.file.endswith("model.safetensors")
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= named.beside.keys()
+
+
+def test_safetensors_in_an_archive_of_pieces_are_unpacked_once(package, tmp_path, monkeypatch):
+    named, folder = package
+    archive = Path(shutil.make_archive(str(tmp_path / "site" / "small"), "zip", folder.parent, folder.name))
+    piece = PackageFile(distribution=named.distribution, file=archive.name, sha256=sha256_of(archive))
+    held = replace(named, file="model/model.safetensors", pieces={"001": piece})
+    monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path / "cache"))
+    backbone = locate_backbone(from_conf(ModelConfig, name="small", package=held))
+    assert backbone.revision == named.sha256
+    assert {file.name for file in backbone.folder.iterdir()} == {"model.safetensors", *named.beside}
+    archive.unlink()
+    assert locate_backbone(from_conf(ModelConfig, name="small", package=held)).folder == backbone.folder
+
+
+def test_the_requirements_are_the_packages_of_the_option():
+    lines = (Path(__file__).parents[2] / "requirements-mpnet.txt").read_text().splitlines()[1:]
+    pieces = load_config("model=mpnet").model.package.pieces
+    assert [line.partition("==")[0] for line in lines] == [pieces[name].distribution for name in sorted(pieces)]
+    assert all("--hash=sha256:" in line for line in lines)

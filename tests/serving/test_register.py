@@ -1,14 +1,20 @@
 """The gate of the registry: an alias moves to a significantly better version on the same rows, or by force."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import encoders
 import numpy as np
 import pytest
+from rounding import rounding
 
 from sentexp.config import EvaluatedSplit, RegisterConfig, TrackingBackend, TrackingConfig, from_conf, load_config
 from sentexp.errors import UserError
+from sentexp.export.mlflow_model import read_model
 from sentexp.inference.run_lookup import resolve_run
+from sentexp.inference.scorer import Scorer
+from sentexp.models.saved import read_trained
 from sentexp.run.train import train
 from sentexp.serving import register as module
 from sentexp.serving.register import register
@@ -112,6 +118,17 @@ def test_a_model_that_fails_its_check_is_not_registered(place, quick_words, ask,
         ask(fresh, "unchecked")
     client = open_store(place[1]).client
     assert client.search_model_versions("name='unchecked'") == []
+
+
+def test_an_encoder_is_registered_with_its_base(place, ask, texts, tmp_path):
+    encoders.write_encoder(tmp_path / "base", "modernbert")
+    result = train(load_config(*place[0], f"model.path={tmp_path / 'base'}"))
+    wanted = Scorer(read_trained(result.weights)).probabilities(texts)
+    assert ask(result, "encoder", carry_base=True) == "1"
+    shutil.rmtree(tmp_path / "base")
+    folder = Path(open_store(place[1]).client.download_artifacts(result.run_id, "model_with_base", str(tmp_path)))
+    np.testing.assert_allclose(read_model(folder)(texts), wanted, rtol=0, atol=rounding())
+    assert "under a classification head" in (folder / "README.md").read_text()
 
 
 @pytest.mark.slow

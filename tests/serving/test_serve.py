@@ -2,8 +2,10 @@
 
 import socket
 
+import encoders
 import numpy as np
 import pytest
+from rounding import rounding
 from starlette.testclient import TestClient
 
 from sentexp.config import ServeConfig, TrackingBackend, TrackingConfig, from_conf
@@ -14,6 +16,7 @@ from sentexp.inference.run_lookup import resolve_run
 from sentexp.inference.scorer import Scorer
 from sentexp.models.saved import read_trained
 from sentexp.serving.serve import _listen, build_app
+from sentexp.tracking.predictions import file_name, read_predictions
 
 NONE = from_conf(TrackingConfig, backend=TrackingBackend.none)
 
@@ -49,6 +52,19 @@ def test_every_form_of_a_request_is_answered(body, served):
     found = [[row["probability_negative"], row["probability_positive"]] for row in rows]
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert [row["label"] for row in rows] == [scorer.labels[best] for best in wanted.argmax(1)]
+
+
+@pytest.mark.parametrize("kind", ["roberta", "deberta-v2"])
+def test_an_encoder_is_served(kind, finished, texts, tmp_path):
+    encoders.write_encoder(tmp_path / "base", kind)
+    result = finished(f"model.path={tmp_path / 'base'}")
+    save_model(resolve_run(str(result.folder), NONE, "outputs"), tmp_path / "model")
+    config = from_conf(ServeConfig, tracking=NONE, run=str(result.folder))
+    with TestClient(build_app(tmp_path / "model", config, "my run")) as client:
+        answered = client.post("/invocations", json={"inputs": texts})
+    found = [[row["probability_negative"], row["probability_positive"]] for row in answered.json()["predictions"]]
+    said = read_predictions(result.folder / file_name("test")).probabilities
+    np.testing.assert_allclose(found, said, rtol=0, atol=rounding())
 
 
 def test_csv_is_answered(served):

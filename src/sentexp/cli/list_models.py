@@ -85,16 +85,23 @@ def models(config: Config) -> None:
         "peft, without a batch: python -m sentexp plan model=<name> says how much in all. gated: the licence must be "
         "accepted."
     )
-    OUT.print(_architectures())
+    head, *rows = architectures()
+    table = Table(*(Column(name, no_wrap=True) for name in head), box=None)
+    for row in rows:
+        table.add_row(*row)
+    OUT.print(table)
 
 
-def _architectures() -> Table:
-    """Return what is computed how for each architecture."""
+def architectures() -> list[list[str]]:
+    """Return what can be done with each architecture: the names of columns, and a row of cells for each."""
+    from sentexp.config import ExportFormat
+    from sentexp.export.exporters import formats_of
     from sentexp.models.architecture import supported
 
-    columns = ("architecture", "kind", "padding-free", "fast layers, fused sweeps")
-    table = Table(*(Column(name, no_wrap=True) for name in columns), box=None)
+    rows = [["architecture", "kind", "padding-free", "fast layers", "fused", "QLoRA", "ONNX", "GGUF"]]
     for one in supported():
-        said = ("yes" if answer else "" for answer in (one.packs, one.own_layers))
-        table.add_row(one.architecture, "encoder" if one.encodes else "decoder", *said)
-    return table
+        written = [form in formats_of(one) for form in (ExportFormat.onnx, ExportFormat.gguf)]
+        fast = [one.own_layers, one.own_layers]  # runs are fused in the fast layers, and in these alone
+        said = ["yes" if answer else "" for answer in (one.packs, *fast, one.quantizes, *written)]
+        rows.append([one.architecture, "encoder" if one.encodes else "decoder", *said])
+    return rows

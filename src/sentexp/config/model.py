@@ -36,9 +36,14 @@ class PackageFile:
 
 @dataclass(kw_only=True, slots=True)
 class PackageModel(PackageFile):
-    """A GGUF file, or safetensors with the files `beside` them that are read too: their names and SHA-256."""
+    """A GGUF file, or safetensors with the files `beside` them that are read too: their names and SHA-256.
+
+    Where there are `pieces`, all of these are in a zip archive, of which each of several distributions holds a piece;
+    `file` is then the path within it.
+    """
 
     beside: dict[str, str]
+    pieces: dict[str, PackageFile]
 
 
 @dataclass(kw_only=True, slots=True)

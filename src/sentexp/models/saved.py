@@ -15,6 +15,7 @@ from sentexp.config import (
     CausalLM,
     HeadStart,
     ModelConfig,
+    PackageFile,
     PackageModel,
     PeftConfig,
     Precision,
@@ -219,11 +220,17 @@ def _model(facts: dict[str, Any]) -> ModelConfig:
     return from_conf(
         ModelConfig,
         **facts,
-        package=None if package is None else PackageModel(**{"beside": {}} | package),
+        package=None if package is None else _package(package),
         random=None if random is None else RandomWeights(**random),
         attn_implementation=attention,
         head=head,
     )
+
+
+def _package(facts: dict[str, Any]) -> PackageModel:
+    """Return a file in a package; earlier releases do not say what is beside it, nor of pieces."""
+    pieces = {name: PackageFile(**piece) for name, piece in facts.get("pieces", {}).items()}
+    return PackageModel(**{"beside": {}} | facts | {"pieces": pieces})
 
 
 def _put_head(model: nn.Module, file: Path) -> None:

@@ -23,6 +23,7 @@ LATER: dict[str, Any] = {
     "model.labels": None,
     "model.head": "auto",
     "model.package.beside": {},
+    "model.package.pieces": {},
 }
 """Keys that earlier releases did not have, and the value that computes what these did: it is not part of identities."""
 WRITTEN_OUT = {"task.template": ASKING, "task.head_init": "label_words"}

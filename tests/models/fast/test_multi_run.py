@@ -92,7 +92,11 @@ def learn(run, seed, prefix=0, texts=None):
     return {"loss": loss.detach()} | gradients_of(run)
 
 
-NEWER = {"qwen3": {"head_dim": 8}, "smollm3": {"no_rope_layers": [1, 0]}}
+NEWER = {
+    "qwen3": {"head_dim": 8},
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "gemma3_text": {"head_dim": 8, "layer_types": ["full_attention", "sliding_attention"]},
+}
 
 
 @pytest.mark.parametrize("kind", NEWER)

@@ -33,6 +33,28 @@ def test_the_gradient_of_the_gated_unit():
     assert gradcheck(_SwiGLU.apply, (both,))
 
 
+def test_the_gradient_of_the_unit_with_gelu():
+    both = random(5, 6)
+    expected = nn.functional.gelu(both[:, :3], approximate="tanh") * both[:, 3:]
+    torch.testing.assert_close(ops._GeGLU.apply(both), expected)
+    assert gradcheck(ops._GeGLU.apply, (both,))
+
+
+def test_a_wider_weight_multiplies_before_the_norm_is_rounded():
+    x, weight = torch.randn(50, 64).bfloat16().requires_grad_(), torch.randn(64)
+    exact = x.detach().float().requires_grad_()
+    expected = nn.functional.rms_norm(exact, (64,), weight, 0.1)
+    found = ops.rms_norm(x, weight, 0.1)
+    weights = torch.randn(50, 64).bfloat16()
+    gradients = [torch.autograd.grad((out * weights).sum(), given)[0] for out, given in ((found, x), (expected, exact))]
+    for one, other in ((found, expected), (gradients[0], gradients[1])):
+        assert one.dtype is torch.bfloat16
+        assert torch.equal(one, other.bfloat16()) or (one.float() - other).abs().max() < 2**-8 * other.abs().max()
+    rounded_twice = (weight * ops.plain_normalise(x, 0.1)[0].float()).bfloat16()
+    assert not torch.equal(found, rounded_twice)
+    assert (found == expected.bfloat16()).float().mean() > 0.99
+
+
 def test_the_gradient_of_the_norm():
     x, weight = random(5, 8), random(8, trained=False)
     expected = nn.functional.rms_norm(x, (8,), weight, 0.1)

@@ -228,7 +228,7 @@ def assert_rounded_alike(found, other, truth):
 
 
 @pytest.mark.parametrize("task", [TASKS[0], TASKS[1], TASKS[4]], ids=["head", "answer", "labels"])
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3_text", "gpt2"])
 def test_bfloat16_is_rounded_as_without_packing(kind, task):
     """Both are as far from float32: the arithmetic is no coarser where rows are packed."""
     rows = some_rows(count=6)
@@ -246,7 +246,7 @@ def test_bfloat16_is_rounded_as_without_packing(kind, task):
 
 
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "smollm3"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "smollm3", "gemma3_text"])
 def test_a_prefix_that_is_known_is_not_computed_again(kind, task, fast_calls):
     classifier, packer = build(kind, task)
     batches = [some_rows(seed) for seed in range(3)]
@@ -389,7 +389,7 @@ def test_an_untuned_model_is_scored(task, fast_calls):
     assert fast_calls
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "gemma3_text"])
 def test_a_model_that_has_scored_can_be_trained(kind):
     """Lightning evaluates in inference mode, whose tensors no gradient goes through."""
     classifier, packer = build(kind)
@@ -414,6 +414,9 @@ def test_a_model_that_has_scored_can_be_trained(kind):
         ("qwen3", {"attention_bias": True}),
         ("qwen3", {"rms_norm_eps": 0.1}),
         ("smollm3", {"no_rope_layers": [0, 1]}),
+        ("gemma3_text", {"layer_types": ["full_attention", "sliding_attention"]}),
+        ("gemma3_text", {"rms_norm_eps": 0.1}),
+        ("gemma3_text", {"query_pre_attn_scalar": 20, "attention_bias": True}),
     ],
 )
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
@@ -454,6 +457,8 @@ def test_shapes_of_other_families(kind, changes, task):
         ("gpt2", ("peft=full",), {}),
         ("gpt2", (*LORA, "peft.bias=all"), {}),
         ("qwen3", ("peft=full",), {}),
+        ("gemma3_text", ("peft=full",), {}),
+        ("gemma3_text", LORA, {"hidden_activation": "gelu"}),
     ],
     ids=str,
 )
@@ -461,6 +466,13 @@ def test_shapes_of_other_families(kind, changes, task):
 def test_what_the_fast_layers_do_not_support_goes_through_those_of_transformers(kind, peft, changes, task, fast_calls):
     compare(*build(kind, task, peft, **changes), some_rows())
     assert not fast_calls
+
+
+def test_capped_logits_are_left_to_transformers(fast_calls):
+    scores, _ = compare(*build("gemma3_text", TASKS[1], final_logit_softcapping=2.0), some_rows())
+    assert not fast_calls
+    free, _ = build("gemma3_text", TASKS[1])
+    assert (said(free, pad(some_rows(), 0, "right"))["logits"] - scores["logits"]).abs().max() > 0.1
 
 
 def test_attention_dropout_is_left_to_transformers(fast_calls):
@@ -477,7 +489,7 @@ def test_attention_dropout_is_left_to_transformers(fast_calls):
 
 
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "gemma3_text"])
 def test_recomputed_activations_give_the_same_gradients(kind, task, fast_calls):
     rows, found, calls = some_rows(), [], []
     for checkpointing in (False, True):
@@ -593,14 +605,15 @@ def test_models_that_share_weights_both_work(task, fast_calls):
 
 
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
-def test_weights_that_have_moved_are_those_that_are_used(task):
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_weights_that_have_moved_are_those_that_are_used(kind, task):
     """As from one device to another, which gives a parameter other data."""
-    classifier, packer = build("llama", task, attention_bias=True)
+    classifier, packer = build(kind, task, attention_bias=True)
     rows = some_rows()
     said(classifier, packer.score(rows, 3))
     classifier._apply(torch.clone)
     for name, part in classifier.named_parameters():
-        if "q_proj" in name and "lora" not in name:
+        if "lora" not in name and any(moved in name for moved in ("q_proj", "input_layernorm", "model.norm")):
             part.data *= 1.5
     compare(classifier, packer, rows)
 
@@ -715,8 +728,9 @@ def test_whatever_the_attention_of_padded_rows(kind, attention):
 
 
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
-def test_what_is_compiled_computes_the_same(task, monkeypatch, fast_calls):
-    classifier, packer = build("llama", task)
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_what_is_compiled_computes_the_same(kind, task, monkeypatch, fast_calls):
+    classifier, packer = build(kind, task)
     rows = some_rows()
     packed = packer.train(rows, labels_of(rows), 3)
     expected = learned(classifier, packed, rows)

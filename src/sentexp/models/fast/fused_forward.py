@@ -181,11 +181,11 @@ def _run(layers: LlamaLayers, numbers: range, hidden: Tensor, rows: FusedRows, a
         layer = _layer(layers, number, rows, adapters)
         read = rows.read if is_last else None
         if not layers.trains:
-            hidden = fused_layer(hidden, layer, rotary, rows, read, number)
+            hidden = fused_layer(hidden, layer, rotary[number], rows, read, number)
         elif layers.recomputes(number):
-            hidden = checkpoint(fused_layer, hidden, layer, rotary, rows, read, use_reentrant=False)
+            hidden = checkpoint(fused_layer, hidden, layer, rotary[number], rows, read, use_reentrant=False)
         else:
-            hidden = fused_layer(hidden, layer, rotary, rows, read)
+            hidden = fused_layer(hidden, layer, rotary[number], rows, read)
     return hidden
 
 

@@ -1,4 +1,4 @@
-"""Layers of the Llama family over packed rows, in a handful of steps each, in the arithmetic of their frozen weights.
+"""Layers of the Llama family and of Gemma 3 over packed rows, in the arithmetic of their frozen weights.
 
 transformers' layers under autocast cast every adapter and every norm, and multiply q, k, v, gate and up one by one: at
 the lengths of sentences that is most of the time. Here transformers' modules give their weights, and the forward pass
@@ -17,8 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from sentexp.data.packing import Packed
 from sentexp.models.fast.attention import PrefixCache, attend, within
 from sentexp.models.fast.lora_linear import Linear, lora_linear
-from sentexp.models.fast.ops import apply_rotary, rms_norm, swiglu
+from sentexp.models.fast.ops import apply_rotary, geglu, rms_norm, swiglu
 from sentexp.models.fast.stacked_lora import Adapters, Group
+
+GATED = {"silu": swiglu, "gelu_pytorch_tanh": geglu}
+"""What joins gate and up, by transformers' names of the activation."""
 
 
 class Rotary(NamedTuple):
@@ -28,15 +31,28 @@ class Rotary(NamedTuple):
     sine: Tensor
 
 
+class Norms(NamedTuple):
+    """The weights of the norms of a layer, and what is added below their roots.
+
+    `first` and `second` are before attention and before the feed-forward part, `after` behind each of them (Gemma 3);
+    `heads` are those of queries and keys (Qwen 3, Gemma 3).
+    """
+
+    first: Tensor
+    second: Tensor
+    after: tuple[Tensor, Tensor] | None
+    heads: tuple[Tensor, Tensor] | None
+    eps: float
+
+
 class Layer(NamedTuple):
     """What a decoder layer computes with; all layers of a backbone have the same shapes.
 
     `qkv_widths` are the outputs of q, k and v; `head_size` is the width of a head, `scale` multiplies the scores.
-    `head_norms` are those of queries and keys (Qwen 3); `rotates` is false in layers without positions (SmolLM3).
+    `gated` joins gate and up; `rotates` is false in layers without positions (SmolLM3).
     """
 
-    first_norm: Tensor
-    second_norm: Tensor
+    norms: Norms
     qkv: Linear
     out: Linear
     gate_up: Linear
@@ -44,8 +60,7 @@ class Layer(NamedTuple):
     qkv_widths: list[int]
     head_size: int
     scale: float
-    eps: float
-    head_norms: tuple[Tensor, Tensor] | None
+    gated: Callable[[Tensor], Tensor]
     rotates: bool
 
 
@@ -61,6 +76,7 @@ class LlamaLayers:
         self.backbone = backbone
         self.dtype: torch.dtype = backbone.norm.weight.dtype
         self.groups = [_groups(layer) for layer in backbone.layers]
+        self._norms: tuple[int, list[Norms]] = -1, []
         self.adapters = Adapters([group for groups in self.groups for group in groups], self.dtype)
         self.unadapted = self.adapters.first_adapted // len(self.groups[0])
         """How many layers are below the first one with an adapter."""
@@ -82,11 +98,12 @@ class LlamaLayers:
                 layer = self.layer(number, [[] if one is None else [one] for one in self.of_layer(number, adapters)])
                 read = packed.read if number == len(self.groups) - 1 else None
                 if not self.trains:
-                    hidden = decoder_layer(hidden, layer, rotary, packed, read, cache, number)
+                    hidden = decoder_layer(hidden, layer, rotary[number], packed, read, cache, number)
                 elif self.recomputes(number):
-                    hidden = checkpoint(self.train_layer, hidden, layer, rotary, packed, read, use_reentrant=False)
+                    inputs = (hidden, layer, rotary[number], packed, read)
+                    hidden = checkpoint(self.train_layer, *inputs, use_reentrant=False)
                 else:
-                    hidden = self.train_layer(hidden, layer, rotary, packed, read)
+                    hidden = self.train_layer(hidden, layer, rotary[number], packed, read)
             return self.last_norm(hidden)
 
     @property
@@ -108,15 +125,36 @@ class LlamaLayers:
         embeddings: Tensor = self.backbone.embed_tokens(ids)
         return embeddings.to(self.dtype)
 
-    def rotary(self, positions: Tensor, hidden: Tensor) -> Rotary:
-        """Return cosine and sine of positions, in the dtype of the hidden states."""
-        cosine, sine = self.backbone.rotary_emb(hidden[None], positions[None])
-        return Rotary(cosine[0][:, None], sine[0][:, None])
+    def rotary(self, positions: Tensor, hidden: Tensor) -> list[Rotary]:
+        """Return cosine and sine of positions for each layer, in the dtype of the hidden states.
+
+        Local layers have a base of their own, where the backbone says so (Gemma 3).
+        """
+        embedding = self.backbone.rotary_emb
+        by_kind = isinstance(getattr(embedding, "rope_type", None), dict)
+        kinds = [(layer.self_attn.layer_type,) if by_kind else () for layer in self.backbone.layers]
+        angles: dict[tuple[str, ...], Rotary] = {}
+        for kind in dict.fromkeys(kinds):
+            cosine, sine = embedding(hidden[None], positions[None], *kind)
+            angles[kind] = Rotary(cosine[0][:, None], sine[0][:, None])
+        return [angles[kind] for kind in kinds]
 
     def last_norm(self, hidden: Tensor) -> Tensor:
         """Return the hidden states after the norm above the last layer."""
-        norm = self.backbone.norm
-        return rms_norm(hidden, norm.weight, norm.variance_epsilon)
+        last = self.norms[-1]
+        return rms_norm(hidden, last.first, last.eps)
+
+    @property
+    def norms(self) -> list[Norms]:
+        """The norms of the layers, and last the norm above them, made anew where the backbone has been moved."""
+        backbone = self.backbone
+        place = backbone.norm.weight.data_ptr()
+        if self._norms[0] != place:
+            with torch.inference_mode(False):  # what is made in it could not be trained through
+                last = norm_weight(backbone.norm)
+                of_layers = [norms_of(layer) for layer in backbone.layers]
+                self._norms = place, [*of_layers, of_layers[-1]._replace(first=last)]
+        return self._norms[1]
 
     def of_layer(self, number: int, adapters: Sequence[Any]) -> Sequence[Any]:
         """Return those of the adapters of all groups that belong to a layer."""
@@ -136,8 +174,7 @@ class LlamaLayers:
             group.with_adapters(of_group) for group, of_group in zip(groups, adapters, strict=True)
         )
         return Layer(
-            first_norm=module.input_layernorm.weight,
-            second_norm=module.post_attention_layernorm.weight,
+            norms=self.norms[number],
             qkv=qkv,
             out=out,
             gate_up=gate_up,
@@ -145,8 +182,7 @@ class LlamaLayers:
             qkv_widths=groups[0].outputs,
             head_size=attention.head_dim,
             scale=attention.scaling,
-            eps=module.input_layernorm.variance_epsilon,
-            head_norms=(attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None,
+            gated=GATED[activation_of(module)],
             rotates=bool(getattr(attention, "use_rope", True)),
         )
 
@@ -160,6 +196,31 @@ def _groups(layer: Any) -> list[Group]:
         Group([mlp.gate_proj, mlp.up_proj]),
         Group([mlp.down_proj]),
     ]
+
+
+def norms_of(layer: Any) -> Norms:
+    """Return the norms of a decoder layer."""
+    first, second, attention = layer.input_layernorm, layer.post_attention_layernorm, layer.self_attn
+    after = heads = None
+    if hasattr(layer, "pre_feedforward_layernorm"):
+        after = norm_weight(second), norm_weight(layer.post_feedforward_layernorm)
+        second = layer.pre_feedforward_layernorm
+    if hasattr(attention, "q_norm"):
+        heads = norm_weight(attention.q_norm), norm_weight(attention.k_norm)
+    eps = first.eps if hasattr(first, "eps") else first.variance_epsilon
+    return Norms(norm_weight(first), norm_weight(second), after, heads, float(eps))
+
+
+def norm_weight(norm: Any) -> Tensor:
+    """Return what a norm multiplies by: its weight, or in float32 1 + its weight, as Gemma stores it."""
+    weight: Tensor = norm.weight
+    return 1 + weight.detach().float() if type(norm).__name__ == "Gemma3RMSNorm" else weight
+
+
+def activation_of(layer: Any) -> str:
+    """Return the activation of the feed-forward part of a decoder layer, by transformers' name."""
+    config = layer.mlp.config
+    return str(getattr(config, "hidden_activation", None) or config.hidden_act)
 
 
 def decoder_layer(
@@ -196,12 +257,13 @@ def project(
     hidden: Tensor, layer: Layer, rotary: Rotary, product: Product = lora_linear
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values, shape (tokens, heads or key heads, width of a head)."""
-    states = product(rms_norm(hidden, layer.first_norm, layer.eps), layer.qkv).unflatten(1, (-1, layer.head_size))
+    norms = layer.norms
+    states = product(rms_norm(hidden, norms.first, norms.eps), layer.qkv).unflatten(1, (-1, layer.head_size))
     queries, keys, values = [width // layer.head_size for width in layer.qkv_widths]
-    if layer.head_norms is not None:
-        of_query, of_key = layer.head_norms
+    if norms.heads is not None:
+        of_query, of_key = norms.heads
         query, key, value = states.split([queries, keys, values], 1)
-        query, key = rms_norm(query, of_query, layer.eps), rms_norm(key, of_key, layer.eps)
+        query, key = rms_norm(query, of_query, norms.eps), rms_norm(key, of_key, norms.eps)
         both = torch.cat([query, key], 1)
     else:
         both, value = states.split([queries + keys, values], 1)
@@ -226,6 +288,12 @@ def feed_forward(
     attended = attended.flatten(1)
     if read is not None:
         attended, hidden = attended.index_select(0, read), hidden.index_select(0, read)
-    hidden = hidden + product(attended, layer.out)
-    inner = product(rms_norm(hidden, layer.second_norm, layer.eps), layer.gate_up)
-    return hidden + product(swiglu(inner), layer.down)
+    norms = layer.norms
+    hidden = hidden + _after(product(attended, layer.out), norms, 0)
+    inner = product(rms_norm(hidden, norms.second, norms.eps), layer.gate_up)
+    return hidden + _after(product(layer.gated(inner), layer.down), norms, 1)
+
+
+def _after(states: Tensor, norms: Norms, half: int) -> Tensor:
+    """Return what a half of a layer adds to the hidden states: normalised once more, where the layer does so."""
+    return states if norms.after is None else rms_norm(states, norms.after[half], norms.eps)

@@ -15,9 +15,12 @@ from sentexp.system.console import say
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return x / sqrt(mean(x^2) + eps) * w in float32 (Zhang & Sennrich 2019, eq. 4)."""
+    """Return x / sqrt(mean(x^2) + eps) * w (Zhang & Sennrich 2019, eq. 4), normalised in float32.
+
+    It is rounded before the product with w, as in Llama; a wider w, as in Gemma, multiplies what is not yet rounded.
+    """
     if torch.compiler.is_compiling():  # which finds the derivative, and what to fuse, itself
-        return weight * plain_normalise(hidden, eps)[0]
+        return plain_scale(plain_normalise(hidden, eps, wide=weight.dtype != hidden.dtype)[0], weight, hidden.dtype)
     out: Tensor = _RMSNorm.apply(hidden, weight, eps)  # type: ignore[no-untyped-call]
     return out
 
@@ -38,11 +41,25 @@ def swiglu(both: Tensor) -> Tensor:
     return out
 
 
-def plain_normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return x over its root mean square, and one over that in float32."""
-    wide = x.float()
-    inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
-    return (wide * inverse).to(x.dtype), inverse
+def geglu(both: Tensor) -> Tensor:
+    """Return gelu(gate) * up by the approximation with tanh, gate and up side by side (Shazeer 2020, eq. 5)."""
+    if torch.compiler.is_compiling():
+        return plain_geglu(both)
+    out: Tensor = _GeGLU.apply(both)  # type: ignore[no-untyped-call]
+    return out
+
+
+def plain_normalise(x: Tensor, eps: float, wide: bool = False) -> tuple[Tensor, Tensor]:
+    """Return x over its root mean square, in float32 where it is to be wide, and one over that in float32."""
+    exact = x.float()
+    inverse = (exact.square().mean(-1, keepdim=True) + eps).rsqrt()
+    normal = exact * inverse
+    return normal if wide else normal.to(x.dtype), inverse
+
+
+def plain_scale(normal: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the normalised x times w."""
+    return (weight * normal).to(dtype)
 
 
 def plain_normalise_backward(gradient: Tensor, normal: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
@@ -75,6 +92,19 @@ def plain_swiglu_backward(gradient: Tensor, both: Tensor) -> Tensor:
     gate, up = both.chunk(2, -1)
     to_gate = torch.ops.aten.silu_backward(gradient * up, gate)
     return torch.cat([to_gate, gradient * nn.functional.silu(gate)], -1)
+
+
+def plain_geglu(both: Tensor) -> Tensor:
+    """Return gelu(gate) * up."""
+    gate, up = both.chunk(2, -1)
+    return nn.functional.gelu(gate, approximate="tanh") * up
+
+
+def plain_geglu_backward(gradient: Tensor, both: Tensor) -> Tensor:
+    """Return the gradients of gate and up, side by side."""
+    gate, up = both.chunk(2, -1)
+    to_gate = torch.ops.aten.gelu_backward(gradient * up, gate, approximate="tanh")
+    return torch.cat([to_gate, gradient * nn.functional.gelu(gate, approximate="tanh")], -1)
 
 
 def kernels(x: Tensor) -> Any:
@@ -131,20 +161,24 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        ctx.triton = kernels(x) if x.shape[1:] == weight.shape and x.is_contiguous() else None
+        ctx.wide = weight.dtype != x.dtype
+        is_usual = x.shape[1:] == weight.shape and x.is_contiguous() and not ctx.wide
+        ctx.triton = kernels(x) if is_usual else None
         if ctx.triton is not None:
             out, inverse = ctx.triton.normalise(x, weight, eps)
             ctx.save_for_backward(x, inverse, weight)
             return out  # type: ignore[no-any-return]
-        normal, inverse = plain_normalise(x, eps)
-        ctx.save_for_backward(normal, inverse, weight)
-        return weight * normal
+        normal, inverse = plain_normalise(x, eps, ctx.wide)
+        ctx.save_for_backward(x if ctx.wide else normal, inverse, weight)
+        return plain_scale(normal, weight, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         kept, inverse, weight = ctx.saved_tensors
         if ctx.triton is not None:
             return ctx.triton.normalise_backward(gradient.contiguous(), kept, inverse, weight), None, None
+        if ctx.wide:
+            kept = kept.float() * inverse
         return plain_normalise_backward(gradient, kept, inverse, weight), None, None
 
 
@@ -187,3 +221,17 @@ class _SwiGLU(torch.autograd.Function):
         if ctx.triton is not None:
             return ctx.triton.swiglu_backward(gradient.contiguous(), both)  # type: ignore[no-any-return]
         return plain_swiglu_backward(gradient, both)
+
+
+class _GeGLU(torch.autograd.Function):
+    """`geglu`; its input is all that is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        ctx.save_for_backward(both)
+        return plain_geglu(both)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (both,) = ctx.saved_tensors
+        return plain_geglu_backward(gradient, both)

@@ -1,15 +1,17 @@
-"""Which backbones the fast layers can replace: frozen ones of the Llama family, with LoRA or DoRA adapters at most."""
+"""Which backbones the fast layers can replace: frozen Llamas and their like, with LoRA or DoRA adapters at most."""
 
 from typing import Any
 
 import torch
 from torch import nn
 
+from sentexp.models.fast.llama import GATED, activation_of
 from sentexp.models.fast.stacked_lora import ADAPTER, base_layer
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+ARCHITECTURES = ("gemma3_text", "llama", "mistral", "qwen2", "qwen3", "smollm3")
 """transformers' names of the models whose layers can be replaced."""
 LAYERS = (
+    "Gemma3DecoderLayer",
     "LlamaDecoderLayer",
     "MistralDecoderLayer",
     "Qwen2DecoderLayer",
@@ -28,16 +30,17 @@ def supports(backbone: Any, longest: int) -> bool:
         return False
     if hasattr(backbone.norm, "base_layer") or any(type(layer).__name__ not in LAYERS for layer in layers):
         return False
+    if getattr(config, "use_bidirectional_attention", None) or getattr(config, "final_logit_softcapping", None):
+        return False
     return all(_is_supported_layer(layer, backbone.norm.weight.dtype) for layer in layers)
 
 
 def _is_supported_layer(layer: Any, dtype: torch.dtype) -> bool:
     """Tell whether a layer's weights are frozen, plain or in 4 bits, with LoRA or DoRA adapters at most."""
-    norms = [layer.input_layernorm, layer.post_attention_layernorm]
-    norms += [getattr(layer.self_attn, name) for name in ("q_norm", "k_norm") if hasattr(layer.self_attn, name)]
+    norms = [module for name, module in layer.named_modules() if name.endswith("norm")]
     if any(norm.weight.requires_grad or hasattr(norm, "base_layer") for norm in norms):
         return False
-    if layer.mlp.config.hidden_act != "silu":
+    if activation_of(layer) not in GATED:
         return False
     for part, names in LINEAR.items():
         modules = [getattr(getattr(layer, part), name) for name in names]
