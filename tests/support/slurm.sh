@@ -4,9 +4,11 @@
 # changed in /etc. `export SLURM_CONF=<folder>/slurm.conf` makes sbatch, squeue and sacct talk to it.
 set -euo pipefail
 what=${1:?up or down} folder=$(realpath -m "${2:?a folder}")
+mark=.slurm-of-sentexp-tests # the folder is ours, and may be removed
 say() { echo "slurm.sh: $*" >&2; }
 
 down() {
+    [ -e "$folder/$mark" ] || return 0
     for name in slurmd slurmctld slurmdbd mariadbd munged; do
         pid=$(cat "$folder/$name.pid" 2> /dev/null) || continue
         kill "$pid" 2> /dev/null || true
@@ -43,7 +45,9 @@ start_database() {
 
 up() {
     down
+    [ ! -e "$folder" ] || { say "$folder exists, and is not of this script"; exit 2; }
     mkdir -p "$folder"
+    touch "$folder/$mark"
     install
     local node cpus memory cgroup port
     node=$(hostname -s) cpus=$(nproc) memory=$(($(grep MemTotal /proc/meminfo | tr -dc 0-9) / 1024 * 9 / 10)) port=${SLURM_TEST_PORT:-26817}
@@ -75,8 +79,7 @@ SlurmctldPort=$port
 SlurmdPort=$((port + 1))
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge/socket
-CryptoType=crypto/munge
+AuthInfo=socket=$folder/munge/socket,cred_expire=5
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
 SlurmctldPidFile=$folder/slurmctld.pid
