@@ -42,11 +42,11 @@ def start(reviews, command_environment, tmp_path):
     ]  # fmt: skip
 
     def begin(*words, **variables):
-        console = (tmp_path / "console.txt").open("a")
-        return subprocess.Popen(
-            [sys.executable, "-m", "sentexp", *quick, *words],
-            cwd=tmp_path, env=command_environment | variables, stdout=console, stderr=console,
-        )  # fmt: skip
+        with (tmp_path / "console.txt").open("a") as console:
+            return subprocess.Popen(
+                [sys.executable, "-m", "sentexp", *quick, *words],
+                cwd=tmp_path, env=command_environment | variables, stdout=console, stderr=console,
+            )  # fmt: skip
 
     return begin
 
