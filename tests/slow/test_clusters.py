@@ -148,7 +148,15 @@ def test_a_job_that_is_cancelled_is_done_again(slurm, start, tmp_path, accountin
 
 def test_a_job_over_its_time_limit_saves_is_queued_again_and_continues(slurm, start, tmp_path):
     limits = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20"]
-    process = start("seed=1,2", *LONG, "trainer.save_steps=100000", *slurm, *limits, "hydra.launcher.runs_per_job=2")
+    process = start(
+        "seed=1,2",
+        LONG[1],
+        "trainer.max_epochs=60",
+        "trainer.save_steps=100000",
+        *slurm,
+        *limits,
+        "hydra.launcher.runs_per_job=2",
+    )
     number = wait_for(queued, process, tmp_path)[0]
     wait_for(lambda: list(tmp_path.glob("outputs/*/state.json")), process, tmp_path)
     time.sleep(2)

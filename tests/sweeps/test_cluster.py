@@ -137,6 +137,14 @@ def test_a_failure_comes_with_its_log_and_each_end_is_said_once(jobs, folder, ca
     assert shown.out.count("1/9 | run0 | failed") == 1
 
 
+def test_runs_that_end_at_once_are_counted_one_by_one(jobs, folder, capsys):
+    ends = Ends(jobs("seed=1", "seed=2"), folder)
+    for number in (0, 1):
+        folder.write(number, finished(f"run{number}"))
+    ends.look()
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1/9", "2/9"]
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_job_returns_the_ends_of_its_runs_and_leaves_out_what_has_ended(jobs, folder, tmp_path, monkeypatch, shared):
     done = []

@@ -112,7 +112,8 @@ class Ends:
         if has_failed(outcome):
             where = f" Its log: {log}" if log.is_file() else ""
             complain(f"{outcome.name}: {outcome.error}{where}")
-        print_progress(outcome, self.folder.progress(), config.trainer.monitor)
+        progress = replace(self.folder.progress(), ended=len(self._seen))  # others may have ended, and are next
+        print_progress(outcome, progress, config.trainer.monitor)
         log_progress(config, self.folder)
 
 
