@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 TO_LOWEST := $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python
+SLURM := /tmp/sentexp-slurm
 PARALLEL := --numprocesses 2 --dist worksteal --durations 10
 NUMERICAL := tests/models tests/training tests/metrics tests/sweeps/test_fused.py tests/run/test_numerics.py tests/test_causal_lm.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test numerics lowest slow gpu check format docs docs-serve reference ui clean
+.PHONY: help setup run test numerics lowest slow clusters gpu check format docs docs-serve reference ui clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -51,6 +52,10 @@ $(LOWEST)/.installed: pyproject.toml requirements-embedded.txt
 
 slow: setup ## run the slow tests: the embedded default, the wheel, kills, whole matrices of settings
 	$(BIN)/python -m pytest -m slow $(PARALLEL)
+
+clusters: setup ## run the tests of SLURM and Ray on this machine; root, Debian or Ubuntu: installs SLURM where it is missing
+	tests/support/slurm.sh up $(SLURM)
+	SLURM_CONF=$(SLURM)/slurm.conf $(BIN)/python -m pytest -m slow tests/slow/test_clusters.py; code=$$?; tests/support/slurm.sh down $(SLURM); exit $$code
 
 gpu: setup ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu

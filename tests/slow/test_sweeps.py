@@ -195,6 +195,7 @@ def test_memory_returns_to_its_level_after_every_run(words, start, tmp_path):
 
 
 LAUNCHERS = {
+    "workers": ["hydra.launcher.workers=2"],
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
     "submitit": ["hydra/launcher=submitit_local"],
     "ray": [
@@ -251,19 +252,52 @@ def test_launchers_give_the_table_of_the_launcher_in_this_process(words, start, 
         assert "result.json" in {file.path for file in MlflowClient(store).list_artifacts(run.info.run_id)}
 
 
-def test_a_worker_that_is_killed_costs_no_run(words, fork, tmp_path):
+@pytest.mark.parametrize(
+    ("launcher", "is_worker", "said"),
+    [
+        ("joblib", "loky", "starting the remaining runs again"),
+        ("workers", "spawn_main", "A worker process ended by signal 9: 2 of its runs are started again"),
+    ],
+)
+def test_a_worker_that_is_killed_costs_no_run(words, fork, tmp_path, launcher, is_worker, said):
     import psutil
 
-    process = fork(tmp_path / "killed", *words, "peft.r=2,4,8,16", "trainer.max_epochs=12", *LAUNCHERS["joblib"])
+    process = fork(tmp_path / "killed", *words, "peft.r=2,4,8,16", "trainer.max_epochs=12", *LAUNCHERS[launcher])
     workers = []
     while not list(tmp_path.glob("killed/outputs/*/last.ckpt")):
         assert process.poll() is None
         time.sleep(0.02)
     workers = [
-        child for child in psutil.Process(process.pid).children(recursive=True) if "loky" in " ".join(child.cmdline())
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if is_worker in " ".join(child.cmdline())
     ]
     os.kill(max(workers, key=lambda worker: worker.memory_info().rss).pid, signal.SIGKILL)
     assert process.wait() == 0, (tmp_path / "killed" / "console.txt").read_text()
     parent, children = recorded(tmp_path / "killed")
     assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 5
-    assert "starting the remaining runs again" in (tmp_path / "killed" / "console.txt").read_text()
+    assert said in (tmp_path / "killed" / "console.txt").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_sweep_and_resume_with_it(words, start, fork, tmp_path, number):
+    import psutil
+
+    words = [*words, "peft.r=2,4", "trainer.max_epochs=12", *LAUNCHERS["workers"]]
+    process = start(tmp_path / "ended", *words)
+    while len(list(tmp_path.glob("ended/outputs/*/last.ckpt"))) < 2:
+        assert process.poll() is None, (tmp_path / "ended" / "console.txt").read_text()
+        time.sleep(0.02)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    assert process.wait() == (-number if number == signal.SIGKILL else 130)
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
+    console = (tmp_path / "ended" / "console.txt").read_text()
+    assert "Traceback" not in console
+    parent, children = recorded(tmp_path / "ended")
+    assert [run.info.status for run in children] == ["KILLED"] * 2
+    assert parent.info.status == ("RUNNING" if number == signal.SIGKILL else "KILLED")
+    assert fork(tmp_path / "ended", *words).wait() == 0
+    assert "2 to resume" in (tmp_path / "ended" / "console.txt").read_text()
+    parent, children = recorded(tmp_path / "ended")
+    assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 3

@@ -5,6 +5,8 @@ where a part is built without hydra.
 """
 
 import functools
+from contextlib import suppress
+from dataclasses import field, fields, make_dataclass
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -87,9 +89,36 @@ def register_schemas() -> None:
             store.store(group=f"schema/{group}", name=name, node=node)
     _register_sweepers(store)
     one_by_one = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-    launchers = {"fused": {"_target_": "hydra_plugins.sentexp.FusedLauncher", "max_runs": 16}}
+    launchers: dict[str, dict[str, Any]] = {
+        "fused": {"_target_": "hydra_plugins.sentexp.FusedLauncher", "max_runs": 16, "workers": "auto"},
+    }
     for name, launcher in (launchers | {"sequential": {"_target_": one_by_one}}).items():
         store.store(group="hydra/launcher", name=name, node=launcher)
+    _register_cluster_launchers(store)
+
+
+def _register_cluster_launchers(store: ConfigStore) -> None:
+    """Put sentexp's launchers in the place of the plugins', with their keys and further ones, where these are there."""
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # looks for plugins, which register theirs
+    with suppress(ImportError):
+        from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf  # type: ignore[import-untyped]
+
+        slurm = {"_target_": "hydra_plugins.sentexp.SlurmLauncher", "runs_per_job": 1, "max_num_timeout": 20}
+        store.store(group="hydra/launcher", name="submitit_slurm", node=_with_keys(SlurmQueueConf, slurm))
+    with suppress(ImportError):
+        from hydra_plugins.hydra_ray_launcher._config import RayLauncherConf
+
+        ray = {"_target_": "hydra_plugins.sentexp.RayLauncher", "runs_per_job": 1}
+        store.store(group="hydra/launcher", name="ray", node=_with_keys(RayLauncherConf, ray))
+
+
+def _with_keys(plugin: type, keys: dict[str, Any]) -> Any:
+    """Return the configuration of a plugin with other defaults, and further keys of any type."""
+    known = {item.name: item.type for item in fields(plugin)}
+    given = [(name, known.get(name, Any), field(default=value)) for name, value in keys.items()]
+    return make_dataclass(plugin.__name__, given, bases=(plugin,))
 
 
 def _register_sweepers(store: ConfigStore) -> None:

@@ -3,7 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sentexp.config import Bias, Config, HeadOnly, Lora, Quantization, SequenceClassification, flatten, task_name
+from sentexp.config import (
+    Bias,
+    Config,
+    HeadOnly,
+    Lora,
+    Quantization,
+    SequenceClassification,
+    Strategy,
+    flatten,
+    task_name,
+)
 from sentexp.errors import UserError
 
 SHARED = ("model.", "trainer.precision", "trainer.accelerator", "trainer.gradient_checkpointing")
@@ -79,6 +89,7 @@ def _obstacle(config: Config) -> str:
     if not isinstance(peft, Lora):
         return "only LoRA adapters are fused"
     obstacles = {
+        f"trainer={trainer.strategy.name} trains one run in several processes": trainer.strategy is not Strategy.single,
         f"peft.bias={peft.bias.name} trains the backbone's own biases": peft.bias is not Bias.none,
         "layers in int8 are bitsandbytes' own": peft.quantization is Quantization.int8,
         "trainer.padding_free=false pads every run by itself": not trainer.padding_free,

@@ -15,6 +15,7 @@ from sentexp.errors import UserError, complain
 from sentexp.plots.run import draw_search
 from sentexp.run.inputs import resolve_inputs, run_identity
 from sentexp.run.recording import track_run
+from sentexp.search.policies import judge_of
 from sentexp.search.report import print_front
 from sentexp.search.space import Space, Value
 from sentexp.search.study import build_sampler, call_storage, is_maximised, only_one_search, open_study, storage_url
@@ -153,7 +154,8 @@ class Search:
             if self.options.storage is None:  # a process elsewhere would look in its own folder
                 overrides.append(f"hydra.sweeper.storage={quoted(self.url)}")
             try:
-                jobs += self.sweeper.compose([overrides], [name], trial.number)
+                (job,) = self.sweeper.compose([overrides], [name], trial.number)
+                jobs.append(replace(job, policy=judge_of(job.config, replace(self.options, storage=self.url))))
             except UserError as error:
                 complain(f"{name}: {error}")
                 folder.write(trial.number, Outcome(name=name, state=State.failed, error=str(error)))

@@ -15,6 +15,7 @@ from sentexp.run.failures import explain_failure
 from sentexp.run.recording import without_secrets
 from sentexp.run.result import Result
 from sentexp.run.train import train
+from sentexp.sweeps.gpus import take_gpu
 from sentexp.sweeps.report import print_progress
 from sentexp.sweeps.sweep_dir import CONFIG, LOG, Outcome, State, SweepFolder
 from sentexp.tracking.run_dir import STATE
@@ -33,6 +34,15 @@ def run_job(config: Config, folder: SweepFolder, number: int, policy: PruningPol
         number: of the run.
         policy: may stop the run.
     """
+    take_gpu()
+    outcome = do_job(config, folder, number, policy)
+    if folder.is_here():  # else the launcher takes the outcome to where it is
+        report(outcome, config, folder, number)
+    return outcome
+
+
+def do_job(config: Config, folder: SweepFolder, number: int, policy: PruningPolicy | None = None) -> Outcome:
+    """Do as `run_job`, and leave it to the process that has begun the sweep to report how the run ended."""
     assert config.sweep.name is not None
     outcome = Outcome(name=config.sweep.name, state=State.not_started)
     if not folder.is_stopped():
@@ -52,8 +62,6 @@ def run_job(config: Config, folder: SweepFolder, number: int, policy: PruningPol
                 sentence = explained or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
                 complain(f"{outcome.name}: {sentence}")
                 outcome = replace(outcome, state=State.failed, error=sentence)
-    if folder.is_here():  # else the launcher takes the outcome to where it is
-        report(outcome, config, folder, number)
     return outcome
 
 

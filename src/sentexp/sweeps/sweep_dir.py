@@ -16,6 +16,9 @@ from sentexp.tracking.provenance import command
 
 SWEEP, OUTCOME, LOG, CONFIG, STOP = "sweep.json", "outcome.json", "run.log", "config.yaml", "stop"
 
+ATTEMPTS = 2
+"""How often a run is started that takes its process down with it, before it counts as killed."""
+
 
 class State(StrEnum):
     """How a run of a sweep ended."""

@@ -17,11 +17,21 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sentexp.config import CompareConfig, Config, Strategy, from_conf
+from sentexp.config import CompareConfig, Config, from_conf
 from sentexp.config.explain import COMPOSITION_ERRORS, explain
-from sentexp.distributed.launch import require_one, torchrun_command
-from sentexp.errors import UserError, complain, require
-from sentexp.sweeps.launch import Job, collect, fit_to_cluster, launch, once_each, quoted
+from sentexp.distributed.launch import require_one
+from sentexp.errors import UserError, complain
+from sentexp.sweeps.launch import (
+    Job,
+    check_launcher,
+    close_launcher,
+    collect,
+    fit_to_cluster,
+    launch,
+    once_each,
+    quoted,
+    require_strategy,
+)
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
@@ -72,9 +82,14 @@ class RunSweeper(Sweeper):
         return [*(f"{key}={value}" for key, value in self.params.items() if key not in given), *arguments]
 
     def begin(self, total: int, config: Config) -> "SweepFolder":
-        """Make the sweep's folder."""
+        """Make the sweep's folder.
+
+        Raises:
+            UserError: the launcher would start more processes than there are GPUs.
+        """
         from sentexp.sweeps.sweep_dir import SweepFolder
 
+        check_launcher(self.launcher, config)
         folder = SweepFolder(Path(self.config.hydra.sweep.dir))
         folder.begin(total, config.trainer.monitor, config.sweep.max_failures)
         return folder
@@ -96,6 +111,7 @@ class RunSweeper(Sweeper):
         from sentexp.sweeps.sweep_dir import has_failed
         from sentexp.tracking.next_steps import say_next, say_recorded
 
+        close_launcher(self.launcher)
         outcomes = list(folder.outcomes().values())
         (folder.path / "runs.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
         parent.log_files(folder.path / "runs.json")
@@ -140,7 +156,7 @@ class RunSweeper(Sweeper):
                     "--cfg job lists every key."
                 ) from error
             assert isinstance(config, Config)
-            _require_single(config, run)
+            require_strategy(self.launcher, config, run)
             jobs.append(Job(number=number, overrides=overrides, config=config))
         if wrong:
             raise UserError(" ".join(dict.fromkeys(wrong)))
@@ -268,14 +284,3 @@ def with_plain_values(base: DictConfig, overrides: Sequence[str]) -> DictConfig 
         except OmegaConfBaseException:
             return None
     return composed
-
-
-def _require_single(config: Config, overrides: Sequence[str]) -> None:
-    """Refuse runs of several processes: hydra's launchers start one for each run."""
-    strategy = config.trainer.strategy.name
-    require(
-        config.trainer.strategy is Strategy.single,
-        f"--multirun starts one process for each run, and trainer={strategy} needs several: start each combination by "
-        f"itself, the first as {torchrun_command(overrides)}; the same --multirun without trainer={strategy} then "
-        "gathers them in a sweep, and trains none of them again.",
-    )

@@ -26,6 +26,13 @@ def choose_device(accelerator: str, key: str = "trainer.accelerator") -> torch.d
     return torch.device("cuda" if available and accelerator != "cpu" else "cpu")
 
 
+def visible_gpus() -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES takes for each GPU that this process sees."""
+    count = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [name.strip() for name in given[:count]] if given != [""] else [str(number) for number in range(count)]
+
+
 def choose_precision(precision: Precision, device: torch.device) -> Precision:
     """Return the arithmetic: `auto` is bf16 where the hardware multiplies it natively, else fp32.
 

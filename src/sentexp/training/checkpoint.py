@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from sentexp.config.metric_names import is_better_higher
 from sentexp.distributed import processes
+from sentexp.distributed.strategies import ShardedStrategy
 from sentexp.models.adapters import load_trainable_state, trainable_state
 from sentexp.system.atomic_write import replacing
 from sentexp.training.module import ClassifierModule
+from sentexp.training.preemption import Preempted, is_asked_to_stop
 
 BEST, LAST = "best.safetensors", "last.ckpt"
 LOGITS, TARGETS = "validation/logits", "validation/targets"
@@ -60,11 +62,20 @@ class Checkpoints(L.Callback):
         """Save every `save_steps` steps, unless an evaluation follows, which saves itself.
 
         Only between two optimizer steps: a checkpoint does not hold gradients that are accumulated so far.
+
+        Raises:
+            Preempted: the job ends, and the state is saved. Of several processes the main one says so; where they hold
+                shards, which all would have to save, none does.
         """
         step = trainer.global_step
         self._between_steps = step > self._step_before
-        if self._between_steps and step % self.save_steps == 0 and not _validation_follows(trainer):
+        if not self._between_steps or _validation_follows(trainer):
+            return
+        stops = is_asked_to_stop() and processes.is_main() and not isinstance(trainer.strategy, ShardedStrategy)
+        if stops or step % self.save_steps == 0:
             self._save_state(trainer)
+        if stops:
+            raise Preempted
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the weights if they are the best so far; save the state to resume from."""

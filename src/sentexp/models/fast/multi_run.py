@@ -54,11 +54,13 @@ class RunScheduler:
         device: where they compute.
         most: runs at once; measured memory may allow fewer.
         global_states: of the process, beside those that every scheduler saves and restores.
+        share: of the free memory that is this process's.
     """
 
     device: torch.device
     most: int
     global_states: tuple[GlobalState, ...] = ()
+    share: float = 1.0
     largest_pass: int = 0
     """The most runs that a pass took."""
 
@@ -173,7 +175,9 @@ class RunScheduler:
     def _make_room(self, count: int, taken_gib: float) -> None:
         """Let more runs begin, if what these have taken leaves room."""
         each = max(taken_gib / count, 1e-3)
-        self._room = min(self.most, max(self._room, count + int(ROOM * free_memory_gib(self.device) / each)))
+        self._room = min(
+            self.most, max(self._room, count + int(ROOM * self.share * free_memory_gib(self.device) / each))
+        )
 
     def _split(self, count: int) -> int:
         """Let passes take half as many runs from now on; return in how many this one continues."""
