@@ -89,6 +89,9 @@ def train(config: Config) -> "float | Outcome | None":
     if config.sweep.dry_run:
         plan(config)
         return None
+    if config.sweep.quick:
+        quick(config)
+        return None
     _freeze_imports(config)
     if config.sweep.name is None:
         from sentexp.run.train import train as train_run
@@ -105,10 +108,19 @@ def train(config: Config) -> "float | Outcome | None":
 def plan(config: Config) -> None:
     """Print what a run would do and cost."""
     from sentexp.plan.command import plan as plan_runs
+    from sentexp.tracking.provenance import planned_words
 
     launch.require_one("sentexp plan")
     _search()
-    plan_runs([config])
+    plan_runs([config], planned_words())
+
+
+def quick(config: Config) -> None:
+    """Try a few steps of a run, and all that follows them."""
+    from sentexp.quick.command import quick as try_runs
+
+    launch.require_one("sentexp --quick")
+    try_runs([config])
 
 
 def _search() -> SearchConfig | None:

@@ -12,6 +12,7 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp data=csv data.path=reviews.csv data.text=body data.label=stars        your own table
   python -m sentexp peft.r=8 optim.lr=1e-4 seed=1    any key of the configuration
   python -m sentexp --multirun peft.r=4,8,16         a sweep; the same command resumes it and skips finished runs
+  python -m sentexp --quick peft=qlora               two steps and all that follows them: what would fail, in a minute
   python -m sentexp plan --multirun peft.r=4,8,16    what that sweep would do, its time and memory; trains nothing
   python -m sentexp --multirun hydra/sweeper=optuna 'optim.lr=tag(log,interval(1e-5,1e-3))'     a search
   python -m sentexp runs                             every run that is recorded: identity, state, result
@@ -30,6 +31,7 @@ sentexp fine-tunes language models to classify sentiment.
 
 Options:
   --multirun, -m        run every combination of comma-separated values
+  --quick               try every path of a configuration, keep nothing; with --multirun once for each kind of run
   --cfg job             print the composed configuration; --package peft prints one group
   --config-dir FOLDER   also look for group options in FOLDER/<group>/<option>.yaml
   --hydra-help          the help of hydra, which composes the configuration

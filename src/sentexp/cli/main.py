@@ -36,6 +36,7 @@ VALUED_OPTIONS = (
     "--config-path",
     "-cp",
 )
+QUICK = "--quick"
 NAMING_RUNS = ("run", "runs", "sweep", "base", "filter")
 """Keys of commands whose values may be ids or names of runs, or MLflow's filter of them."""
 TEMPLATES = ("data.text", "data.text_pair", "text", "text_pair")
@@ -67,6 +68,7 @@ def main() -> None:
         print(help_of(command))
         return
     sys.argv += [command.override] if command.override else []
+    _take_quick(command)
     several = bool({"--multirun", "-m"} & set(sys.argv[1:]))
     sys.argv[1:] = [_as_text(word, several) for word in _options_first(sys.argv[1:])]
     _check_options()
@@ -86,6 +88,16 @@ def _take_command() -> Command:
         )
         sys.exit(1)
     return COMMANDS[name]
+
+
+def _take_quick(command: Command) -> None:
+    """Put the key that `--quick` stands for in its place."""
+    if QUICK not in sys.argv[1:]:
+        return
+    if command.name != "train":
+        complain(f"{QUICK} tries a run before it is trained, and {command.name} trains none: leave it out.")
+        sys.exit(1)
+    sys.argv[1:] = [word for word in sys.argv[1:] if word != QUICK] + ["sweep.quick=true"]
 
 
 def _take_text() -> str | None:

@@ -75,6 +75,9 @@ class OptunaSweeper(RunSweeper):
             if jobs[0].config.sweep.dry_run:
                 self._plan(search, jobs)
                 return []
+            if jobs[0].config.sweep.quick:
+                self.quick(jobs)
+                return []
             return search.run()
         except COMPOSITION_ERRORS as error:  # a fault of sentexp's own, not of the configuration
             raise RuntimeError("the search broke off") from error

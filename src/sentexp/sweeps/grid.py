@@ -42,6 +42,9 @@ class GridSweeper(RunSweeper):
             if any(job.config.sweep.dry_run for job in jobs):
                 self.plan(jobs)
                 return []
+            if any(job.config.sweep.quick for job in jobs):
+                self.quick(jobs)
+                return []
             return self._run(jobs, words)
         except COMPOSITION_ERRORS as error:  # a fault of sentexp's own, not of the configuration
             raise RuntimeError("the sweep broke off") from error

@@ -62,8 +62,15 @@ class RunSweeper(Sweeper):
     def plan(self, jobs: list[Job]) -> None:
         """Print what would be done."""
         from sentexp.plan.command import plan
+        from sentexp.tracking.provenance import planned_words
 
-        plan([job.config for job in jobs])
+        plan([job.config for job in jobs], planned_words())
+
+    def quick(self, jobs: list[Job]) -> None:
+        """Try a few steps of each kind of run."""
+        from sentexp.quick.command import quick
+
+        quick([job.config for job in jobs])
 
     def with_preset(self, arguments: list[str]) -> list[str]:
         """Return the overrides of a preset, except those whose keys are on the command line, and these."""
