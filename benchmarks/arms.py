@@ -35,8 +35,9 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from sentexp.config import CausalLM, Lora, Quantization
+from sentexp.data.batch import pad
 from sentexp.data.batching import MEGABATCH, RowBatches
-from sentexp.data.datamodule import DataModule, pad
+from sentexp.data.datamodule import DataModule
 from sentexp.data.packing import Packed
 from sentexp.models.loading import DTYPES
 from sentexp.run.build import build_data, build_model, build_module

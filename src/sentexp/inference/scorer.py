@@ -5,12 +5,11 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sentexp.config import Precision
-from sentexp.data.datamodule import Texts, pad
+from sentexp.data.batch import Texts, move, pad
 from sentexp.data.prompts import pair_separator
 from sentexp.data.text_parts import shorten
 from sentexp.data.tokens import WORTH_SHARING, encode, row_limit
@@ -134,7 +133,7 @@ class Scorer:
         try:
             with torch.inference_mode(), self._arithmetic():
                 score = self.classifier if self.graphs is None else self.graphs
-                scores = score(move_data_to_device(self._layout(rows, prefix), self.device), beginning)
+                scores = score(move(self._layout(rows, prefix), self.device), beginning)
                 return [tuple(None if part is None else part[: len(rows)].cpu() for part in scores)]
         except Exception as error:
             if not is_out_of_memory(error):

@@ -18,8 +18,9 @@ from sentexp.config import (
     task_name,
 )
 from sentexp.config.checks import AUTO
+from sentexp.data.batch import pad
 from sentexp.data.class_balance import class_weights, row_weights
-from sentexp.data.datamodule import DataModule, pad
+from sentexp.data.datamodule import DataModule
 from sentexp.data.prompts import CONTENT_FREE, pair_separator
 from sentexp.data.tokens import encode
 from sentexp.distributed.sharding import shard
