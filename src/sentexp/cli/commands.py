@@ -1,5 +1,6 @@
 """The commands: their names, where their keys are, and what runs them."""
 
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -40,7 +41,10 @@ class Command:
 
     def run(self, config: Any, *arguments: str) -> "float | Outcome":
         """Run the command; return the objective of a run, what became of a run of a sweep, or NaN."""
-        function = getattr(import_module(self.module), self.name)
+        from sentexp.system.console import waiting
+
+        with waiting(f"Starting {self.name}"):
+            function = getattr(import_module(self.module), self.name)
         if self.name != "train":
             launch.require_one(f"sentexp {self.name}")
         result: float | Outcome | None = function(config, *arguments)
@@ -107,8 +111,11 @@ def train(config: Config) -> "float | Outcome | None":
 
 def plan(config: Config) -> None:
     """Print what a run would do and cost."""
-    from sentexp.plan.command import plan as plan_runs
+    from sentexp.system.console import waiting
     from sentexp.tracking.provenance import planned_words
+
+    with waiting("Loading the libraries"):
+        from sentexp.plan.command import plan as plan_runs
 
     launch.require_one("sentexp plan")
     _search()
@@ -117,7 +124,10 @@ def plan(config: Config) -> None:
 
 def quick(config: Config) -> None:
     """Try a few steps of a run, and all that follows them."""
-    from sentexp.quick.command import quick as try_runs
+    from sentexp.system.console import waiting
+
+    with waiting("Loading the libraries"):
+        from sentexp.quick.command import quick as try_runs
 
     launch.require_one("sentexp --quick")
     try_runs([config])
@@ -145,8 +155,13 @@ def _search() -> SearchConfig | None:
 
 def _freeze_imports(config: Config) -> None:
     """Import what the run needs, and let the garbage collector leave it alone."""
+    from sentexp.system.console import waiting
     from sentexp.system.garbage import freeze_imports
 
     adapters = ["peft"] if isinstance(config.peft, Lora | IA3) else []
     tracking = ["mlflow"] if config.tracking.backend is TrackingBackend.mlflow else []
-    freeze_imports("sentexp.run.train", *adapters, *tracking)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(
+        logging.ERROR
+    )  # it asks for a package that it can do without
+    with waiting("Loading the libraries"):
+        freeze_imports("sentexp.run.train", *adapters, *tracking)

@@ -12,6 +12,7 @@ from sentexp.errors import UserError, require
 from sentexp.inference.progress import tell
 from sentexp.inference.recent_runs import LISTED, ended_runs, identity_of, list_recent
 from sentexp.models.saved import FACTS, FOLDERS, Trained, read_trained, require_no_pickle
+from sentexp.system.console import waiting
 from sentexp.tracking.queries import find_sweeps, is_run, runs_of_sweep
 from sentexp.tracking.run_dir import RESULT, STATE
 from sentexp.tracking.store import Store, describe_store, find_store, read_artifact
@@ -40,7 +41,8 @@ def chosen_run(config: FinishedRun) -> Finished:
     Raises:
         UserError: see `resolve_run`.
     """
-    finished = resolve_run(LATEST if config.run is None else config.run, config.tracking, config.output_dir)
+    with waiting("Looking for the run"):
+        finished = resolve_run(LATEST if config.run is None else config.run, config.tracking, config.output_dir)
     if config.run is None:
         tell(f"No run= is given, so this is {finished.name}.")
         finished.name = finished.name.removesuffix(f", {LAST}")

@@ -24,6 +24,7 @@ from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import Trained, find_base, load_trained, scoring_task
 from sentexp.models.sequence_classifier import Scores, SequenceClassifier
 from sentexp.models.structure import base_of
+from sentexp.system.console import waiting
 from sentexp.system.device import choose_device, choose_precision
 from sentexp.system.memory import is_out_of_memory, limit_kernel_caches, release_memory
 
@@ -71,8 +72,9 @@ class Scorer:
         best = Precision.fp32 if halved else choose_precision(trained.precision, self.device)
         self.precision = precision or best
         if loaded is None:
-            backbone = base if isinstance(base, Backbone) else find_base(trained, base)
-            loaded = load_trained(trained, backbone, self.precision, self.device)
+            with waiting("Loading the model"):
+                backbone = base if isinstance(base, Backbone) else find_base(trained, base)
+                loaded = load_trained(trained, backbone, self.precision, self.device)
         model, self.tokenizer = loaded
         self.limit, _ = row_limit(self.tokenizer, trained.prompt, trained.max_length, trained.positions)
         prompt, pad_id = trained.prompt, self.tokenizer.pad_token_id

@@ -42,6 +42,7 @@ from sentexp.models.sequence_classifier import start_head_at_label_words
 from sentexp.models.structure import shardable_parts
 from sentexp.run.cache import cached, clear_cache
 from sentexp.run.inputs import RunInputs, RunSpec, build_packer
+from sentexp.system.console import hint
 from sentexp.system.memory import total_memory
 from sentexp.training.batch_plan import BatchPlan
 from sentexp.training.module import ClassifierModule
@@ -112,6 +113,7 @@ def _load(inputs: RunInputs, load: Loading) -> "PreTrainedModel":
     config, labels = inputs.config, inputs.examples.labels
 
     def fresh() -> "PreTrainedModel":
+        hint(f"Loading the model, {config.model.title}")
         if isinstance(config.task, CausalLM):
             return load_language_model(inputs.backbone, inputs.tokenizer, load)
         return load_classifier(inputs.backbone, inputs.tokenizer, labels, load, inputs.head_rows)

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +60,16 @@ class RunSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
+    def load_libraries(self) -> None:
+        """Import what runs need, which takes seconds."""
+        from sentexp.system.console import waiting
+
+        with waiting("Loading the libraries"):
+            import_module("sentexp.run.train")
+
     def plan(self, jobs: list[Job]) -> None:
         """Print what would be done."""
+        self.load_libraries()
         from sentexp.plan.command import plan
         from sentexp.tracking.provenance import planned_words
 
@@ -68,6 +77,7 @@ class RunSweeper(Sweeper):
 
     def quick(self, jobs: list[Job]) -> None:
         """Try a few steps of each kind of run."""
+        self.load_libraries()
         from sentexp.quick.command import quick
 
         quick([job.config for job in jobs])
@@ -217,7 +227,7 @@ def _compare(config: Config, parent: "RunLogger", folder: "SweepFolder", outcome
     """
     from sentexp.compare.command import REPORT, analyse, write
     from sentexp.sweeps.sweep_dir import State
-    from sentexp.system.console import say
+    from sentexp.system.console import say, waiting
 
     finished = [outcome for outcome in outcomes if outcome.state is State.finished]
     if parent.run_id is None or not finished:
@@ -227,8 +237,9 @@ def _compare(config: Config, parent: "RunLogger", folder: "SweepFolder", outcome
     metric = config.trainer.monitor.rpartition("/")[2]
     asked = from_conf(CompareConfig, tracking=config.tracking, sweep=parent.run_id, metric=metric)
     try:
-        analysis = analyse(asked)
-        write(analysis, asked, folder.path)
+        with waiting("Comparing the runs"):
+            analysis = analyse(asked)
+            write(analysis, asked, folder.path)
     except UserError as error:
         say(f"The runs are not compared: {error}")
         return False
