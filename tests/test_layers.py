@@ -131,7 +131,7 @@ MEASURING = {"torch", "transformers", "torchmetrics", "matplotlib", "scipy", "to
 """What torchmetrics brings along."""
 MAY_IMPORT = {
     "look": (("runs", "models", "ui", "compare"), set()),
-    "use": (("predict", "serve", "export", "register", "prepare"), {"torch"}),
+    "use": (("predict", "serve", "export", "register", "prepare", "push"), {"torch"}),
     "evaluate": (("evaluate",), MEASURING),
     "audit": (("audit",), MEASURING | {"lightning"}),
 }

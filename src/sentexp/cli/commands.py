@@ -75,6 +75,7 @@ COMMANDS = {
         ),
         Command(name="evaluate", module="sentexp.inference.evaluate", has_own_keys=True),
         Command(name="export", module="sentexp.export.command", has_own_keys=True),
+        Command(name="push", module="sentexp.inference.push", has_own_keys=True),
         Command(name="register", module="sentexp.serving.register", has_own_keys=True),
         Command(name="serve", module="sentexp.serving.serve", has_own_keys=True),
         Command(name="ui", module="sentexp.serving.ui", has_own_keys=True),

@@ -21,6 +21,7 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp predict --text "..."             of one sentence, by the latest finished run; run= names another
   python -m sentexp evaluate run=best data=imdb      a finished run on other data
   python -m sentexp export run=best format=merged    for other programs: peft, merged, onnx, gguf; checked
+  python -m sentexp push run=best to=me/reviews      its weights and their card to the Hugging Face hub, privately
   python -m sentexp register run=best name=reviews   a version in MLflow's registry; champion if it is clearly better
   python -m sentexp serve run=best                   an HTTP server and a page, on this machine alone
   python -m sentexp ui                               MLflow's UI over the recorded runs, on this machine alone

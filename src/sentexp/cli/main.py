@@ -14,8 +14,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from sentexp.cli.commands import COMMANDS, Command
+from sentexp.cli.completion import complete, is_query
 from sentexp.cli.help import help_of, help_text
-from sentexp.config import CompareConfig, Config, FinishedRun, UiConfig, conf_dir, register_schemas
+from sentexp.config import ChosenRun, CompareConfig, Config, UiConfig, conf_dir, register_schemas
 from sentexp.distributed import processes
 from sentexp.errors import UserError, complain
 
@@ -61,6 +62,11 @@ def main() -> None:
         from sentexp import __version__
 
         print(f"sentexp {__version__}")
+        return
+    if is_query():
+        asked = complete()
+        if asked is not None:
+            sys.exit(_compose_and_run(asked, []))
         return
     command = _take_command()
     text = _take_text() if command.name == "predict" else None
@@ -250,7 +256,7 @@ def _run_job(command: Command, config: "DictConfig", arguments: list[str], full_
         raise KeyboardInterrupt from None
 
 
-def _typed(config: "DictConfig") -> Config | CompareConfig | FinishedRun | UiConfig:
+def _typed(config: "DictConfig") -> Config | CompareConfig | ChosenRun | UiConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -261,7 +267,7 @@ def _typed(config: "DictConfig") -> Config | CompareConfig | FinishedRun | UiCon
         raise UserError(
             f"The configuration does not fit together ({reason}): python -m sentexp --cfg job lists every key."
         ) from error
-    assert isinstance(typed, Config | CompareConfig | FinishedRun | UiConfig)
+    assert isinstance(typed, Config | CompareConfig | ChosenRun | UiConfig)
     return typed
 
 

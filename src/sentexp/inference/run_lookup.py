@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sentexp.config import FinishedRun, TrackingBackend, TrackingConfig
+from sentexp.config import ChosenRun, TrackingBackend, TrackingConfig
 from sentexp.config.metric_names import LOWER_IS_BETTER
 from sentexp.errors import UserError, require
 from sentexp.inference.progress import tell
@@ -35,7 +35,7 @@ class Finished:
     store: Store | None = None
 
 
-def chosen_run(config: FinishedRun) -> Finished:
+def chosen_run(config: ChosenRun) -> Finished:
     """Return the run that a command is to use; where it names none, the latest finished one, and say so.
 
     Raises:
