@@ -74,8 +74,8 @@ def try_out(inputs: RunInputs, work: Workload, folder: Path) -> Trial:
     trained = read_trained(result.weights)
     base = find_base(trained)
     texts: list[str] = few.examples.test.column("text").to_pylist()
-    wanted = read_predictions(folder / file_name("test")).probabilities
     say("Reading the saved weights again")
+    wanted = read_predictions(folder / file_name("test")).probabilities
     accelerator = "gpu" if inputs.device.type == "cuda" else "cpu"
     read = _difference(Scorer(trained, base, accelerator), texts, wanted, "read again")
     release_memory()
