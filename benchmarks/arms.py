@@ -36,8 +36,9 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from sentexp.config import CausalLM, Lora, Quantization
+from sentexp.data.batch import pad
 from sentexp.data.batching import MEGABATCH, RowBatches
-from sentexp.data.datamodule import DataModule, pad
+from sentexp.data.datamodule import DataModule
 from sentexp.data.packing import Packed
 from sentexp.models.encoders import encoder_of, pooling_of
 from sentexp.models.loading import DTYPES

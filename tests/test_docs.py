@@ -26,7 +26,7 @@ PAGES = {
     str(file.relative_to(ROOT)): file.read_text()
     for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
-SHELL = {"cat", "cd", "curl", "git", "source"}
+SHELL = {"cat", "cd", "curl", "eval", "git", "source"}
 """Programs that are not ours."""
 SETTINGS = {"SWEEP", "SECONDS", "PYTHON", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MLFLOW_TRACKING_URI"}
 

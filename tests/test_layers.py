@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sentexp.cli.commands import COMMANDS
+
 SOURCE = Path(__file__).parents[1] / "src" / "sentexp"
 FILES = sorted(SOURCE.rglob("*.py"))
 FLOORS = (
@@ -21,7 +23,8 @@ FLOORS = (
     ("training",),
     ("run",),
     ("inference", "plan"),
-    ("export", "sweeps"),
+    ("export", "quick"),
+    ("sweeps",),
     ("search", "serving"),
     ("cli",),
     ("__main__",),
@@ -118,9 +121,21 @@ socket.socket.connect = refuse
 loaded = {}
 for part, modules in json.load(sys.stdin).items():
     for module in modules: importlib.import_module(module)
-    loaded[part] = [name for name in sys.modules if "." not in name or name.startswith("sentexp.")]
+    loaded[part] = [n for n in sys.modules if "." not in n or n.startswith("sentexp.") or n == "torch._dynamo"]
 print(json.dumps(loaded))
 """
+
+
+HEAVY = {"torch", "transformers", "peft", "lightning", "torchmetrics", "sklearn", "torch._dynamo", *LATE}
+MEASURING = {"torch", "transformers", "torchmetrics", "matplotlib", "scipy", "torch._dynamo"}
+"""What torchmetrics brings along."""
+MAY_IMPORT = {
+    "look": (("runs", "models", "ui", "compare"), set()),
+    "use": (("predict", "serve", "export", "register", "prepare", "push"), {"torch"}),
+    "evaluate": (("evaluate",), MEASURING),
+    "audit": (("audit",), MEASURING | {"lightning"}),
+}
+"""Commands, from the lightest to the heaviest, and what their modules may import of these before they do anything."""
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +144,8 @@ def imported(tmp_path_factory):
     modules = [".".join(("sentexp", *file.relative_to(SOURCE).with_suffix("").parts)) for file in FILES]
     left_out = "__main__", "triton_ops"  # Triton comes with PyTorch for GPUs alone
     everything = [name.removesuffix(".__init__") for name in modules if not name.endswith(left_out)]
-    parts = {"look": ["sentexp.cli.list_runs", "sentexp.serving.ui", "sentexp.cli.list_models"]}
-    parts |= {
-        "compare": ["sentexp.compare.command"],
-        "use": ["sentexp.inference.predict", "sentexp.inference.evaluate"],
-    }
+    parts = {part: [COMMANDS[name].module for name in names] for part, (names, _) in MAY_IMPORT.items()}
+    parts["train"] = ["sentexp.run.train", "sentexp.plan.command", "sentexp.quick.command"]
     home = tmp_path_factory.mktemp("home")
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(SOURCE.parent)}
     words = json.dumps(parts | {"everything": everything})
@@ -145,18 +157,17 @@ def imported(tmp_path_factory):
     return {part: set(names) for part, names in json.loads(done.stdout).items()}, home
 
 
-HEAVY = {"torch", "transformers", "peft", "lightning", "torchmetrics", "sklearn", "scipy", "pandas", "pyarrow"}
-MAY_IMPORT = {"look": set(), "compare": set(), "use": {"torch", "transformers", "lightning", "torchmetrics", "scipy"}}
-"""What the modules of commands may import of these: to list runs and models and open the UI, to compare, to predict."""
-
-
 @pytest.mark.parametrize("part", MAY_IMPORT)
 def test_commands_import_what_they_need(part, imported):
-    assert (HEAVY | set(LATE[:5])) & imported[0][part] <= MAY_IMPORT[part]
+    assert HEAVY & imported[0][part] <= MAY_IMPORT[part][1]
+
+
+def test_every_command_is_in_the_list():
+    assert {name for names, _ in MAY_IMPORT.values() for name in names} == set(COMMANDS) - {"train", "plan"}
 
 
 def test_a_comparison_starts_without_torch(imported):
-    loaded = imported[0]["compare"]
+    loaded = imported[0]["look"]
     assert "sentexp.compare.command" in loaded
     assert not {"torch", "transformers", "lightning"} & loaded
 

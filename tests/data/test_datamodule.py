@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from sentexp.data.batch import pad
 from sentexp.data.batching import RowBatches, TokenBudgetBatches
-from sentexp.data.datamodule import pad
 from sentexp.errors import UserError
 
 LENGTHS = torch.randint(3, 60, (203,), generator=torch.Generator().manual_seed(0)).tolist()

@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from sentexp.config import Attention, Precision, load_config
-from sentexp.data.datamodule import pad
+from sentexp.data.batch import pad
 from sentexp.data.packing import Packer
 from sentexp.errors import UserError
 from sentexp.models import adapters

@@ -9,7 +9,7 @@ from rounding import agree, rounding
 from safetensors.torch import load_file, save_file
 
 from sentexp.config import Attention, Precision, SequenceClassification, from_conf, load_config
-from sentexp.data.datamodule import pad
+from sentexp.data.batch import pad
 from sentexp.data.packing import Packer
 from sentexp.data.prompts import build_prompt, pair_separator
 from sentexp.data.text_parts import PAIR

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from sentexp.config import load_config
-from sentexp.data.datamodule import Padded, pad
+from sentexp.data.batch import Padded, pad
 from sentexp.data.prompts import build_prompt
 from sentexp.data.tokens import encode
 from sentexp.errors import UserError

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sentexp.cli.list_models import read_option
 from sentexp.config import ModelConfig, PackageFile, PackageModel, conf_dir, from_conf, load_config
-from sentexp.data.datamodule import pad
+from sentexp.data.batch import pad
 from sentexp.errors import UserError
 from sentexp.models.encoder_classifier import classifier_over
 from sentexp.models.encoders import ENCODERS

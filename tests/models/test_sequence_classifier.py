@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from sentexp.config import load_config
-from sentexp.data.datamodule import pad
+from sentexp.data.batch import pad
 from sentexp.models.loading import load_tokenizer
 from sentexp.models.pretrained import Backbone, locate_backbone
 from sentexp.models.sequence_classifier import SequenceClassifier, start_head_at_label_words

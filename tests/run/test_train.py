@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from sentexp.compare.metric_sums import measured
 from sentexp.config import load_config
 from sentexp.config.metric_names import METRICS
-from sentexp.data.datamodule import pad
+from sentexp.data.batch import pad
 from sentexp.errors import UserError
 from sentexp.models.loading import load_tokenizer
 from sentexp.models.pretrained import locate_backbone

@@ -14,7 +14,9 @@ import pytest
 import warm
 from mlflow import MlflowClient
 
-from sentexp.tracking.store import PARENT
+from sentexp.config import TrackingConfig, from_conf
+from sentexp.tracking.store import PARENT, open_store
+from sentexp.tracking.ui_view import experiment_view
 
 pytestmark = pytest.mark.slow
 
@@ -108,6 +110,26 @@ def test_a_sweep_is_seen_its_runs_below_it_and_compared(folder, mlflow_server, b
         assert values == pytest.approx([children[run].data.metrics[name] for run in compared], abs=6e-4), name
     if "SWEEP" in os.environ:
         browser.save_screenshot(folder / "comparison.png")
+
+
+def test_the_view_of_an_experiment_has_the_columns_of_its_sweep(folder, mlflow_server, browser, find):
+    """Without a click: the swept key and the metrics, all of them on a page 1280 pixels wide."""
+    browser.set_window_size(1280, 800)
+    page = experiment_view(open_store(from_conf(TrackingConfig, uri=f"sqlite:///{folder / 'mlflow.db'}")))
+    address = mlflow_server(folder)
+    browser.get(address)
+    for key in ("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "mlflow.assistant.panelOpen_v1"):
+        browser.execute_script("localStorage.setItem(arguments[0], arguments[1])", key, json.dumps(TIDY[key]))
+    browser.get(address + page)
+    for name in ("r=8", "r=16", "r=32"):
+        find(f"//a[normalize-space()='{name}']")
+    headers = browser.find_elements("xpath", "//*[@role='columnheader']")
+    shown = [one.text.split("\n")[0] for one in sorted(headers, key=lambda one: one.location["x"]) if one.text]
+    columns = list(dict.fromkeys(name for name in shown if name in ("peft.r", "seconds") or "/" in name))
+    assert columns == ["peft.r", "best/accuracy", "test/accuracy", "test/auroc_macro", "test/f1_macro", "seconds"]
+    assert all(one.location["x"] + one.size["width"] <= 1280 for one in headers if one.text in columns)
+    if "SWEEP" in os.environ:
+        browser.save_screenshot(folder / "view.png")
 
 
 def test_the_report_of_a_sweep_is_read_among_its_artifacts(folder, mlflow_server, browser, find):

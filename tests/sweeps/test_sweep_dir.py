@@ -1,8 +1,13 @@
 """The folder of a sweep: ends of runs, the best, progress, and when to stop."""
 
+import json
 import math
+import os
+import time
 
-from sentexp.sweeps.sweep_dir import Outcome, State, SweepFolder, best_of
+import pytest
+
+from sentexp.sweeps.sweep_dir import CONFIG, Outcome, State, SweepFolder, best_of
 
 
 def finished(name, objective, earlier=False):
@@ -31,6 +36,31 @@ def test_progress_counts_what_was_finished_before_and_leaves_it_out_of_the_pace(
     assert (progress.ended, progress.total, progress.failed) == (2, 3, 0)
     assert progress.best.name == "b"
     assert progress.seconds_left >= 0
+
+
+@pytest.mark.parametrize(
+    ("total", "ages", "left"),
+    [
+        (2, [100.0, 100.0], 0.0),  # both began together: the other one ends now
+        (2, [100.0, 60.0], 40.0),
+        (4, [100.0, 100.0], 100.0),  # two more follow in two places
+        (5, [100.0, 50.0], 175.0),  # half a run and three whole ones in two places
+        (3, [100.0], 200.0),  # one after the other
+    ],
+)
+def test_the_time_left_counts_what_runs_under_way_have_behind_them(tmp_path, total, ages, left):
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.begin(total, "validation/accuracy", None)
+    for number, age in enumerate(ages):
+        folder.of(number).mkdir()
+        (folder.of(number) / CONFIG).touch()
+        os.utime(folder.of(number) / CONFIG, (time.time() - age,) * 2)
+    facts = folder._facts()
+    (folder.path / "sweep.json").write_text(json.dumps(facts | {"started": time.time() - 100}))
+    outcome = finished("a", 0.5)
+    outcome.metrics["seconds"] = 100.0
+    folder.write(0, outcome)
+    assert folder.progress().seconds_left == pytest.approx(left, abs=5)
 
 
 def test_too_many_failures_stop_the_sweep(tmp_path):

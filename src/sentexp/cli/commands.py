@@ -1,5 +1,6 @@
 """The commands: their names, where their keys are, and what runs them."""
 
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -40,7 +41,10 @@ class Command:
 
     def run(self, config: Any, *arguments: str) -> "float | Outcome":
         """Run the command; return the objective of a run, what became of a run of a sweep, or NaN."""
-        function = getattr(import_module(self.module), self.name)
+        from sentexp.system.console import waiting
+
+        with waiting(f"Starting {self.name}"):
+            function = getattr(import_module(self.module), self.name)
         if self.name != "train":
             launch.require_one(f"sentexp {self.name}")
         result: float | Outcome | None = function(config, *arguments)
@@ -71,6 +75,7 @@ COMMANDS = {
         ),
         Command(name="evaluate", module="sentexp.inference.evaluate", has_own_keys=True),
         Command(name="export", module="sentexp.export.command", has_own_keys=True),
+        Command(name="push", module="sentexp.inference.push", has_own_keys=True),
         Command(name="register", module="sentexp.serving.register", has_own_keys=True),
         Command(name="serve", module="sentexp.serving.serve", has_own_keys=True),
         Command(name="ui", module="sentexp.serving.ui", has_own_keys=True),
@@ -89,6 +94,9 @@ def train(config: Config) -> "float | Outcome | None":
     if config.sweep.dry_run:
         plan(config)
         return None
+    if config.sweep.quick:
+        quick(config)
+        return None
     _freeze_imports(config)
     if config.sweep.name is None:
         from sentexp.run.train import train as train_run
@@ -104,11 +112,26 @@ def train(config: Config) -> "float | Outcome | None":
 
 def plan(config: Config) -> None:
     """Print what a run would do and cost."""
-    from sentexp.plan.command import plan as plan_runs
+    from sentexp.system.console import waiting
+    from sentexp.tracking.provenance import planned_words
+
+    with waiting("Loading the libraries"):
+        from sentexp.plan.command import plan as plan_runs
 
     launch.require_one("sentexp plan")
     _search()
-    plan_runs([config])
+    plan_runs([config], planned_words())
+
+
+def quick(config: Config) -> None:
+    """Try a few steps of a run, and all that follows them."""
+    from sentexp.system.console import waiting
+
+    with waiting("Loading the libraries"):
+        from sentexp.quick.command import quick as try_runs
+
+    launch.require_one("sentexp --quick")
+    try_runs([config])
 
 
 def _search() -> SearchConfig | None:
@@ -133,8 +156,13 @@ def _search() -> SearchConfig | None:
 
 def _freeze_imports(config: Config) -> None:
     """Import what the run needs, and let the garbage collector leave it alone."""
+    from sentexp.system.console import waiting
     from sentexp.system.garbage import freeze_imports
 
     adapters = ["peft"] if isinstance(config.peft, Lora | IA3 | PeftMethod) else []
     tracking = ["mlflow"] if config.tracking.backend is TrackingBackend.mlflow else []
-    freeze_imports("sentexp.run.train", *adapters, *tracking)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(
+        logging.ERROR
+    )  # it asks for a package that it can do without
+    with waiting("Loading the libraries"):
+        freeze_imports("sentexp.run.train", *adapters, *tracking)

@@ -12,6 +12,7 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp data=csv data.path=reviews.csv data.text=body data.label=stars        your own table
   python -m sentexp peft.r=8 optim.lr=1e-4 seed=1    any key of the configuration
   python -m sentexp --multirun peft.r=4,8,16         a sweep; the same command resumes it and skips finished runs
+  python -m sentexp --quick peft=qlora               two steps and all that follows them: what would fail, in a minute
   python -m sentexp plan --multirun peft.r=4,8,16    what that sweep would do, its time and memory; trains nothing
   python -m sentexp --multirun hydra/sweeper=optuna 'optim.lr=tag(log,interval(1e-5,1e-3))'     a search
   python -m sentexp runs                             every run that is recorded: identity, state, result
@@ -20,6 +21,7 @@ sentexp fine-tunes language models to classify sentiment.
   python -m sentexp predict --text "..."             of one sentence, by the latest finished run; run= names another
   python -m sentexp evaluate run=best data=imdb      a finished run on other data
   python -m sentexp export run=best format=merged    for other programs: peft, merged, onnx, gguf; checked
+  python -m sentexp push run=best to=me/reviews      its weights and their card to the Hugging Face hub, privately
   python -m sentexp register run=best name=reviews   a version in MLflow's registry; champion if it is clearly better
   python -m sentexp serve run=best                   an HTTP server and a page, on this machine alone
   python -m sentexp ui                               MLflow's UI over the recorded runs, on this machine alone
@@ -30,6 +32,7 @@ sentexp fine-tunes language models to classify sentiment.
 
 Options:
   --multirun, -m        run every combination of comma-separated values
+  --quick               try every path of a configuration, keep nothing; with --multirun once for each kind of run
   --cfg job             print the composed configuration; --package peft prints one group
   --config-dir FOLDER   also look for group options in FOLDER/<group>/<option>.yaml
   --hydra-help          the help of hydra, which composes the configuration

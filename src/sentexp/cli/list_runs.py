@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sentexp.config import Config, TrackingBackend
-from sentexp.system.console import OUT, say
+from sentexp.system.console import OUT, say, waiting
 from sentexp.tracking.queries import PRUNED, is_run
 from sentexp.tracking.run_dir import RESULT, STATE, is_locked
 from sentexp.tracking.store import describe_store, open_store
@@ -32,8 +32,9 @@ def runs(config: Config) -> None:
     if config.tracking.backend is TrackingBackend.none:
         rows, where = list(_in_folder(folder)), str(folder)
     else:
-        store = open_store(config.tracking)
-        recorded = [run for run in store.search("") if is_run(run)]
+        with waiting("Reading the runs"):
+            store = open_store(config.tracking)
+            recorded = [run for run in store.search("") if is_run(run)]
         rows = [_recorded(run, folder) for run in reversed(recorded)]
         where = f"experiment {config.tracking.experiment} of {describe_store(config.tracking)}"
     if not rows:

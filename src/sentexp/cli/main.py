@@ -14,8 +14,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from sentexp.cli.commands import COMMANDS, Command
+from sentexp.cli.completion import complete, is_query
 from sentexp.cli.help import help_of, help_text
-from sentexp.config import CompareConfig, Config, FinishedRun, UiConfig, conf_dir, register_schemas
+from sentexp.config import ChosenRun, CompareConfig, Config, UiConfig, conf_dir, register_schemas
 from sentexp.distributed import processes
 from sentexp.errors import UserError, complain
 
@@ -36,6 +37,7 @@ VALUED_OPTIONS = (
     "--config-path",
     "-cp",
 )
+QUICK = "--quick"
 NAMING_RUNS = ("run", "runs", "sweep", "base", "filter")
 """Keys of commands whose values may be ids or names of runs, or MLflow's filter of them."""
 TEMPLATES = ("data.text", "data.text_pair", "text", "text_pair")
@@ -61,12 +63,18 @@ def main() -> None:
 
         print(f"sentexp {__version__}")
         return
+    if is_query():
+        asked = complete()
+        if asked is not None:
+            sys.exit(_compose_and_run(asked, []))
+        return
     command = _take_command()
     text = _take_text() if command.name == "predict" else None
     if command.name != "train" and {"--help", "-h"} & set(sys.argv[1:]):
         print(help_of(command))
         return
     sys.argv += [command.override] if command.override else []
+    _take_quick(command)
     several = bool({"--multirun", "-m"} & set(sys.argv[1:]))
     sys.argv[1:] = [_as_text(word, several) for word in _options_first(sys.argv[1:])]
     _check_options()
@@ -86,6 +94,16 @@ def _take_command() -> Command:
         )
         sys.exit(1)
     return COMMANDS[name]
+
+
+def _take_quick(command: Command) -> None:
+    """Put the key that `--quick` stands for in its place."""
+    if QUICK not in sys.argv[1:]:
+        return
+    if command.name != "train":
+        complain(f"{QUICK} tries a run before it is trained, and {command.name} trains none: leave it out.")
+        sys.exit(1)
+    sys.argv[1:] = [word for word in sys.argv[1:] if word != QUICK] + ["sweep.quick=true"]
 
 
 def _take_text() -> str | None:
@@ -242,7 +260,7 @@ def _run_job(command: Command, config: "DictConfig", arguments: list[str], full_
         raise KeyboardInterrupt from None
 
 
-def _typed(config: "DictConfig") -> Config | CompareConfig | FinishedRun | UiConfig:
+def _typed(config: "DictConfig") -> Config | CompareConfig | ChosenRun | UiConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -253,7 +271,7 @@ def _typed(config: "DictConfig") -> Config | CompareConfig | FinishedRun | UiCon
         raise UserError(
             f"The configuration does not fit together ({reason}): python -m sentexp --cfg job lists every key."
         ) from error
-    assert isinstance(typed, Config | CompareConfig | FinishedRun | UiConfig)
+    assert isinstance(typed, Config | CompareConfig | ChosenRun | UiConfig)
     return typed
 
 

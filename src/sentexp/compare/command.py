@@ -15,7 +15,7 @@ from sentexp.compare.leaderboard_tables import slice_summary, small, terminal_ta
 from sentexp.compare.slices import slice_table, worst_slices
 from sentexp.config import CompareConfig, EvaluatedSplit, TrackingConfig
 from sentexp.errors import UserError
-from sentexp.system.console import OUT, say
+from sentexp.system.console import OUT, say, waiting
 from sentexp.system.garbage import freeze_imports
 from sentexp.tracking.next_steps import EXAMPLE, override, place_words, say_next, say_ui, sentexp_command
 
@@ -46,9 +46,10 @@ def compare(config: CompareConfig) -> None:
     Raises:
         UserError: anything in the configuration or the store that the user can fix.
     """
-    freeze_imports("mlflow", "pandas", "scipy.stats")
     folder = _writable(config.output)
-    analysis = analyse(config)
+    with waiting("Comparing the runs"):
+        freeze_imports("mlflow", "pandas", "scipy.stats")
+        analysis = analyse(config)
     for table in terminal_tables(analysis.board, analysis.title, OUT.width):
         OUT.print(table, soft_wrap=False)
     for note in analysis.board.notes:
@@ -60,7 +61,8 @@ def compare(config: CompareConfig) -> None:
     names = [one.name for one in analysis.comparison.configurations]
     if len(names) == 2:  # noqa: PLR2004 (run against run)
         _print_pair(analysis, names[0], names[1], config)
-    files = write(analysis, config, folder)
+    with waiting("Writing the report"):
+        files = write(analysis, config, folder)
     where = "" if analysis.comparison.parent_id is None else ", and among the artifacts of the sweep's MLflow run"
     say(f"{', '.join(file.name for file in files)} are in {folder}{where}.")
     say(f"Report: {folder / REPORT}", folder / REPORT)

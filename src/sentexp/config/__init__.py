@@ -7,6 +7,7 @@ wrong key or value is refused before torch is imported.
 
 from sentexp.config.checks import AUTO, check_measure
 from sentexp.config.commands import (
+    ChosenRun,
     CompareConfig,
     EvaluateConfig,
     EvaluatedRows,
@@ -16,6 +17,7 @@ from sentexp.config.commands import (
     ExportType,
     FinishedRun,
     PredictConfig,
+    PushConfig,
     ReadingRun,
     RegisterConfig,
     ServeConfig,
@@ -90,6 +92,7 @@ __all__ = [
     "Bias",
     "BiasOnly",
     "CausalLM",
+    "ChosenRun",
     "CompareConfig",
     "Config",
     "DataConfig",
@@ -121,6 +124,7 @@ __all__ = [
     "PriorCorrection",
     "PromptTemplate",
     "Pruner",
+    "PushConfig",
     "Quantization",
     "RandomWeights",
     "RatedTexts",

@@ -1,5 +1,6 @@
 """The commands with keys of their own, each with a file of its name in `conf/`: compare, predict, ..., ui."""
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -19,6 +20,8 @@ from sentexp.config.data import DataConfig
 from sentexp.config.text_template import text_template
 from sentexp.config.tracking import TrackingBackend, TrackingConfig
 from sentexp.errors import require
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 class EvaluatedSplit(Enum):
@@ -97,18 +100,40 @@ class CompareConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class FinishedRun:
-    """The keys of every command that uses a finished run: which run, and where its parts are."""
+class ChosenRun:
+    """The keys of every command that is about a finished run: which run, and where runs are."""
 
     tracking: TrackingConfig
     run: str | None
-    base: str | None
     output_dir: str
 
     def __post_init__(self) -> None:
         """Check ranges, and that a name is one."""
         check_ranges(self)
         require(self.run != "", "run= is empty: name a run, or leave it out for the latest finished one.")
+
+
+@dataclass(kw_only=True, slots=True)
+class FinishedRun(ChosenRun):
+    """The further key of every command that loads a finished run: where its base model is."""
+
+    base: str | None
+
+
+@dataclass(kw_only=True, slots=True)
+class PushConfig(ChosenRun):
+    """`python -m sentexp push`: the weights of a finished run to a model on the Hugging Face hub."""
+
+    to: str | None
+    private: bool
+
+    def __post_init__(self) -> None:
+        """Check the name of the model."""
+        ChosenRun.__post_init__(self)
+        require(
+            self.to is not None and HUB_NAME.fullmatch(self.to) is not None,
+            f"to={self.to or ''} must be the name of a model on the hub, as to=<owner>/<name>, such as to=me/reviews.",
+        )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -35,6 +35,7 @@ class SweepConfig:
     """
 
     dry_run: bool
+    quick: bool
     rerun: bool
     max_failures: int | None = number(
         ge=1, note="the sweep stops when so many runs have failed; null: it continues to its end"
@@ -47,6 +48,10 @@ class SweepConfig:
     def __post_init__(self) -> None:
         """At least one run must be let fail before the sweep stops."""
         check_ranges(self, "sweep")
+        require(
+            not (self.dry_run and self.quick),
+            "plan (sweep.dry_run=true) only counts, and --quick (sweep.quick=true) tries: give one of them.",
+        )
 
 
 @dataclass(kw_only=True)  # no slots: they take no name that is mangled

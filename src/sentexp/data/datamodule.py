@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from sentexp.config import TrainerConfig
+from sentexp.data.batch import Batch, Texts, pad
 from sentexp.data.batching import consecutive, training_order
-from sentexp.data.packing import Packed, Packer
+from sentexp.data.packing import Packer
 from sentexp.distributed import processes
 
 if TYPE_CHECKING:
@@ -34,41 +35,6 @@ class Rows(Protocol):
 
     def ids(self, rows: Sequence[int]) -> list[list[int]]:
         """Return the token ids of some rows."""
-
-
-class Padded(NamedTuple):
-    """Rows padded to the longest of them."""
-
-    ids: Tensor
-    """Token ids, shape (rows, tokens)."""
-    mask: Tensor
-    """1 at tokens and 0 at padding, same shape."""
-
-    @property
-    def rows(self) -> int:
-        """The number of rows."""
-        return len(self.ids)
-
-
-Texts = Padded | Packed
-
-
-class Batch(NamedTuple):
-    """Rows of a split. Shapes, but for the texts: (rows,) or scalar.
-
-    With several processes each holds a shard of the rows. A process without rows computes a dummy row (`counts` is
-    False), as all must run the same number of forward passes. Nor do filler rows count, which are behind the others.
-    """
-
-    texts: Texts
-    labels: Tensor
-    rows: Tensor
-    step_rows: Tensor
-    """Scalar: the rows of the whole optimizer step, of which these may be a part."""
-    counts: Tensor
-    """Whether a row is of this process's shard, shape (rows,)."""
-    batch_rows: int
-    """The rows of the micro-batch in all processes."""
 
 
 class DataModule(L.LightningDataModule):
@@ -191,15 +157,3 @@ class _Batches(Dataset[Batch]):
             counts=fill(torch.full((len(rows),), bool(shard))),
             batch_rows=len(numbers),
         )
-
-
-def pad(rows: list[list[int]], pad_id: int, side: str) -> Padded:
-    """Return rows padded on `side` (left or right)."""
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for index, row in enumerate(rows):
-        place = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
-        ids[index, place] = torch.tensor(row)
-        mask[index, place] = 1
-    return Padded(ids, mask)

@@ -1,14 +1,15 @@
 """Shards of a model: each process holds a part of every parameter, and a layer is whole only while it computes."""
 
+import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sentexp.distributed import processes
+
+LIBRARY = "torch.distributed.fsdp"
+"""Takes a second to import, and nothing is sharded before it is."""
 
 
 def shard(parts: Sequence[nn.Module], device: torch.device) -> None:
@@ -20,6 +21,9 @@ def shard(parts: Sequence[nn.Module], device: torch.device) -> None:
         parts: of the model, the inner ones first; see `shardable_parts`.
         device: where the run computes.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (processes.world_size(),))
     for part in parts:
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
@@ -27,6 +31,10 @@ def shard(parts: Sequence[nn.Module], device: torch.device) -> None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Tell whether a model was sharded."""
+    if LIBRARY not in sys.modules:
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
@@ -35,6 +43,10 @@ def gathered(tensor: Tensor) -> Tensor:
 
     All processes must ask for it. A tensor that is not a shard is returned as it is.
     """
+    if LIBRARY not in sys.modules:
+        return tensor
+    from torch.distributed.tensor import DTensor
+
     if not isinstance(tensor, DTensor):
         return tensor
     whole = tensor.full_tensor()
@@ -43,6 +55,10 @@ def gathered(tensor: Tensor) -> Tensor:
 
 def cut_like(value: Tensor, like: Tensor) -> Tensor:
     """Return this process's shard of a whole value, if `like` is one."""
+    if LIBRARY not in sys.modules:
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

@@ -15,7 +15,7 @@ from sentexp.inference.run_lookup import chosen_run, require_single_texts
 from sentexp.inference.scorer import Scorer
 from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import find_base
-from sentexp.system.console import say
+from sentexp.system.console import hint, say
 from sentexp.system.device import choose_device
 from sentexp.system.memory import release_memory, total_memory
 
@@ -48,6 +48,7 @@ def export(config: ExportConfig) -> Path:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         device = _device(config.accelerator, base)
+        hint("Writing it")
         write(config.format, trained, base, config.dtype, unfinished, device)
         place = "gpu" if device.type == "cuda" else "cpu"
         texts, wanted = expected(Scorer(trained, config.base, place, precision=Precision.fp32))

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sentexp.data.datamodule import Padded
+from sentexp.data.batch import Padded
 from sentexp.errors import require
 from sentexp.models.encoder_classifier import EncoderClassifier
 from sentexp.models.encoders import encoder_of

@@ -19,6 +19,7 @@ from sentexp.config import ExportFormat, ExportType, Quantization
 from sentexp.errors import UserError, require
 from sentexp.inference.scorer import Scorer
 from sentexp.models.saved import Trained
+from sentexp.system.console import waiting
 from sentexp.tracking.predictions import file_name
 
 ROWS = 64
@@ -63,7 +64,8 @@ def verify_export(wanted: NDArray[Any], arguments: Sequence[str], texts: list[st
     Raises:
         UserError: it cannot be read, or says something else.
     """
-    probabilities = _read_in_a_fresh_process(arguments, texts)
+    with waiting("Checking it in a fresh process"):
+        probabilities = _read_in_a_fresh_process(arguments, texts)
     require(
         probabilities.shape == wanted.shape,
         f"it gives {probabilities.shape} probabilities, and the run {wanted.shape}.",

@@ -13,6 +13,7 @@ from sentexp.config import EvaluateConfig, EvaluatedRows, TrackingBackend, flatt
 from sentexp.data.splits import NAMES, Examples, load_examples
 from sentexp.data.text_hash import split_digest
 from sentexp.errors import require
+from sentexp.inference.progress import Meter
 from sentexp.inference.run_lookup import Finished, chosen_run
 from sentexp.inference.scorer import Scorer
 from sentexp.metrics.generated_answers import answer_metrics
@@ -192,7 +193,11 @@ def _measure(finished: Finished, examples: Examples, config: EvaluateConfig, ide
 def _scores(scorer: Scorer, rows: "pa.Table") -> Scores:
     """Return the scores of all rows, a piece after the other."""
     column = rows.column("text")
-    pieces = [scorer.score(column.slice(start, PIECE).to_pylist()) for start in range(0, len(column), PIECE)]
+    with Meter(rows.num_rows, 0) as meter:
+        pieces = [
+            scorer.score(column.slice(start, PIECE).to_pylist(), meter.advance)
+            for start in range(0, len(column), PIECE)
+        ]
     joined: list[Any] = [None if part[0] is None else torch.cat(part) for part in zip(*pieces, strict=True)]
     return Scores(*joined)
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sentexp.config import FinishedRun, TrackingBackend, TrackingConfig
+from sentexp.config import ChosenRun, TrackingBackend, TrackingConfig
 from sentexp.config.metric_names import LOWER_IS_BETTER
 from sentexp.errors import UserError, require
 from sentexp.inference.progress import tell
 from sentexp.inference.recent_runs import LISTED, ended_runs, identity_of, list_recent
 from sentexp.models.saved import FACTS, FOLDERS, Trained, read_trained, require_no_pickle
+from sentexp.system.console import waiting
 from sentexp.tracking.queries import find_sweeps, is_run, runs_of_sweep
 from sentexp.tracking.run_dir import RESULT, STATE
 from sentexp.tracking.store import Store, describe_store, find_store, read_artifact
@@ -34,13 +35,14 @@ class Finished:
     store: Store | None = None
 
 
-def chosen_run(config: FinishedRun) -> Finished:
+def chosen_run(config: ChosenRun) -> Finished:
     """Return the run that a command is to use; where it names none, the latest finished one, and say so.
 
     Raises:
         UserError: see `resolve_run`.
     """
-    finished = resolve_run(LATEST if config.run is None else config.run, config.tracking, config.output_dir)
+    with waiting("Looking for the run"):
+        finished = resolve_run(LATEST if config.run is None else config.run, config.tracking, config.output_dir)
     if config.run is None:
         tell(f"No run= is given, so this is {finished.name}.")
         finished.name = finished.name.removesuffix(f", {LAST}")

@@ -5,12 +5,11 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sentexp.config import Precision
-from sentexp.data.datamodule import Texts, pad
+from sentexp.data.batch import Texts, move, pad
 from sentexp.data.prompts import pair_separator
 from sentexp.data.text_parts import shorten
 from sentexp.data.tokens import WORTH_SHARING, encode, row_limit
@@ -25,6 +24,7 @@ from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import Trained, find_base, load_trained, scoring_task
 from sentexp.models.sequence_classifier import Scores, SequenceClassifier
 from sentexp.models.structure import base_of
+from sentexp.system.console import waiting
 from sentexp.system.device import choose_device, choose_precision
 from sentexp.system.memory import is_out_of_memory, limit_kernel_caches, release_memory
 
@@ -72,8 +72,9 @@ class Scorer:
         best = Precision.fp32 if halved else choose_precision(trained.precision, self.device)
         self.precision = precision or best
         if loaded is None:
-            backbone = base if isinstance(base, Backbone) else find_base(trained, base)
-            loaded = load_trained(trained, backbone, self.precision, self.device)
+            with waiting("Loading the model"):
+                backbone = base if isinstance(base, Backbone) else find_base(trained, base)
+                loaded = load_trained(trained, backbone, self.precision, self.device)
         model, self.tokenizer = loaded
         self.limit, _ = row_limit(self.tokenizer, trained.prompt, trained.max_length, trained.positions)
         prompt, pad_id = trained.prompt, self.tokenizer.pad_token_id
@@ -134,7 +135,7 @@ class Scorer:
         try:
             with torch.inference_mode(), self._arithmetic():
                 score = self.classifier if self.graphs is None else self.graphs
-                scores = score(move_data_to_device(self._layout(rows, prefix), self.device), beginning)
+                scores = score(move(self._layout(rows, prefix), self.device), beginning)
                 return [tuple(None if part is None else part[: len(rows)].cpu() for part in scores)]
         except Exception as error:
             if not is_out_of_memory(error):

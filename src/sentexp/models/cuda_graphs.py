@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from sentexp.data.datamodule import Texts
+from sentexp.data.batch import Texts
 from sentexp.data.packing import Packed
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.fusion_context import unfused

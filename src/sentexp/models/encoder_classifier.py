@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sentexp.data.datamodule import Texts
+from sentexp.data.batch import Texts
 from sentexp.data.packing import Packed
 from sentexp.models.encoders import encoder_of, first_position, mean_of_tokens, pool, pooling_of
 from sentexp.models.fast.attention import PrefixCache

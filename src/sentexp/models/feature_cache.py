@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Callable
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
+from sentexp.data.batch import move
 from sentexp.data.packing import Packed, Packer
 
 MOST = 1 << 31
@@ -34,7 +34,7 @@ class FeatureCache:
         if missing:
             layout: Packed = Packer().score([row.tolist() for row in missing.values()], packed.prefix)
             with torch.no_grad():
-                states = read(move_data_to_device(layout, packed.ids.device)).float().cpu()
+                states = read(move(layout, packed.ids.device)).float().cpu()
             new = dict(zip(missing, states, strict=True))
             if self._bytes < MOST:
                 self._kept |= new

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sentexp.config import AnswerLoss, CausalLM
 from sentexp.data.answer_tree import AnswerTree
-from sentexp.data.datamodule import Padded, Texts, pad
+from sentexp.data.batch import Padded, Texts, pad
 from sentexp.data.packing import Packed
 from sentexp.distributed.sharding import is_sharded
 from sentexp.errors import require

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sentexp.data.datamodule import Texts
+from sentexp.data.batch import Texts
 from sentexp.data.packing import Packed
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import PaddingFreeModel

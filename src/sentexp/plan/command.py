@@ -3,6 +3,7 @@
 Runs that cost the same are timed once: a few steps of one of them, on this machine.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from sentexp.config import BOOKKEEPING, Config, Strategy, flatten
@@ -21,6 +22,7 @@ from sentexp.run.report import print_data
 from sentexp.system.console import say
 from sentexp.system.memory import GIB
 from sentexp.tracking.identity import digest_of
+from sentexp.tracking.next_steps import sentexp_command
 from sentexp.training.batch_plan import halve_micro_batch
 
 COSTLY = ("trainer.padding_free", "trainer.compile", "trainer.cuda_graphs", "model.keep_dequantized")
@@ -47,24 +49,31 @@ FREE = (
 """Keys that do not change what a batch of a given shape costs; those of `data` do by the shapes alone."""
 
 
-def plan(configs: list[Config]) -> list[Planned]:
+def plan(configs: list[Config], words: Sequence[str] | None = None) -> list[Planned]:
     """Print what runs of these configurations would do, and what that costs; train nothing, and write nothing.
 
     The cache of models, data and tokens is filled, as it would be by the runs.
+
+    Args:
+        configs: of the runs.
+        words: of the command line that would train them, where there is one.
     """
-    runs = survey([_in_one_process(config) for config in configs])
-    _show_data(runs)
-    _measure(runs)
+    runs = survey([in_one_process(config) for config in configs])
+    show_data(runs)
+    measure_kinds(runs)
     baselines = _baseline_seconds(runs)
     print_runs(runs)
     print_times(runs, baselines)
     print_fusion(_fusions(runs))
     print_advice(advise(runs))
+    if words is not None and any(run.is_left for run in runs):
+        say(f"To try every path of it in about a minute: {sentexp_command('--quick', *words)}")
     clear_cache()
     return runs
 
 
-def _in_one_process(config: Config) -> Config:
+def in_one_process(config: Config) -> Config:
+    """Return the configuration for one process, and say so where it is for several."""
     strategy = config.trainer.strategy
     if strategy is Strategy.single:
         return config
@@ -72,7 +81,7 @@ def _in_one_process(config: Config) -> Config:
     return replace(config, trainer=replace(config.trainer, strategy=Strategy.single))
 
 
-def _show_data(runs: list[Planned]) -> None:
+def show_data(runs: list[Planned]) -> None:
     """Print each data set once."""
     seen: list[DataAudit] = []
     for run in runs:
@@ -81,8 +90,8 @@ def _show_data(runs: list[Planned]) -> None:
             print_data(run.costs.inputs.data_audit)
 
 
-def _measure(runs: list[Planned]) -> None:
-    """Time a few steps for each kind of run that is left."""
+def measure_kinds(runs: list[Planned]) -> list[list[Planned]]:
+    """Time a few steps for each kind of run that is left, and return the runs of each kind."""
     kinds: dict[str, list[Planned]] = {}
     for run in runs:
         if run.costs is not None and run.costs.inputs is not None:
@@ -98,6 +107,7 @@ def _measure(runs: list[Planned]) -> None:
             costs.measured, costs.unmeasured = first.measured, first.unmeasured
             if first.halved:
                 costs.take_batches(first.trainer)
+    return list(kinds.values())
 
 
 def _measure_until_it_fits(costs: Costs, inputs: RunInputs) -> None:

@@ -19,8 +19,9 @@ from sentexp.config import (
     task_name,
 )
 from sentexp.config.checks import AUTO
+from sentexp.data.batch import pad
 from sentexp.data.class_balance import class_weights, row_weights
-from sentexp.data.datamodule import DataModule, pad
+from sentexp.data.datamodule import DataModule
 from sentexp.data.prompts import CONTENT_FREE, pair_separator
 from sentexp.data.tokens import encode
 from sentexp.distributed.sharding import shard
@@ -42,6 +43,7 @@ from sentexp.models.sequence_classifier import start_head_at_label_words
 from sentexp.models.structure import shardable_parts
 from sentexp.run.cache import cached, clear_cache
 from sentexp.run.inputs import RunInputs, RunSpec, build_packer
+from sentexp.system.console import hint
 from sentexp.system.memory import total_memory
 from sentexp.training.batch_plan import BatchPlan
 from sentexp.training.module import ClassifierModule
@@ -112,6 +114,7 @@ def _load(inputs: RunInputs, load: Loading) -> "PreTrainedModel":
     config, labels = inputs.config, inputs.examples.labels
 
     def fresh() -> "PreTrainedModel":
+        hint(f"Loading the model, {config.model.title}")
         if isinstance(config.task, CausalLM):
             return load_language_model(inputs.backbone, inputs.tokenizer, load)
         return load_classifier(inputs.backbone, inputs.tokenizer, labels, load, inputs.head_rows)

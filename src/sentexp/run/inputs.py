@@ -23,6 +23,7 @@ from sentexp.run import report
 from sentexp.run.cache import cached
 from sentexp.run.cuda_graphs import uses_cuda_graphs
 from sentexp.run.resolve import resolve_task
+from sentexp.system.console import hint, waiting
 from sentexp.system.device import choose_device, choose_precision
 from sentexp.system.hub import is_local
 from sentexp.system.memory import reset_peak_memory
@@ -70,9 +71,7 @@ def resolve_inputs(config: Config, whole: bool = False) -> RunSpec:
     Raises:
         UserError: anything in the configuration or the data that the user can fix.
     """
-    examples, digest = cached(
-        config, "examples", [flatten(config.data), whole], lambda: _with_digest(load_examples(config.data, whole))
-    )
+    examples, digest = cached(config, "examples", [flatten(config.data), whole], lambda: _examples(config, whole))
     backbone, tokenizer, positions = cached(
         config, "backbone", [flatten(config.model), task_name(config.task)], lambda: _backbone(config)
     )
@@ -124,7 +123,7 @@ def prepare_inputs(spec: RunSpec, near: bool = False, show: bool = True) -> RunI
         config,
         "audit",
         [flatten(config.data), _token_key(spec), near],
-        lambda: audit(config.data.title, spec.examples, tokens, near),
+        lambda: _audit(spec, tokens, near),
     )
     if show:
         report.print_data(data_audit)
@@ -192,6 +191,11 @@ def scoring_facts(inputs: RunInputs) -> dict[str, Any]:
     }
 
 
+def _audit(spec: RunSpec, tokens: dict[str, TokenRows], near: bool) -> DataAudit:
+    with waiting("Looking at the data"):
+        return audit(spec.config.data.title, spec.examples, tokens, near)
+
+
 def _pair_of(config: Config) -> str | None:
     """Return the column or template of the second texts, where rows are pairs."""
     template = config.data.pair_template if isinstance(config.data, TableData) else None
@@ -214,11 +218,14 @@ def build_packer(spec: RunSpec) -> Packer | None:
     return packer_for(model_type(spec.backbone), prompt, loss)
 
 
-def _with_digest(examples: Examples) -> tuple[Examples, str]:
+def _examples(config: Config, whole: bool) -> tuple[Examples, str]:
+    hint(f"Reading the data, {config.data.title}")
+    examples = load_examples(config.data, whole)
     return examples, examples.digest()
 
 
 def _backbone(config: Config) -> tuple[Backbone, "PreTrainedTokenizerBase", int]:
+    hint(f"Reading the model, {config.model.title}")
     backbone = locate_backbone(config.model)
     require_supported(backbone, config.model.given_as, isinstance(config.task, CausalLM))
     return backbone, load_tokenizer(backbone), max_positions(backbone)

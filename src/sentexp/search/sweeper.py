@@ -68,12 +68,16 @@ class OptunaSweeper(RunSweeper):
         corners = space.corners()
         jobs = self.compose([space.overrides(values) for values in corners], [space.name(values) for values in corners])
         check_pruner(self.options, jobs[0].config)
+        self.load_libraries()
         from sentexp.search.trials import Search
 
         search = Search(self, self.options, space, jobs[0].config, words)
         try:
             if jobs[0].config.sweep.dry_run:
                 self._plan(search, jobs)
+                return []
+            if jobs[0].config.sweep.quick:
+                self.quick(jobs)
                 return []
             return search.run()
         except COMPOSITION_ERRORS as error:  # a fault of sentexp's own, not of the configuration

@@ -12,10 +12,11 @@ from urllib.error import URLError
 
 from sentexp.config import UiConfig
 from sentexp.errors import UserError, require
-from sentexp.system.console import say
+from sentexp.system.console import say, waiting
 from sentexp.tracking.client import SQLITE
 from sentexp.tracking.provenance import mask_uri
-from sentexp.tracking.store import store_uri
+from sentexp.tracking.store import find_store, store_uri
+from sentexp.tracking.ui_view import experiment_view
 
 HOST = "127.0.0.1"
 LOOK_EVERY = 0.1
@@ -39,7 +40,7 @@ def ui(config: UiConfig) -> None:
         f"There is no MLflow store at {mask_uri(uri)}: go to the folder of your runs, or name it with "
         "tracking.uri=sqlite:////<path>/mlflow.db.",
     )
-    address = f"http://{HOST}:{_free_port(config.port)}"
+    address, page = f"http://{HOST}:{_free_port(config.port)}", _page(config)
     words = ["--host", HOST, "--port", address.rpartition(":")[2], "--workers", "1"]
     quiet = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -53,8 +54,9 @@ def ui(config: UiConfig) -> None:
         env={**os.environ, **quiet, **store},
     )
     try:
-        _wait_until_it_answers(server, address)
-        say(f"MLflow UI over {mask_uri(uri)} at {address} (stop with Ctrl-C)", address)
+        with waiting("Starting MLflow's server"):
+            _wait_until_it_answers(server, address)
+        say(f"MLflow UI over {mask_uri(uri)} at {address}{page} (stop with Ctrl-C)", address + page)
         server.wait()
     except KeyboardInterrupt:
         say("stopped")
@@ -62,6 +64,16 @@ def ui(config: UiConfig) -> None:
     finally:
         _stop(server)
     raise UserError(f"MLflow's server has ended with exit code {server.returncode}: it says why above.")
+
+
+def _page(config: UiConfig) -> str:
+    """Return the page to open: the runs of the experiment; the first one where there is no such experiment."""
+    with waiting("Reading the runs"):
+        try:
+            store = find_store(config.tracking)
+            return "" if store is None else experiment_view(store)
+        except UserError:  # MLflow's server says what is wrong with it
+            return ""
 
 
 def _free_port(port: int) -> int:

@@ -42,12 +42,16 @@ class GridSweeper(RunSweeper):
             if any(job.config.sweep.dry_run for job in jobs):
                 self.plan(jobs)
                 return []
+            if any(job.config.sweep.quick for job in jobs):
+                self.quick(jobs)
+                return []
             return self._run(jobs, words)
         except COMPOSITION_ERRORS as error:  # a fault of sentexp's own, not of the configuration
             raise RuntimeError("the sweep broke off") from error
 
     def _run(self, jobs: list[Job], words: list[str]) -> "list[Outcome]":
         """Run what is not finished, under the sweep's own MLflow run."""
+        self.load_libraries()
         from sentexp.run.recording import track_run
         from sentexp.sweeps.report import print_beginning
         from sentexp.tracking.identity import digest_of, settings

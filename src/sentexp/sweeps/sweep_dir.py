@@ -114,15 +114,33 @@ class SweepFolder:
         """Return how far the sweep is."""
         facts, ended = self._facts(), list(self.outcomes().values())
         total = facts["total"]
-        now = sum(not outcome.earlier for outcome in ended)
-        pace = (time.time() - facts["started"]) / now if now else math.nan
         return Progress(
             ended=len(ended),
             total=total,
             failed=sum(map(has_failed, ended)),
             best=best_of(ended, facts["monitor"]),
-            seconds_left=pace * (total - len(ended)),
+            seconds_left=self._seconds_left(total - len(ended), ended, facts["started"]),
         )
+
+    def _seconds_left(self, left: int, ended: list[Outcome], started: float) -> float:
+        """Return how long the rest will take; NaN before a run has ended.
+
+        Runs that are under way, and began together in a fused sweep, have a part of their time behind them.
+        """
+        now = time.time()
+        done = [outcome for outcome in ended if not outcome.earlier]
+        if not done:
+            return math.nan
+        begun = {file.parent: now - file.stat().st_mtime for file in self.path.glob(f"*/{CONFIG}")}
+        ages = [age for folder, age in begun.items() if not (folder / OUTCOME).is_file()]
+        each = [outcome.metrics["seconds"] for outcome in done if "seconds" in outcome.metrics]
+        if not ages or not each:
+            return (now - started) / len(done) * left
+        usual = sum(each) / len(each)
+        rests = [max(0.0, usual - age) for age in ages]
+        waiting = max(0, left - len(ages))
+        at_once = len(ages) + (1 if waiting else 0)  # the place of the run that has just ended
+        return max(*rests, (sum(rests) + waiting * usual) / at_once)
 
     def _facts(self) -> dict[str, Any]:
         return json.loads((self.path / SWEEP).read_text())  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +70,27 @@ class RunSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
+    def load_libraries(self) -> None:
+        """Import what runs need, which takes seconds."""
+        from sentexp.system.console import waiting
+
+        with waiting("Loading the libraries"):
+            import_module("sentexp.run.train")
+
     def plan(self, jobs: list[Job]) -> None:
         """Print what would be done."""
+        self.load_libraries()
         from sentexp.plan.command import plan
+        from sentexp.tracking.provenance import planned_words
 
-        plan([job.config for job in jobs])
+        plan([job.config for job in jobs], planned_words())
+
+    def quick(self, jobs: list[Job]) -> None:
+        """Try a few steps of each kind of run."""
+        self.load_libraries()
+        from sentexp.quick.command import quick
+
+        quick([job.config for job in jobs])
 
     def with_preset(self, arguments: list[str]) -> list[str]:
         """Return the overrides of a preset, except those whose keys are on the command line, and these."""
@@ -226,7 +243,7 @@ def _compare(config: Config, parent: "RunLogger", folder: "SweepFolder", outcome
     """
     from sentexp.compare.command import REPORT, analyse, write
     from sentexp.sweeps.sweep_dir import State
-    from sentexp.system.console import say
+    from sentexp.system.console import say, waiting
 
     finished = [outcome for outcome in outcomes if outcome.state is State.finished]
     if parent.run_id is None or not finished:
@@ -236,8 +253,9 @@ def _compare(config: Config, parent: "RunLogger", folder: "SweepFolder", outcome
     metric = config.trainer.monitor.rpartition("/")[2]
     asked = from_conf(CompareConfig, tracking=config.tracking, sweep=parent.run_id, metric=metric)
     try:
-        analysis = analyse(asked)
-        write(analysis, asked, folder.path)
+        with waiting("Comparing the runs"):
+            analysis = analyse(asked)
+            write(analysis, asked, folder.path)
     except UserError as error:
         say(f"The runs are not compared: {error}")
         return False

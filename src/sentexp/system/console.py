@@ -1,12 +1,19 @@
-"""The console: where everything is printed that is not an error."""
+"""The console: where everything is printed that is not an error, and what is shown while nothing is printed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
 from rich.style import Style
 from rich.text import Text
 
 OUT = Console(highlight=False, soft_wrap=True)
+ASIDE = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Beside standard output, which another program may read."""
+_spinners: list[Live] = []
 FEW_MINUTES = 10
 """From here on people say a time without its seconds."""
 
@@ -19,6 +26,33 @@ def say(sentence: str, *links: str | Path) -> None:
         target = link.absolute().as_uri() if isinstance(link, Path) else link
         text.stylize(Style(link=target), start, start + len(str(link)))
     OUT.print(text)
+
+
+def hint(sentence: str) -> None:
+    """Say on a terminal what comes next, where that takes a while and may print."""
+    if ASIDE.is_terminal and not OUT.quiet:
+        ASIDE.print(Text(f"{sentence} ...", style="dim"))
+
+
+@contextmanager
+def waiting(sentence: str) -> Iterator[None]:
+    """Show a spinner with a sentence on a terminal while nothing is printed; inside of another one only that."""
+    if not ASIDE.is_terminal or OUT.quiet or _spinners:
+        yield
+        return
+    spinner = Live(
+        Spinner("dots", Text(f"{sentence} ...")),
+        console=ASIDE,
+        transient=True,
+        redirect_stdout=False,  # it would go to standard error
+        redirect_stderr=False,
+    )
+    _spinners.append(spinner)
+    try:
+        with spinner:
+            yield
+    finally:
+        _spinners.remove(spinner)
 
 
 def duration(seconds: float) -> str:

@@ -54,6 +54,13 @@ def given_words(*, in_sweep: bool) -> list[str] | None:
     return options + [word for word in hydra.overrides.task if not word.startswith(GIVEN_BY_A_SWEEP)]
 
 
+def planned_words() -> list[str]:
+    """Return the words of this process's command line without those that make a plan of it."""
+    own = ("sweep.dry_run=true", "-m", "--multirun")
+    several = ["--multirun"] if {"-m", "--multirun"} & set(sys.argv[1:]) else []
+    return [*several, *(word for word in sys.argv[1:] if word not in own)]
+
+
 def git_state() -> dict[str, str]:
     """Return the commit of the current folder and whether it was changed; nothing outside a checkout."""
     commit = _git("rev-parse", "HEAD")

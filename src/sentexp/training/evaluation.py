@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sentexp.data.datamodule import Batch
+from sentexp.data.batch import Batch
 from sentexp.distributed import processes
 from sentexp.models.sequence_classifier import Scores
 

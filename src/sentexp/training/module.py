@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from sentexp.config import OptimConfig, PriorCorrection
-from sentexp.data.datamodule import Batch, Texts
+from sentexp.data.batch import Batch, Texts, move
 from sentexp.distributed import processes
 from sentexp.distributed.sharding import is_sharded
 from sentexp.errors import UserError
@@ -219,7 +218,7 @@ class ClassifierModule(L.LightningModule):
             self._outputs.clear()
             self._beginning = PrefixCache()
         if batch_idx == 0 and self.content_free is not None:
-            texts = move_data_to_device(self.content_free, self.device)
+            texts = move(self.content_free, self.device)
             self.prior = label_prior(self.classifier(texts).logits).cpu()
         score = self.classifier if self.scoring_graphs is None else self.scoring_graphs
         self._outputs.add(batch, score(batch.texts, self._beginning), generated)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sentexp.data.datamodule import Batch
+from sentexp.data.batch import Batch
 from sentexp.models.cuda_graphs import Graphs, Recorded, is_near, rounding_share
 from sentexp.models.fast.batched_lora import AdapterStack, can_be_stacked
 from sentexp.models.fast.fused_forward import ForwardInput, fused_forward

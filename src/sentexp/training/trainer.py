@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from sentexp.config import Precision, Strategy, TrainerConfig
 from sentexp.config.metric_names import is_better_higher
-from sentexp.data.datamodule import Batch, DataModule
+from sentexp.data.batch import Batch
+from sentexp.data.datamodule import DataModule
 from sentexp.distributed import processes
 from sentexp.distributed.strategies import ReplicatedStrategy, ShardedStrategy, SingleStrategy
 from sentexp.errors import OutOfMemory, UserError

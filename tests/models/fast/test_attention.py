@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from rounding import rounding
+from torch.nn.attention import varlen
 
 from sentexp.data.packing import Packer
 from sentexp.models.fast import attention
@@ -41,8 +42,7 @@ def of_torch_2_13(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale,
 @pytest.mark.parametrize("kernel", [of_torch_2_11, of_torch_2_13])
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 def test_the_kernel_of_any_release_reads_grouped_heads(kernel, key_heads, monkeypatch):
-    monkeypatch.setattr(attention.varlen, "varlen_attn", kernel)
-    monkeypatch.setattr(attention, "TAKES_GROUPED_HEADS", kernel is of_torch_2_13)
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
     packed = Packer().score([[1] * length for length in (3, 1, 5)], 0)
     draw = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(9, heads, 8, generator=draw) for heads in (4, key_heads, key_heads))
@@ -68,7 +68,7 @@ def of_all_tokens(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale,
 
 @pytest.mark.parametrize("window", [None, 1, 3])
 def test_the_kernel_reads_all_tokens_of_encoders_or_their_window(window, monkeypatch):
-    monkeypatch.setattr(attention.varlen, "varlen_attn", of_all_tokens)
+    monkeypatch.setattr(varlen, "varlen_attn", of_all_tokens)
     packed = Packer(causal=False).score([[1] * length for length in (3, 1, 7)], 0)
     draw = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(11, 4, 8, generator=draw) for _ in range(3))

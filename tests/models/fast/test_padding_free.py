@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from sentexp.config import Attention, Precision, load_config
-from sentexp.data.datamodule import pad
+from sentexp.data.batch import pad
 from sentexp.data.packing import Packer
 from sentexp.models.adapters import attach
 from sentexp.models.fast import llama

@@ -6,13 +6,13 @@ faster, at the lengths of sentences, than any of PyTorch's attention kernels. On
 with a weight.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import varlen
 
 from sentexp.data.buckets import bucket
 from sentexp.data.packing import Packed
@@ -21,8 +21,6 @@ NAME = "packed"
 HALF = (torch.bfloat16, torch.float16)
 WIDEST_HEAD = 256
 """Of flash attention."""
-TAKES_GROUPED_HEADS = "enable_gqa" in signature(varlen.varlen_attn).parameters
-"""Whether variable-length attention takes fewer key heads than heads: that of torch 2.11 does not."""
 
 
 class PrefixKV(NamedTuple):
@@ -157,20 +155,28 @@ def join(packed: Sequence[Packed], dtype: torch.dtype, head_size: int) -> Packed
     )
 
 
+@cache
+def _takes_grouped_heads(kernel: Callable[..., Any]) -> bool:
+    """Tell whether variable-length attention takes fewer key heads than heads: that of torch 2.11 does not."""
+    return "enable_gqa" in signature(kernel).parameters
+
+
 def _flash(
     query: Tensor, key: Tensor, value: Tensor, packed: Packed, scale: float, window: int | None = None
 ) -> Tensor:
     """Return the attention within each row by PyTorch's variable-length kernel, on a GPU in 16 bits."""
+    from torch.nn.attention.varlen import varlen_attn  # with it comes the compiler, which no CPU needs
+
     reach = -1 if window is None else window - 1
     options: dict[str, Any] = {"scale": scale, "window_size": (reach, 0 if packed.causal else reach)}
     if key.shape[1] != query.shape[1]:
-        if TAKES_GROUPED_HEADS:
+        if _takes_grouped_heads(varlen_attn):
             options["enable_gqa"] = True
         else:
             each = query.shape[1] // key.shape[1]
             key, value = (part.repeat_interleave(each, 1) for part in (key, value))
     width = packed.grid.shape[1]
-    out: Any = varlen.varlen_attn(query, key, value, packed.starts, packed.starts, width, width, **options)
+    out: Any = varlen_attn(query, key, value, packed.starts, packed.starts, width, width, **options)
     return out  # type: ignore[no-any-return]
 
 
