@@ -9,6 +9,7 @@ import encoders
 import numpy as np
 import pytest
 import torch
+from methods import WORDS, plus
 from rounding import drift, rounding
 from safetensors.torch import load_file
 
@@ -67,7 +68,7 @@ def test_a_run_says_the_same_when_it_is_read_again(kind, tuned, texts):
     close(Scorer(read_trained(result.weights)).probabilities(texts), said(result))
 
 
-@pytest.mark.parametrize("peft", ["qlora", "dora", "ia3", "head", "full", "none"])
+@pytest.mark.parametrize("peft", ["qlora", "dora", "ia3", "head", "full", "bitfit", "none"])
 @pytest.mark.parametrize(
     "kind",
     [
@@ -77,6 +78,15 @@ def test_a_run_says_the_same_when_it_is_read_again(kind, tuned, texts):
 )
 def test_every_way_of_training_is_read_again(kind, peft, tuned, texts):
     result = tuned(kind, f"peft={peft}")
+    close(Scorer(read_trained(result.weights)).probabilities(texts), said(result))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", WORDS)
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "deberta-v2"])
+def test_every_method_of_peft_is_read_again(kind, method, tuned, texts):
+    result = tuned(kind, *plus(WORDS[method]))
+    assert result.parameters.frozen["head"] == 0
     close(Scorer(read_trained(result.weights)).probabilities(texts), said(result))
 
 

@@ -6,6 +6,7 @@ import json
 import lightning as L  # noqa: N812
 import pytest
 import torch
+from methods import PRESETS, WORDS, plus
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from rounding import drift, rounding
@@ -13,7 +14,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from sentexp.config import PeftMethod, load_config
-from sentexp.config.peft_methods import METHODS
 from sentexp.errors import UserError
 from sentexp.models import peft_methods
 from sentexp.models.adapters import HARMLESS
@@ -28,25 +28,6 @@ from sentexp.tracking.predictions import file_name, read_predictions
 from sentexp.training.module import ClassifierModule
 
 CLASSES = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-PRESETS = sorted(set(METHODS) - {"other"})
-SMALL = {
-    "c3a": ["peft.init_weights=true"],
-    "fourierft": ["peft.n_frequency=50"],
-    "gralora": ["peft.r=4"],
-    "hira": ["peft.r=4"],
-    "miss": ["peft.r=4"],
-    "oft": ["peft.oft_block_size=8"],
-    "randlora": ["peft.r=4", "peft.randlora_alpha=16"],
-    "road": ["peft.group_size=8"],
-    "shira": ["peft.r=2"],
-    "vblora": ["peft.num_vectors=8"],
-    "vera": ["peft.r=8"],
-    "waveft": ["peft.n_frequency=50"],
-}
-"""Keys that fit the tiny model."""
-OTHERS = ["peft.type=BEFT"], ["peft.type=DEFT"], ["peft.type=PSOFT", "peft.config.r=8"], ["peft.type=LILY"]
-WORDS = {name: [f"peft={name}", *SMALL.get(name, [])] for name in PRESETS}
-WORDS |= {words[0].partition("=")[2].lower(): ["peft=other", *words] for words in OTHERS} | {"bitfit": ["peft=bitfit"]}
 ALWAYS = ("adalora", "vera", "ln_tuning")
 """Methods that are always tried: others are slow tests."""
 EPS = 1e-2
@@ -57,11 +38,6 @@ PLAIN = [*ONE_BATCH, "optim.lr=1e-2", f"optim.eps={EPS}", "trainer.gradient_clip
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{message}") for message in (*HARMLESS, "Sparse invariant checks")]
 some = [pytest.param(name, marks=[] if name in ALWAYS else [pytest.mark.slow]) for name in WORDS if name != "bitfit"]
 methods = pytest.mark.parametrize("name", some)
-
-
-def plus(words):
-    """Return overrides as the command line hands them to hydra."""
-    return [f"++{word}" if word.startswith("peft.config.") else word for word in words]
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -9,7 +9,7 @@ from sentexp.config.data import DataConfig, Sampling
 from sentexp.config.metric_names import ORDERED_METRICS
 from sentexp.config.model import ModelConfig
 from sentexp.config.optim import OptimConfig, OptimizerName
-from sentexp.config.peft import HeadOnly, PeftConfig, Quantization, Untuned
+from sentexp.config.peft import HeadOnly, PeftConfig, PeftMethod, Quantization, Untuned, method_name
 from sentexp.config.sweep import SweepConfig
 from sentexp.config.task import CausalLM, TaskConfig
 from sentexp.config.tracking import TrackingConfig
@@ -56,6 +56,10 @@ class Config:
             self.peft.quantization is Quantization.none,
             f"trainer=fsdp shards float weights, and peft.quantization={self.peft.quantization.name} packs them: use "
             "trainer=ddp, or peft=lora.",
+        )
+        require(
+            not isinstance(self.peft, PeftMethod),
+            f"trainer=fsdp takes LoRA, DoRA, IA3 and whole models, not peft={method_name(self.peft)}: use trainer=ddp.",
         )
         require(
             self.trainer.precision is not Precision.fp16,

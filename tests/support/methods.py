@@ -1,0 +1,28 @@
+"""The methods of PEFT with keys that fit tiny models, as overrides."""
+
+from sentexp.config.peft_methods import METHODS
+
+PRESETS = sorted(set(METHODS) - {"other"})
+SMALL = {
+    "c3a": ["peft.init_weights=true"],
+    "fourierft": ["peft.n_frequency=50"],
+    "gralora": ["peft.r=4"],
+    "hira": ["peft.r=4"],
+    "miss": ["peft.r=4"],
+    "oft": ["peft.oft_block_size=8"],
+    "randlora": ["peft.r=4", "peft.randlora_alpha=16"],
+    "road": ["peft.group_size=8"],
+    "shira": ["peft.r=2"],
+    "vblora": ["peft.num_vectors=8"],
+    "vera": ["peft.r=8"],
+    "waveft": ["peft.n_frequency=50"],
+}
+"""Keys that fit the tiny model."""
+OTHERS = ["peft.type=BEFT"], ["peft.type=DEFT"], ["peft.type=PSOFT", "peft.config.r=8"], ["peft.type=LILY"]
+WORDS = {name: [f"peft={name}", *SMALL.get(name, [])] for name in PRESETS}
+WORDS |= {words[0].partition("=")[2].lower(): ["peft=other", *words] for words in OTHERS} | {"bitfit": ["peft=bitfit"]}
+
+
+def plus(words):
+    """Return overrides as the command line hands them to hydra."""
+    return [f"++{word}" if word.startswith("peft.config.") else word for word in words]
