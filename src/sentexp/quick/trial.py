@@ -1,6 +1,6 @@
 """One quick run: the protocol of a run on few rows in a folder of its own, and its weights read again."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -92,10 +92,9 @@ def _merged(
 ) -> float:
     """Return by how much the probabilities of the merged model, which exports are made of, differ at most."""
     tokenizer = load_tokenizer(Backbone(folder=trained.folder, revision=""))
-    plain = replace(trained, precision=Precision.fp32)
     model = merge(trained, base, inputs.device)
     accelerator = "gpu" if inputs.device.type == "cuda" else "cpu"
-    scorer = Scorer(plain, base, accelerator, precision=Precision.fp32, loaded=(model, tokenizer))
+    scorer = Scorer(trained, base, accelerator, precision=Precision.fp32, loaded=(model, tokenizer))
     return _difference(scorer, texts, wanted, "merged")
 
 
