@@ -14,6 +14,7 @@ import yaml
 from finished_runs import checked_here, many_reviews  # noqa: F401 (fixtures)
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from methods import plus
 from omegaconf import OmegaConf
 from sweep_runs import quick, sentexp  # noqa: F401 (fixtures)
 
@@ -74,7 +75,7 @@ def test_every_command_composes(line, tmp_path):
     words = [word.replace("<folder>", "/somewhere") for word in words]
     if "--text" in words:  # the command line takes it and its sentence before hydra
         del words[words.index("--text") : words.index("--text") + 2]
-    overrides = [first_of(word) for word in words if "=" in word and not word.startswith("--")]
+    overrides = plus([first_of(word) for word in words if "=" in word and not word.startswith("--")])
     assert all(
         word in COMMANDS or word.startswith("--") or word in ("job", "mine") for word in words if "=" not in word
     )

@@ -30,11 +30,11 @@ def test_every_requirement_is_pinned_within_its_bounds():
 
 def test_what_is_imported_is_required():
     extras = PROJECT["optional-dependencies"]
-    required = [*PROJECT["dependencies"], *extras["search"], *extras["export"], *extras["excel"]]
+    required = [*PROJECT["dependencies"], *extras["search"], *extras["export"], *extras["excel"], *extras["launchers"]]
     named = {canonical(Requirement(text).name) for text in required}
     found = set()
     for file in (ROOT / "src").rglob("*.py"):
-        found |= set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
+        found |= set(re.findall(r"^\s*(?:from|import) (?:hydra_plugins\.)?(\w+)", file.read_text(), re.MULTILINE))
     packages = {"hydra": "hydra-core", "huggingface_hub": "huggingface-hub", "charset_normalizer": "charset-normalizer"}
     packages |= {"sklearn": "scikit-learn"}
     brought = {
@@ -46,6 +46,9 @@ def test_what_is_imported_is_required():
         "tokenizers": "transformers",
         "yaml": "omegaconf",
         "triton": "torch",  # its builds for GPUs
+        "hydra_ray_launcher": "hydra-ray-launcher",
+        "hydra_submitit_launcher": "hydra-submitit-launcher",
+        "submitit": "hydra-submitit-launcher",
     }
     import sys
 

@@ -93,7 +93,7 @@ def test_light_commands_do_not_import_torch(words, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("place", "words", "sentence"),
     [
-        ("started", ["peft=loraa"], "sentexp: peft=loraa is not an option of peft: it must be one of dora"),
+        ("started", ["peft=loraa"], "sentexp: peft=loraa is not an option of peft: it must be one of adalora"),
         ("started", ["trian"], "sentexp: Unknown command 'trian'. Commands: train, plan"),
         ("command_line", ["peft.r=0"], "sentexp: peft.r=0 must be at least 1."),
         ("command_line", ["-m", "peft.r=4,x"], "sentexp: peft.r=x: "),

@@ -28,7 +28,7 @@ def supports(backbone: Any, longest: int) -> bool:
     window = getattr(config, "sliding_window", None)
     if not layers or getattr(config, "attention_dropout", None) or (window is not None and longest > window):
         return False
-    if hasattr(backbone.norm, "base_layer") or any(type(layer).__name__ not in LAYERS for layer in layers):
+    if any(type(layer).__name__ not in LAYERS for layer in layers) or hasattr(backbone.norm, "base_layer"):
         return False
     if getattr(config, "use_bidirectional_attention", None) or getattr(config, "final_logit_softcapping", None):
         return False
