@@ -49,6 +49,8 @@ def test_what_is_imported_is_required():
         "hydra_ray_launcher": "hydra-ray-launcher",
         "hydra_submitit_launcher": "hydra-submitit-launcher",
         "submitit": "hydra-submitit-launcher",
+        "joblib": "hydra-joblib-launcher",
+        "ray": "hydra-ray-launcher",
     }
     import sys
 
