@@ -159,6 +159,11 @@ def test_the_name_of_a_run_may_hold_what_hydra_reads_as_grammar(word, value):
     assert override.value() == value
 
 
+def test_keys_of_peft_need_no_plus():
+    assert _as_text("peft.config.r=8") == "++peft.config.r=8"
+    assert _as_text("peft.type=PSOFT") == "peft.type=PSOFT"
+
+
 def test_a_sweep_over_runs_has_one_for_each_name():
     override = OverridesParser.create().parse_override(_as_text("run=00501234,r=16", several=True))
     assert [name.text for name in override.sweep_iterator()] == ["00501234", "r=16"]
@@ -279,7 +284,7 @@ def test_a_full_disk_is_one_sentence(command_environment, tmp_path, reviews):
     code = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from sentexp.cli.main import _as_text, main
+from sentexp.cli.main import main
 import sentexp.run.train
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 main()
