@@ -20,7 +20,7 @@ from sentexp.models.adapters import HARMLESS
 from sentexp.models.dequantize import unpack
 from sentexp.models.merge import merge
 from sentexp.models.saved import find_base, read_trained
-from sentexp.run.build import build_model
+from sentexp.run.build import build_model, outline_model
 from sentexp.run.inputs import prepare_inputs, resolve_inputs
 from sentexp.run.resolve import resolve_config
 from sentexp.run.train import train as train_config
@@ -115,6 +115,13 @@ def probabilities(model, inputs, split="test"):
 def said(result):
     """Return the run's own probabilities of its test rows, shape (rows, classes)."""
     return torch.tensor(read_predictions(result.folder / file_name("test")).probabilities)
+
+
+@pytest.mark.parametrize("name", [name for name in WORDS if name != "bitfit"])
+def test_a_plan_knows_its_parameters(name, config):
+    words = plus(WORDS[name])
+    outlined = outline_model(resolve_inputs(resolve_config(config(*words))))[1]
+    assert outlined.trainable == built(config, *words)[2].trainable
 
 
 @methods

@@ -11,6 +11,7 @@ from sentexp.config import (
     FullFineTuning,
     HeadInit,
     HeadOnly,
+    PeftMethod,
     Precision,
     PriorCorrection,
     Quantization,
@@ -104,9 +105,15 @@ def build_model(inputs: RunInputs, batches: BatchPlan | None = None) -> tuple[nn
 
 def outline_model(spec: RunSpec) -> tuple[nn.Module, ParameterAudit]:
     """Return the model of a run, with what is trained attached, as shapes without weights."""
-    config, labels = spec.config, spec.examples.labels
-    with torch.device("meta"):
-        return attach(build_on_meta(spec.backbone, None if isinstance(config.task, CausalLM) else labels), config.peft)
+    peft, labels = spec.config.peft, None if isinstance(spec.config.task, CausalLM) else spec.examples.labels
+    try:
+        with torch.device("meta"):
+            return attach(build_on_meta(spec.backbone, labels), peft)
+    except RuntimeError:
+        if not isinstance(peft, PeftMethod):
+            raise
+    # BOFT, SHiRA and others look at weights: give them memory that nothing has written to
+    return attach(build_on_meta(spec.backbone, labels).to_empty(device="cpu"), peft)
 
 
 def _load(inputs: RunInputs, load: Loading) -> "PreTrainedModel":
