@@ -6,7 +6,8 @@ import json
 import lightning as L  # noqa: N812
 import pytest
 import torch
-from methods import PRESETS, WORDS, plus
+from methods import LORA, PRESETS, plus
+from methods import WORDS as METHODS_OF_PEFT
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from rounding import drift, rounding
@@ -28,7 +29,8 @@ from sentexp.tracking.predictions import file_name, read_predictions
 from sentexp.training.module import ClassifierModule
 
 CLASSES = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-ALWAYS = ("adalora", "vera", "ln_tuning")
+WORDS = METHODS_OF_PEFT | LORA
+ALWAYS = ("adalora", "vera", "ln_tuning", "pissa")
 """Methods that are always tried: others are slow tests."""
 EPS = 1e-2
 STEPS = 5
@@ -166,7 +168,9 @@ def test_a_killed_run_ends_with_the_same_numbers(name, config, monkeypatch, tmp_
     assert all(torch.equal(found[key], expected[key]) for key in found)
 
 
-@methods
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "vera" else [pytest.mark.slow]) for name in PRESETS]
+)
 def test_four_bits_give_the_numbers_of_the_weights_they_hold(name, config):
     words = [*WORDS[name], "peft.quantization=nf4"]
     method = config(*plus(WORDS[name])).peft.type
@@ -214,6 +218,9 @@ def test_runs_of_a_sweep_leave_the_backbone_as_it_is(name, config, tmp_path):
         (["peft=adalora", "peft.target_r=12"], "peft.target_r=12, which must be less"),
         (["peft=boft", "peft.boft_block_size=7"], "peft.type=BOFT does not fit this model: in_features"),
         (["peft=road", "peft.group_size=48"], "peft.type=ROAD does not fit this model: "),
+        (["peft.init=pizza"], "peft.init=pizza must be default, gaussian"),
+        (["peft=qlora", "peft.init=pissa"], "peft.init=pissa begins with a part of the backbone's weights"),
+        (["peft.init=orthogonal", "peft.r=3"], "peft.init=orthogonal needs an even rank"),
         (["peft=loha", "peft.quantization=int8"], "peft.quantization=int8 does not go with LOHA"),
     ],
 )
@@ -221,3 +228,18 @@ def test_what_does_not_fit_is_one_sentence(overrides, sentence, config):
     with pytest.raises(UserError, match=sentence) as refused:
         train_config(config(*plus(overrides), *PLAIN))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+@pytest.mark.parametrize("rslora", ["false", "true"])
+def test_what_begins_with_a_part_of_the_weights_is_saved_as_lora_over_all_of_them(start, rslora, config):
+    inputs, _, _ = built(config, f"peft.init={start}", "peft.r=4", *PLAIN)
+    result = train_config(config(f"peft.init={start}", "peft.r=4", f"peft.use_rslora={rslora}", *PLAIN))
+    base = AutoModelForSequenceClassification.from_pretrained(
+        inputs.backbone.folder, num_labels=2, pad_token_id=inputs.tokenizer.pad_token_id
+    )
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    model = PeftModel.from_pretrained(base, result.weights)
+    assert model.peft_config["default"].r == 8
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items() if name in before)
+    torch.testing.assert_close(probabilities(model, inputs), said(result), rtol=0, atol=rounding(sums=256))

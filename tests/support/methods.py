@@ -21,6 +21,9 @@ SMALL = {
 OTHERS = ["peft.type=BEFT"], ["peft.type=DEFT"], ["peft.type=PSOFT", "peft.config.r=8"], ["peft.type=LILY"]
 WORDS = {name: [f"peft={name}", *SMALL.get(name, [])] for name in PRESETS}
 WORDS |= {words[0].partition("=")[2].lower(): ["peft=other", *words] for words in OTHERS} | {"bitfit": ["peft=bitfit"]}
+STARTS = ("gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora")
+LORA = {start: [f"peft.init={start}", "peft.r=4"] for start in STARTS}
+"""Ways in which LoRA begins."""
 
 
 def plus(words):

@@ -9,6 +9,9 @@ from sentexp.config.checks import check_ranges, number
 from sentexp.config.trainer import Precision
 from sentexp.errors import UserError, require
 
+UNCHANGING = ("default", "gaussian", "orthogonal")
+"""Values of `peft.init` that leave the backbone as it is."""
+
 
 class Quantization(Enum):
     """How bitsandbytes stores the frozen backbone."""
@@ -82,6 +85,7 @@ class Lora(PeftConfig):
 
     r: int = number(ge=1)
     alpha: float = number(gt=0, note="twice peft.r is usual")
+    init: str
     dropout: float = number(ge=0, lt=1)
     bias: Bias
     target_modules: Any
@@ -92,9 +96,31 @@ class Lora(PeftConfig):
     def __post_init__(self) -> None:
         """Check ranks and targets."""
         check_ranges(self, "peft")
+        self._check_init()
         self.target_modules = _target_modules("peft.target_modules", self.target_modules)
         if self.layers_to_transform is not None:
             self._check_layers(self.layers_to_transform)
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the adapter begins with a part of the weights, which is taken out of them: PiSSA and OLoRA."""
+        return self.init not in UNCHANGING
+
+    def _check_init(self) -> None:
+        is_known = self.init in (*UNCHANGING, "pissa", "olora") or re.fullmatch(r"pissa_niter_[1-9]\d*", self.init)
+        require(
+            bool(is_known),
+            f"peft.init={self.init} must be default, gaussian, orthogonal, pissa, pissa_niter_<iterations> or olora.",
+        )
+        require(
+            self.init != "orthogonal" or self.r % 2 == 0,
+            f"peft.init=orthogonal needs an even rank, and peft.r={self.r} is odd.",
+        )
+        require(
+            not self.changes_base or (self.quantization is Quantization.none and not self.use_dora),
+            f"peft.init={self.init} begins with a part of the backbone's weights: use peft.quantization=none and "
+            "peft.use_dora=false with it, or another peft.init.",
+        )
 
     def _check_layers(self, layers: list[int]) -> None:
         require(

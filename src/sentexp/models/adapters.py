@@ -14,6 +14,7 @@ from sentexp.config import IA3, Bias, BiasOnly, FullFineTuning, HeadOnly, Lora, 
 from sentexp.distributed.sharding import cut_like, gathered
 from sentexp.errors import UserError, require
 from sentexp.models.encoders import encoder_of
+from sentexp.models.lora_start import remember_start
 from sentexp.models.structure import find_head, head_of, head_paths
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def attach(model: "PreTrainedModel", peft: PeftConfig) -> tuple[nn.Module, Param
                 if "bias" in path and not _is_in(path, head_paths(model))
             }
             trained, targets = _wrap(model, _peft_config(model, peft))
+            if isinstance(peft, Lora) and peft.changes_base:
+                remember_start(trained)
             expected = head + _implied(peft, targets, shapes, biases, trained)
         case _:
             raise TypeError(f"unknown kind of peft: {type(peft).__name__}")
@@ -148,6 +151,7 @@ def _peft_config(model: "PreTrainedModel", peft: Lora | IA3) -> Any:
         layers_to_transform=peft.layers_to_transform,
         use_rslora=peft.use_rslora,
         use_dora=peft.use_dora,
+        init_lora_weights=True if peft.init == "default" else peft.init,
         fan_in_fan_out=conv1d,
         **shared,
     )

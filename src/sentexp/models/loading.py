@@ -14,6 +14,7 @@ from sentexp.config import (
     Bias,
     BiasOnly,
     FullFineTuning,
+    Lora,
     OtherMethod,
     PeftConfig,
     Precision,
@@ -176,6 +177,8 @@ def is_reusable(peft: PeftConfig) -> bool:
     Not if they change them; nor in int8, whose layers move what they need out of the weights when they are first used.
     """
     if isinstance(peft, FullFineTuning | BiasOnly | OtherMethod) or peft.quantization is Quantization.int8:
+        return False
+    if isinstance(peft, Lora) and peft.changes_base:
         return False
     return getattr(peft, "bias", Bias.none) in (Bias.none, Bias.none.name)
 

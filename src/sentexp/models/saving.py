@@ -12,6 +12,7 @@ from sentexp.config import BiasOnly, FullFineTuning, HeadOnly, PeftConfig, PeftM
 from sentexp.distributed import processes
 from sentexp.distributed.sharding import gathered, gathered_state
 from sentexp.models.adapters import trainable_state
+from sentexp.models.lora_start import over_original_weights
 from sentexp.models.structure import head_modules
 
 if TYPE_CHECKING:
@@ -77,7 +78,10 @@ def _write(
         config.base_model_name_or_path = base
         if config.peft_type == "ADALORA":
             config.rank_pattern = None  # of the last step: the weights may be those of another
+        configs: Any = model.peft_config
+        state, configs["default"] = over_original_weights(model, state, config)
         model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)  # type: ignore[operator]
+        configs["default"] = config
     tokenizer.save_pretrained(folder)
     (folder / "sentexp.json").write_text(json.dumps(facts | {"base_model": base}, indent=2) + "\n")
 
