@@ -68,7 +68,7 @@ def test_a_run_says_the_same_when_it_is_read_again(kind, tuned, texts):
     close(Scorer(read_trained(result.weights)).probabilities(texts), said(result))
 
 
-@pytest.mark.parametrize("peft", ["qlora", "dora", "ia3", "head", "full", "bitfit", "none"])
+@pytest.mark.parametrize("peft", ["qlora", "dora", "ia3", "head", "full", "none"])
 @pytest.mark.parametrize(
     "kind",
     [
@@ -85,6 +85,10 @@ def test_every_way_of_training_is_read_again(kind, peft, tuned, texts):
 @pytest.mark.parametrize("method", WORDS)
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "deberta-v2"])
 def test_every_method_of_peft_is_read_again(kind, method, tuned, texts):
+    if (kind, method) == ("modernbert", "bitfit"):
+        with pytest.raises(UserError, match="peft=bitfit trains biases, and modernbert has none"):
+            tuned(kind, *WORDS[method])
+        return
     result = tuned(kind, *plus(WORDS[method]))
     assert result.parameters.frozen["head"] == 0
     adapted = [target for target in result.parameters.targets if target.startswith(tuple(ENCODERS[kind].head))]

@@ -1,8 +1,7 @@
 """Adapters: what is trained, and the audit that proves it (law 6: the adapter is really there)."""
 
-import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,9 @@ from sentexp.distributed.sharding import cut_like, gathered
 from sentexp.errors import UserError, require
 from sentexp.models.encoders import encoder_of
 from sentexp.models.lora_start import remember_start
+from sentexp.models.peft_methods import adapter_config, train_biases
 from sentexp.models.structure import find_head, head_of, head_paths
+from sentexp.models.targets import has_name, is_inside, shape_of, target_names, targets_in_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,17 +79,17 @@ def attach(model: "PreTrainedModel", peft: PeftConfig) -> tuple[nn.Module, Param
             model.requires_grad_(True)
             expected = sum(parameter.numel() for parameter in model.parameters())
         case BiasOnly():
-            expected = head + _train_biases(model)
+            expected = head + train_biases(model)
         case PeftMethod():
-            trained, targets = _wrap(model, _method_config(model, peft))
+            trained, targets = _wrap(model, adapter_config(model, peft))
             expected = trained.get_nb_trainable_parameters()[0]  # type: ignore[operator]
             require(expected > head, f"peft.type={peft.type} found nothing to train in this model.")
         case Lora() | IA3():
-            shapes = {path: _shape(module) for path, module in model.named_modules()}
+            shapes = {path: shape_of(module) for path, module in model.named_modules()}
             biases = {
                 path: parameter.numel()
                 for path, parameter in model.named_parameters()
-                if "bias" in path and not _is_in(path, head_paths(model))
+                if "bias" in path and not is_inside(path, head_paths(model))
             }
             trained, targets = _wrap(model, _peft_config(model, peft))
             if isinstance(peft, Lora) and peft.changes_base:
@@ -136,18 +137,21 @@ def _peft_config(model: "PreTrainedModel", peft: Lora | IA3) -> Any:
         if peft.target_modules is None and encoder is not None and encoder.ia3 is not None:
             shared |= {"target_modules": list(encoder.ia3[0]), "feedforward_modules": list(encoder.ia3[1])}
         if peft.target_modules is not None:
-            feedforward = _names(model, "peft.feedforward_modules", peft.feedforward_modules)
-            shared |= {"target_modules": _names(model, "peft.target_modules", peft.target_modules)}
-            shared |= {"feedforward_modules": feedforward, "exclude_modules": _of_head(model, shared["target_modules"])}
+            feedforward = target_names(model, "peft.feedforward_modules", peft.feedforward_modules)
+            shared |= {"target_modules": target_names(model, "peft.target_modules", peft.target_modules)}
+            shared |= {
+                "feedforward_modules": feedforward,
+                "exclude_modules": targets_in_head(model, shared["target_modules"]),
+            }
         return library.IA3Config(fan_in_fan_out=conv1d, **shared)
-    targets = _names(model, "peft.target_modules", peft.target_modules)
+    targets = target_names(model, "peft.target_modules", peft.target_modules)
     return library.LoraConfig(
         r=peft.r,
         lora_alpha=peft.alpha,
         lora_dropout=peft.dropout,
         bias=peft.bias.name,
         target_modules=targets,
-        exclude_modules=_of_head(model, targets),
+        exclude_modules=targets_in_head(model, targets),
         layers_to_transform=peft.layers_to_transform,
         use_rslora=peft.use_rslora,
         use_dora=peft.use_dora,
@@ -155,74 +159,6 @@ def _peft_config(model: "PreTrainedModel", peft: Lora | IA3) -> Any:
         fan_in_fan_out=conv1d,
         **shared,
     )
-
-
-def _method_config(model: "PreTrainedModel", peft: PeftMethod) -> Any:
-    from peft import TaskType
-
-    from sentexp.models.peft_methods import method_config
-
-    heads = list(head_paths(model))
-    shared: dict[str, Any] = {"task_type": TaskType.SEQ_CLS if heads else TaskType.CAUSAL_LM}
-    shared |= {"modules_to_save": heads or None}
-    shapes = {path: shape for path, module in model.named_modules() if (shape := _shape(module))}
-    targets = getattr(peft, "target_modules", None)
-    if targets is not None and peft.type != "LN_TUNING":
-        names = _names(model, "peft.target_modules", targets)
-        adapted = [path for path in shapes if not _is_in(path, heads) and any(_has_name(path, name) for name in names)]
-        targets = adapted if _of_head(model, names) else names  # not all methods have exclude_modules
-        shapes = {path: shapes[path] for path in adapted}
-    if targets is not None:
-        shared["target_modules"] = targets
-    if any(type(module).__name__ == "Conv1D" for module in model.modules()):
-        shared["fan_in_fan_out"] = True
-    sizes = [size for shape in shapes.values() for size in shape]
-    return method_config(peft, sizes, **shared)
-
-
-def _train_biases(model: "PreTrainedModel") -> int:
-    """Let the biases of the backbone and the whole head train, and return how many numbers the biases are."""
-    heads = head_paths(model)
-    biases = [
-        parameter for path, parameter in model.named_parameters() if path.endswith("bias") and not _is_in(path, heads)
-    ]
-    require(
-        bool(biases),
-        f"peft=bitfit trains biases, and {model.config.model_type} has none: use an encoder, GPT-2, or peft=ln_tuning.",
-    )
-    for parameter in biases:
-        parameter.requires_grad_(True)
-    if (head := find_head(model)) is not None:
-        head.requires_grad_(True)
-    return sum(parameter.numel() for parameter in biases)
-
-
-def _names(model: "PreTrainedModel", key: str, targets: str | list[str]) -> list[str]:
-    """Return targets as names or paths for PEFT, once each is known to match a linear layer of the backbone."""
-    output = model.get_output_embeddings()
-    linear = [
-        path
-        for path, module in model.named_modules()
-        if _shape(module) and not _is_in(path, head_paths(model)) and module is not output
-    ]
-    leaves = sorted({path.split(".")[-1] for path in linear})
-    if targets == "all-linear":
-        return leaves
-    listed = f"the linear layers of this model are {', '.join(leaves)}"
-    if isinstance(targets, str):
-        matching = [path for path in linear if re.fullmatch(targets, path)]
-        require(bool(matching), f"{key}={targets} matches no module: {listed}.")
-        return matching
-    for name in targets:
-        is_there = any(_has_name(path, name) for path in linear)
-        require(is_there, f"{key}: {name!r} matches no module: {listed}.")
-    return targets
-
-
-def _of_head(model: "PreTrainedModel", targets: list[str]) -> list[str] | None:
-    """Return the layers of the head that have the names of targets: they train in full, and get no adapter."""
-    layers = [path for path, module in model.named_modules() if _shape(module) and _is_in(path, head_paths(model))]
-    return [path for path in layers if any(_has_name(path, name) for name in targets)] or None
 
 
 @contextmanager
@@ -262,7 +198,7 @@ def _implied(
     pairs = {path: shape for path in targets if (shape := shapes[path])}
     if isinstance(peft, IA3):
         forward = set(wrapped.peft_config["default"].feedforward_modules)  # type: ignore[index, union-attr]
-        scales_input = {path: any(_has_name(path, name) for name in forward) for path in pairs}
+        scales_input = {path: any(has_name(path, name) for name in forward) for path in pairs}
         return sum(size[0] if scales_input[path] else size[1] for path, size in pairs.items())
     implied = sum(peft.r * (inputs + outputs) for inputs, outputs in pairs.values())
     if peft.use_dora:
@@ -274,25 +210,6 @@ def _implied(
     return implied
 
 
-def _shape(module: nn.Module) -> tuple[int, int] | None:
-    """Return (inputs, outputs) of a linear layer of torch, bitsandbytes or GPT-2, and None for anything else."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if type(module).__name__ == "Conv1D":
-        return module.nx, module.nf  # type: ignore[return-value]
-    return None
-
-
-def _has_name(path: str, name: str) -> bool:
-    """Tell whether PEFT means a module by a name: its path, or the end of it."""
-    return path == name or path.endswith(f".{name}")
-
-
-def _is_in(path: str, modules: Sequence[str]) -> bool:
-    """Tell whether something is a module or a part of one, by its path in transformers' model."""
-    return any(path == module or path.startswith(f"{module}.") for module in modules)
-
-
 def _audit(model: nn.Module, targets: list[str], own: set[int]) -> ParameterAudit:
     """Count parameters by kind; what is not the model's own is an adapter's."""
     trainable, frozen, head = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), head_paths(model)
@@ -302,7 +219,7 @@ def _audit(model: nn.Module, targets: list[str], own: set[int]) -> ParameterAudi
         if "original_module" in path:
             continue  # PEFT's copy of the head before training: not part of the model's answer
         counts = trainable if parameter.requires_grad else frozen
-        in_head = _is_in(path.removeprefix("base_model.model."), head)
+        in_head = is_inside(path.removeprefix("base_model.model."), head)
         kind = "adapter" if id(parameter) not in own else _kind(path, parameter, embeddings)
         counts["head" if in_head else kind] += _numel(parameter)
     return ParameterAudit(trainable=trainable, frozen=frozen, targets=targets)

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from sentexp.config import OtherMethod, PeftMethod, Quantization
 from sentexp.errors import UserError, require
+from sentexp.models.structure import find_head, head_paths
+from sentexp.models.targets import has_name, is_inside, shape_of, target_names, targets_in_head
 
 if TYPE_CHECKING:
     import peft as library
+    from transformers import PreTrainedModel
 
 OURS = ("peft_type", "task_type", "inference_mode", "fan_in_fan_out", "modules_to_save", "target_modules", "total_step")
 """Keys of PEFT that are set here, or by keys of their own."""
@@ -68,6 +71,37 @@ def config_class(peft: PeftMethod) -> "type[library.PeftConfig]":
     return kind
 
 
+def adapter_config(model: "PreTrainedModel", peft: PeftMethod) -> "library.PeftConfig":
+    """Return PEFT's configuration of a method for a model.
+
+    Raises:
+        UserError: targets that are not there, an unknown key, or a value that PEFT refuses.
+    """
+    from peft import TaskType
+
+    heads = list(head_paths(model))
+    shared: dict[str, Any] = {"task_type": TaskType.SEQ_CLS if heads else TaskType.CAUSAL_LM}
+    shared |= {"modules_to_save": heads or None}
+    shapes = {path: shape for path, module in model.named_modules() if (shape := shape_of(module))}
+    targets = getattr(peft, "target_modules", None)
+    if targets is None and peft.type == "LN_TUNING":
+        norms = [path for path, module in model.named_modules() if type(module).__name__.endswith("Norm")]
+        targets = [path for path in norms if not is_inside(path, heads)]
+    elif targets is not None and peft.type != "LN_TUNING":
+        names = target_names(model, "peft.target_modules", targets)
+        adapted = [
+            path for path in shapes if not is_inside(path, heads) and any(has_name(path, name) for name in names)
+        ]
+        targets = adapted if targets_in_head(model, names) else names  # not all methods have exclude_modules
+        shapes = {path: shapes[path] for path in adapted}
+    if targets is not None:
+        shared["target_modules"] = targets
+    if any(type(module).__name__ == "Conv1D" for module in model.modules()):
+        shared["fan_in_fan_out"] = True
+    sizes = [size for shape in shapes.values() for size in shape]
+    return method_config(peft, sizes, **shared)
+
+
 def method_config(peft: PeftMethod, sizes: Sequence[int], **shared: Any) -> "library.PeftConfig":
     """Return PEFT's configuration of a method.
 
@@ -119,3 +153,22 @@ def _check_storage(peft: PeftMethod) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def train_biases(model: "PreTrainedModel") -> int:
+    """Let the biases of the backbone and the whole head train, and return how many numbers the biases are."""
+    heads = head_paths(model)
+    biases = [
+        parameter
+        for path, parameter in model.named_parameters()
+        if path.endswith("bias") and not is_inside(path, heads)
+    ]
+    require(
+        bool(biases),
+        f"peft=bitfit trains biases, and {model.config.model_type} has none: use peft=ln_tuning or another model.",
+    )
+    for parameter in biases:
+        parameter.requires_grad_(True)
+    if (head := find_head(model)) is not None:
+        head.requires_grad_(True)
+    return sum(parameter.numel() for parameter in biases)
