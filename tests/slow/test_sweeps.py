@@ -284,7 +284,10 @@ def test_workers_end_with_the_sweep_and_resume_with_it(words, start, fork, tmp_p
     import psutil
 
     words = [*words, "peft.r=2,4", "trainer.max_epochs=12", *LAUNCHERS["workers"]]
+    # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(tmp_path / "ended", *words)
+    signal.signal(signal.SIGINT, before)
     while len(list(tmp_path.glob("ended/outputs/*/last.ckpt"))) < 2:
         assert process.poll() is None, (tmp_path / "ended" / "console.txt").read_text()
         time.sleep(0.02)
