@@ -17,12 +17,15 @@ LOADER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """A safe loader, and the quick one where PyYAML has it."""
 CLOSED = (bool, int, float)
 """Types that a value keeps; a key whose value is a name, a list or null takes others as well."""
+OPEN = ("init_weights",)
+"""Keys that take names beside true and false."""
 
 
 def _schema(file: Path, values: dict[str, Any]) -> type[PeftMethod]:
     """Return the class of a file: its keys beside those that every method has."""
     shared = {"defaults", *PeftMethod.__dataclass_fields__}
-    keys = [(key, type(value) if type(value) in CLOSED else Any) for key, value in values.items() if key not in shared]
+    own = {key: value for key, value in values.items() if key not in shared}
+    keys = [(key, type(value) if type(value) in CLOSED and key not in OPEN else Any) for key, value in own.items()]
     name = file.stem.title().replace("_", "")
     schema = make_dataclass(name, keys, bases=(PeftMethod,), kw_only=True, slots=True)
     schema.__doc__ = file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")

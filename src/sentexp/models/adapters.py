@@ -144,6 +144,10 @@ def _peft_config(model: "PreTrainedModel", peft: Lora | IA3) -> Any:
                 "exclude_modules": targets_in_head(model, shared["target_modules"]),
             }
         return library.IA3Config(fan_in_fan_out=conv1d, **shared)
+    require(
+        not (conv1d and peft.init == "olora"),
+        f"peft.init=olora does not fit the layers of {model.config.model_type}: use pissa, or another peft.init.",
+    )
     targets = target_names(model, "peft.target_modules", peft.target_modules)
     return library.LoraConfig(
         r=peft.r,
@@ -180,7 +184,7 @@ def _wrap(model: "PreTrainedModel", config: Any) -> tuple[nn.Module, list[str]]:
     try:
         with without_harmless_warnings():
             wrapped = get_peft_model(model, config)
-    except (NoMatchingPeftModuleError, ValueError) as error:
+    except (NoMatchingPeftModuleError, ValueError, TypeError, NotImplementedError) as error:
         kind = config.peft_type.value
         key = "peft.target_modules do" if kind in ("LORA", "IA3") else f"peft.type={kind} does"
         raise UserError(f"{key} not fit this model: {error}") from error

@@ -37,7 +37,7 @@ def supports(backbone: Any, longest: int) -> bool:
 
 def _is_supported_layer(layer: Any, dtype: torch.dtype) -> bool:
     """Tell whether a layer's weights are frozen, plain or in 4 bits, with LoRA or DoRA adapters at most."""
-    norms = [module for name, module in layer.named_modules() if name.endswith("norm")]
+    norms = [module for part in (layer, layer.self_attn) for name, module in part.named_children() if "norm" in name]
     if any(norm.weight.requires_grad or hasattr(norm, "base_layer") for norm in norms):
         return False
     if activation_of(layer) not in GATED:
