@@ -212,6 +212,8 @@ def test_runs_of_a_sweep_leave_the_backbone_as_it_is(name, config, tmp_path):
     ("overrides", "sentence"),
     [
         (["peft=other", "peft.type=VERRA"], "peft.type=VERRA is not a method of peft .* Did you mean VERA?"),
+        (["peft=other", "peft.type=VERA"], "peft.type=VERA has an option of its own: use peft=vera"),
+        (["peft=other", "peft.type=LORA"], "use peft=lora"),
         (["peft=other", "peft.type=POLY"], "peft.type=POLY cannot be used: it needs the number of a task"),
         (
             ["peft=other", "peft.type=PSOFT", "peft.config.rr=8"],
@@ -221,7 +223,7 @@ def test_runs_of_a_sweep_leave_the_backbone_as_it_is(name, config, tmp_path):
         (["peft=oft", "peft.r=8"], "PEFT refuses the keys of peft.type=OFT: "),
         (["peft=vera", "peft.target_modules=[nothing]"], "peft.target_modules: 'nothing' matches no module"),
         (["peft=bitfit"], "peft=bitfit trains biases, and llama has none"),
-        (["peft=adalora", "peft.tfinal=50"], "this run has 5 steps"),
+        (["peft=adalora", "peft.tfinal=50"], "of this run's 5 steps"),
         (["peft=adalora", "peft.target_r=12"], "peft.target_r=12, which must be less"),
         (["peft=boft", "peft.boft_block_size=7"], "peft.type=BOFT does not fit this model: in_features"),
         (["peft=road", "peft.group_size=48"], "peft.type=ROAD does not fit this model: "),

@@ -133,6 +133,27 @@ def test_a_search_is_tried_at_the_ends_of_its_space(sentexp, steps, tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["peft=adalora", "peft.tinit=3", "peft.tfinal=4"], "merged by"),
+        (["peft=other", "peft.type=BEFT"], "Merging for exports was not tried: PEFT cannot merge BEFT."),
+    ],
+    ids=["adalora", "beft"],
+)
+def test_a_method_is_tried_as_far_as_it_goes(sentexp, words, says):
+    code, output, errors = sentexp("--quick", "trainer.max_epochs=9", *words)
+    assert code == 0, errors
+    assert says in output
+    assert "All is well" in output
+
+
+def test_ranks_that_have_no_step_to_shrink_in_are_found(sentexp):
+    code, _, errors = sentexp("--quick", "peft=adalora", "peft.tinit=3", "peft.tfinal=4", "trainer.max_epochs=1")
+    assert code == 1
+    assert "of this run's 4 steps" in errors
+
+
 def test_when_memory_runs_out_smaller_batches_are_found(sentexp, monkeypatch):
     original = SequenceClassifier.losses
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sentexp.config import Config, conf_dir, register_schemas
 from sentexp.config import load_config as load_anew
-from sentexp.sweeps.sweeper import with_plain_values
+from sentexp.sweeps.plain_values import with_plain_values
 
 OPTIONS = {folder.name for folder in conf_dir().iterdir() if folder.is_dir()}
 

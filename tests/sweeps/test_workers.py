@@ -147,7 +147,7 @@ def test_a_number_of_workers_that_is_none_is_refused(value):
 
 
 class JoblibLauncher:
-    """Stands in for the plugin's."""
+    """What the launcher of the plugin has, as far as it is asked."""
 
     def __init__(self, **joblib):
         self.joblib = joblib

@@ -161,8 +161,7 @@ def _freeze_imports(config: Config) -> None:
 
     adapters = ["peft"] if isinstance(config.peft, Lora | IA3 | PeftMethod) else []
     tracking = ["mlflow"] if config.tracking.backend is TrackingBackend.mlflow else []
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(
-        logging.ERROR
-    )  # it asks for a package that it can do without
+    # It asks for a package that it can do without.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     with waiting("Loading the libraries"):
         freeze_imports("sentexp.run.train", *adapters, *tracking)

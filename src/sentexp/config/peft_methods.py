@@ -39,11 +39,10 @@ def _read(file: Path) -> dict[str, Any]:
     return values
 
 
-def _schemas() -> dict[str, type[PeftMethod]]:
-    files = {file: _read(file) for file in sorted((conf_dir() / "peft").glob("*.yaml"))}
-    methods = {file.stem: _schema(file, values) for file, values in files.items() if values.get("type", "???") != "???"}
-    return methods | {"other": OtherMethod}
-
-
-METHODS = _schemas()
+FILES = {file: _read(file) for file in sorted((conf_dir() / "peft").glob("*.yaml"))}
+PRESETS = {values["type"]: file for file, values in FILES.items() if values.get("type", "???") != "???"}
+"""The file of each method that has one, by PEFT's name of the method."""
+METHODS = {file.stem: _schema(file, FILES[file]) for file in PRESETS.values()} | {"other": OtherMethod}
 """The class of each option of `peft` that is a `PeftMethod`."""
+OPTIONS = {kind: file.stem for kind, file in PRESETS.items()} | {"LORA": "lora", "IA3": "ia3"}
+"""The option of `peft` for each of PEFT's methods that has one."""

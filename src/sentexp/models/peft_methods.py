@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sentexp.config import OtherMethod, PeftMethod, Quantization
+from sentexp.config.peft_methods import OPTIONS
 from sentexp.errors import UserError, require
 from sentexp.models.structure import find_head, head_paths
 from sentexp.models.targets import has_name, is_inside, shape_of, target_names, targets_in_head
@@ -25,7 +26,7 @@ OVER_PACKED_WEIGHTS = (
 """Methods whose numbers over weights in 4 bits are those over the same weights unpacked, as the tests compare."""
 
 NOT_MERGEABLE = ("BEFT", "LILY")
-"""Methods that PEFT cannot merge into the backbone."""
+"""Methods that PEFT cannot merge into the backbone, BEFT at least where its layers have no biases."""
 
 UNSUPPORTED = {
     "ADAPTION_PROMPT": "it replaces the attention of a few architectures",
@@ -63,6 +64,10 @@ def config_class(peft: PeftMethod) -> "type[library.PeftConfig]":
     require(
         peft.type not in UNSUPPORTED,
         f"peft.type={peft.type} cannot be used: {UNSUPPORTED.get(peft.type)}. Use one of {', '.join(usable)}.",
+    )
+    require(
+        not isinstance(peft, OtherMethod) or peft.type not in OPTIONS,
+        f"peft.type={peft.type} has an option of its own: use peft={OPTIONS.get(peft.type)}, whose keys are known.",
     )
     near = difflib.get_close_matches(peft.type.upper(), usable, 1)
     proposal = f" Did you mean {near[0]}?" if near else f" It has {', '.join(usable)}."

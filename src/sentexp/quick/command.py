@@ -51,8 +51,8 @@ def quick(configs: Sequence[Config]) -> None:
     failed = [kind for kind in kinds if kind.failure]
     if failed:
         one = len(kinds) == 1
-        told = [kind.failure if one else f"{', '.join(kind.names)}: {kind.failure}" for kind in failed]
-        raise UserError(" ".join(told) if one else f"{len(failed)} of {len(kinds)} kinds of run fail. {' '.join(told)}")
+        failures = " ".join(kind.failure if one else f"{', '.join(kind.names)}: {kind.failure}" for kind in failed)
+        raise UserError(failures if one else f"{len(failed)} of {len(kinds)} kinds of run fail. {failures}")
     say(f"All is well{'' if len(kinds) == 1 else f' with all {len(kinds)} kinds of run'}; nothing was kept.")
     words = given_words(in_sweep=False)
     if words is not None and len(configs) == 1:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from sentexp.config import Sampling
+from sentexp.config import PeftConfig, Sampling
 from sentexp.data.splits import NAMES
 from sentexp.data.text_hash import Numbers
 from sentexp.data.tokens import TokenRows
 from sentexp.plan.workload import Batches, Workload
 from sentexp.run.inputs import RunInputs
+from sentexp.training.adalora import check_phases, is_adalora
 
 STEPS = 2
 
@@ -69,10 +70,19 @@ def with_few_rows(inputs: RunInputs, work: Workload) -> RunInputs:
     tables: dict[str, Any] = {split: inputs.examples.split(split).take(rows) for split, rows in chosen.items()}
     return replace(
         inputs,
-        config=replace(inputs.config, trainer=loop, data=data),
+        config=replace(inputs.config, trainer=loop, data=data, peft=_in_two_steps(inputs.config.peft, work.steps)),
         examples=replace(inputs.examples, **tables),
         tokens={split: ChosenRows(inputs.tokens[split], rows) for split, rows in chosen.items()},
     )
+
+
+def _in_two_steps(peft: PeftConfig, steps: int) -> PeftConfig:
+    """Return a method that does in two steps what it does in all of a run's: AdaLoRA shares out ranks at once."""
+    if not is_adalora(peft):
+        return peft
+    check_phases(peft, steps)
+    at_once: dict[str, Any] = {"tinit": 0, "tfinal": 0}
+    return replace(peft, **at_once)
 
 
 def _rows_of_two(batches: Batches, lengths: Numbers, accumulated: int) -> list[int]:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sentexp.config import Precision, Quantization
+from sentexp.config import PeftMethod, Precision, Quantization
 from sentexp.errors import require
 from sentexp.inference.scorer import Scorer
 from sentexp.models.loading import load_tokenizer
 from sentexp.models.merge import merge
+from sentexp.models.peft_methods import NOT_MERGEABLE
 from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import Trained, find_base, read_trained
 from sentexp.plan.workload import Workload
@@ -102,6 +103,9 @@ def _why_unmerged(trained: Trained, base: Backbone, inputs: RunInputs) -> str:
     """Return why merging is not tried; nothing where it is."""
     if trained.text_pair is not None:
         return "runs on pairs of texts are not exported"
+    method = inputs.config.peft.type if isinstance(inputs.config.peft, PeftMethod) else ""
+    if method in NOT_MERGEABLE:
+        return f"PEFT cannot merge {method}"
     needed = COPIES * sum(file.stat().st_size for file in base.folder.glob("*.safetensors")) / GIB
     free = free_memory_gib(inputs.device)
     return f"merging takes about {needed:.1f} GiB, and {free:.1f} are free" if needed > free else ""

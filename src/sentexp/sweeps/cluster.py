@@ -1,5 +1,6 @@
 """Clusters: a sweep's runs are sent as jobs, each a group of them, and their ends gathered here."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,13 +62,13 @@ class ClusterLauncher(Launcher):
             UserError: it cannot.
         """
 
+    @abstractmethod
     def run(self, works: list[Work], ends: "Ends") -> None:
         """Send groups of runs, and wait until each has ended; runs without an end were killed.
 
         Raises:
             UserError: the cluster does not take them.
         """
-        raise NotImplementedError
 
 
 class Ends:

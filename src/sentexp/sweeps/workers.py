@@ -62,7 +62,7 @@ class WorkerPool:
     def run(self, works: Sequence[Work], tell: Tell) -> None:
         """Do groups of runs, in this order, and tell of each run that begins or ends.
 
-        What is not told of when this returns was killed.
+        A run whose end was not reported when this returns was killed.
         """
         waiting, self._deaths, self._false_starts = deque(works), Counter(), Counter()
         try:
@@ -84,7 +84,7 @@ class WorkerPool:
             raise
 
     def close(self) -> None:
-        """Let the workers end, which are free."""
+        """End the workers, all of which are idle."""
         for worker in self._workers:
             if worker is not None:
                 worker.pipe.close()

@@ -15,10 +15,32 @@ KEPT = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What PEFT's allocator knows of the importance of each number, by the names of its attributes."""
 
 
+def is_adalora(peft: PeftConfig) -> bool:
+    """Tell whether a method is AdaLoRA with all of its keys (`peft=adalora`)."""
+    return isinstance(peft, PeftMethod) and peft.type == "ADALORA"
+
+
 def rank_allocation(model: nn.Module, peft: PeftConfig) -> list[L.Callback]:
     """Return the callback of AdaLoRA; other methods need none."""
-    is_adalora = isinstance(peft, PeftMethod) and peft.type == "ADALORA"
-    return [RankAllocation(model)] if is_adalora else []
+    return [RankAllocation(model)] if is_adalora(peft) else []
+
+
+def check_phases(config: Any, steps: int) -> None:
+    """Refuse ranks that do not shrink, and phases that leave no steps in which they could.
+
+    Args:
+        config: of the method, sentexp's or PEFT's, whose keys have the same names.
+        steps: of the whole training.
+
+    Raises:
+        UserError: says what does not fit.
+    """
+    require(
+        config.tinit + config.tfinal < steps and config.target_r < config.init_r,
+        f"AdaLoRA shrinks ranks from peft.init_r={config.init_r} to peft.target_r={config.target_r}, which must be "
+        f"less, between step peft.tinit={config.tinit} and the last peft.tfinal={config.tfinal} of this run's {steps} "
+        "steps.",
+    )
 
 
 class RankAllocation(L.Callback):
@@ -38,15 +60,9 @@ class RankAllocation(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell PEFT how many steps there are."""
         assert isinstance(pl_module, ClassifierModule)
-        config, steps = self.config, int(trainer.estimated_stepping_batches)
-        require(
-            config.tinit + config.tfinal < steps and config.target_r < config.init_r,
-            f"AdaLoRA shrinks ranks from peft.init_r={config.init_r} to peft.target_r={config.target_r}, which must be "
-            f"less, in the steps between peft.tinit={config.tinit} and peft.tfinal={config.tfinal} from the end: this "
-            f"run has {steps} steps.",
-        )
-        config.total_step = steps
-        pl_module.penalty = partial(orthogonality_loss, self.tuner, config.orth_reg_weight)
+        self.config.total_step = int(trainer.estimated_stepping_batches)
+        check_phases(self.config, self.config.total_step)
+        pl_module.penalty = partial(orthogonality_loss, self.tuner, self.config.orth_reg_weight)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Note the optimizer step, to know whether this micro-batch completes the next one."""

@@ -1,0 +1,43 @@
+"""Configurations that differ from a composed one in single values: made from it, as hydra would, in less time."""
+
+import copy
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+def with_values(base: DictConfig, given: Sequence[str], overrides: Sequence[str]) -> DictConfig | None:
+    """Return a configuration composed from others than the given overrides; None where hydra must compose it."""
+    if len(overrides) != len(given):
+        return None
+    parser = OverridesParser.create()
+    changed = [(before, after) for before, after in zip(given, overrides, strict=True) if before != after]
+    for before, after in changed:
+        old, new = parser.parse_override(before), parser.parse_override(after)
+        if old.type is not OverrideType.CHANGE or old.key_or_group != new.key_or_group:
+            return None
+    return with_plain_values(base, [after for _, after in changed])
+
+
+def with_plain_values(base: DictConfig, overrides: Sequence[str]) -> DictConfig | None:
+    """Return a composed configuration with further overrides; None where hydra must compose it.
+
+    Hydra takes 0.1 s to compose one. Where the overrides are nothing but single values of keys that are there, it would
+    do what is done here: put these values into what it has composed.
+    """
+    parser = OverridesParser.create()
+    composed = copy.deepcopy(base)
+    for override in parser.parse_overrides(list(overrides)):
+        key, value = override.key_or_group, override.value()
+        plain = override.type is OverrideType.CHANGE and override.package is None
+        there = OmegaConf.select(base, key, default=base, throw_on_missing=False)
+        if not plain or isinstance(there, Container) or not isinstance(value, str | int | float | None):
+            return None
+        try:
+            OmegaConf.update(composed, key, value, merge=True)
+        except OmegaConfBaseException:
+            return None
+    return composed
