@@ -29,6 +29,8 @@ from sqlalchemy import Engine, event
 from sentexp import config as config_module
 from sentexp.cli.main import main
 from sentexp.config import Config
+from sentexp.data.batch import Texts
+from sentexp.models.sequence_classifier import SequenceClassifier
 from sentexp.run.result import Result
 from sentexp.run.train import train as train_run
 from sentexp.training.module import ClassifierModule
@@ -382,6 +384,19 @@ def worsening(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Classifier
         monkeypatch.setattr(ClassifierModule, "keep_validation", keep)
 
     return worsen
+
+
+@pytest.fixture
+def room_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let memory run out where a training step has more than two rows."""
+    original = SequenceClassifier.losses
+
+    def losses(self: SequenceClassifier, texts: Texts, targets: torch.Tensor) -> torch.Tensor:
+        if len(targets) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return original(self, texts, targets)
+
+    monkeypatch.setattr(SequenceClassifier, "losses", losses)
 
 
 @pytest.fixture

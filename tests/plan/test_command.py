@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from sentexp.models.sequence_classifier import SequenceClassifier
 from sentexp.plan import command as planning
 from sentexp.plan import run_states
 from sentexp.plan.command import plan
@@ -159,15 +158,8 @@ def test_the_estimate_is_the_line_through_the_timed_batches(config):
     assert run.costs.arithmetic.parameters.trainable_total == 32_896
 
 
-def test_when_memory_runs_out_half_the_batch_is_planned(config, timed, monkeypatch, capsys):
-    original = SequenceClassifier.losses
-
-    def losses(self, texts, targets):
-        if len(targets) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return original(self, texts, targets)
-
-    monkeypatch.setattr(SequenceClassifier, "losses", losses)
+@pytest.mark.usefixtures("room_for_two")
+def test_when_memory_runs_out_half_the_batch_is_planned(config, timed, capsys):
     runs = plan([config(), config("seed=2")])
     assert timed == [8, 4, 2]
     assert [run.costs.trainer.accumulate_grad_batches for run in runs] == [4, 4]

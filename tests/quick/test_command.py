@@ -4,9 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
-from sentexp.models.sequence_classifier import SequenceClassifier
 from sentexp.plan.run_states import survey
 from sentexp.quick import command, trial
 from sentexp.quick.few_rows import with_few_rows
@@ -154,15 +152,8 @@ def test_ranks_that_have_no_step_to_shrink_in_are_found(sentexp):
     assert "of this run's 4 steps" in errors
 
 
-def test_when_memory_runs_out_smaller_batches_are_found(sentexp, monkeypatch):
-    original = SequenceClassifier.losses
-
-    def losses(self, texts, targets):
-        if len(targets) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return original(self, texts, targets)
-
-    monkeypatch.setattr(SequenceClassifier, "losses", losses)
+@pytest.mark.usefixtures("room_for_two")
+def test_when_memory_runs_out_smaller_batches_are_found(sentexp):
     code, output, errors = sentexp("--quick")
     assert code == 0, errors
     assert "Memory ran out, so the run will use trainer.batch_size=2; its effective batch stays the same." in output
