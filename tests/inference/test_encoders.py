@@ -92,7 +92,7 @@ def test_every_method_of_peft_is_read_again(kind, method, tuned, texts):
     result = tuned(kind, *plus(WORDS[method]))
     assert result.parameters.frozen["head"] == 0
     adapted = [target for target in result.parameters.targets if target.startswith(tuple(ENCODERS[kind].head))]
-    assert not adapted, "the head trains in full, and needs no adapter"
+    assert not adapted, "the head trains in full, and PEFT gives it no adapter"
     close(Scorer(read_trained(result.weights)).probabilities(texts), said(result))
 
 

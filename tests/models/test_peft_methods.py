@@ -10,7 +10,7 @@ import pytest
 import torch
 from methods import LORA, PRESETS, plus
 from methods import WORDS as METHODS_OF_PEFT
-from peft import PeftModel
+from peft import AdaLoraModel, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from rounding import drift, rounding
 from safetensors.torch import load_file
@@ -29,6 +29,7 @@ from sentexp.run.inputs import prepare_inputs, resolve_inputs
 from sentexp.run.resolve import resolve_config
 from sentexp.run.train import train as train_config
 from sentexp.tracking.predictions import file_name, read_predictions
+from sentexp.training.adalora import RankAllocation
 from sentexp.training.module import ClassifierModule
 
 CLASSES = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
@@ -263,6 +264,53 @@ def test_a_step_has_the_penalty_of_adalora_once_however_it_is_cut(config, tmp_pa
     whole = losses("whole")
     cut = losses("cut", "trainer.batch_size=5", "trainer.accumulate_grad_batches=7")
     assert cut == pytest.approx(whole, abs=rounding(max(whole)) + drift(1e-2, STEPS, EPS, gradient=0.3))
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "[q_proj,o_proj]", "null"])
+def test_a_size_that_fits_is_found(targets, config):
+    _, model, _ = built(config, "peft=c3a", f"peft.target_modules={targets}")
+    assert model.peft_config["default"].block_size == (64 if targets == "[q_proj,o_proj]" else 32)
+
+
+def test_ranks_are_shared_out_after_every_step(config, monkeypatch):
+    """How many ranks are left is a matter of arithmetic; which ones, rounding could change."""
+    steps = []
+    original = AdaLoraModel.update_and_allocate
+
+    def allocate(self, global_step):
+        original(self, global_step)
+        kept = sum(int(value.count_nonzero()) for name, value in self.named_parameters() if "lora_E" in name)
+        steps.append((global_step, kept, self.rankallocator.budget_schedule(global_step)))
+
+    monkeypatch.setattr(AdaLoraModel, "update_and_allocate", allocate)
+    train_config(config("peft=adalora", *PLAIN))
+    assert [number for number, _, _ in steps] == list(range(STEPS))
+    assert [is_masked for _, _, (_, is_masked) in steps] == [False, True, True, True, True]
+    assert all(kept == budget for _, kept, (budget, is_masked) in steps if is_masked)
+    first, last = (steps[index][2][0] for index in (0, -1))
+    assert last < first
+
+
+def test_a_resumed_run_knows_the_importance_of_every_rank(config):
+    _, model, _ = built(config, "peft=adalora", *PLAIN)
+    allocation = RankAllocation(model)
+    allocator = model.base_model.rankallocator
+    for name, value in model.named_parameters():
+        value.grad = torch.ones_like(value) if value.requires_grad else None
+        if "lora_" in name:
+            value.data.fill_(0.5)
+    allocator.update_ipt(model.base_model.model)
+    allocation.config.rank_pattern = {"a": [True]}
+    state = allocation.state_dict()
+    _, other, _ = built(config, "peft=adalora", *PLAIN)
+    resumed = RankAllocation(other)
+    resumed.load_state_dict(state)
+    assert resumed.config.rank_pattern == {"a": [True]}
+    for name in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
+        known = getattr(other.base_model.rankallocator, name)
+        assert known.keys() == getattr(allocator, name).keys()
+        assert all(torch.equal(known[key], value) for key, value in getattr(allocator, name).items())
+    assert known
 
 
 @pytest.fixture

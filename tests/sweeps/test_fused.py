@@ -288,6 +288,9 @@ def test_what_differs_in_more_than_an_adapter_is_another_group(config):
     assert "LoRA" in found.reasons[0]
     assert "peft.bias=all" in found.reasons[1]
     assert len(found.reasons) == 5
+    found = fuse(configs("peft.init=pissa", "peft.init=pissa seed=2", "peft.init=gaussian", "peft.init=orthogonal"))
+    assert found.groups == [[2, 3]]
+    assert found.reasons == dict.fromkeys((0, 1), "peft.init=pissa changes the backbone")
 
 
 def test_runs_whose_steps_are_recorded_are_fused_on_request(config, monkeypatch):

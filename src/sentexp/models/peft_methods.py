@@ -10,7 +10,7 @@ from sentexp.config import OtherMethod, PeftMethod, Quantization
 from sentexp.config.peft_methods import OPTIONS
 from sentexp.errors import UserError, require
 from sentexp.models.structure import find_head, head_paths
-from sentexp.models.targets import has_name, is_inside, shape_of, target_names, targets_in_head
+from sentexp.models.targets import has_name, is_inside, shape_of, target_names
 
 if TYPE_CHECKING:
     import peft as library
@@ -86,25 +86,25 @@ def adapter_config(model: "PreTrainedModel", peft: PeftMethod) -> "library.PeftC
 
     heads = list(head_paths(model))
     shared: dict[str, Any] = {"task_type": TaskType.SEQ_CLS if heads else TaskType.CAUSAL_LM}
-    shared |= {"modules_to_save": heads or None}
-    shapes = {path: shape for path, module in model.named_modules() if (shape := shape_of(module))}
+    shared |= {"modules_to_save": heads or None}  # PEFT adapts none of these
     targets = getattr(peft, "target_modules", None)
     if targets is None and peft.type == "LN_TUNING":
         norms = [path for path, module in model.named_modules() if type(module).__name__.endswith("Norm")]
         targets = [path for path in norms if not is_inside(path, heads)]
     elif targets is not None and peft.type != "LN_TUNING":
-        names = target_names(model, "peft.target_modules", targets)
-        adapted = [
-            path for path in shapes if not is_inside(path, heads) and any(has_name(path, name) for name in names)
-        ]
-        targets = adapted if targets_in_head(model, names) else names  # not all methods have exclude_modules
-        shapes = {path: shapes[path] for path in adapted}
+        targets = target_names(model, "peft.target_modules", targets)
     if targets is not None:
         shared["target_modules"] = targets
     if any(type(module).__name__ == "Conv1D" for module in model.modules()):
         shared["fan_in_fan_out"] = True
-    sizes = [size for shape in shapes.values() for size in shape]
-    return method_config(peft, sizes, **shared)
+    shapes = {path: shape for path, module in model.named_modules() if (shape := shape_of(module))}
+    adapted = [path for path in shapes if not is_inside(path, heads) and _is_target(path, targets)]
+    return method_config(peft, [size for path in adapted for size in shapes[path]], **shared)
+
+
+def _is_target(path: str, targets: list[str] | None) -> bool:
+    """Tell whether a layer is a target, as far as that is known: None is PEFT's choice, which may be any."""
+    return targets is None or any(has_name(path, name) for name in targets)
 
 
 def method_config(peft: PeftMethod, sizes: Sequence[int], **shared: Any) -> "library.PeftConfig":
