@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -397,6 +398,17 @@ def room_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(self, texts, targets)
 
     monkeypatch.setattr(SequenceClassifier, "losses", losses)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let this process, and those that it starts, be interrupted.
+
+    A shell starts what runs in its background with SIGINT ignored, and children inherit that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -253,6 +253,7 @@ def test_a_users_own_group_options_are_found(sentexp, tmp_path, reviews):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_terminated_run_is_killed_in_mlflow_and_goes_on(number, command_environment, tmp_path, reviews):
     words = [
@@ -260,13 +261,10 @@ def test_a_terminated_run_is_killed_in_mlflow_and_goes_on(number, command_enviro
         "trainer.progress_bar=false", "trainer.max_epochs=400", "trainer.save_steps=5", "tracking.system_metrics=false",
         "trainer.batch_size=4",
     ]  # fmt: skip
-    # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "sentexp", *words], cwd=tmp_path, env=command_environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    signal.signal(signal.SIGINT, before)
     while process.poll() is None and not list(tmp_path.glob("outputs/*/last.ckpt")):
         time.sleep(0.05)
     process.send_signal(number)

@@ -51,16 +51,15 @@ def test_a_server_is_named(sentexp):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 130)])
 def test_the_ui_answers_on_this_machine_until_it_is_stopped(number, code, store, tmp_path, command_environment):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [sys.executable, "-m", "sentexp", "ui", f"tracking.uri={store}", "port=0"],
         cwd=elsewhere, env=command_environment, stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
-        signal.signal(signal.SIGINT, before)
         line = process.stdout.readline()
         assert line.startswith(f"MLflow UI over {store} at http://127.0.0.1:")
         address = line.split(" at ")[1].split()[0]

@@ -279,15 +279,13 @@ def test_a_worker_that_is_killed_costs_no_run(words, fork, tmp_path, launcher, i
     assert said in (tmp_path / "killed" / "console.txt").read_text()
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_the_sweep_and_resume_with_it(words, start, fork, tmp_path, number):
     import psutil
 
     words = [*words, "peft.r=2,4", "trainer.max_epochs=12", *LAUNCHERS["workers"]]
-    # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(tmp_path / "ended", *words)
-    signal.signal(signal.SIGINT, before)
     while len(list(tmp_path.glob("ended/outputs/*/last.ckpt"))) < 2:
         assert process.poll() is None, (tmp_path / "ended" / "console.txt").read_text()
         time.sleep(0.02)

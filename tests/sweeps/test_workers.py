@@ -100,6 +100,7 @@ def test_a_pool_can_be_used_again(pool, works, tmp_path):
     assert lines(tmp_path, "fine0") == lines(tmp_path, "fine1")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_lets_runs_save_what_they_have(pool, works, tmp_path):
     def interrupt():
         while len(list(tmp_path.glob("*.begun"))) < 2:
