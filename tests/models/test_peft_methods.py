@@ -22,6 +22,7 @@ from sentexp.inference.scorer import Scorer
 from sentexp.models import peft_methods
 from sentexp.models.adapters import HARMLESS
 from sentexp.models.dequantize import unpack
+from sentexp.models.loading import is_reusable
 from sentexp.models.merge import merge
 from sentexp.models.saved import find_base, read_trained
 from sentexp.run.build import build_model, outline_model
@@ -213,6 +214,7 @@ def test_runs_of_a_sweep_leave_the_backbone_as_it_is(name, config, tmp_path):
     ("overrides", "sentence"),
     [
         (["peft=other", "peft.type=VERRA"], "peft.type=VERRA is not a method of peft .* Did you mean VERA?"),
+        (["peft=vera", "trainer=fsdp"], "trainer=fsdp takes LoRA, DoRA, IA3 and whole models, not peft=vera"),
         (["peft=other", "peft.type=VERA"], "peft.type=VERA has an option of its own: use peft=vera"),
         (["peft=other", "peft.type=LORA"], "use peft=lora"),
         (["peft=other", "peft.type=POLY"], "peft.type=POLY cannot be used: it needs the number of a task"),
@@ -264,6 +266,26 @@ def test_a_step_has_the_penalty_of_adalora_once_however_it_is_cut(config, tmp_pa
     whole = losses("whole")
     cut = losses("cut", "trainer.batch_size=5", "trainer.accumulate_grad_batches=7")
     assert cut == pytest.approx(whole, abs=rounding(max(whole)) + drift(1e-2, STEPS, EPS, gradient=0.3))
+
+
+@pytest.mark.parametrize("norm", ["input_layernorm", "norm"])
+def test_some_norms_can_be_tuned(norm, config):
+    result = train_config(config("peft=ln_tuning", f"peft.target_modules=[{norm}]", *PLAIN))
+    assert all(target.endswith(norm) for target in result.parameters.targets)
+    texts = built(config)[0].examples.test["text"].to_pylist()
+    torch.testing.assert_close(read_again(result, texts), said(result), rtol=0, atol=rounding())
+
+
+@pytest.mark.parametrize("method", ["lora", "boft"])
+def test_runs_that_train_biases_load_weights_of_their_own(method, config):
+    assert not is_reusable(config(f"peft={method}", "peft.bias=all").peft)
+    assert is_reusable(config(f"peft={method}").peft)
+
+
+def test_what_cannot_be_merged_is_one_sentence(config):
+    trained = read_trained(train_config(config("peft=other", "peft.type=BEFT", *PLAIN)).weights)
+    with pytest.raises(UserError, match=r"PEFT cannot merge BEFT into this model .*: use format=peft."):
+        merge(trained, find_base(trained))
 
 
 @pytest.mark.parametrize("targets", ["all-linear", "[q_proj,o_proj]", "null"])

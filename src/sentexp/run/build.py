@@ -26,7 +26,7 @@ from sentexp.data.datamodule import DataModule
 from sentexp.data.prompts import CONTENT_FREE, pair_separator
 from sentexp.data.tokens import encode
 from sentexp.distributed.sharding import shard
-from sentexp.errors import require
+from sentexp.errors import UserError, require
 from sentexp.models.adapters import ParameterAudit, attach
 from sentexp.models.encoder_classifier import classifier_over
 from sentexp.models.fast.fusion_context import fused_run
@@ -109,7 +109,7 @@ def outline_model(spec: RunSpec) -> tuple[nn.Module, ParameterAudit]:
     try:
         with torch.device("meta"):
             return attach(build_on_meta(spec.backbone, labels), peft)
-    except RuntimeError:
+    except (RuntimeError, UserError):  # PEFT may say what a tensor without values cannot do in words of its own
         if not isinstance(peft, PeftMethod):
             raise
     # BOFT, SHiRA and others look at weights: give them memory that nothing has written to
