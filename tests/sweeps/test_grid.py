@@ -470,7 +470,7 @@ def test_a_sweep_gathers_runs_of_several_processes(sentexp, trained, launched, m
     ],
 )
 def test_a_run_that_differs_in_values_alone_is_composed_as_hydra_would(words, composed, sentexp, monkeypatch):
-    seen, original = [], sweeper._with_values
+    seen, original = [], sweeper.with_values
     monkeypatch.setattr(grid.GridSweeper, "_run", lambda self, jobs, words: seen.append([job.config for job in jobs]))
 
     def counted(*arguments):
@@ -480,7 +480,7 @@ def test_a_run_that_differs_in_values_alone_is_composed_as_hydra_would(words, co
 
     for substitute in (counted, lambda *_: None):
         counts = []
-        monkeypatch.setattr(sweeper, "_with_values", substitute)
+        monkeypatch.setattr(sweeper, "with_values", substitute)
         code, _, errors = sentexp("--multirun", *words)
         assert code == 0, errors
         if substitute is counted:
