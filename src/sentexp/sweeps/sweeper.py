@@ -148,10 +148,11 @@ class RunSweeper(Sweeper):
 
     def compose(self, runs: Sequence[Sequence[str]], names: Sequence[str], first: int = 0) -> list[Job]:
         """Return the jobs, numbered from `first`, each with a configuration that is right in itself."""
-        jobs, wrong, base = [], [], None
+        jobs, wrong = [], []
+        base = self.config, list(self.config.hydra.overrides.task)
         for number, (run, name) in enumerate(zip(runs, names, strict=True), first):
             overrides = [*run, f"sweep.name={quoted(name)}"]
-            composed = None if base is None else with_values(*base, overrides)
+            composed = with_values(*base, overrides)
             if composed is None:
                 try:
                     composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
