@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from scipy.stats import norm
+from scipy.stats import nct, norm, t
 from statsmodels.stats.proportion import proportion_confint
 
 from sentexp.compare.comparison import Comparison, Configuration, Scored
 from sentexp.compare.metric_sums import measured
-from sentexp.compare.sample_size import ALPHA, POWER
+from sentexp.compare.sample_size import ALPHA
 from sentexp.compare.significance import correct, ranks
 from sentexp.compare.statistics import Evidence, measure_configurations
 from sentexp.config.metric_names import is_better_higher
@@ -47,6 +47,8 @@ SEED_SPREAD = 0.03
 """Of the skill, where a configuration has several seeds: about 0.6 points of accuracy."""
 SKILLS = np.linspace(0.6, 1.8, 41)
 POPULATION = 1_000_000
+MANY = 1000
+"""Degrees of freedom at which Student's distribution is the normal one."""
 
 
 class Rows:
@@ -166,9 +168,12 @@ def _count_pair(evidence: Evidence, metric: str, true: list[float], where: tuple
     if gap == 0:
         counts.add("equal, told apart", *where, hit=found)
         return
-    shifts = (norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)) * gap / evidence.detectable(1, 0, metric)
+    error, freedom = evidence.standard_error(1, 0, metric)
+    power = norm.cdf(abs(gap) / error - norm.ppf(1 - ALPHA / 2))
+    if freedom < MANY:  # Student's test (Johnson, Kotz and Balakrishnan 1995, chapter 31)
+        power = nct.sf(t.ppf(1 - ALPHA / 2, freedom), freedom, abs(gap) / error)
     counts.add("different, found", *where, hit=found)
-    counts.add("different, to be found", *where, hit=float(norm.cdf(abs(shifts) - norm.ppf(1 - ALPHA / 2))))
+    counts.add("different, to be found", *where, hit=float(power))
 
 
 def sweeps(count: int, counts: Counts, seed: int) -> None:

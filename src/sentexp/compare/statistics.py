@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentexp.compare import significance
-from sentexp.compare.bootstrap import Interval, bca, half_width, percentile, replicate
+from sentexp.compare.bootstrap import Interval, bca, half_width, percentile, replicate, satterthwaite
 from sentexp.compare.comparison import Comparison, Configuration
 from sentexp.compare.metric_sums import Measured, measured
 from sentexp.compare.sample_size import ALPHA, POWER
@@ -84,17 +84,24 @@ class Evidence:
         """Return the degrees of freedom that seeds have: how many there are beyond one for each configuration."""
         return sum(len(one.runs) - 1 for one in self.configurations)
 
-    def detectable(self, number: int, other: int, metric: str) -> float:
-        """Return the smallest difference of two such configurations that these rows show in four of five times."""
+    def standard_error(self, number: int, other: int, metric: str) -> tuple[float, float]:
+        """Return the standard error of a difference, and its degrees of freedom: infinite where rows alone vary."""
         gaps = self.replicates[metric][number] - self.replicates[metric][other]
-        return _margin() * float(np.sqrt(sum(self._variances(gaps, self._shares()[[number, other]].sum(), metric))))
+        by_rows, by_seeds = self._variances(gaps, self._shares()[[number, other]].sum(), metric)
+        return float(np.sqrt(by_rows + by_seeds)), float(satterthwaite(by_rows, by_seeds, self.seed_freedom()))
+
+    def detectable(self, number: int, other: int, metric: str) -> float:
+        """Return the smallest difference of two such configurations that is found in four of five cases."""
+        error, freedom = self.standard_error(number, other, metric)
+        return _margin(freedom) * error
 
     def rows_to_settle(self, number: int, other: int, metric: str) -> float:
-        """Return how many rows would show the difference that was found, in four of five times; infinite: none do."""
+        """Return how many rows would show the difference that was found, in four of five cases; infinite: none do."""
         gap = abs(self.value(number, metric) - self.value(other, metric))
+        _, freedom = self.standard_error(number, other, metric)
         by_rows = float(np.nanvar(self.replicates[metric][number] - self.replicates[metric][other]))
         on_any_rows = max(0.0, self._seed_variance(metric) - self.between_seeds[metric])
-        room = (gap / _margin()) ** 2 - on_any_rows * float(self._shares()[[number, other]].sum())
+        room = (gap / _margin(freedom)) ** 2 - on_any_rows * float(self._shares()[[number, other]].sum())
         return self.right.shape[1] * by_rows / room if room > 0 else np.inf
 
     def _variances(
@@ -182,8 +189,8 @@ def _between_seeds(replicates: NDArray[Any], spans: Sequence[range]) -> float:
     return sum(float(np.nanvar(each, axis=1).sum()) for each in apart) / freedom if freedom else 0.0
 
 
-def _margin() -> float:
-    """Return how many standard errors a difference must have to be found with `POWER` at `ALPHA`."""
-    from scipy.stats import norm
+def _margin(freedom: float) -> float:
+    """Return how many standard errors a difference must have to be found with `POWER` at `ALPHA`, by Student's test."""
+    from scipy.stats import t
 
-    return float(norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER))
+    return float(t.ppf(1 - ALPHA / 2, freedom) + t.ppf(POWER, freedom))
