@@ -364,7 +364,7 @@ def same() -> Callable[..., None]:
         return {row["step"]: row[name] for row in rows if name in row}
 
     def compare(result: Result, folder: Path) -> None:
-        other = Result.load((folder / "result.json").read_text(), folder)
+        other = Result.load(json.loads((folder / "result.json").read_text()), folder)
         assert (other.identity, other.answers.keys()) == (result.identity, result.answers.keys())
         assert [sum(row) for row in other.confusion] == [sum(row) for row in result.confusion] == [4, 4]
         for name in ("train/loss", "validation/loss"):
