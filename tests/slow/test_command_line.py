@@ -1,6 +1,7 @@
 """Whatever is typed over the real keys composes, or is refused in a sentence: never a traceback."""
 
 import math
+import os
 import sys
 
 import pytest
@@ -17,7 +18,7 @@ from sentexp.sweeps.grid import GridSweeper
 
 pytestmark = pytest.mark.slow
 
-CASES = 500
+CASES = max(500, round(1000 * float(os.environ.get("SOAK", "0.1"))))
 ODD = [
     "", "null", "true", "false", "0", "1", "-1", "2", "8", "1e-4", "0.5", "1e400", "nan", "-inf", "007", "1_000",
     "x", "X y", "auto", "all", "none", "best", "latest", "[]", "[a]", "[1,2]", "[[a],b]", "{}", "{a: 1}",

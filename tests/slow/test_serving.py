@@ -1,15 +1,21 @@
-"""The server in a process of its own: sixteen clients at once, two hundred malformed requests, a page, a stop."""
+"""The server in a process of its own: clients at once, some of them slow, malformed requests, a page, a stop.
+
+`make soak` sends 10,000 malformed requests and has 100 slow clients, `make slow` a tenth.
+"""
 
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +28,16 @@ from sentexp.run.train import train
 
 pytestmark = pytest.mark.slow
 
+SHARE, SEED = float(os.environ.get("SOAK", "0.1")), int(os.environ.get("SEED", "0"))
 CLIENTS, SECONDS = 16, int(os.environ.get("SECONDS", "15"))
+SLOW_CLIENTS, MALFORMED = round(100 * SHARE), round(10_000 * SHARE)
+HALVES = [
+    b"",
+    b"POST /invocations HT",
+    b"POST /invocations HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: 90\r\n\r\n{",
+    b'POST /invocations HTTP/1.1\r\nhost: here\r\ntransfer-encoding: chunked\r\n\r\n4\r\n{"da\r\n',
+]
+"""What a slow client sends before it stops."""
 WORDS = (
     "good",
     "bad",
@@ -106,18 +121,30 @@ def test_sixteen_clients_get_each_their_own_answers(address, trained, capsys):
             seconds.append(time.monotonic() - began)
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not faults, faults[0]
+    with ExitStack() as slow:
+        halves = [slow.enter_context(_slow_client(address, number)) for number in range(SLOW_CLIENTS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not faults, faults[0]
+        for connection in halves:  # after max_seconds, which are 30
+            assert connection.recv(4096).startswith(b"HTTP/1.1 408")
     assert len(seconds) > CLIENTS
     p50, p95, p99 = np.percentile(seconds, (50, 95, 99)) * 1000
     with capsys.disabled():
         print(
-            f"\n{CLIENTS} clients, {SECONDS} s, {len(seconds):,} requests of 1 to 8 texts: "
+            f"\n{CLIENTS} clients beside {SLOW_CLIENTS} slow ones, {SECONDS} s, {len(seconds):,} requests of 1 to 8 "
+            "texts: "
             f"p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms"
         )
+
+
+def _slow_client(address, number):
+    """Return a connection on which half of a request has been sent."""
+    connection = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=120)
+    connection.sendall(HALVES[number % len(HALVES)])
+    return connection
 
 
 def malformed(chance):
@@ -155,19 +182,34 @@ def malformed(chance):
     return chance.choice(kinds)
 
 
-def test_two_hundred_malformed_requests_leave_it_serving(address, trained):
+def test_malformed_requests_leave_it_serving_in_the_same_memory(address, trained, capsys):
     texts = ["a warm film", "dull"]
-    chance, statuses = random.Random(1), []
-    for _ in range(200):
+    chance, statuses, memory = random.Random(SEED + 1), Counter(), []
+    for number in range(MALFORMED):
         body, kind = malformed(chance)
         status, said = post(address, body, kind)
         assert 400 <= status < 500, (status, body[:200], kind, said[:500])
         assert json.loads(said)["message"], said
-        statuses.append(status)
+        statuses[status] += 1
+        if number in (MALFORMED // 2, MALFORMED - 1):
+            memory.append(_memory_of(address))
     assert {400, 413, 415} <= set(statuses)
+    assert memory[1] < memory[0] + 100 * 2**20
     wanted = Scorer(read_trained(trained.weights)).probabilities(texts)
     np.testing.assert_allclose(probabilities(ask(address, texts)), wanted, atol=1e-4)
     assert urllib.request.urlopen(f"{address}/health").status == 200
+    with capsys.disabled():
+        grown = (memory[1] - memory[0]) / 2**20
+        print(f"\n{MALFORMED:,} malformed requests: {dict(statuses)}, {grown:+.0f} MiB in the second half")
+
+
+def _memory_of(address):
+    """Return the resident bytes of the process that listens at an address."""
+    import psutil
+
+    port = int(address.rpartition(":")[2])
+    (process,) = {one.pid for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port}
+    return psutil.Process(process).memory_info().rss
 
 
 def test_a_person_asks_the_page(address, trained, browser):
