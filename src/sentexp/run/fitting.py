@@ -22,11 +22,14 @@ from sentexp.system.memory import peak_memory_gib
 from sentexp.tracking.run_dir import RunDir
 from sentexp.tracking.run_logger import RunLogger
 from sentexp.training.adalora import rank_allocation
+from sentexp.training.averaging import weight_average
 from sentexp.training.batch_plan import BatchPlan
 from sentexp.training.checkpoint import Checkpoints
 from sentexp.training.module import ClassifierModule
+from sentexp.training.neftune import embedding_noise
 from sentexp.training.pruning import PruningCallback, PruningPolicy
 from sentexp.training.trainer import build_trainer, evaluate, fit
+from sentexp.training.unfreezing import gradual_unfreezing
 
 
 def fit_and_test(
@@ -47,8 +50,21 @@ def fit_and_test(
     pruning = [] if policy is None else [PruningCallback(policy, monitor, run_dir.path)]
     loop = batches.apply_to(config.trainer)
     with MetricSinks(logger, run_dir) as sinks:
-        checkpoints = Checkpoints(run_dir.path, monitor, config.trainer.save_steps, before_save=sinks.flush)
-        callbacks = [*rank_allocation(model, config.peft), checkpoints, *pruning]
+        averages = weight_average(model, config.trainer, config.optim)
+
+        def before_save() -> None:
+            sinks.flush()
+            for average in averages:
+                average.leave()
+
+        checkpoints = Checkpoints(run_dir.path, monitor, config.trainer.save_steps, before_save)
+        recipes = [
+            *rank_allocation(model, config.peft),
+            *embedding_noise(model, config.task.neftune_alpha),
+            *gradual_unfreezing(model, config.trainer.unfreeze),
+            *averages,
+        ]
+        callbacks = [*recipes, checkpoints, *pruning]
         trainer = build_trainer(loop, inputs.precision, inputs.device, sinks, *callbacks)
         train_seconds = _fit(trainer, module, data, checkpoints, is_untuned=isinstance(config.peft, Untuned))
         metrics = evaluate(trainer, module, data, "test")
