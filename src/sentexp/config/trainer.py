@@ -63,7 +63,7 @@ class TrainerConfig:
     average_decay: float = number(gt=0, lt=1)
     average_checkpoints: int = number(ge=1)
     average_interval: int = number(ge=1)
-    unfreeze: float | None = number(gt=0, le=1, note="null trains all layers from the first step on")
+    unfreeze: float | None = number(gt=0, lt=1, note="null trains all layers from the first step on")
     eval_steps: float | None
     save_steps: int = number(ge=1)
     log_every_n_steps: int = number(ge=1)
