@@ -91,8 +91,10 @@ class Config:
         is_adalora = isinstance(self.peft, PeftMethod) and self.peft.type == "ADALORA"
         require(
             not is_adalora
-            or ((average is Average.none and self.trainer.unfreeze is None)
-            and self.optim.name is not OptimizerName.schedule_free),
+            or (
+                (average is Average.none and self.trainer.unfreeze is None)
+                and self.optim.name is not OptimizerName.schedule_free
+            ),
             "peft=adalora chooses ranks by all gradients, and means of weights have ranks that it took away: leave "
             "trainer.average=none, trainer.unfreeze=null and optim=adamw, or use peft=lora.",
         )
