@@ -94,6 +94,5 @@ def test_the_cheapest_of_the_first_rank_are_named(simulate):
     notes = leaderboard(comparison, resamples=200).notes
     assert "configurations do not differ significantly in accuracy: " in notes[0]
     assert (
-        "Among those of the first rank, peft=b takes least on disk (0.25 MiB), and peft=a trains fastest (20 s)."
-        in notes
+        "Among those of the first rank: peft=b takes least on disk (0.25 MiB); peft=a trains fastest (20 s)." in notes
     )

@@ -223,7 +223,7 @@ def _cheapest(table: "pd.DataFrame") -> list[str]:
         if len({row[column] for row in known}) > 1:
             least = min(known, key=lambda row: row[column])
             found.setdefault(least["configuration"], []).append(words.format(least[column]))
-    listed = "; ".join(f"{name} {' and '.join(parts)}" for name, parts in found.items())
+    listed = "; ".join(f"{name} {', '.join(parts)}" for name, parts in found.items())
     return [f"Among those of the first rank: {listed}."] if listed else []
 
 
