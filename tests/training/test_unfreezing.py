@@ -76,5 +76,7 @@ def test_what_cannot_be_unfrozen_is_one_sentence(overrides, sentence, config):
 def test_layers_that_share_weights_are_refused(key, config, tmp_path):
     write_encoder(tmp_path / "albert", "albert")
     words = ("peft=full", f"model.path={tmp_path / 'albert'}", "task.template=auto", key)
-    with pytest.raises(UserError, match=f"{key} tells layers apart, and those of albert share weights: leave it out"):
+    with pytest.raises(
+        UserError, match=f"{key} gives each layer its own, and those of albert share weights: leave it out"
+    ):
         train(config(*words))

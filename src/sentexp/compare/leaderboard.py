@@ -28,7 +28,7 @@ CHEAPEST = {
     "seconds": "trains fastest ({:,.0f} s)",
     "peak_memory_gib": "takes least memory ({:.3g} GiB)",
 }
-"""What is said of the smallest of a cost."""
+"""Words for what has the smallest of a cost."""
 ANSWERS = {"off_label_mass": "test/off_label_mass", "irregular_outputs": "test/irregular_outputs"}
 CALIBRATION = {
     "temperature": "temperature",

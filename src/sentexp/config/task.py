@@ -57,7 +57,7 @@ class TaskConfig:
     focal_gamma: float = number(ge=0, note="0 is plain cross-entropy, 2 is usual")
     label_smoothing: float = number(ge=0, lt=1, note="0 is plain cross-entropy, 0.1 is usual")
     r_drop: float = number(ge=0, note="0 reads each batch once")
-    neftune_alpha: float = number(ge=0, note="0 is no noise, 5 is usual")
+    neftune_alpha: float = number(ge=0, note="0 adds none, 5 is usual")
 
     def __post_init__(self) -> None:
         """Check ranges, and that the losses go together."""

@@ -34,7 +34,9 @@ def layer_depths(model: nn.Module, key: str) -> LayerDepths:
     lists = (module for module in backbone.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
     layers = next(lists, None)
     if layers is None:
-        raise UserError(f"{key} tells layers apart, and those of {base.config.model_type} share weights: leave it out.")
+        raise UserError(
+            f"{key} gives each layer its own, and those of {base.config.model_type} share weights: leave it out."
+        )
     depths = {id(parameter): count + 1 for parameter in model.parameters()}
     for name, parameter in backbone.named_parameters():
         if any(part in name for part in BELOW):
