@@ -72,6 +72,11 @@ def test_the_mean_of_schedule_free_is_that_of_its_paper(config, weights, tmp_pat
     assert_saved(result, x)
 
 
+def test_an_interval_that_takes_nothing_is_refused(config):
+    with pytest.raises(UserError, match=r"trainer\.average_interval=10 is more than the 8 steps of this run"):
+        train(config(*WORDS, "trainer.average=last_k"))
+
+
 @pytest.mark.parametrize("kind", ["ema", "last_k"])
 def test_the_training_does_not_notice(kind, config, weights, tmp_path):
     often = ("trainer.eval_steps=1", "trainer.average_interval=1")

@@ -134,12 +134,25 @@ def test_muon_moves_matrices_and_adamw_the_rest():
     torch.testing.assert_close(found[1], other.detach())
 
 
+class Speaker(torch.nn.Module):
+    """A language model of a layer and an output."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out = torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 9, bias=False)
+
+    def get_output_embeddings(self):  # noqa: D102
+        return self.out
+
+
 def test_muon_leaves_embeddings_and_head_to_adamw():
     network = torch.nn.ModuleDict({"embed": torch.nn.Embedding(4, 4), **model()})
     optimizer = build_optimizer(load_config("optim=muon").optim, network, network["score"], CPU)
     muon, adamw = optimizer.parts
     assert [id(p) for group in muon.param_groups for p in group["params"]] == [id(network["body"].weight)]
     assert sum(len(group["params"]) for group in adamw.param_groups) == 6
+    optimizer = build_optimizer(load_config("optim=muon").optim, Speaker(), None, CPU)
+    assert [len(group["params"]) for group in optimizer.parts[0].param_groups] == [1]
     with pytest.raises(UserError, match="optim=muon moves matrices between embeddings and head, and none of them"):
         build_optimizer(load_config("optim=muon").optim, network.requires_grad_(False), None, CPU)
 

@@ -11,6 +11,9 @@ from sentexp.compare.settings import by_value, differing
 from sentexp.config.metric_names import is_better_higher
 from sentexp.errors import require
 
+FEWEST = 3
+"""Values of which the best is noteworthy where it is the smallest or the largest."""
+
 
 def with_chosen(comparison: Comparison, key: str, metric: str) -> Comparison:
     """Return a comparison that keeps, of configurations that differ in one setting alone, the best on validation.
@@ -69,10 +72,10 @@ def _on_validation(one: Configuration, metric: str) -> float:
 
 
 def _is_at_an_end(one: Configuration, group: Sequence[Configuration], key: str) -> bool:
-    """Tell whether a value is the smallest or the largest of several numbers."""
+    """Tell whether a value is the smallest or the largest of three numbers or more."""
     order = sorted(by_value(_value(other, key)) for other in group)
     are_numbers = all(kind == 0 for kind, *_ in order)
-    return are_numbers and len(order) > 1 and by_value(_value(one, key)) in (order[0], order[-1])
+    return are_numbers and len(order) >= FEWEST and by_value(_value(one, key)) in (order[0], order[-1])
 
 
 def _value(one: Configuration, key: str) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 from torch import nn
 
-from sentexp.config import Untuned, method_name
+from sentexp.config import Config, Untuned, method_name
 from sentexp.data.datamodule import DataModule
 from sentexp.distributed import processes
 from sentexp.models.adapters import ParameterAudit
@@ -50,21 +50,8 @@ def fit_and_test(
     pruning = [] if policy is None else [PruningCallback(policy, monitor, run_dir.path)]
     loop = batches.apply_to(config.trainer)
     with MetricSinks(logger, run_dir) as sinks:
-        averages = weight_average(model, config.trainer, config.optim)
-
-        def before_save() -> None:
-            sinks.flush()
-            for average in averages:
-                average.leave()
-
-        checkpoints = Checkpoints(run_dir.path, monitor, config.trainer.save_steps, before_save)
-        recipes = [
-            *rank_allocation(model, config.peft),
-            *embedding_noise(model, config.task.neftune_alpha),
-            *gradual_unfreezing(model, config.trainer.unfreeze),
-            *averages,
-        ]
-        callbacks = [*recipes, checkpoints, *pruning]
+        checkpoints = Checkpoints(run_dir.path, monitor, config.trainer.save_steps, before_save=sinks.flush)
+        callbacks = [*_recipes(config, model), checkpoints, *pruning]
         trainer = build_trainer(loop, inputs.precision, inputs.device, sinks, *callbacks)
         train_seconds = _fit(trainer, module, data, checkpoints, is_untuned=isinstance(config.peft, Untuned))
         metrics = evaluate(trainer, module, data, "test")
@@ -93,6 +80,16 @@ def fit_and_test(
         answers=summary.answers,
         reliability=summary.reliability,
     )
+
+
+def _recipes(config: Config, model: nn.Module) -> list[L.Callback]:
+    """Return what changes the training of a model; means of weights come after what changes these."""
+    return [
+        *rank_allocation(model, config.peft),
+        *embedding_noise(model, config.task.neftune_alpha),
+        *gradual_unfreezing(model, config.trainer.unfreeze),
+        *weight_average(model, config.trainer, config.optim),
+    ]
 
 
 def _fit(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sentexp.config import Average, OptimConfig, OptimizerName, TrainerConfig
+from sentexp.errors import require
 
 Weights = dict[str, Tensor]
 
@@ -33,8 +34,8 @@ def weight_average(model: nn.Module, trainer: TrainerConfig, optim: OptimConfig)
 class WeightAverage(L.Callback):
     """Puts a mean of the weights into the model for each evaluation of a training.
 
-    It stays there until `leave`, or the next batch: so what is saved as the best is the mean. It must precede what
-    saves states to resume from, which hold the weights of the training, and the mean of the step.
+    It stays there until the next batch: so what is saved as the best is the mean. A state to resume from holds the
+    weights of the training, and the mean of the step, so what saves it must come later.
 
     Args:
         model: whose weights train.
@@ -54,16 +55,9 @@ class WeightAverage(L.Callback):
     def update(self, step: int) -> None:
         """Take the weights after so many optimizer steps into the mean."""
 
-    def leave(self) -> None:
-        """Put the weights of the training back, to the last bit."""
-        with torch.no_grad():
-            for name, value in self._own.items():
-                self.weights[name].copy_(value)
-        self._own = {}
-
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Train on with the weights of the training; note the optimizer step."""
-        self.leave()
+        self._leave()
         self._step_before = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -79,6 +73,17 @@ class WeightAverage(L.Callback):
                 self._own = {name: self.weights[name].clone() for name in mean}
                 for name, value in mean.items():
                     self.weights[name].copy_(value)
+
+    def on_save_checkpoint(self, *_: Any) -> None:
+        """Let a state to resume from hold the weights of the training, which the module writes into it after this."""
+        self._leave()
+
+    def _leave(self) -> None:
+        """Put the weights of the training back, to the last bit."""
+        with torch.no_grad():
+            for name, value in self._own.items():
+                self.weights[name].copy_(value)
+        self._own = {}
 
 
 class MovingAverage(WeightAverage):
@@ -134,6 +139,16 @@ class LastWeights(WeightAverage):
         super().__init__(model)
         self.count, self.interval = count, interval
         self._taken: list[Weights] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse an interval that takes nothing."""
+        del pl_module
+        steps = int(trainer.estimated_stepping_batches)
+        require(
+            self.interval <= steps,
+            f"trainer.average_interval={self.interval} is more than the {steps} steps of this run, so nothing would be "
+            "averaged: use less.",
+        )
 
     def mean(self, trainer: L.Trainer) -> Weights:
         """Return the mean of what was taken; nothing before that."""

@@ -8,6 +8,7 @@ from torch import nn
 from sentexp.config import OptimConfig, OptimizerName, Schedule
 from sentexp.errors import UserError, require
 from sentexp.models.layer_depth import layer_depths
+from sentexp.models.structure import base_of
 from sentexp.training.joint_optimizer import JointOptimizer
 from sentexp.training.lion import Lion
 
@@ -34,16 +35,14 @@ def build_optimizer(
         UserError: a paged optimizer without a CUDA GPU, an optimizer that is not installed, or nothing for it to do.
     """
     owned = set() if head is None else {id(parameter) for parameter in head.parameters()}
-    tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
-    ends = owned | {id(parameter) for table in tables for parameter in table.parameters()}
-    scales = _scales(optim, model)
+    muons, scales = _inner_matrices(optim, model, owned), _scales(optim, model)
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             lr = optim.head_lr or optim.lr if id(parameter) in owned else optim.lr
             decay = optim.weight_decay if parameter.ndim > 1 else 0.0
-            inner = optim.name is OptimizerName.muon and parameter.ndim == 2 and id(parameter) not in ends  # noqa: PLR2004 (a matrix)
-            groups.setdefault((lr * scales.get(id(parameter), 1.0), decay, inner), []).append(parameter)
+            key = (lr * scales.get(id(parameter), 1.0), decay, id(parameter) in muons)
+            groups.setdefault(key, []).append(parameter)
     matrices, rest = (
         [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay, inner), p in groups.items() if inner is wanted]
         for wanted in (True, False)
@@ -51,6 +50,16 @@ def build_optimizer(
     if optim.name is OptimizerName.muon:
         return _muon(optim, matrices, rest, fused)
     return _create(optim, rest, device, fused)
+
+
+def _inner_matrices(optim: OptimConfig, model: nn.Module, head: set[int]) -> set[int]:
+    """Return the ids of what Muon moves: matrices, but for the head and for those that have a row for each token."""
+    if optim.name is not OptimizerName.muon:
+        return set()
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    output = getattr(base_of(model), "get_output_embeddings", lambda: None)()
+    ends = {id(parameter) for table in [*tables, output] if table is not None for parameter in table.parameters()}
+    return {id(parameter) for parameter in model.parameters() if parameter.ndim == 2} - ends - head  # noqa: PLR2004
 
 
 def _scales(optim: OptimConfig, model: nn.Module) -> dict[int, float]:
