@@ -31,6 +31,19 @@ def weight_average(model: nn.Module, trainer: TrainerConfig, optim: OptimConfig)
     return []
 
 
+def check_interval(interval: int, steps: int) -> None:
+    """Refuse an interval in which a training of so many steps takes no weights.
+
+    Raises:
+        UserError: says so.
+    """
+    require(
+        interval <= steps,
+        f"trainer.average_interval={interval} is more than the {steps} steps of this run, so nothing would be averaged: "
+        "use less.",
+    )
+
+
 class WeightAverage(L.Callback):
     """Puts a mean of the weights into the model for each evaluation of a training.
 
@@ -143,12 +156,7 @@ class LastWeights(WeightAverage):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse an interval that takes nothing."""
         del pl_module
-        steps = int(trainer.estimated_stepping_batches)
-        require(
-            self.interval <= steps,
-            f"trainer.average_interval={self.interval} is more than the {steps} steps of this run, so nothing would be "
-            "averaged: use less.",
-        )
+        check_interval(self.interval, int(trainer.estimated_stepping_batches))
 
     def mean(self, trainer: L.Trainer) -> Weights:
         """Return the mean of what was taken; nothing before that."""
