@@ -39,8 +39,7 @@ def check_interval(interval: int, steps: int) -> None:
     """
     require(
         interval <= steps,
-        f"trainer.average_interval={interval} is more than the {steps} steps of this run, so nothing would be averaged: "
-        "use less.",
+        f"trainer.average_interval={interval} is more than the {steps} steps of this run, and averages none: use less.",
     )
 
 
