@@ -42,7 +42,8 @@ def test_the_lock_file_has_the_pins_and_a_hash_for_each():
 
 def test_what_is_imported_is_required():
     extras = PROJECT["optional-dependencies"]
-    required = [*PROJECT["dependencies"], *extras["search"], *extras["export"], *extras["excel"], *extras["launchers"]]
+    used = ("search", "export", "excel", "launchers", "optimizers")
+    required = [*PROJECT["dependencies"], *itertools.chain.from_iterable(extras[name] for name in used)]
     named = {canonical(Requirement(text).name) for text in required}
     found = set()
     for file in (ROOT / "src").rglob("*.py"):

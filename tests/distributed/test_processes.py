@@ -94,6 +94,21 @@ def test_one_process_of_torchrun_gives_the_same(strategy, train, launched, ragge
     same(train(*ragged, f"output_dir={tmp_path / 'alone'}"), together.folder)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "recipes"),
+    [
+        ("ddp", ("peft.dropout=0.2", "task.r_drop=1", "task.neftune_alpha=5", "trainer.average=ema")),
+        ("fsdp", ("peft.dropout=1e-6", "task.r_drop=1")),  # other layers draw other masks
+        ("fsdp", ("task.neftune_alpha=5", "seed=7")),
+    ],
+    ids=["ddp", "fsdp, two passes", "fsdp, noise"],
+)
+def test_recipes_go_through_several_processes(strategy, recipes, train, launched, ragged, same, monkeypatch, tmp_path):
+    together = train(f"trainer={strategy}", *ragged, *recipes)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    same(train(*ragged, *recipes, f"output_dir={tmp_path / 'alone'}"), together.folder)
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(words, train, torchrun, ragged, same, tmp_path):
     plain = (

@@ -135,9 +135,10 @@ def test_a_search_is_tried_at_the_ends_of_its_space(sentexp, steps, tmp_path):
     ("words", "says"),
     [
         (["peft=adalora", "peft.tinit=3", "peft.tfinal=4"], "merged by"),
+        (["trainer.average=last_k", "trainer.average_interval=20", "trainer.unfreeze=0.5", "optim=muon"], "merged by"),
         (["peft=other", "peft.type=BEFT"], "Merging for exports was not tried: PEFT cannot merge BEFT."),
     ],
-    ids=["adalora", "beft"],
+    ids=["adalora", "recipes", "beft"],
 )
 def test_a_method_is_tried_as_far_as_it_goes(sentexp, words, says):
     code, output, errors = sentexp("--quick", "trainer.max_epochs=9", *words)
@@ -150,6 +151,12 @@ def test_ranks_that_have_no_step_to_shrink_in_are_found(sentexp):
     code, _, errors = sentexp("--quick", "peft=adalora", "peft.tinit=3", "peft.tfinal=4", "trainer.max_epochs=1")
     assert code == 1
     assert "of this run's 4 steps" in errors
+
+
+def test_weights_that_no_step_would_take_are_found(sentexp):
+    code, _, errors = sentexp("--quick", "trainer.average=last_k", "trainer.max_epochs=2")
+    assert code == 1
+    assert "trainer.average_interval=10 is more than the 8 steps of this run" in errors
 
 
 @pytest.mark.usefixtures("room_for_two")

@@ -75,6 +75,15 @@ def folder_of(tmp_path):
         ("trainer=ddp", "peft=lora", "peft.dropout=0", *ANSWERING, "baseline=true"),
         ("trainer=ddp", "peft=full", "data.class_weights=balanced", "task.focal_gamma=1"),
         ("trainer=ddp", "peft=qlora", "peft.dropout=0", *PLAIN),
+        ("trainer=ddp", "peft=lora", "peft.dropout=0", "trainer.average=ema", "trainer.unfreeze=0.5"),
+        (
+            "trainer=fsdp",
+            "peft=full",
+            *PLAIN,
+            "trainer.unfreeze=0.5",
+            "optim.layer_decay=0.8",
+            "task.label_smoothing=0.1",
+        ),
     ],
     ids="-".join,
 )

@@ -85,8 +85,17 @@ def assert_alike(sentexp, tmp_path, passes, axes, count, *training):
         (["peft.r=2,4,8", "peft.dropout=0.2"], 3),
         (["task=causal_lm", "task.label_words=[bad,great]", "peft=lora,dora", "peft.dropout=0.2"], 2),
         (["peft=qlora", "peft.r=4,8"], 2),
+        (
+            [
+                "trainer.average=ema,none",
+                "trainer.unfreeze=0.5,null",
+                "optim.layer_decay=0.7",
+                "task.label_smoothing=0.1",
+            ],
+            4,
+        ),
     ],
-    ids=["lora", "answers and dora", "qlora"],
+    ids=["lora", "answers and dora", "qlora", "recipes"],
 )
 def test_every_run_is_what_it_is_alone(sentexp, tmp_path, passes, axes, count):
     assert_alike(sentexp, tmp_path, passes, axes, count, "trainer.max_epochs=2")
@@ -291,6 +300,13 @@ def test_what_differs_in_more_than_an_adapter_is_another_group(config):
     found = fuse(configs("peft.init=pissa", "peft.init=pissa seed=2", "peft.init=gaussian", "peft.init=orthogonal"))
     assert found.groups == [[2, 3]]
     assert found.reasons == dict.fromkeys((0, 1), "peft.init=pissa changes the backbone")
+    found = fuse(configs("task.r_drop=1", "task.neftune_alpha=5", "trainer.average=ema", "optim=lion"))
+    assert found.groups == [[2, 3]]
+    twice, noise = found.reasons.values()
+    assert (twice, noise) == (
+        "task.r_drop reads every batch twice",
+        "task.neftune_alpha gives every run noise of its own",
+    )
 
 
 def test_runs_whose_steps_are_recorded_are_fused_on_request(config, monkeypatch):

@@ -1,6 +1,7 @@
 """A sweep: one MLflow run above its runs, identities, what is skipped, gone on with and tried again, failures alone."""
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from sentexp.compare import command
+from sentexp.compare import command, comparison
 from sentexp.errors import UserError
 from sentexp.run import build, fitting
 from sentexp.run.plotting import PLOTS
@@ -76,6 +77,16 @@ def test_each_run_keeps_the_command_that_repeats_it_alone(sentexp, tmp_path):
     code, output, errors = sentexp(*[word for word in words[3:] if not word.startswith("tracking.uri")])
     assert code == 0, errors
     assert f"Run {children['r=8'].data.tags['identity']} is finished" in output
+
+
+def test_a_sweep_ends_by_comparing_what_is_chosen_on_validation(sentexp, monkeypatch):
+    monkeypatch.setattr(comparison, "FEWEST_ROWS", 1)
+    axes = ("peft=lora,ia3", "optim.lr_scale=0.3,1,3", "seed=1,2")
+    code, output, errors = sentexp("--multirun", *axes, "sweep.choose=optim.lr")
+    assert code == 0, errors
+    output = " ".join(output.split())
+    assert "with the best accuracy on the validation rows is kept: 2 of 6." in output
+    assert re.search(r"sentexp compare sweep=\w+ choose=optim.lr", output)
 
 
 def test_few_rows_are_not_compared(sentexp):

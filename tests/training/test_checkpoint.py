@@ -48,6 +48,15 @@ SETTINGS = {
         "trainer.early_stopping_patience=2",
         "optim.lr=1e-30",
     ],
+    "moving average": [
+        *("trainer.max_epochs=2", "trainer.save_steps=1", "trainer.eval_steps=3", "trainer.average=ema"),
+        *("trainer.average_decay=0.6", "trainer.unfreeze=0.5", "optim=muon", "optim.layer_decay=0.8"),
+    ],
+    "last weights": [
+        *("trainer.max_epochs=2", "trainer.save_steps=1", "trainer.average=last_k", "trainer.average_checkpoints=2"),
+        *("trainer.average_interval=3", "optim=lion", "peft.dropout=0.3", "task.r_drop=1", "task.neftune_alpha=5"),
+    ],
+    "schedule-free": ["trainer.max_epochs=2", "trainer.save_steps=1", "trainer.eval_steps=3", "optim=schedule_free"],
 }
 HARDEST = "accumulation"
 """The setting that is always tried; the others are slow tests."""
@@ -88,11 +97,23 @@ def test_gradients_that_are_accumulated_so_far_are_never_lost(setting, moments, 
     ("setting", "kills"),
     [
         (HARDEST, {4, 16}),
+        ("moving average", {3}),  # after an evaluation, which saves
+        ("last weights", {4}),
+        ("schedule-free", {3}),
         *(pytest.param(setting, {2, 4, "half", "last"}, marks=pytest.mark.slow) for setting in SETTINGS),
     ],
-    ids=[f"{HARDEST}, briefly", *SETTINGS],
+    ids=[
+        f"{HARDEST}, briefly",
+        "moving average, briefly",
+        "last weights, briefly",
+        "schedule-free, briefly",
+        *SETTINGS,
+    ],
 )
 def test_a_killed_run_ends_with_the_same_numbers(setting, kills, config, tmp_path, monkeypatch):
+    if setting == "schedule-free":
+        pytest.importorskip("schedulefree")
+
     def configured(folder):
         return config("peft=lora", "peft.r=2", *SETTINGS[setting], f"output_dir={tmp_path / folder}")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from sentexp.compare.choosing import with_chosen
 from sentexp.compare.comparison import Comparison, load
 from sentexp.compare.error_analysis import confident_errors, disagreements, head_to_head, label_errors
 from sentexp.compare.leaderboard import Leaderboard, leaderboard
@@ -113,6 +114,8 @@ def analyse(config: CompareConfig) -> Analysis:
         UserError: anything in the configuration or the store that the user can fix.
     """
     comparison = load(config)
+    if config.choose is not None:
+        comparison = with_chosen(comparison, config.choose, config.metric)
     measured = {"confidence": config.confidence, "resamples": config.resamples, "seed": config.seed}
     board = leaderboard(comparison, config.metric, base=config.base, **measured)  # type: ignore[arg-type]
     ranked = board.table[board.table["rank"].notna()]["configuration"].tolist()

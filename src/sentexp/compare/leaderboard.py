@@ -23,6 +23,12 @@ COSTS = {
     "saved_mib": "saved_mib",
 }
 """Costs of a run by column, and the metrics that hold them."""
+CHEAPEST = {
+    "saved_mib": "takes least on disk ({:.3g} MiB)",
+    "seconds": "trains fastest ({:,.0f} s)",
+    "peak_memory_gib": "takes least memory ({:.3g} GiB)",
+}
+"""Words for what has the smallest of a cost."""
 ANSWERS = {"off_label_mass": "test/off_label_mass", "irregular_outputs": "test/irregular_outputs"}
 CALIBRATION = {
     "temperature": "temperature",
@@ -116,7 +122,7 @@ def leaderboard(
         table=table,
         evidence=evidence,
     )
-    board.notes = [*comparison.notes, *_findings(board, order, comparison)]
+    board.notes = [*comparison.notes, *_findings(board, order, comparison), *_cheapest(table)]
     return board
 
 
@@ -177,7 +183,8 @@ def _findings(board: Leaderboard, order: list[int], comparison: Comparison) -> l
     tied = ranked[ranked["rank"] == 1]["configuration"].tolist()
     if len(order) > 1:
         among = f"the {len(tied)}" if len(tied) == len(order) else f"the first {len(tied)} of {len(order)}"
-        verdict = f"On these {rows} {split} rows {among} configurations do not differ significantly in {metric}."
+        names = f": {', '.join(tied)}" if len(tied) < len(order) else ""
+        verdict = f"On these {rows} {split} rows {among} configurations do not differ significantly in {metric}{names}."
         if len(tied) == 1:
             verdict = f"{tied[0]} is the best by {metric}."
         first, second = order[:2]
@@ -205,6 +212,19 @@ def _findings(board: Leaderboard, order: list[int], comparison: Comparison) -> l
             "that of the seeds. Add seed=1,2,3 to the sweep to see both."
         )
     return notes
+
+
+def _cheapest(table: "pd.DataFrame") -> list[str]:
+    """Return which of the configurations that share the first rank costs least, where they do not cost the same."""
+    tied = [row for row in table.to_dict("records") if row["rank"] == 1]
+    found: dict[str, list[str]] = {}
+    for column, words in CHEAPEST.items():
+        known = [row for row in tied if math.isfinite(row.get(column, math.nan))]
+        if len({row[column] for row in known}) > 1:
+            least = min(known, key=lambda row: row[column])
+            found.setdefault(least["configuration"], []).append(words.format(least[column]))
+    listed = "; ".join(f"{name} {', '.join(parts)}" for name, parts in found.items())
+    return [f"Among those of the first rank: {listed}."] if listed else []
 
 
 def ranked(board: Leaderboard) -> list[Configuration]:

@@ -27,7 +27,7 @@ COST_HEADS = {
     "saved_mib": "saved\nMiB",
     "ece": "ECE",
 }
-COST_DIGITS = {"peak_memory_gib": 1, "saved_mib": 1, "ece": 4}
+COST_DIGITS = {"peak_memory_gib": 1, "saved_mib": 2, "ece": 4}
 SMALLEST_P = 0.0001
 """Smaller p-values are shown as below this."""
 MOST_SUMMARIES = 3

@@ -13,7 +13,7 @@ from sentexp.compare.settings import differing
 if TYPE_CHECKING:
     import pandas as pd
 
-DIGITS = {"seconds": 0, "trainable_parameters": 0, "irregular_outputs": 0, "peak_memory_gib": 2, "saved_mib": 1}
+DIGITS = {"seconds": 0, "trainable_parameters": 0, "irregular_outputs": 0, "peak_memory_gib": 2, "saved_mib": 2}
 SMALLEST, LARGEST = 0.001, 1e6
 """Numbers between them are written with four digits after the point, where nothing is known of them."""
 ENVIRONMENT = ("version.", "machine.")

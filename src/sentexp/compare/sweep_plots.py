@@ -22,7 +22,10 @@ COST_NAMES = {
     "seconds": "training, seconds",
     "trainable_parameters": "parameters trained",
     "peak_memory_gib": "peak memory, GiB",
+    "saved_mib": "saved on disk, MiB",
 }
+LOGARITHMIC = ("saved_mib",)
+"""Costs that are compared by their ratios, however near they are."""
 
 
 @drawn
@@ -79,7 +82,7 @@ def _aside(x: NDArray[Any]) -> NDArray[Any]:
 
 @drawn
 def pareto_picture(board: Leaderboard) -> "Figure | None":
-    """Draw the metric against training time, parameters and memory, and name what nothing beats in both.
+    """Draw the metric against training time, parameters, memory and disk, and name what nothing beats in both.
 
     None with fewer than three configurations, or where all cost the same.
     """
@@ -102,7 +105,7 @@ def pareto_picture(board: Leaderboard) -> "Figure | None":
         for place in front:
             panel.annotate(letters[place], (x[place], y[place]), (4, 4), textcoords="offset points", weight="bold")
         seen = x[np.isfinite(x)]
-        set_ticks(panel, seen.tolist(), is_wide(seen))
+        set_ticks(panel, seen.tolist(), is_wide(seen) or (name in LOGARITHMIC and seen.min() > 0))
         panel.margins(x=0.12, y=0.12)
         panel.set_xlabel(COST_NAMES[name])
     axes[0].set_ylabel(board.metric)

@@ -74,7 +74,7 @@ from sentexp.config.task import (
 )
 from sentexp.config.text_template import TextTemplate, text_template
 from sentexp.config.tracking import TrackingBackend, TrackingConfig
-from sentexp.config.trainer import Precision, Strategy, TrainerConfig
+from sentexp.config.trainer import Average, Precision, Strategy, TrainerConfig
 
 __all__ = [
     "AGREEMENT_LEVELS",
@@ -88,6 +88,7 @@ __all__ = [
     "TEMPLATE_GROUP",
     "AnswerLoss",
     "Attention",
+    "Average",
     "BadRows",
     "Bias",
     "BiasOnly",

@@ -78,6 +78,7 @@ class CompareConfig:
     filter: str | None
     metric: str
     split: EvaluatedSplit
+    choose: str | None
     base: str | None
     by: str | None
     rows: int = number(ge=1)
@@ -93,6 +94,10 @@ class CompareConfig:
         require(self.runs is None or len(self.runs) > 0, "runs=[] names no run: give ids, as in runs=[1a2b3c,4d5e6f].")
         check_measure(self.metric, self.confidence, self.resamples)
         check_ranges(self)
+        require(
+            self.choose is None or self.split is EvaluatedSplit.test,
+            f"choose={self.choose} chooses on the validation rows, which then flatter it: compare on split=test.",
+        )
         require(
             self.tracking.backend is not TrackingBackend.none,
             "compare reads what MLflow holds, so tracking=none has nothing to compare: leave it out.",

@@ -6,6 +6,9 @@ from enum import Enum
 from sentexp.config.checks import check_ranges, number
 from sentexp.errors import require
 
+DIGITS = 12
+"""Significant digits of a learning rate that is scaled: 3e-5 * 3 is 9e-5, and not 9.000000000000001e-05."""
+
 
 class OptimizerName(Enum):
     """The optimizer; the names with `8bit` or `paged` are bitsandbytes'."""
@@ -16,6 +19,9 @@ class OptimizerName(Enum):
     adamw_8bit = "adamw_8bit"
     paged_adamw_32bit = "paged_adamw_32bit"
     paged_adamw_8bit = "paged_adamw_8bit"
+    muon = "muon"
+    lion = "lion"
+    schedule_free = "schedule_free"
 
 
 class Schedule(Enum):
@@ -35,7 +41,9 @@ class OptimConfig:
 
     name: OptimizerName
     lr: float = number(gt=0)
+    lr_scale: float = number(gt=0)
     head_lr: float | None = number(gt=0, note="null is optim.lr")
+    layer_decay: float = number(gt=0, le=1, note="1 is the same rate for every layer")
     weight_decay: float = number(ge=0)
     betas: list[float]
     eps: float = number(gt=0)
@@ -45,9 +53,21 @@ class OptimConfig:
     warmup_steps: int | None = number(ge=0)
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and take the scale into the learning rate: runs of the same rate are the same run."""
         check_ranges(self, "optim")
+        if self.lr_scale != 1:
+            self.lr, self.lr_scale = float(f"{self.lr * self.lr_scale:.{DIGITS}g}"), 1.0
         require(
             len(self.betas) == len(("beta1", "beta2")) and all(0 <= beta < 1 for beta in self.betas),
             f"optim.betas={self.betas} must be two numbers of at least 0 and below 1.",
+        )
+        require(
+            self.name is not OptimizerName.schedule_free or self.betas[0] > 0,
+            f"optim.betas={self.betas} begins with the share of the mean in the weights that optim=schedule_free "
+            "trains: it must be above 0, and 0.9 is usual.",
+        )
+        require(
+            self.name is not OptimizerName.schedule_free or self.schedule is Schedule.constant,
+            f"optim.schedule={self.schedule.name} lowers the learning rate, and optim=schedule_free averages weights "
+            "instead: leave optim.schedule=constant.",
         )

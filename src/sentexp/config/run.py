@@ -13,7 +13,7 @@ from sentexp.config.peft import HeadOnly, PeftConfig, PeftMethod, Quantization, 
 from sentexp.config.sweep import SweepConfig
 from sentexp.config.task import CausalLM, TaskConfig
 from sentexp.config.tracking import TrackingConfig
-from sentexp.config.trainer import Precision, Strategy, TrainerConfig
+from sentexp.config.trainer import Average, Precision, Strategy, TrainerConfig
 from sentexp.errors import require
 
 
@@ -41,6 +41,7 @@ class Config:
             self._check_answering(self.task)
         if self.trainer.strategy is Strategy.fsdp:
             self._check_sharding()
+        self._check_recipes()
         require(
             self.data.ordered or self.trainer.monitor.removeprefix("validation/") not in ORDERED_METRICS,
             f"trainer.monitor={self.trainer.monitor} measures classes that are ordered: set data.ordered=true.",
@@ -68,6 +69,34 @@ class Config:
         require(
             self.optim.name in (OptimizerName.adamw, OptimizerName.sgd),
             f"optim={self.optim.name.name} does not support shards: with trainer=fsdp use optim=adamw or optim=sgd.",
+        )
+
+    def _check_recipes(self) -> None:
+        average, noise = self.trainer.average, self.task.neftune_alpha
+        require(
+            noise == 0 or not isinstance(self.peft, HeadOnly),
+            f"task.neftune_alpha={noise} makes the embeddings of a text new in each epoch, and peft=head computes the "
+            "features of a text once: use another peft, or leave it 0.",
+        )
+        require(
+            average is Average.none or self.optim.name is not OptimizerName.schedule_free,
+            f"trainer.average={average.name} averages weights, and optim=schedule_free does so already: leave "
+            "trainer.average=none.",
+        )
+        require(
+            average is Average.none or self.trainer.strategy is not Strategy.fsdp,
+            f"trainer.average={average.name} keeps whole weights, and trainer=fsdp has shards: use trainer=ddp, or "
+            "trainer.average=none.",
+        )
+        is_adalora = isinstance(self.peft, PeftMethod) and self.peft.type == "ADALORA"
+        require(
+            not is_adalora
+            or (
+                (average is Average.none and self.trainer.unfreeze is None)
+                and self.optim.name is not OptimizerName.schedule_free
+            ),
+            "peft=adalora chooses ranks by all gradients, and means of weights have ranks that it took away: leave "
+            "trainer.average=none, trainer.unfreeze=null and optim=adamw, or use peft=lora.",
         )
 
     def _check_answering(self, task: CausalLM) -> None:

@@ -40,6 +40,7 @@ class SweepConfig:
     max_failures: int | None = number(
         ge=1, note="the sweep stops when so many runs have failed; null: it continues to its end"
     )
+    choose: str | None
     name: str | None
     parent: str | None
     study: str | None

@@ -55,10 +55,18 @@ class TaskConfig:
     """What the backbone is asked to do."""
 
     focal_gamma: float = number(ge=0, note="0 is plain cross-entropy, 2 is usual")
+    label_smoothing: float = number(ge=0, lt=1, note="0 is plain cross-entropy, 0.1 is usual")
+    r_drop: float = number(ge=0, note="0 reads each batch once")
+    neftune_alpha: float = number(ge=0, note="0 adds none, 5 is usual")
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and that the losses go together."""
         check_ranges(self, "task")
+        require(
+            self.label_smoothing == 0 or self.focal_gamma == 0,
+            f"task.focal_gamma={self.focal_gamma} weighs rows by the probability of their label alone, and "
+            f"task.label_smoothing={self.label_smoothing} learns those of all labels: use one of them.",
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -126,6 +134,12 @@ class CausalLM(TaskConfig):
             f"task.focal_gamma={self.focal_gamma} weighs answers, and task.loss=full learns the whole text: use "
             "task.loss=answer or label_words.",
         )
+        for key, does in (("label_smoothing", "spreads the target over"), ("r_drop", "compares the probabilities of")):
+            require(
+                self.loss is AnswerLoss.label_words or getattr(self, key) == 0,
+                f"task.{key}={getattr(self, key)} {does} the labels, and task.loss={self.loss.name} learns tokens: use "
+                "task.loss=label_words, or task=seq_cls.",
+            )
 
 
 def task_name(task: TaskConfig) -> str:

@@ -26,6 +26,14 @@ class Strategy(Enum):
     fsdp = "fsdp"
 
 
+class Average(Enum):
+    """Which weights are evaluated and saved: the last ones, or a mean of those of several steps."""
+
+    none = "none"
+    ema = "ema"
+    last_k = "last_k"
+
+
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
     """The training loop. `batch_size` rows fill the memory; an optimizer step sees `accumulate_grad_batches` of them.
@@ -51,6 +59,11 @@ class TrainerConfig:
     padding_free: bool
     compile: bool
     cuda_graphs: Any  # auto, true or false: OmegaConf 2.3 cannot merge a union of these
+    average: Average
+    average_decay: float = number(gt=0, lt=1)
+    average_checkpoints: int = number(ge=1)
+    average_interval: int = number(ge=1)
+    unfreeze: float | None = number(gt=0, lt=1, note="null trains all layers from the first step on")
     eval_steps: float | None
     save_steps: int = number(ge=1)
     log_every_n_steps: int = number(ge=1)

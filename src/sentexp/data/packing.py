@@ -95,13 +95,14 @@ class Packer:
 
     `answers` are the tokens of each label's word and `end` those that end an answer; with no answers a classification
     head reads the last token. `loss` says what is learned. In rows of encoders, not `causal`, every token sees all
-    others: no prefix is shared, and all tokens are read.
+    others: no prefix is shared, and all tokens are read. Without `trains_on_prefix` none is shared in training.
     """
 
     answers: list[list[int]] = field(default_factory=list)
     end: list[int] = field(default_factory=list)
     loss: AnswerLoss = AnswerLoss.answer
     causal: bool = True
+    trains_on_prefix: bool = True
     tree: AnswerTree = field(init=False)
     """Of the answers: its branches are behind each prompt that is scored."""
 
@@ -131,6 +132,7 @@ class Packer:
             labels: class indices.
             prefix: how many tokens all rows begin with.
         """
+        prefix = prefix if self.trains_on_prefix else 0
         if not self.answers or self.loss is AnswerLoss.label_words:
             return self.score(rows, prefix)
         answered = [[*row, *self.answers[label], *self.end] for row, label in zip(rows, labels, strict=True)]

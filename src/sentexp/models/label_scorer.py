@@ -93,7 +93,7 @@ class LabelScorer(nn.Module):
             targets: class indices, shape (rows,).
         """
         if self.loss is AnswerLoss.label_words:
-            return nn.functional.cross_entropy(self._choice(texts), targets, reduction="none")
+            return nn.functional.cross_entropy(self.choices(texts), targets, reduction="none")
         if isinstance(texts, Packed):
             return self._learned(texts)
         ids, mask = align_right(texts)
@@ -125,7 +125,7 @@ class LabelScorer(nn.Module):
         new: Tensor = out[:, ids.shape[1] :]
         return nn.functional.pad(new, (0, self.max_answer_tokens - new.shape[1]), value=self.pad_id)
 
-    def _choice(self, texts: Texts) -> Tensor:
+    def choices(self, texts: Texts) -> Tensor:
         """Return logits of the labels whose softmax is the choice among them, shape (rows, labels).
 
         With a token for each label all that is left of the vocabulary are their rows of the output matrix: the rest

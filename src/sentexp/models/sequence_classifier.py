@@ -81,7 +81,12 @@ class SequenceClassifier(nn.Module):
 
     def losses(self, texts: Texts, targets: Tensor) -> Tensor:
         """Return the cross-entropy of each row, shape (rows,)."""
-        return nn.functional.cross_entropy(self(texts).logits, targets, reduction="none")
+        return nn.functional.cross_entropy(self.choices(texts), targets, reduction="none")
+
+    def choices(self, texts: Texts) -> Tensor:
+        """Return the logits of the classes that the training learns, shape (rows, classes)."""
+        logits: Tensor = self(texts).logits
+        return logits
 
 
 def start_head_at_label_words(

@@ -55,6 +55,11 @@ def head_of(model: torch.nn.Module) -> torch.nn.Linear:
     )
 
 
+def has_dropout(model: torch.nn.Module) -> bool:
+    """Tell whether two passes of a model in training differ."""
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+
+
 def base_of(model: torch.nn.Module) -> Any:
     """Return the transformers model, with its adapter inside where PEFT has put one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]

@@ -37,14 +37,17 @@ FREE = (
     "peft.usual_lr",
     "peft.use_rslora",
     "task.focal_gamma",
+    "task.label_smoothing",
     "task.head_init",
     "task.shots",
     "trainer.accumulate_grad_batches",
+    "trainer.average",
     "trainer.early_stopping_patience",
     "trainer.eval_steps",
     "trainer.max_epochs",
     "trainer.max_steps",
     "trainer.monitor",
+    "trainer.unfreeze",
 )
 """Keys that do not change what a batch of a given shape costs; those of `data` do by the shapes alone."""
 

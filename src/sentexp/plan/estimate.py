@@ -10,6 +10,7 @@ from torch import nn
 
 from sentexp.config import (
     AnswerLoss,
+    Average,
     CausalLM,
     Config,
     HeadOnly,
@@ -31,6 +32,9 @@ STATE = {
     OptimizerName.paged_adamw_32bit: 8.0,
     OptimizerName.adamw_8bit: 2.0,
     OptimizerName.paged_adamw_8bit: 2.0,
+    OptimizerName.muon: 4.0,
+    OptimizerName.lion: 4.0,
+    OptimizerName.schedule_free: 8.0,
 }
 """Bytes that an optimizer keeps for each weight that trains; Adafactor's are too few to count."""
 
@@ -94,8 +98,10 @@ class Arithmetic:
         momentum = 4.0 if self.config.optim.momentum else 0.0
         state = momentum if self.config.optim.name is OptimizerName.sgd else STATE.get(self.config.optim.name, 0.0)
         copies = 0.0 if precision is Precision.fp32 else BYTES[precision]  # autocast keeps them for the backward pass
-        trained = self._trained * (4.0 + state + copies)
-        return self.weight_bytes(precision) + trained + self.activations(size, precision)
+        average = 4.0 if self.config.trainer.average is Average.ema else 0.0
+        passes = 2 if self.config.task.r_drop else 1
+        trained = self._trained * (4.0 + state + average + copies)
+        return self.weight_bytes(precision) + trained + passes * self.activations(size, precision)
 
     def activations(self, size: Size, precision: Precision) -> float:
         """Return the bytes that a forward pass keeps for the backward pass."""

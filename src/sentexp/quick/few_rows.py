@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from sentexp.config import PeftConfig, Sampling
+from sentexp.config import Average, PeftConfig, Sampling
 from sentexp.data.splits import NAMES
 from sentexp.data.text_hash import Numbers
 from sentexp.data.tokens import TokenRows
 from sentexp.plan.workload import Batches, Workload
 from sentexp.run.inputs import RunInputs
 from sentexp.training.adalora import check_phases, is_adalora
+from sentexp.training.averaging import check_interval
 
 STEPS = 2
 
@@ -51,6 +52,8 @@ def with_few_rows(inputs: RunInputs, work: Workload) -> RunInputs:
         work: its batches.
     """
     trainer = inputs.config.trainer
+    if trainer.average is Average.last_k:
+        check_interval(trainer.average_interval, work.steps)
     loop = replace(
         trainer,
         max_epochs=STEPS,  # of data that fill one step only
@@ -58,6 +61,7 @@ def with_few_rows(inputs: RunInputs, work: Workload) -> RunInputs:
         eval_steps=None,
         log_every_n_steps=1,
         save_steps=1,
+        average_interval=1,
         group_by_length=True,
     )
     data = inputs.config.data

@@ -17,6 +17,7 @@ from sentexp.config import (
     Quantization,
     SequenceClassification,
     Strategy,
+    Untuned,
     task_name,
 )
 from sentexp.config.checks import AUTO
@@ -41,12 +42,13 @@ from sentexp.models.loading import (
     load_language_model,
 )
 from sentexp.models.sequence_classifier import start_head_at_label_words
-from sentexp.models.structure import shardable_parts
+from sentexp.models.structure import has_dropout, shardable_parts
 from sentexp.run.cache import cached, clear_cache
 from sentexp.run.inputs import RunInputs, RunSpec, build_packer
 from sentexp.system.console import hint
 from sentexp.system.memory import total_memory
 from sentexp.training.batch_plan import BatchPlan
+from sentexp.training.loss import RowLoss
 from sentexp.training.module import ClassifierModule
 
 if TYPE_CHECKING:
@@ -167,6 +169,7 @@ def build_module(inputs: RunInputs, model: nn.Module) -> ClassifierModule:
         )
         packer = build_packer(inputs)
         content_free = pad(rows, pad_id, "left") if packer is None else packer.score(rows, 0)
+    row_loss = _row_loss(inputs, model)
     prompt, separator = inputs.prompt, pair_separator(inputs.prompt, inputs.tokenizer)
     return ClassifierModule(
         classifier_over(model, config.trainer.compile, _known_features(inputs), separator)
@@ -178,14 +181,25 @@ def build_module(inputs: RunInputs, model: nn.Module) -> ClassifierModule:
         config.optim,
         config.seed,
         config.trainer.log_every_n_steps,
-        class_weights(config.data, inputs.examples),
-        task.focal_gamma,
+        row_loss,
         PriorCorrection.none if answering is None else answering.calibration,
         content_free,
         generates=answering is not None and answering.generate,
         cuda_graphs=inputs.cuda_graphs,
         ordered=config.data.ordered,
     )
+
+
+def _row_loss(inputs: RunInputs, model: nn.Module) -> RowLoss:
+    """Return what each row costs in training."""
+    config, task = inputs.config, inputs.config.task
+    require(
+        task.r_drop == 0 or isinstance(config.peft, Untuned) or has_dropout(model),
+        f"task.r_drop={task.r_drop} compares two passes with different dropout, and nothing in this model drops out: "
+        "set peft.dropout=0.1 with LoRA, or leave it 0.",
+    )
+    weights = class_weights(config.data, inputs.examples)
+    return RowLoss(weights, task.focal_gamma, task.label_smoothing, task.r_drop)
 
 
 def build_data(inputs: RunInputs, batches: BatchPlan | None = None) -> DataModule:

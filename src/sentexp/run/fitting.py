@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 from torch import nn
 
-from sentexp.config import Untuned, method_name
+from sentexp.config import Config, Untuned, method_name
 from sentexp.data.datamodule import DataModule
 from sentexp.distributed import processes
 from sentexp.models.adapters import ParameterAudit
@@ -22,11 +22,14 @@ from sentexp.system.memory import peak_memory_gib
 from sentexp.tracking.run_dir import RunDir
 from sentexp.tracking.run_logger import RunLogger
 from sentexp.training.adalora import rank_allocation
+from sentexp.training.averaging import weight_average
 from sentexp.training.batch_plan import BatchPlan
 from sentexp.training.checkpoint import Checkpoints
 from sentexp.training.module import ClassifierModule
+from sentexp.training.neftune import embedding_noise
 from sentexp.training.pruning import PruningCallback, PruningPolicy
 from sentexp.training.trainer import build_trainer, evaluate, fit
+from sentexp.training.unfreezing import gradual_unfreezing
 
 
 def fit_and_test(
@@ -48,7 +51,7 @@ def fit_and_test(
     loop = batches.apply_to(config.trainer)
     with MetricSinks(logger, run_dir) as sinks:
         checkpoints = Checkpoints(run_dir.path, monitor, config.trainer.save_steps, before_save=sinks.flush)
-        callbacks = [*rank_allocation(model, config.peft), checkpoints, *pruning]
+        callbacks = [*_recipes(config, model), checkpoints, *pruning]
         trainer = build_trainer(loop, inputs.precision, inputs.device, sinks, *callbacks)
         train_seconds = _fit(trainer, module, data, checkpoints, is_untuned=isinstance(config.peft, Untuned))
         metrics = evaluate(trainer, module, data, "test")
@@ -77,6 +80,16 @@ def fit_and_test(
         answers=summary.answers,
         reliability=summary.reliability,
     )
+
+
+def _recipes(config: Config, model: nn.Module) -> list[L.Callback]:
+    """Return what changes the training of a model; means of weights come after what changes these."""
+    return [
+        *rank_allocation(model, config.peft),
+        *embedding_noise(model, config.task.neftune_alpha),
+        *gradual_unfreezing(model, config.trainer.unfreeze),
+        *weight_average(model, config.trainer, config.optim),
+    ]
 
 
 def _fit(

@@ -93,6 +93,8 @@ def _obstacle(config: Config) -> str:
         f"peft.bias={peft.bias.name} trains the backbone's own biases": peft.bias is not Bias.none,
         f"peft.init={peft.init} changes the backbone": peft.changes_base,
         "layers in int8 are bitsandbytes' own": peft.quantization is Quantization.int8,
+        "task.r_drop reads every batch twice": config.task.r_drop > 0,
+        "task.neftune_alpha gives every run noise of its own": config.task.neftune_alpha > 0,
         "trainer.padding_free=false pads every run by itself": not trainer.padding_free,
         "trainer.compile=true makes code for one run": trainer.compile,
     }

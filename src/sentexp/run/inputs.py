@@ -215,7 +215,10 @@ def build_packer(spec: RunSpec) -> Packer | None:
     if not config.trainer.padding_free:
         return None
     loss = config.task.loss if isinstance(config.task, CausalLM) else AnswerLoss.answer
-    return packer_for(model_type(spec.backbone), prompt, loss)
+    packer = packer_for(model_type(spec.backbone), prompt, loss)
+    if packer is not None and config.task.neftune_alpha:
+        packer.trains_on_prefix = False  # each row has noise of its own
+    return packer
 
 
 def _examples(config: Config, whole: bool) -> tuple[Examples, str]:

@@ -74,7 +74,8 @@ def next_commands(outcomes: list[Outcome], config: Config, compared: str | None)
     place = place_words(config.tracking, config.output_dir)
     commands = []
     if compared is not None:
-        commands.append(sentexp_command("compare", f"sweep={compared[:8]}", *place_words(config.tracking)))
+        chosen = [] if config.sweep.choose is None else [override("choose", config.sweep.choose)]
+        commands.append(sentexp_command("compare", f"sweep={compared[:8]}", *chosen, *place_words(config.tracking)))
     if best is not None and best.identity is not None:
         run = f"run={best.identity[:8]}"
         if best.run_id is not None:

@@ -257,7 +257,9 @@ def _compare(config: Config, parent: "RunLogger", folder: "SweepFolder", outcome
     if all(outcome.earlier for outcome in finished):
         return True
     metric = config.trainer.monitor.rpartition("/")[2]
-    asked = from_conf(CompareConfig, tracking=config.tracking, sweep=parent.run_id, metric=metric)
+    asked = from_conf(
+        CompareConfig, tracking=config.tracking, sweep=parent.run_id, metric=metric, choose=config.sweep.choose
+    )
     try:
         with waiting("Comparing the runs"):
             analysis = analyse(asked)

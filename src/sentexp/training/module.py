@@ -23,7 +23,7 @@ from sentexp.models.label_scorer import LabelScorer, label_prior, without_prior
 from sentexp.models.sequence_classifier import SequenceClassifier
 from sentexp.models.structure import find_head
 from sentexp.training.evaluation import Evaluation, Outputs
-from sentexp.training.loss import weigh
+from sentexp.training.loss import RowLoss
 from sentexp.training.optim import build_optimizer, build_schedule
 from sentexp.training.recorded_steps import Learner, TrainingGraphs
 
@@ -46,8 +46,7 @@ class ClassifierModule(L.LightningModule):
         optim: optimizer and schedule.
         seed: dropout masks are a function of the seed and the micro-batch number, so a resumed run repeats them.
         log_every_n_steps: how often the loss is looked at for being a number.
-        class_weights: of the training loss, one for each label; None is 1 for each.
-        focal_gamma: of the training loss; 0 is cross-entropy.
+        row_loss: of the training; None is cross-entropy.
         correction: the prior that is divided out of the probabilities in every evaluation.
         content_free: texts that say nothing, for `PriorCorrection.contextual`.
         generates: let the model write its answers to the test rows.
@@ -61,8 +60,7 @@ class ClassifierModule(L.LightningModule):
         optim: OptimConfig,
         seed: int,
         log_every_n_steps: int,
-        class_weights: list[float] | None = None,
-        focal_gamma: float = 0.0,
+        row_loss: RowLoss | None = None,
         correction: PriorCorrection = PriorCorrection.none,
         content_free: Texts | None = None,
         generates: bool = False,
@@ -83,10 +81,7 @@ class ClassifierModule(L.LightningModule):
         self.test: Evaluation
         self.kept_validation: tuple[Tensor, Tensor]
         self.strict_loading = False  # a checkpoint holds what trains, not the backbone (law 8)
-        self.focal_gamma = focal_gamma
-        self.class_weights: Tensor | None
-        weights = None if class_weights is None else torch.tensor(class_weights)
-        self.register_buffer("class_weights", weights, persistent=False)
+        self.row_loss = RowLoss() if row_loss is None else row_loss
         self.step_loss: Tensor
         self.register_buffer("step_loss", torch.zeros(()), persistent=False)
         self._outputs = Outputs()
@@ -137,9 +132,8 @@ class ClassifierModule(L.LightningModule):
         return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
 
     def _loss(self, batch: Batch) -> Tensor:
-        losses = self.classifier.losses(batch.texts, batch.labels)
-        weighed = weigh(losses, batch.labels, self.class_weights, self.focal_gamma) * batch.counts
-        loss = weighed.sum() / batch.step_rows
+        losses: Tensor = self.row_loss(self.classifier, batch.texts, batch.labels) * batch.counts
+        loss = losses.sum() / batch.step_rows
         if self.penalty is not None:
             loss = loss + self.penalty() * batch.counts.sum() / batch.step_rows  # once a step, however it is cut
         return loss
@@ -230,7 +224,9 @@ class ClassifierModule(L.LightningModule):
         """Return the optimizer and its schedule, stepped once per optimizer step."""
         # The kernel takes no shards, and what scales losses in fp16 must see the gradients before it.
         fused = not is_sharded(self.classifier) and self.trainer.precision != "16-mixed"
-        optimizer = build_optimizer(self.optim, self.classifier, find_head(self.classifier.model), self.device, fused)
+        optimizer = build_optimizer(
+            self.optim, self.classifier.model, find_head(self.classifier.model), self.device, fused
+        )
         schedule = build_schedule(self.optim, optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

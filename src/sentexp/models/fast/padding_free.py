@@ -1,5 +1,6 @@
 """Running a backbone over packed rows: the Llama family through fast layers, others through transformers'."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,6 +60,8 @@ class PaddingFreeModel:
     def __init__(self, model: nn.Module, compiled: bool = False) -> None:
         self.model = model
         self.compiled = compiled
+        self.before_training_pass: Callable[[Packed], None] | None = None
+        """Called with the rows that the fast layers are to read in training."""
         self._layers: LlamaLayers | None = None
         self._is_supported: bool | None = None
         self._fused_outputs: list[ForwardOutput] = []
@@ -126,6 +129,8 @@ class PaddingFreeModel:
 
     def _fast_hidden(self, packed: Packed, cache: PrefixCache | None) -> Tensor:
         """Return the hidden states that are read by the fast layers; in a fused sweep with those of other runs."""
+        if self.before_training_pass is not None and self.fast_layers.trains:
+            self.before_training_pass(packed)
         run = fused_run()
         if run is None:
             return self.fast_layers(packed, cache)
