@@ -35,7 +35,7 @@ from sentexp.training.module import ClassifierModule
 
 CLASSES = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 WORDS = METHODS_OF_PEFT | LORA
-ALWAYS = ("adalora", "vera", "ln_tuning", "pissa")
+ALWAYS = ("adalora", "vera", "ln_tuning", "pissa", "eva", "beside")
 """Methods that are always tried: others are slow tests."""
 EPS = 1e-2
 STEPS = 5
@@ -230,7 +230,7 @@ def test_runs_of_a_sweep_leave_the_backbone_as_it_is(name, config, tmp_path):
         (["peft=adalora", "peft.target_r=12"], "peft.target_r=12, which must be less"),
         (["peft=boft", "peft.boft_block_size=7"], "peft.type=BOFT does not fit this model: in_features"),
         (["peft=road", "peft.group_size=48"], "peft.type=ROAD does not fit this model: "),
-        (["peft.init=pizza"], "peft.init=pizza must be default, gaussian"),
+        (["peft.init=pizza"], "peft.init=pizza must be one of default, gaussian"),
         (["peft=qlora", "peft.init=pissa"], "peft.init=pissa begins with a part of the backbone's weights"),
         (["peft.init=orthogonal", "peft.r=3"], "peft.init=orthogonal needs an even rank"),
         (["peft=loha", "peft.quantization=int8"], "peft.quantization=int8 does not go with LOHA"),
@@ -242,7 +242,7 @@ def test_what_does_not_fit_is_one_sentence(overrides, sentence, config):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("start", ["pissa", "olora"])
+@pytest.mark.parametrize("start", ["pissa", "olora", "corda", "lora_ga"])
 @pytest.mark.parametrize("rslora", ["false", "true"])
 def test_what_begins_with_a_part_of_the_weights_is_saved_as_lora_over_all_of_them(start, rslora, config):
     inputs, _, _ = built(config, f"peft.init={start}", "peft.r=4", *PLAIN)
@@ -364,13 +364,14 @@ def test_a_run_says_the_same_when_it_is_read_again(name, setting, config):
     torch.testing.assert_close(read_again(result, texts), said(result), rtol=0, atol=tolerance)
 
 
+LLAMAS = ("patterns", "beside")  # by the names of its layers
 NOT_OVER_CONV1D = (
     "boft", "c3a", "delora", "hra", "loha", "lokr", "miss", "oft", "road", "shira", "beft", "psoft", "lily", "olora"
 )  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in WORDS if name not in NOT_OVER_CONV1D])
+@pytest.mark.parametrize("name", [name for name in WORDS if name not in NOT_OVER_CONV1D + LLAMAS])
 def test_gpt2_trains(name, gpt2, config):
     result = train_config(config(*plus(WORDS[name]), f"model.path={gpt2}", *PLAIN))
     texts = built(config)[0].examples.test["text"].to_pylist()

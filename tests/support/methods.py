@@ -21,9 +21,17 @@ SMALL = {
 OTHERS = ["peft.type=BEFT"], ["peft.type=DEFT"], ["peft.type=PSOFT", "peft.config.r=8"], ["peft.type=LILY"]
 WORDS = {name: [f"peft={name}", *SMALL.get(name, [])] for name in PRESETS}
 WORDS |= {words[0].partition("=")[2].lower(): ["peft=other", *words] for words in OTHERS} | {"bitfit": ["peft=bitfit"]}
-STARTS = ("gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora")
+STARTS = ("gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "eva", "corda", "lora_ga")
 LORA = {start: [f"peft.init={start}", "peft.r=4"] for start in STARTS}
 """Ways in which LoRA begins."""
+PATTERNS = [
+    "peft.r=4",
+    "peft.rank_pattern={v_proj:2,layers.1.mlp.up_proj:6}",
+    "peft.alpha_pattern={v_proj:16}",
+    "peft.exclude_modules=[layers.0.self_attn.q_proj]",
+]
+LORA |= {"patterns": PATTERNS, "beside": [*PATTERNS, "peft.modules_to_save=[norm]"]}
+"""LoRA whose layers differ, and which trains a norm beside."""
 
 
 def plus(words):

@@ -36,6 +36,7 @@ class OptimConfig:
     name: OptimizerName
     lr: float = number(gt=0)
     head_lr: float | None = number(gt=0, note="null is optim.lr")
+    lora_plus_ratio: float | None = number(gt=0, note="16 is usual")
     weight_decay: float = number(ge=0)
     betas: list[float]
     eps: float = number(gt=0)
