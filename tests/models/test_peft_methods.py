@@ -25,6 +25,7 @@ from sentexp.models.dequantize import unpack
 from sentexp.models.loading import is_reusable
 from sentexp.models.merge import merge
 from sentexp.models.saved import find_base, read_trained
+from sentexp.models.virtual_tokens import has_virtual_tokens
 from sentexp.run.build import build_model, outline_model
 from sentexp.run.inputs import prepare_inputs, resolve_inputs
 from sentexp.run.resolve import resolve_config
@@ -35,7 +36,7 @@ from sentexp.training.module import ClassifierModule
 
 CLASSES = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 WORDS = METHODS_OF_PEFT | LORA
-ALWAYS = ("adalora", "vera", "ln_tuning", "pissa", "eva", "beside")
+ALWAYS = ("adalora", "vera", "ln_tuning", "pissa", "eva", "beside", "prompt_tuning", "prefix_tuning")
 """Methods that are always tried: others are slow tests."""
 EPS = 1e-2
 STEPS = 5
@@ -60,12 +61,12 @@ def test_a_preset_has_keys_and_defaults_of_peft(name):
         assert kind is Any or names == [kind], f"{key} takes {names}"
         if value == "auto":
             assert peft_methods.LARGEST[config.type] == (key, default)
-        else:
+        elif key != "num_virtual_tokens":  # for which PEFT has no default
             assert value == default, key
 
 
 def test_there_is_a_preset_or_a_reason_for_every_preset_name():
-    assert len(PRESETS) == 19
+    assert len(PRESETS) == 22
     assert set(peft_methods.UNSUPPORTED) <= set(CLASSES)
     assert {*peft_methods.OVER_PACKED_WEIGHTS, *peft_methods.NOT_MERGEABLE} <= set(CLASSES)
 
@@ -99,7 +100,7 @@ def test_its_losses_are_those_of_a_plain_loop(name, config):
         model.peft_config["default"].total_step = STEPS
     expected = []
     for step in range(STEPS):
-        loss = model(**rows, labels=labels).loss
+        loss = torch.nn.functional.cross_entropy(logits_of(model, rows), labels)
         loss.backward()
         optimizer.step()
         if hasattr(model.base_model, "update_and_allocate"):
@@ -117,10 +118,18 @@ class Killed(BaseException):
     """What stands for a kill."""
 
 
+def logits_of(model, rows):
+    """Return the logits of padded rows; PEFT pools those with virtual tokens at their last column: one at a time."""
+    if not has_virtual_tokens(model):
+        return model(**rows).logits
+    whole = zip(rows["input_ids"], rows["attention_mask"].sum(1), strict=True)
+    return torch.cat([model(ids[None, :length], torch.ones(1, int(length))).logits for ids, length in whole])
+
+
 def probabilities(model, inputs, split="test"):
     rows, _ = padded(inputs, split)
     with torch.no_grad():
-        return model.eval()(**rows).logits.softmax(-1)
+        return logits_of(model.eval(), rows).softmax(-1)
 
 
 def said(result):
@@ -192,7 +201,7 @@ def test_four_bits_give_the_numbers_of_the_weights_they_hold(name, config):
     optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], 0.5)
     before = probabilities(model, inputs)
     for _ in range(2):
-        model.train()(**rows, labels=labels).loss.backward()
+        torch.nn.functional.cross_entropy(logits_of(model.train(), rows), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
     packed = probabilities(model, inputs)
@@ -280,6 +289,15 @@ def test_some_norms_can_be_tuned(norm, config):
 def test_runs_that_train_biases_load_weights_of_their_own(method, config):
     assert not is_reusable(config(f"peft={method}", "peft.bias=all").peft)
     assert is_reusable(config(f"peft={method}").peft)
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_virtual_tokens_cannot_be_merged(method, config):
+    trained = read_trained(train_config(config(f"peft={method}", *PLAIN)).weights)
+    with pytest.raises(
+        UserError, match=f"{method.upper()} puts virtual tokens before each text, and no merged model has"
+    ):
+        merge(trained, find_base(trained))
 
 
 def test_what_cannot_be_merged_is_one_sentence(config):

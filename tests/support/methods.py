@@ -5,6 +5,9 @@ from sentexp.config.peft_methods import METHODS
 PRESETS = sorted(set(METHODS) - {"other"})
 SMALL = {
     "c3a": ["peft.init_weights=true"],
+    "p_tuning": ["peft.num_virtual_tokens=3", "peft.encoder_hidden_size=8"],
+    "prefix_tuning": ["peft.num_virtual_tokens=3"],
+    "prompt_tuning": ["peft.num_virtual_tokens=3"],
     "fourierft": ["peft.n_frequency=50"],
     "gralora": ["peft.r=4"],
     "hira": ["peft.r=4"],

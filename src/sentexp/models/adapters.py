@@ -206,7 +206,7 @@ def _wrap(model: "PreTrainedModel", config: Any) -> tuple[nn.Module, list[str]]:
         kind = config.peft_type.value
         key = "peft.target_modules do" if kind in ("LORA", "IA3") else f"peft.type={kind} does"
         raise UserError(f"{key} not fit this model: {error}") from error
-    return wrapped, sorted(wrapped.base_model.targeted_module_names)
+    return wrapped, sorted(getattr(wrapped.base_model, "targeted_module_names", ()))
 
 
 def _audit(model: nn.Module, targets: list[str], own: set[int]) -> ParameterAudit:
@@ -218,7 +218,7 @@ def _audit(model: nn.Module, targets: list[str], own: set[int]) -> ParameterAudi
         if "original_module" in path:
             continue  # PEFT's copy of the head before training: not part of the model's answer
         counts = trainable if parameter.requires_grad else frozen
-        in_head = is_inside(path.removeprefix("base_model.model."), head)
+        in_head = is_inside(path.removeprefix("base_model.model.").removeprefix("base_model."), head)
         is_new = id(parameter) not in own and "modules_to_save" not in path
         kind = "adapter" if is_new else _kind(path, parameter, embeddings)
         counts["head" if in_head else kind] += _numel(parameter)
