@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sentexp.data.batch import Texts
+from sentexp.data.batch import Padded, Texts
 from sentexp.data.packing import Packed
 from sentexp.models.encoders import encoder_of, first_position, mean_of_tokens, pool, pooling_of
 from sentexp.models.fast.attention import PrefixCache
@@ -62,14 +62,21 @@ class EncoderClassifier(SequenceClassifier):
             states = self._packed_states(texts)
             grid: Tensor = states.index_select(0, texts.grid.flatten()).unflatten(0, texts.grid.shape)
             return grid.float()
-        return self._padded(texts.ids, texts.mask).float()
+        return self._padded(*self._padded_behind(texts)).float()
 
     def _mask(self, texts: Texts) -> Tensor:
         """Return 1 where a row has a token, virtual ones before the others, shape (rows, tokens)."""
         if not isinstance(texts, Packed):
-            return nn.functional.pad(texts.mask, (columns_ahead(self.model), 0), value=1)
+            return nn.functional.pad(self._padded_behind(texts).mask, (columns_ahead(self.model), 0), value=1)
         columns = torch.arange(texts.grid.shape[1], device=texts.grid.device)
         return (columns < texts.starts.diff()[:, None]).long()
+
+    def _padded_behind(self, texts: Padded) -> Padded:
+        """Return rows with their padding behind them where virtual tokens precede: some encoders count columns."""
+        if not columns_ahead(self.model):
+            return texts
+        order = texts.mask.argsort(dim=1, descending=True, stable=True)
+        return Padded(texts.ids.gather(1, order), texts.mask.gather(1, order))
 
     def _packed_states(self, packed: Packed) -> Tensor:
         """Return the hidden states of all tokens, shape (tokens, hidden), positions as the encoder numbers them."""

@@ -106,26 +106,32 @@ def adapter_config(model: "PreTrainedModel", peft: PeftMethod) -> "library.PeftC
     if any(type(module).__name__ == "Conv1D" for module in model.modules()):
         shared["fan_in_fan_out"] = True
     if peft.type in VIRTUAL:
-        shared["tokenizer_name_or_path"] = model.name_or_path
-        _check_virtual_tokens(model, peft)
+        shared |= _virtual_tokens(model, peft)
     shapes = {path: shape for path, module in model.named_modules() if (shape := shape_of(module))}
     adapted = [path for path in shapes if not is_inside(path, heads) and _is_target(path, targets)]
     return method_config(peft, [size for path in adapted for size in shapes[path]], **shared)
 
 
-def _check_virtual_tokens(model: "PreTrainedModel", peft: PeftMethod) -> None:
-    config, kind = model.config.get_text_config(), model.config.model_type
+def _virtual_tokens(model: "PreTrainedModel", peft: PeftMethod) -> dict[str, Any]:
+    """Return keys of PEFT about virtual tokens, some of which it knows of few architectures."""
+    config = model.config.get_text_config()
     require(
-        peft.type != "PREFIX_TUNING" or encoder_of(config) is None,
-        f"peft=prefix_tuning needs layers that take keys and values from before a text, and those of {kind} do not: "
-        "use peft=prompt_tuning or p_tuning.",
+        peft.own_keys()["num_virtual_tokens"] > 0,
+        f"peft.num_virtual_tokens={peft.own_keys()['num_virtual_tokens']} must be at least 1.",
     )
-    width = model.get_input_embeddings().weight.shape[-1]
-    require(
-        peft.type == "PREFIX_TUNING" or width == config.hidden_size,
-        f"peft.type={peft.type}: PEFT trains embeddings of {config.hidden_size} numbers, and those of {kind} have "
-        f"{width}: use peft=lora.",
-    )
+    if peft.type == "PREFIX_TUNING":
+        require(
+            encoder_of(config) is None,
+            "peft=prefix_tuning needs layers that take keys and values from before a text, and those of "
+            f"{model.config.model_type} do not: use peft=prompt_tuning or p_tuning.",
+        )
+        return {}
+    return {
+        "tokenizer_name_or_path": model.name_or_path,
+        "token_dim": model.get_input_embeddings().weight.shape[-1],
+        "num_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+    }
 
 
 def _is_target(path: str, targets: list[str] | None) -> bool:
