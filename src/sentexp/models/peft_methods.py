@@ -39,6 +39,9 @@ OVER_PACKED_WEIGHTS = (
 NOT_MERGEABLE = ("BEFT", "LILY", *VIRTUAL)
 """Methods that cannot be merged into the backbone, BEFT at least where its layers have no biases."""
 
+NOT_OVER_ENCODERS = ("PREFIX_TUNING",)
+"""Methods that need layers of decoders."""
+
 UNSUPPORTED = {
     "ADAPTION_PROMPT": "it replaces the attention of a few architectures",
     "CARTRIDGE": "it holds a text instead of learning a task",

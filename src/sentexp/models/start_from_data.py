@@ -65,7 +65,7 @@ class StartFromData:
         adapted = {path: module for path, module in model.named_modules() if hasattr(module, "lora_A")}
         if self.init == "eva":
             training = model.training
-            model.eval()
+            model.train(False)
             with _undisturbed(), torch.no_grad():
                 _begin_at_inputs(adapted, self._score)
             model.train(training)
