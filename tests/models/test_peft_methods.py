@@ -224,6 +224,11 @@ def test_runs_of_a_sweep_leave_the_backbone_as_it_is(name, config, tmp_path):
     [
         (["peft=other", "peft.type=VERRA"], "peft.type=VERRA is not a method of peft .* Did you mean VERA?"),
         (["peft=vera", "trainer=fsdp"], "trainer=fsdp takes LoRA, DoRA, IA3 and whole models, not peft=vera"),
+        (
+            ["peft.init=eva", "trainer=fsdp"],
+            "trainer=fsdp takes neither peft.modules_to_save nor a peft.init that looks",
+        ),
+        (["peft.modules_to_save=[norm]", "trainer=fsdp"], "trainer=fsdp takes neither peft.modules_to_save nor a"),
         (["peft=other", "peft.type=VERA"], "peft.type=VERA has an option of its own: use peft=vera"),
         (["peft=other", "peft.type=LORA"], "use peft=lora"),
         (["peft=other", "peft.type=POLY"], "peft.type=POLY cannot be used: it needs the number of a task"),
@@ -241,7 +246,7 @@ def test_runs_of_a_sweep_leave_the_backbone_as_it_is(name, config, tmp_path):
         (["peft=road", "peft.group_size=48"], "peft.type=ROAD does not fit this model: "),
         (["peft.init=pizza"], "peft.init=pizza must be one of default, gaussian"),
         (["peft=qlora", "peft.init=pissa"], "peft.init=pissa begins with a part of the backbone's weights"),
-        (["peft.init=orthogonal", "peft.r=3"], "peft.init=orthogonal needs an even rank"),
+        (["peft.init=orthogonal", "peft.r=3"], "peft.init=orthogonal needs even ranks"),
         (["peft=loha", "peft.quantization=int8"], "peft.quantization=int8 does not go with LOHA"),
     ],
 )

@@ -1,5 +1,7 @@
 """LoRA that begins by training rows or packed weights: as PEFT does it, and as well as a rank can."""
 
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -10,11 +12,15 @@ from rounding import rounding
 from transformers import AutoModelForSequenceClassification
 
 from sentexp.errors import UserError
+from sentexp.inference.scorer import Scorer
 from sentexp.models.adapters import HARMLESS, trainable_state
 from sentexp.models.dequantize import unpack
+from sentexp.models.saved import read_trained
 from sentexp.models.structure import base_of
 from sentexp.run.build import build_model, outline_model
 from sentexp.run.inputs import prepare_inputs, resolve_inputs
+from sentexp.run.train import train
+from sentexp.tracking.predictions import file_name, read_predictions
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{message}") for message in HARMLESS]
 
@@ -112,6 +118,17 @@ def test_loftq_is_the_best_that_a_rank_can_make_up_for_packing(alpha, kept, begu
         torch.testing.assert_close((lost - scale * b @ a).norm(), rest, rtol=1e-4, atol=0)
         parts = _low_rank_decomposition(lost, 4)  # what PEFT's replace_lora_weights_loftq writes, which needs a GPU
         torch.testing.assert_close(scale * b @ a, parts["L"] @ parts["R"], rtol=0, atol=rounding())
+
+
+def test_what_begins_by_loftq_is_read_again_over_the_same_packed_weights(config):
+    result = train(config("peft=qlora", "peft.init=loftq", "peft.r=4", "optim.lr=1e-2", "baseline=false"))
+    trained = read_trained(result.weights)
+    texts = prepare_inputs(resolve_inputs(config())).examples.test["text"].to_pylist()
+    said = torch.tensor(read_predictions(result.folder / file_name("test")).probabilities)
+    torch.testing.assert_close(torch.tensor(Scorer(trained).probabilities(texts)), said, rtol=0, atol=rounding())
+    saved = json.loads((result.weights / "adapter_config.json").read_text())
+    assert saved["init_lora_weights"] is True
+    assert not saved["loftq_config"]
 
 
 def test_looking_leaves_what_is_drawn_later_and_the_head(begun):

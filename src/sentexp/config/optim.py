@@ -36,7 +36,6 @@ class OptimConfig:
     name: OptimizerName
     lr: float = number(gt=0)
     head_lr: float | None = number(gt=0, note="null is optim.lr")
-    lora_plus_ratio: float | None = number(gt=0, note="16 is usual")
     weight_decay: float = number(ge=0)
     betas: list[float]
     eps: float = number(gt=0)
@@ -44,6 +43,7 @@ class OptimConfig:
     schedule: Schedule
     warmup_ratio: float = number(ge=0, lt=1)
     warmup_steps: int | None = number(ge=0)
+    lora_plus_ratio: float | None = number(gt=0, note="16 is usual")
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from sentexp.config.checks import check_ranges, seed_number
 from sentexp.config.data import DataConfig, Sampling
-from sentexp.config.lora import FOUR_BIT, Lora
+from sentexp.config.lora import FOUR_BIT, READING_ROWS, Lora
 from sentexp.config.metric_names import ORDERED_METRICS
 from sentexp.config.model import ModelConfig
 from sentexp.config.optim import OptimConfig, OptimizerName
@@ -76,6 +76,12 @@ class Config:
             not isinstance(self.peft, PeftMethod),
             f"trainer=fsdp takes LoRA, DoRA, IA3 and whole models, not peft={method_name(self.peft)}: use trainer=ddp.",
         )
+        if isinstance(self.peft, Lora):
+            require(
+                not self.peft.modules_to_save and self.peft.init not in READING_ROWS,
+                "trainer=fsdp takes neither peft.modules_to_save nor a peft.init that looks at training rows "
+                f"({', '.join(READING_ROWS)}), which have the whole model at once: use trainer=ddp.",
+            )
         require(
             self.trainer.precision is not Precision.fp16,
             "trainer=fsdp cannot scale the loss of trainer.precision=fp16: use bf16 or fp32.",

@@ -128,19 +128,6 @@ class LabelScorer(nn.Module):
         new: Tensor = out[:, ids.shape[1] :]
         return nn.functional.pad(new, (0, self.max_answer_tokens - new.shape[1]), value=self.pad_id)
 
-    def _written(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return greedy answers to prompts that are padded on the left, each token by a pass of its own."""
-        written = ids[:, :0]
-        ended = torch.zeros_like(mask[:, 0], dtype=torch.bool)
-        for _ in range(self.max_answer_tokens):
-            last = torch.tensor([ids.shape[1] - 1], device=ids.device)
-            tokens = self._logits(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), last)[:, 0].argmax(-1)
-            tokens = tokens.masked_fill(ended, self.pad_id)[:, None]
-            ended = ended | (tokens[:, 0] == (self.end[-1] if self.end else -1))
-            written, ids = torch.cat([written, tokens], 1), torch.cat([ids, tokens], 1)
-            mask = torch.cat([mask, torch.ones_like(tokens)], 1)
-        return written
-
     def _choice(self, texts: Texts) -> Tensor:
         """Return logits of the labels whose softmax is the choice among them, shape (rows, labels).
 
@@ -204,6 +191,19 @@ class LabelScorer(nn.Module):
         return torch.zeros(rows, 1, columns, columns, dtype=dtype, device=mask.device).masked_fill_(
             ~seen, torch.finfo(dtype).min
         )
+
+    def _written(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return greedy answers to prompts that are padded on the left, each token by a pass of its own."""
+        written = ids[:, :0]
+        ended = torch.zeros_like(mask[:, 0], dtype=torch.bool)
+        for _ in range(self.max_answer_tokens):
+            last = torch.tensor([ids.shape[1] - 1], device=ids.device)
+            tokens = self._logits(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), last)[:, 0].argmax(-1)
+            tokens = tokens.masked_fill(ended, self.pad_id)[:, None]
+            ended = ended | (tokens[:, 0] == (self.end[-1] if self.end else -1))
+            written, ids = torch.cat([written, tokens], 1), torch.cat([ids, tokens], 1)
+            mask = torch.cat([mask, torch.ones_like(tokens)], 1)
+        return written
 
 
 class _TreeTensors(nn.Module):

@@ -30,17 +30,21 @@ def build_optimizer(
     """
     owned = set() if head is None else {id(parameter) for parameter in head.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    ratios = _lora_plus(optim, model)
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            lr = optim.head_lr or optim.lr if id(parameter) in owned else optim.lr * _lora_plus(optim, name, parameter)
+            lr = optim.head_lr or optim.lr if id(parameter) in owned else optim.lr * ratios.get(id(parameter), 1.0)
             groups.setdefault((lr, optim.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     listed = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
     return _create(optim, listed, device, fused)
 
 
-def _lora_plus(optim: OptimConfig, name: str, parameter: nn.Parameter) -> float:
-    """Return by what LoRA+ (Hayou et al. 2024) multiplies a learning rate: that of B, and as in PEFT of vectors."""
-    return optim.lora_plus_ratio or 1.0 if "lora_B" in name or parameter.ndim == 1 else 1.0
+def _lora_plus(optim: OptimConfig, model: nn.Module) -> dict[int, float]:
+    """Return by what LoRA+ (Hayou et al. 2024) multiplies learning rates, by ids: those of B, and as in PEFT of vectors."""
+    if optim.lora_plus_ratio is None:
+        return {}
+    named = model.named_parameters()
+    return {id(value): optim.lora_plus_ratio for name, value in named if "lora_B" in name or value.ndim == 1}
 
 
 def _create(optim: OptimConfig, groups: list[dict[str, Any]], device: torch.device, fused: bool) -> "Optimizer":
