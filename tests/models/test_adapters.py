@@ -51,7 +51,7 @@ def gpt2():
         (["peft=lora", "peft.r=4", "peft.target_modules=q_proj"], 4 * 2 * 128 + HEAD),
         (["peft=lora", "peft.r=4", "peft.target_modules='.*layers.1.*q_proj'"], 4 * 128 + HEAD),
         (["peft=lora", "peft.r=2", "peft.layers_to_transform=[1]"], LINEAR + HEAD),
-        (["peft.r=3", "peft.rank_pattern={layers.1.mlp.up_proj:5,v_proj:1}"], 3 * LINEAR - 4 * 96 + 2 * 192 + HEAD),
+        (["peft.r=3", "peft.rank_pattern={layers.1.mlp.up_proj:7,v_proj:1}"], 3 * LINEAR - 4 * 96 + 4 * 192 + HEAD),
         (["peft.r=4", "peft.target_modules=[q_proj,v_proj]", "peft.exclude_modules=v_proj"], 4 * 2 * 128 + HEAD),
         (["peft.r=4", "peft.target_modules=[q_proj]", "peft.exclude_modules='.*layers.1.*'"], 4 * 128 + HEAD),
         (

@@ -260,7 +260,8 @@ def test_what_does_not_fit_is_one_sentence(overrides, sentence, config):
 @pytest.mark.parametrize("rslora", ["false", "true"])
 def test_what_begins_with_a_part_of_the_weights_is_saved_as_lora_over_all_of_them(start, rslora, config):
     inputs, _, _ = built(config, f"peft.init={start}", "peft.r=4", *PLAIN)
-    result = train_config(config(f"peft.init={start}", "peft.r=4", f"peft.use_rslora={rslora}", *PLAIN))
+    patterns = ["peft.rank_pattern={v_proj:2}", "peft.alpha_pattern={v_proj:16,up_proj:4}"]
+    result = train_config(config(f"peft.init={start}", "peft.r=4", *patterns, f"peft.use_rslora={rslora}", *PLAIN))
     base = AutoModelForSequenceClassification.from_pretrained(
         inputs.backbone.folder, num_labels=2, pad_token_id=inputs.tokenizer.pad_token_id
     )

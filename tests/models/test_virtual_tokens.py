@@ -180,7 +180,10 @@ def test_a_prompt_may_begin_as_a_text(config):
             "PEFT refuses the keys of peft.type=PROMPT_TUNING: .*prompt_tuning_init_text",
         ),
         (["peft=prefix_tuning", "trainer.gradient_checkpointing=true"], "does not work with gradient checkpointing"),
-        (["peft.num_virtual_tokens=400"], r"positions of .* that virtual tokens leave \(peft.num_virtual_tokens=400\)"),
+        (
+            ["peft.num_virtual_tokens=4000"],
+            r"positions of .* that virtual tokens leave \(peft.num_virtual_tokens=4000\)",
+        ),
         (["peft.num_virtual_tokens=0"], "peft.num_virtual_tokens=0 must be at least 1"),
         (["peft.quantization=int8"], "peft.quantization=int8 does not go with PROMPT_TUNING"),
     ],

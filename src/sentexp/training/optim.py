@@ -40,7 +40,7 @@ def build_optimizer(
 
 
 def _lora_plus(optim: OptimConfig, model: nn.Module) -> dict[int, float]:
-    """Return by what LoRA+ (Hayou et al. 2024) multiplies learning rates, by ids: those of B, and as in PEFT of vectors."""
+    """Return what LoRA+ (Hayou et al. 2024) multiplies rates by, those of B and as in PEFT of vectors, by their ids."""
     if optim.lora_plus_ratio is None:
         return {}
     named = model.named_parameters()
