@@ -27,6 +27,7 @@ HARMLESS = (
     "`is_gradient_checkpointing` is deprecated",  # peft 0.21 asks transformers 5.23 by an old name
     "(Failed to load the CUDA extension|Setting boft_n_butterfly_factor)",  # of BOFT, which has the same in PyTorch
     "Detected that the base layer has no bias",  # of BEFT, which then cannot be merged: an export says so
+    "Using Rank-Stabilized LoRA with rank_pattern",  # of a conversion by PEFT: `lora_start` has its own
     "Unsupported layer type .*Norm",  # of LN tuning, which counts on no norms but torch's
 )
 KINDS = ("embeddings", "linear layers", "norms and biases", "adapter", "head")
@@ -137,7 +138,8 @@ def _attach_lora(model: "PreTrainedModel", peft: Lora, start: StartFromData | No
         if "bias" in path and not is_inside(path, unbiased)
     }
     plain = replace(peft, init="default") if start is None and peft.init in READING_ROWS else peft
-    config = lora_config(model, plain, task_type=_task_type(model))
+    with without_harmless_warnings():
+        config = lora_config(model, plain, task_type=_task_type(model))
     if start is not None:
         start.look(model, config)
     trained, targets = _wrap(model, config)
