@@ -51,6 +51,13 @@ def gpt2():
         (["peft=lora", "peft.r=4", "peft.target_modules=q_proj"], 4 * 2 * 128 + HEAD),
         (["peft=lora", "peft.r=4", "peft.target_modules='.*layers.1.*q_proj'"], 4 * 128 + HEAD),
         (["peft=lora", "peft.r=2", "peft.layers_to_transform=[1]"], LINEAR + HEAD),
+        (["peft.r=3", "peft.rank_pattern={layers.1.mlp.up_proj:7,v_proj:1}"], 3 * LINEAR - 4 * 96 + 4 * 192 + HEAD),
+        (["peft.r=4", "peft.target_modules=[q_proj,v_proj]", "peft.exclude_modules=v_proj"], 4 * 2 * 128 + HEAD),
+        (["peft.r=4", "peft.target_modules=[q_proj]", "peft.exclude_modules='.*layers.1.*'"], 4 * 128 + HEAD),
+        (
+            ["peft.r=3", "peft.modules_to_save=[model.norm,layers.0.mlp.up_proj]"],
+            3 * LINEAR - 3 * 192 + 64 + 64 * 128 + HEAD,
+        ),
         (["peft=qlora", "peft.r=3"], 3 * LINEAR + HEAD),
         (["peft=lora", "peft.r=3", "peft.quantization=int8"], 3 * LINEAR + HEAD),
         (["peft=ia3"], 2 * (32 + 32 + 128) + HEAD),
@@ -114,6 +121,47 @@ def test_targets_that_match_nothing_are_refused(target):
         UserError, match=r"peft.target_modules.*matches no module: the linear layers .* down_proj, gate_proj"
     ):
         attach(model, config.peft)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        (["peft.rank_pattern={quary:4}"], "peft.rank_pattern: 'quary' matches no target module"),
+        (["peft.alpha_pattern={v_proj:4}", "peft.target_modules=[q_proj]"], "peft.alpha_pattern: 'v_proj' matches no"),
+        (["peft.exclude_modules=[score]"], "peft.exclude_modules: 'score' matches no target module"),
+        (["peft.exclude_modules='.*score'"], r"peft.exclude_modules=\.\*score matches no target module"),
+        (["peft.exclude_modules=[mlp,q_proj]"], "peft.exclude_modules: 'mlp' matches no target module"),
+        (["peft.exclude_modules=q_proj", "peft.target_modules=q_proj"], "leaves no target module"),
+        (["peft.modules_to_save=[score]"], "peft.modules_to_save: 'score' matches no module outside the head"),
+        (["peft.modules_to_save=[mlp]", "peft=qlora"], "layers.0.mlp is quantised and cannot train"),
+    ],
+)
+def test_names_that_match_nothing_are_refused(keys, sentence):
+    config, model = tiny(*keys)
+    with pytest.raises(UserError, match=sentence):
+        attach(model, config.peft)
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        ("peft.rank_pattern={v_proj:0}", "peft.rank_pattern={'v_proj': 0} must give layers ranks above 0 by name"),
+        ("peft.rank_pattern={v_proj:1.5}", "ranks above 0"),
+        ("peft.alpha_pattern=[1]", "alphas above 0"),
+        ("peft.rank_pattern={v_proj:3}", "peft.init=orthogonal needs even ranks"),
+    ],
+)
+def test_patterns_of_other_kinds_are_refused(key, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_config("peft.init=orthogonal", key)
+
+
+def test_what_trains_beside_is_of_its_own_kind_and_in_float32():
+    config, model = tiny("peft.modules_to_save=[embed_tokens]")
+    model.model.bfloat16()
+    wrapped, audit = attach(model, config.peft)
+    assert audit.trainable["embeddings"] == 257 * 64
+    assert {value.dtype for value in wrapped.parameters() if value.requires_grad} == {torch.float32}
 
 
 def test_a_layer_that_does_not_exist_is_refused():

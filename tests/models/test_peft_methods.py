@@ -25,6 +25,7 @@ from sentexp.models.dequantize import unpack
 from sentexp.models.loading import is_reusable
 from sentexp.models.merge import merge
 from sentexp.models.saved import find_base, read_trained
+from sentexp.models.virtual_tokens import has_virtual_tokens
 from sentexp.run.build import build_model, outline_model
 from sentexp.run.inputs import prepare_inputs, resolve_inputs
 from sentexp.run.resolve import resolve_config
@@ -35,7 +36,7 @@ from sentexp.training.module import ClassifierModule
 
 CLASSES = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 WORDS = METHODS_OF_PEFT | LORA
-ALWAYS = ("adalora", "vera", "ln_tuning", "pissa")
+ALWAYS = ("adalora", "vera", "ln_tuning", "pissa", "eva", "beside", "prompt_tuning", "prefix_tuning")
 """Methods that are always tried: others are slow tests."""
 EPS = 1e-2
 STEPS = 5
@@ -60,12 +61,12 @@ def test_a_preset_has_keys_and_defaults_of_peft(name):
         assert kind is Any or names == [kind], f"{key} takes {names}"
         if value == "auto":
             assert peft_methods.LARGEST[config.type] == (key, default)
-        else:
+        elif key != "num_virtual_tokens":  # for which PEFT has no default
             assert value == default, key
 
 
 def test_there_is_a_preset_or_a_reason_for_every_preset_name():
-    assert len(PRESETS) == 19
+    assert len(PRESETS) == 22
     assert set(peft_methods.UNSUPPORTED) <= set(CLASSES)
     assert {*peft_methods.OVER_PACKED_WEIGHTS, *peft_methods.NOT_MERGEABLE} <= set(CLASSES)
 
@@ -99,7 +100,7 @@ def test_its_losses_are_those_of_a_plain_loop(name, config):
         model.peft_config["default"].total_step = STEPS
     expected = []
     for step in range(STEPS):
-        loss = model(**rows, labels=labels).loss
+        loss = torch.nn.functional.cross_entropy(logits_of(model, rows), labels)
         loss.backward()
         optimizer.step()
         if hasattr(model.base_model, "update_and_allocate"):
@@ -117,10 +118,18 @@ class Killed(BaseException):
     """What stands for a kill."""
 
 
+def logits_of(model, rows):
+    """Return the logits of padded rows; PEFT pools those with virtual tokens at their last column: one at a time."""
+    if not has_virtual_tokens(model):
+        return model(**rows).logits
+    whole = zip(rows["input_ids"], rows["attention_mask"].sum(1), strict=True)
+    return torch.cat([model(ids[None, :length], torch.ones(1, int(length))).logits for ids, length in whole])
+
+
 def probabilities(model, inputs, split="test"):
     rows, _ = padded(inputs, split)
     with torch.no_grad():
-        return model.eval()(**rows).logits.softmax(-1)
+        return logits_of(model.eval(), rows).softmax(-1)
 
 
 def said(result):
@@ -192,7 +201,7 @@ def test_four_bits_give_the_numbers_of_the_weights_they_hold(name, config):
     optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], 0.5)
     before = probabilities(model, inputs)
     for _ in range(2):
-        model.train()(**rows, labels=labels).loss.backward()
+        torch.nn.functional.cross_entropy(logits_of(model.train(), rows), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
     packed = probabilities(model, inputs)
@@ -215,6 +224,11 @@ def test_runs_of_a_sweep_leave_the_backbone_as_it_is(name, config, tmp_path):
     [
         (["peft=other", "peft.type=VERRA"], "peft.type=VERRA is not a method of peft .* Did you mean VERA?"),
         (["peft=vera", "trainer=fsdp"], "trainer=fsdp takes LoRA, DoRA, IA3 and whole models, not peft=vera"),
+        (
+            ["peft.init=eva", "trainer=fsdp"],
+            "trainer=fsdp takes neither peft.modules_to_save nor a peft.init that looks",
+        ),
+        (["peft.modules_to_save=[norm]", "trainer=fsdp"], "trainer=fsdp takes neither peft.modules_to_save nor a"),
         (["peft=other", "peft.type=VERA"], "peft.type=VERA has an option of its own: use peft=vera"),
         (["peft=other", "peft.type=LORA"], "use peft=lora"),
         (["peft=other", "peft.type=POLY"], "peft.type=POLY cannot be used: it needs the number of a task"),
@@ -230,9 +244,9 @@ def test_runs_of_a_sweep_leave_the_backbone_as_it_is(name, config, tmp_path):
         (["peft=adalora", "peft.target_r=12"], "peft.target_r=12, which must be less"),
         (["peft=boft", "peft.boft_block_size=7"], "peft.type=BOFT does not fit this model: in_features"),
         (["peft=road", "peft.group_size=48"], "peft.type=ROAD does not fit this model: "),
-        (["peft.init=pizza"], "peft.init=pizza must be default, gaussian"),
+        (["peft.init=pizza"], "peft.init=pizza must be one of default, gaussian"),
         (["peft=qlora", "peft.init=pissa"], "peft.init=pissa begins with a part of the backbone's weights"),
-        (["peft.init=orthogonal", "peft.r=3"], "peft.init=orthogonal needs an even rank"),
+        (["peft.init=orthogonal", "peft.r=3"], "peft.init=orthogonal needs even ranks"),
         (["peft=loha", "peft.quantization=int8"], "peft.quantization=int8 does not go with LOHA"),
     ],
 )
@@ -242,11 +256,12 @@ def test_what_does_not_fit_is_one_sentence(overrides, sentence, config):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("start", ["pissa", "olora"])
+@pytest.mark.parametrize("start", ["pissa", "olora", "corda", "lora_ga"])
 @pytest.mark.parametrize("rslora", ["false", "true"])
 def test_what_begins_with_a_part_of_the_weights_is_saved_as_lora_over_all_of_them(start, rslora, config):
     inputs, _, _ = built(config, f"peft.init={start}", "peft.r=4", *PLAIN)
-    result = train_config(config(f"peft.init={start}", "peft.r=4", f"peft.use_rslora={rslora}", *PLAIN))
+    patterns = ["peft.rank_pattern={v_proj:2}", "peft.alpha_pattern={v_proj:16,up_proj:4}"]
+    result = train_config(config(f"peft.init={start}", "peft.r=4", *patterns, f"peft.use_rslora={rslora}", *PLAIN))
     base = AutoModelForSequenceClassification.from_pretrained(
         inputs.backbone.folder, num_labels=2, pad_token_id=inputs.tokenizer.pad_token_id
     )
@@ -280,6 +295,15 @@ def test_some_norms_can_be_tuned(norm, config):
 def test_runs_that_train_biases_load_weights_of_their_own(method, config):
     assert not is_reusable(config(f"peft={method}", "peft.bias=all").peft)
     assert is_reusable(config(f"peft={method}").peft)
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_virtual_tokens_cannot_be_merged(method, config):
+    trained = read_trained(train_config(config(f"peft={method}", *PLAIN)).weights)
+    with pytest.raises(
+        UserError, match=f"{method.upper()} puts virtual tokens before each text, and no merged model has"
+    ):
+        merge(trained, find_base(trained))
 
 
 def test_what_cannot_be_merged_is_one_sentence(config):
@@ -364,13 +388,14 @@ def test_a_run_says_the_same_when_it_is_read_again(name, setting, config):
     torch.testing.assert_close(read_again(result, texts), said(result), rtol=0, atol=tolerance)
 
 
+LLAMAS = ("patterns", "beside")  # by the names of its layers
 NOT_OVER_CONV1D = (
     "boft", "c3a", "delora", "hra", "loha", "lokr", "miss", "oft", "road", "shira", "beft", "psoft", "lily", "olora"
 )  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in WORDS if name not in NOT_OVER_CONV1D])
+@pytest.mark.parametrize("name", [name for name in WORDS if name not in NOT_OVER_CONV1D + LLAMAS])
 def test_gpt2_trains(name, gpt2, config):
     result = train_config(config(*plus(WORDS[name]), f"model.path={gpt2}", *PLAIN))
     texts = built(config)[0].examples.test["text"].to_pylist()

@@ -94,8 +94,18 @@ def assert_alike(sentexp, tmp_path, passes, axes, count, *training):
             ],
             4,
         ),
+        (
+            [
+                "peft.rank_pattern=null,{v_proj:8}",
+                "peft.alpha_pattern=null,{down_proj:64}",
+                "peft.exclude_modules=q_proj",
+            ],
+            4,
+        ),
+        (["peft.init=default,eva", "optim.lora_plus_ratio=null,4", "peft.r=4"], 4),
+        (["peft=qlora", "peft.init=default,loftq", "peft.r=4"], 2),
     ],
-    ids=["lora", "answers and dora", "qlora", "recipes"],
+    ids=["lora", "answers and dora", "qlora", "recipes", "patterns", "eva", "loftq"],
 )
 def test_every_run_is_what_it_is_alone(sentexp, tmp_path, passes, axes, count):
     assert_alike(sentexp, tmp_path, passes, axes, count, "trainer.max_epochs=2")
@@ -131,9 +141,10 @@ def together(monkeypatch):
     [
         (["peft.r=2,4", "optim.lr=5e-3,1e-2", "peft.dropout=0.2"], 4),
         (["seed=1,2", "peft.dropout=0,0.2"], 4),
+        (["optim.lora_plus_ratio=null,2,4", "optim.schedule=constant,cosine", "optim.lr=5e-3"], 6),
         (["task=causal_lm", "task.label_words=[bad,great]", "peft=lora,dora", "trainer.gradient_clip_val=0.05"], 2),
     ],
-    ids=["lora", "other orders of rows", "answers and dora"],
+    ids=["lora", "other orders of rows", "lora+", "answers and dora"],
 )
 def test_every_run_of_recorded_steps_is_what_it_is_alone(sentexp, tmp_path, together, axes, most):
     given = {word.partition("=")[0] for word in axes}
@@ -307,6 +318,8 @@ def test_what_differs_in_more_than_an_adapter_is_another_group(config):
         "task.r_drop reads every batch twice",
         "task.neftune_alpha gives every run noise of its own",
     )
+    found = fuse(configs("peft.modules_to_save=[norm]", "peft.modules_to_save=[norm] seed=2"))
+    assert found.reasons == dict.fromkeys((0, 1), "peft.modules_to_save trains modules of the backbone")
 
 
 def test_runs_whose_steps_are_recorded_are_fused_on_request(config, monkeypatch):

@@ -38,6 +38,7 @@ from sentexp.config.data import (
     Splits,
     TableData,
 )
+from sentexp.config.lora import READING_ROWS, Lora
 from sentexp.config.model import Attention, HeadStart, ModelConfig, PackageFile, PackageModel, RandomWeights
 from sentexp.config.optim import OptimConfig, OptimizerName, Schedule
 from sentexp.config.peft import (
@@ -46,16 +47,14 @@ from sentexp.config.peft import (
     BiasOnly,
     FullFineTuning,
     HeadOnly,
-    Lora,
     OtherMethod,
     PeftConfig,
     PeftMethod,
     Quantization,
     Untuned,
-    method_name,
 )
 from sentexp.config.registry import from_conf, load_config, register_schemas
-from sentexp.config.run import BOOKKEEPING, Config, flatten
+from sentexp.config.run import BOOKKEEPING, Config, flatten, method_name
 from sentexp.config.sweep import Pruner, Sampler, SearchConfig, SweepConfig
 from sentexp.config.task import (
     ASKING,
@@ -85,6 +84,7 @@ __all__ = [
     "IA3",
     "PAIR_SLOT",
     "RATING_LIMIT",
+    "READING_ROWS",
     "TEMPLATE_GROUP",
     "AnswerLoss",
     "Attention",

@@ -51,6 +51,7 @@ class OptimConfig:
     schedule: Schedule
     warmup_ratio: float = number(ge=0, lt=1)
     warmup_steps: int | None = number(ge=0)
+    lora_plus_ratio: float | None = number(gt=0, note="16 is usual")
 
     def __post_init__(self) -> None:
         """Check ranges, and take the scale into the learning rate: runs of the same rate are the same run."""

@@ -24,9 +24,10 @@ from sentexp.config.commands import (
 )
 from sentexp.config.conf_files import conf_dir, values_in
 from sentexp.config.data import Multilingual, PhraseBank, RatedTexts, TableData
+from sentexp.config.lora import Lora
 from sentexp.config.model import ModelConfig
 from sentexp.config.optim import OptimConfig
-from sentexp.config.peft import IA3, BiasOnly, FullFineTuning, HeadOnly, Lora, Untuned
+from sentexp.config.peft import IA3, BiasOnly, FullFineTuning, HeadOnly, Untuned
 from sentexp.config.peft_methods import METHODS
 from sentexp.config.run import Config
 from sentexp.config.sweep import SearchConfig

@@ -6,10 +6,20 @@ from typing import Any
 
 from sentexp.config.checks import check_ranges, seed_number
 from sentexp.config.data import DataConfig, Sampling
+from sentexp.config.lora import FOUR_BIT, READING_ROWS, Lora
 from sentexp.config.metric_names import ORDERED_METRICS
 from sentexp.config.model import ModelConfig
 from sentexp.config.optim import OptimConfig, OptimizerName
-from sentexp.config.peft import HeadOnly, PeftConfig, PeftMethod, Quantization, Untuned, method_name
+from sentexp.config.peft import (
+    IA3,
+    BiasOnly,
+    FullFineTuning,
+    HeadOnly,
+    PeftConfig,
+    PeftMethod,
+    Quantization,
+    Untuned,
+)
 from sentexp.config.sweep import SweepConfig
 from sentexp.config.task import CausalLM, TaskConfig
 from sentexp.config.tracking import TrackingConfig
@@ -39,6 +49,11 @@ class Config:
         check_ranges(self)
         if isinstance(self.task, CausalLM):
             self._check_answering(self.task)
+        require(
+            self.optim.lora_plus_ratio is None or isinstance(self.peft, Lora),
+            f"optim.lora_plus_ratio={self.optim.lora_plus_ratio} is for the matrices B of LoRA, which peft="
+            f"{method_name(self.peft)} does not have: leave it null, or use peft=lora.",
+        )
         if self.trainer.strategy is Strategy.fsdp:
             self._check_sharding()
         self._check_recipes()
@@ -62,6 +77,12 @@ class Config:
             not isinstance(self.peft, PeftMethod),
             f"trainer=fsdp takes LoRA, DoRA, IA3 and whole models, not peft={method_name(self.peft)}: use trainer=ddp.",
         )
+        if isinstance(self.peft, Lora):
+            require(
+                not self.peft.modules_to_save and self.peft.init not in READING_ROWS,
+                "trainer=fsdp takes neither peft.modules_to_save nor a peft.init that looks at training rows "
+                f"({', '.join(READING_ROWS)}), which have the whole model at once: use trainer=ddp.",
+            )
         require(
             self.trainer.precision is not Precision.fp16,
             "trainer=fsdp cannot scale the loss of trainer.precision=fp16: use bf16 or fp32.",
@@ -154,3 +175,15 @@ def flatten(config: object, prefix: str = "") -> dict[str, Any]:
         else:
             leaves[key] = value.name if isinstance(value, Enum) else value
     return leaves
+
+
+def method_name(peft: PeftConfig) -> str:
+    """Return the usual name of a way of training, such as lora, qlora, dora, vera or head."""
+    four_bit = "q" if peft.quantization in FOUR_BIT else ""
+    match peft:
+        case Lora():
+            return four_bit + ("dora" if peft.use_dora else "lora")
+        case PeftMethod():
+            return four_bit + peft.type.lower()
+    names = {IA3: "ia3", FullFineTuning: "full", BiasOnly: "bitfit", HeadOnly: "head"}
+    return names.get(type(peft), "none")

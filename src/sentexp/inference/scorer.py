@@ -24,6 +24,7 @@ from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import Trained, find_base, load_trained, scoring_task
 from sentexp.models.sequence_classifier import Scores, SequenceClassifier
 from sentexp.models.structure import base_of
+from sentexp.models.virtual_tokens import has_virtual_tokens
 from sentexp.system.console import waiting
 from sentexp.system.device import choose_device, choose_precision
 from sentexp.system.memory import is_out_of_memory, limit_kernel_caches, release_memory
@@ -78,7 +79,7 @@ class Scorer:
         model, self.tokenizer = loaded
         self.limit, _ = row_limit(self.tokenizer, trained.prompt, trained.max_length, trained.positions)
         prompt, pad_id = trained.prompt, self.tokenizer.pad_token_id
-        self.packer = packer_for(base_of(model).config.model_type, prompt)
+        self.packer = None if has_virtual_tokens(model) else packer_for(base_of(model).config.model_type, prompt)
         self.classifier: SequenceClassifier | LabelScorer = (
             LabelScorer(model, prompt.answers, prompt.end, scoring_task(trained), pad_id, prompt.max_answer_tokens)
             if trained.answers

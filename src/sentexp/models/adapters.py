@@ -3,19 +3,21 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from sentexp.config import IA3, Bias, BiasOnly, FullFineTuning, HeadOnly, Lora, PeftConfig, PeftMethod, Untuned
+from sentexp.config import IA3, READING_ROWS, BiasOnly, FullFineTuning, HeadOnly, Lora, PeftConfig, PeftMethod, Untuned
 from sentexp.distributed.sharding import cut_like, gathered
 from sentexp.errors import UserError, require
 from sentexp.models.encoders import encoder_of
+from sentexp.models.lora import implied_parameters, lora_config, saved_paths
 from sentexp.models.lora_start import remember_start
 from sentexp.models.peft_methods import adapter_config, train_biases
-from sentexp.models.structure import find_head, head_of, head_paths
+from sentexp.models.start_from_data import StartFromData
+from sentexp.models.structure import base_of, find_head, head_of, head_paths
 from sentexp.models.targets import has_name, is_inside, shape_of, target_names, targets_in_head
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ HARMLESS = (
     "`is_gradient_checkpointing` is deprecated",  # peft 0.21 asks transformers 5.23 by an old name
     "(Failed to load the CUDA extension|Setting boft_n_butterfly_factor)",  # of BOFT, which has the same in PyTorch
     "Detected that the base layer has no bias",  # of BEFT, which then cannot be merged: an export says so
+    "Using Rank-Stabilized LoRA with rank_pattern",  # of a conversion by PEFT: `lora_start` has its own
     "Unsupported layer type .*Norm",  # of LN tuning, which counts on no norms but torch's
 )
 KINDS = ("embeddings", "linear layers", "norms and biases", "adapter", "head")
@@ -49,12 +52,15 @@ class ParameterAudit:
         return self.trainable_total + sum(self.frozen.values())
 
 
-def attach(model: "PreTrainedModel", peft: PeftConfig) -> tuple[nn.Module, ParameterAudit]:
+def attach(
+    model: "PreTrainedModel", peft: PeftConfig, start: StartFromData | None = None
+) -> tuple[nn.Module, ParameterAudit]:
     """Freeze the backbone, attach what is to be trained, and audit it.
 
     Args:
         model: a sequence classifier with a fresh head, or a language model.
         peft: one of the kinds of the `peft` group.
+        start: what LoRA needs to begin as `peft.init` says; without it only the shapes are right.
 
     Returns:
         The model to train (a `PeftModel` where the kind has an adapter) and its audit.
@@ -84,17 +90,12 @@ def attach(model: "PreTrainedModel", peft: PeftConfig) -> tuple[nn.Module, Param
             trained, targets = _wrap(model, adapter_config(model, peft))
             expected = trained.get_nb_trainable_parameters()[0]  # type: ignore[operator]
             require(expected > head, f"peft.type={peft.type} found nothing to train in this model.")
-        case Lora() | IA3():
-            shapes = {path: shape_of(module) for path, module in model.named_modules()}
-            biases = {
-                path: parameter.numel()
-                for path, parameter in model.named_parameters()
-                if "bias" in path and not is_inside(path, head_paths(model))
-            }
-            trained, targets = _wrap(model, _peft_config(model, peft))
-            if isinstance(peft, Lora) and peft.changes_base:
-                remember_start(trained)
-            expected = head + _implied(peft, targets, shapes, biases, trained)
+        case Lora():
+            trained, targets, adapter = _attach_lora(model, peft, start)
+            expected = head + adapter
+        case IA3():
+            trained, targets, adapter = _attach_ia3(model, peft)
+            expected = head + adapter
         case _:
             raise TypeError(f"unknown kind of peft: {type(peft).__name__}")
     audit = _audit(trained, targets, own)
@@ -125,44 +126,63 @@ def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> No
             parameter.copy_(cut_like(state[name], parameter))
 
 
-def _peft_config(model: "PreTrainedModel", peft: Lora | IA3) -> Any:
+def _attach_lora(model: "PreTrainedModel", peft: Lora, start: StartFromData | None) -> tuple[nn.Module, list[str], int]:
+    """Return the wrapped model, its targets, and the parameters that their shapes imply, the head apart."""
+    shapes = {path: shape_of(module) for path, module in model.named_modules()}
+    saved = saved_paths(model, peft)
+    beside = sum(value.numel() for path in saved for value in model.get_submodule(path).parameters())
+    unbiased = [*head_paths(model), *saved]
+    biases = {
+        path: parameter.numel()
+        for path, parameter in model.named_parameters()
+        if "bias" in path and not is_inside(path, unbiased)
+    }
+    plain = replace(peft, init="default") if start is None and peft.init in READING_ROWS else peft
+    with without_harmless_warnings():
+        config = lora_config(model, plain, task_type=_task_type(model))
+    if start is not None:
+        start.look(model, config)
+    trained, targets = _wrap(model, config)
+    for path in saved:
+        base_of(trained).get_submodule(path).modules_to_save["default"].float()
+    if start is not None:
+        start.begin(trained)
+    if plain.changes_base:
+        remember_start(trained)
+    return trained, targets, beside + implied_parameters(peft, targets, shapes, biases)
+
+
+def _attach_ia3(model: "PreTrainedModel", peft: IA3) -> tuple[nn.Module, list[str], int]:
+    shapes = {path: shape_of(module) for path, module in model.named_modules()}
+    trained, targets = _wrap(model, _ia3_config(model, peft))
+    pairs = {path: shape for path in targets if (shape := shapes[path])}
+    forward = set(trained.peft_config["default"].feedforward_modules)  # type: ignore[index, union-attr]
+    scales_input = {path: any(has_name(path, name) for name in forward) for path in pairs}
+    return trained, targets, sum(size[0] if scales_input[path] else size[1] for path, size in pairs.items())
+
+
+def _ia3_config(model: "PreTrainedModel", peft: IA3) -> Any:
     import peft as library
 
-    shared: dict[str, Any] = {"task_type": library.TaskType.CAUSAL_LM}
-    if find_head(model) is not None:
-        shared = {"task_type": library.TaskType.SEQ_CLS, "modules_to_save": list(head_paths(model))}
+    shared: dict[str, Any] = {"modules_to_save": list(head_paths(model)) or None}
+    encoder = encoder_of(model.config)
+    if peft.target_modules is None and encoder is not None and encoder.ia3 is not None:
+        shared |= {"target_modules": list(encoder.ia3[0]), "feedforward_modules": list(encoder.ia3[1])}
+    if peft.target_modules is not None:
+        feedforward = target_names(model, "peft.feedforward_modules", peft.feedforward_modules)
+        shared |= {"target_modules": target_names(model, "peft.target_modules", peft.target_modules)}
+        shared |= {
+            "feedforward_modules": feedforward,
+            "exclude_modules": targets_in_head(model, shared["target_modules"]),
+        }
     conv1d = any(type(module).__name__ == "Conv1D" for module in model.modules())
-    if isinstance(peft, IA3):
-        encoder = encoder_of(model.config)
-        if peft.target_modules is None and encoder is not None and encoder.ia3 is not None:
-            shared |= {"target_modules": list(encoder.ia3[0]), "feedforward_modules": list(encoder.ia3[1])}
-        if peft.target_modules is not None:
-            feedforward = target_names(model, "peft.feedforward_modules", peft.feedforward_modules)
-            shared |= {"target_modules": target_names(model, "peft.target_modules", peft.target_modules)}
-            shared |= {
-                "feedforward_modules": feedforward,
-                "exclude_modules": targets_in_head(model, shared["target_modules"]),
-            }
-        return library.IA3Config(fan_in_fan_out=conv1d, **shared)
-    require(
-        not (conv1d and peft.init == "olora"),
-        f"peft.init=olora does not fit the layers of {model.config.model_type}: use pissa, or another peft.init.",
-    )
-    targets = target_names(model, "peft.target_modules", peft.target_modules)
-    return library.LoraConfig(
-        r=peft.r,
-        lora_alpha=peft.alpha,
-        lora_dropout=peft.dropout,
-        bias=peft.bias.name,
-        target_modules=targets,
-        exclude_modules=targets_in_head(model, targets),
-        layers_to_transform=peft.layers_to_transform,
-        use_rslora=peft.use_rslora,
-        use_dora=peft.use_dora,
-        init_lora_weights=True if peft.init == "default" else peft.init,
-        fan_in_fan_out=conv1d,
-        **shared,
-    )
+    return library.IA3Config(task_type=_task_type(model), fan_in_fan_out=conv1d, **shared)
+
+
+def _task_type(model: "PreTrainedModel") -> Any:
+    from peft import TaskType
+
+    return TaskType.CAUSAL_LM if find_head(model) is None else TaskType.SEQ_CLS
 
 
 @contextmanager
@@ -188,30 +208,7 @@ def _wrap(model: "PreTrainedModel", config: Any) -> tuple[nn.Module, list[str]]:
         kind = config.peft_type.value
         key = "peft.target_modules do" if kind in ("LORA", "IA3") else f"peft.type={kind} does"
         raise UserError(f"{key} not fit this model: {error}") from error
-    return wrapped, sorted(wrapped.base_model.targeted_module_names)
-
-
-def _implied(
-    peft: Lora | IA3,
-    targets: list[str],
-    shapes: dict[str, tuple[int, int] | None],
-    biases: dict[str, int],
-    wrapped: nn.Module,
-) -> int:
-    """Return the number of adapter parameters that the shapes of the target modules imply, the head apart."""
-    pairs = {path: shape for path in targets if (shape := shapes[path])}
-    if isinstance(peft, IA3):
-        forward = set(wrapped.peft_config["default"].feedforward_modules)  # type: ignore[index, union-attr]
-        scales_input = {path: any(has_name(path, name) for name in forward) for path in pairs}
-        return sum(size[0] if scales_input[path] else size[1] for path, size in pairs.items())
-    implied = sum(peft.r * (inputs + outputs) for inputs, outputs in pairs.values())
-    if peft.use_dora:
-        implied += sum(outputs for _, outputs in pairs.values())
-    if peft.bias is Bias.all:
-        implied += sum(biases.values())
-    if peft.bias is Bias.lora_only:
-        implied += sum(biases.get(f"{path}.bias", 0) for path in targets)
-    return implied
+    return wrapped, sorted(getattr(wrapped.base_model, "targeted_module_names", ()))
 
 
 def _audit(model: nn.Module, targets: list[str], own: set[int]) -> ParameterAudit:
@@ -223,8 +220,9 @@ def _audit(model: nn.Module, targets: list[str], own: set[int]) -> ParameterAudi
         if "original_module" in path:
             continue  # PEFT's copy of the head before training: not part of the model's answer
         counts = trainable if parameter.requires_grad else frozen
-        in_head = is_inside(path.removeprefix("base_model.model."), head)
-        kind = "adapter" if id(parameter) not in own else _kind(path, parameter, embeddings)
+        in_head = is_inside(path.removeprefix("base_model.model.").removeprefix("base_model."), head)
+        is_new = id(parameter) not in own and "modules_to_save" not in path
+        kind = "adapter" if is_new else _kind(path, parameter, embeddings)
         counts["head" if in_head else kind] += _numel(parameter)
     return ParameterAudit(trainable=trainable, frozen=frozen, targets=targets)
 

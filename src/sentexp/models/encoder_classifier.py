@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sentexp.data.batch import Texts
+from sentexp.data.batch import Padded, Texts
 from sentexp.data.packing import Packed
 from sentexp.models.encoders import encoder_of, first_position, mean_of_tokens, pool, pooling_of
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.feature_cache import FeatureCache
 from sentexp.models.sequence_classifier import Scores, SequenceClassifier
 from sentexp.models.structure import base_of
+from sentexp.models.virtual_tokens import columns_ahead, inputs_of
 
 
 class EncoderClassifier(SequenceClassifier):
@@ -44,7 +45,7 @@ class EncoderClassifier(SequenceClassifier):
         with torch.autocast(read.device.type, enabled=False):
             logits = self.encoder.logits(base, read.flatten(0, -2))
             if late:
-                logits = mean_of_tokens(logits.unflatten(0, read.shape[:2]), _mask(texts))
+                logits = mean_of_tokens(logits.unflatten(0, read.shape[:2]), self._mask(texts))
         return Scores(logits)
 
     def features(self, texts: Texts, cache: PrefixCache | None = None) -> Tensor:
@@ -53,7 +54,7 @@ class EncoderClassifier(SequenceClassifier):
         if isinstance(texts, Packed) and self.pooling == "first":
             first = self._packed_states(texts).index_select(0, texts.grid[:, 0])
             return first.float()
-        return pool(self._states(texts), _mask(texts), self.pooling)
+        return pool(self._states(texts), self._mask(texts), self.pooling)
 
     def _states(self, texts: Texts) -> Tensor:
         """Return the float32 hidden states of all tokens, shape (rows, tokens, hidden)."""
@@ -61,7 +62,21 @@ class EncoderClassifier(SequenceClassifier):
             states = self._packed_states(texts)
             grid: Tensor = states.index_select(0, texts.grid.flatten()).unflatten(0, texts.grid.shape)
             return grid.float()
-        return self._padded(texts.ids, texts.mask).float()
+        return self._padded(*self._padded_behind(texts)).float()
+
+    def _mask(self, texts: Texts) -> Tensor:
+        """Return 1 where a row has a token, virtual ones before the others, shape (rows, tokens)."""
+        if not isinstance(texts, Packed):
+            return nn.functional.pad(self._padded_behind(texts).mask, (columns_ahead(self.model), 0), value=1)
+        columns = torch.arange(texts.grid.shape[1], device=texts.grid.device)
+        return (columns < texts.starts.diff()[:, None]).long()
+
+    def _padded_behind(self, texts: Padded) -> Padded:
+        """Return rows with their padding behind them where virtual tokens precede: some encoders count columns."""
+        if not columns_ahead(self.model):
+            return texts
+        order = texts.mask.argsort(dim=1, descending=True, stable=True)
+        return Padded(texts.ids.gather(1, order), texts.mask.gather(1, order))
 
     def _packed_states(self, packed: Packed) -> Tensor:
         """Return the hidden states of all tokens, shape (tokens, hidden), positions as the encoder numbers them."""
@@ -73,12 +88,13 @@ class EncoderClassifier(SequenceClassifier):
     def _padded(self, ids: Tensor, mask: Tensor) -> Tensor:
         positions = (mask.cumsum(-1) - 1).clamp(min=0) + self.first_position
         encoder: Any = base_of(self.model).base_model
-        options = {"position_ids": positions}
+        options, ahead = inputs_of(self.model, ids, mask, positions)
         if self.separator is not None:
             begins = torch.zeros_like(mask, dtype=torch.bool)
             begins[:, 0] = True
-            options["token_type_ids"] = segments_of(ids.flatten(), begins.flatten(), self.separator).view_as(ids)
-        states: Tensor = encoder(input_ids=ids, attention_mask=mask, **options).last_hidden_state
+            segments = segments_of(ids.flatten(), begins.flatten(), self.separator).view_as(ids)
+            options["token_type_ids"] = nn.functional.pad(segments, (ahead, 0))
+        states: Tensor = encoder(**options).last_hidden_state
         return states
 
 
@@ -112,11 +128,3 @@ def classifier_over(
     if encoder_of(base_of(model).config) is not None:
         return EncoderClassifier(model, compiled, separator)
     return SequenceClassifier(model, compiled, feature_cache)
-
-
-def _mask(texts: Texts) -> Tensor:
-    """Return 1 where a row has a token, shape (rows, tokens)."""
-    if not isinstance(texts, Packed):
-        return texts.mask
-    columns = torch.arange(texts.grid.shape[1], device=texts.grid.device)
-    return (columns < texts.starts.diff()[:, None]).long()

@@ -17,6 +17,7 @@ from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import PaddingFreeModel
 from sentexp.models.sequence_classifier import Scores
 from sentexp.models.structure import base_of
+from sentexp.models.virtual_tokens import has_virtual_tokens, inputs_of
 
 VOCABULARY_BLOCK = 1 << 14
 
@@ -119,6 +120,8 @@ class LabelScorer(nn.Module):
             pad_token_id=self.pad_id,
             eos_token_id=self.end[-1:] or None,
         )
+        if has_virtual_tokens(self.model):
+            return self._written(ids, mask)
         model = base_of(self.model)
         together = is_sharded(model)  # all processes write as many tokens, as each of them needs the others' shards
         out = model.generate(ids, attention_mask=mask, generation_config=settings, use_cache=True, synced_gpus=together)
@@ -172,8 +175,8 @@ class LabelScorer(nn.Module):
 
     def _logits(self, ids: Tensor, mask: Tensor, position: Tensor, keep: Tensor) -> Tensor:
         """Return the logits over the vocabulary at the columns `keep`: no others are computed."""
-        model = base_of(self.model)
-        out = model(input_ids=ids, attention_mask=mask, position_ids=position, logits_to_keep=keep, use_cache=False)
+        inputs = inputs_of(self.model, ids, mask, position)
+        out = base_of(self.model)(**inputs.options, logits_to_keep=keep + inputs.ahead, use_cache=False)
         return out.logits  # type: ignore[no-any-return]
 
     def _branching(self, mask: Tensor) -> Tensor:
@@ -188,6 +191,19 @@ class LabelScorer(nn.Module):
         return torch.zeros(rows, 1, columns, columns, dtype=dtype, device=mask.device).masked_fill_(
             ~seen, torch.finfo(dtype).min
         )
+
+    def _written(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return greedy answers to prompts that are padded on the left, each token by a pass of its own."""
+        written = ids[:, :0]
+        ended = torch.zeros_like(mask[:, 0], dtype=torch.bool)
+        for _ in range(self.max_answer_tokens):
+            last = torch.tensor([ids.shape[1] - 1], device=ids.device)
+            tokens = self._logits(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), last)[:, 0].argmax(-1)
+            tokens = tokens.masked_fill(ended, self.pad_id)[:, None]
+            ended = ended | (tokens[:, 0] == (self.end[-1] if self.end else -1))
+            written, ids = torch.cat([written, tokens], 1), torch.cat([ids, tokens], 1)
+            mask = torch.cat([mask, torch.ones_like(tokens)], 1)
+        return written
 
 
 class _TreeTensors(nn.Module):

@@ -1,8 +1,9 @@
-"""Adapters that begin with a part of the weights (PiSSA, OLoRA), saved as plain LoRA over the weights as they were.
+"""Adapters that begin with a part of the weights, saved as plain LoRA over the weights as they were.
 
 PiSSA (Meng et al. 2024, arXiv:2404.02948) begins with the largest singular vectors of a weight, OLoRA (Büyükakyüz 2024,
-arXiv:2406.01775) with a part of its QR decomposition: with A0 and B0, so that W = W_rest + s B0 A0. What is trained is
-then W_rest + s B A = W + s (B A - B0 A0), a LoRA of twice the rank over W: [B, -B0] and [A; A0].
+arXiv:2406.01775) with a part of its QR decomposition; of CorDA and LoRA-GA `start_from_data` tells. All take A0 and B0
+out of it, so that W = W_rest + s B0 A0. What is trained is then W_rest + s B A = W + s (B A - B0 A0), a LoRA of twice
+the rank over W: [B, -B0] and [A; A0].
 """
 
 import copy
@@ -37,6 +38,9 @@ def over_original_weights(model: nn.Module, state: dict[str, Tensor], config: An
     rank, scale = 2 * config.r, math.sqrt(2) if config.use_rslora else 2
     converted = copy.copy(config)
     converted.r, converted.lora_alpha, converted.init_lora_weights = rank, scale * config.lora_alpha, True
+    converted.rank_pattern = {key: 2 * own for key, own in config.rank_pattern.items()}
+    converted.alpha_pattern = {key: scale * own for key, own in config.alpha_pattern.items()}
+    converted.corda_config = converted.lora_ga_config = None
     doubled = {
         name: torch.cat([state[name], value], 0) if "lora_A" in name else torch.cat([state[name], -value], 1)
         for name, value in start.items()

@@ -11,6 +11,7 @@ from sentexp.models.dequantize import restore_kinds
 from sentexp.models.loading import build_on_meta
 from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import Trained, load_trained
+from sentexp.models.virtual_tokens import has_virtual_tokens
 
 CPU = torch.device("cpu")
 
@@ -31,6 +32,11 @@ def merge(trained: Trained, base: Backbone, device: torch.device = CPU) -> nn.Mo
     """
     model: Any
     model, _ = load_trained(trained, base, Precision.fp32, device, unpacked=True)
+    if has_virtual_tokens(model):
+        raise UserError(
+            f"{model.active_peft_config.peft_type.value} puts virtual tokens before each text, and no merged model has "
+            "any: use format=peft."
+        )
     if hasattr(model, "merge_and_unload"):
         try:
             model = model.merge_and_unload(safe_merge=True)

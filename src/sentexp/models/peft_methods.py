@@ -9,24 +9,38 @@ from typing import TYPE_CHECKING, Any
 from sentexp.config import OtherMethod, PeftMethod, Quantization
 from sentexp.config.peft_methods import OPTIONS
 from sentexp.errors import UserError, require
+from sentexp.models.encoders import encoder_of
 from sentexp.models.structure import find_head, head_paths
 from sentexp.models.targets import has_name, is_inside, shape_of, target_names
+from sentexp.models.virtual_tokens import VIRTUAL
 
 if TYPE_CHECKING:
     import peft as library
     from transformers import PreTrainedModel
 
-OURS = ("peft_type", "task_type", "inference_mode", "fan_in_fan_out", "modules_to_save", "target_modules", "total_step")
+OURS = (
+    "peft_type",
+    "task_type",
+    "inference_mode",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "target_modules",
+    "total_step",
+    "tokenizer_name_or_path",
+)
 """Keys of PEFT that are set here, or by keys of their own."""
 
 OVER_PACKED_WEIGHTS = (
     "ADALORA", "BEFT", "BOFT", "C3A", "FOURIERFT", "GRALORA", "IA3", "LILY", "LN_TUNING", "LORA", "MISS", "OFT",
-    "PVERA", "RANDLORA", "ROAD", "UNILORA", "VBLORA", "VERA", "WAVEFT",
+    "PVERA", "RANDLORA", "ROAD", "UNILORA", "VBLORA", "VERA", "WAVEFT", *VIRTUAL,
 )  # fmt: skip
 """Methods whose numbers over weights in 4 bits are those over the same weights unpacked, as the tests compare."""
 
-NOT_MERGEABLE = ("BEFT", "LILY")
-"""Methods that PEFT cannot merge into the backbone, BEFT at least where its layers have no biases."""
+NOT_MERGEABLE = ("BEFT", "LILY", *VIRTUAL)
+"""Methods that cannot be merged into the backbone, BEFT at least where its layers have no biases."""
+
+NOT_OVER_ENCODERS = ("PREFIX_TUNING",)
+"""Methods that need layers of decoders."""
 
 UNSUPPORTED = {
     "ADAPTION_PROMPT": "it replaces the attention of a few architectures",
@@ -34,9 +48,6 @@ UNSUPPORTED = {
     "CPT": "its prompt is made of examples that PEFT encodes",
     "MULTITASK_PROMPT_TUNING": "it needs the number of a task with each row",
     "POLY": "it needs the number of a task with each row",
-    "PREFIX_TUNING": "its virtual tokens need another form of rows",
-    "PROMPT_TUNING": "its virtual tokens need another form of rows",
-    "P_TUNING": "its virtual tokens need another form of rows",
     "SHADOW": "it runs a second model beside the backbone",
     "TRAINABLE_TOKENS": "it trains embeddings of new tokens",
     "XLORA": "it mixes adapters that are trained already",
@@ -97,9 +108,33 @@ def adapter_config(model: "PreTrainedModel", peft: PeftMethod) -> "library.PeftC
         shared["target_modules"] = targets
     if any(type(module).__name__ == "Conv1D" for module in model.modules()):
         shared["fan_in_fan_out"] = True
+    if peft.type in VIRTUAL:
+        shared |= _virtual_tokens(model, peft)
     shapes = {path: shape for path, module in model.named_modules() if (shape := shape_of(module))}
     adapted = [path for path in shapes if not is_inside(path, heads) and _is_target(path, targets)]
     return method_config(peft, [size for path in adapted for size in shapes[path]], **shared)
+
+
+def _virtual_tokens(model: "PreTrainedModel", peft: PeftMethod) -> dict[str, Any]:
+    """Return keys of PEFT about virtual tokens, some of which it knows of few architectures."""
+    config = model.config.get_text_config()
+    require(
+        peft.own_keys()["num_virtual_tokens"] > 0,
+        f"peft.num_virtual_tokens={peft.own_keys()['num_virtual_tokens']} must be at least 1.",
+    )
+    if peft.type == "PREFIX_TUNING":
+        require(
+            encoder_of(config) is None,
+            "peft=prefix_tuning needs layers that take keys and values from before a text, and those of "
+            f"{model.config.model_type} do not: use peft=prompt_tuning or p_tuning.",
+        )
+        return {}
+    return {
+        "tokenizer_name_or_path": model.name_or_path,
+        "token_dim": model.get_input_embeddings().weight.shape[-1],
+        "num_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+    }
 
 
 def _is_target(path: str, targets: list[str] | None) -> bool:
@@ -122,6 +157,8 @@ def method_config(peft: PeftMethod, sizes: Sequence[int], **shared: Any) -> "lib
     known = {item.name for item in dataclasses.fields(kind)}
     keys = peft.own_keys()
     shared["total_step"] = UNTIL_TRAINING
+    if keys.get("prompt_tuning_init") == "TEXT" and not shared.get("tokenizer_name_or_path"):
+        keys["prompt_tuning_init"] = "RANDOM"  # of a model without files only the shapes are wanted
     _check_keys(peft, keys, sorted(known - set(OURS)))
     _check_storage(peft)
     name, most = LARGEST.get(peft.type, ("", 0))

@@ -12,6 +12,7 @@ from sentexp.models.fast.padding_free import PaddingFreeModel
 from sentexp.models.feature_cache import FeatureCache
 from sentexp.models.pretrained import Backbone
 from sentexp.models.structure import base_of, head_of
+from sentexp.models.virtual_tokens import inputs_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,16 +67,9 @@ class SequenceClassifier(nn.Module):
             return self.feature_cache.get(texts, self.packed.hidden)
         if isinstance(texts, Packed):
             return self.packed.hidden(texts, cache).float()
-        hidden = (
-            base_of(self.model)
-            .base_model(
-                input_ids=texts.ids,
-                attention_mask=texts.mask,
-                position_ids=(texts.mask.cumsum(-1) - 1).clamp(min=0),
-                use_cache=False,
-            )
-            .last_hidden_state
-        )
+        inputs = inputs_of(self.model, texts.ids, texts.mask, (texts.mask.cumsum(-1) - 1).clamp(min=0))
+        backbone = base_of(self.model).base_model
+        hidden = backbone(**inputs.options, use_cache=False).last_hidden_state[:, inputs.ahead :]
         last = texts.mask.shape[1] - 1 - texts.mask.flip(1).argmax(1)
         return hidden[torch.arange(len(last), device=last.device), last].float()  # type: ignore[no-any-return]
 

@@ -35,6 +35,32 @@ def target_names(model: "PreTrainedModel", key: str, targets: str | list[str]) -
     return targets
 
 
+def excluded_names(model: "PreTrainedModel", excluded: str | list[str] | None, targets: list[str]) -> list[str]:
+    """Return `peft.exclude_modules` as names or paths for PEFT, once each is known to match a target.
+
+    Args:
+        model: without an adapter.
+        excluded: names, or a regular expression over paths.
+        targets: names or paths of the target modules.
+    """
+    paths = [
+        path for path, module in model.named_modules() if shape_of(module) and any(has_name(path, t) for t in targets)
+    ]
+    paths = [path for path in paths if not is_inside(path, head_paths(model))]
+    names = excluded if isinstance(excluded, list) else []
+    if isinstance(excluded, str):
+        names = [path for path in paths if re.fullmatch(excluded, path)]
+        require(bool(names), f"peft.exclude_modules={excluded} matches no target module.")
+    for name in names:
+        is_there = any(has_name(path, name) for path in paths)
+        require(is_there, f"peft.exclude_modules: {name!r} matches no target module.")
+    require(
+        any(not any(has_name(path, name) for name in names) for path in paths),
+        f"peft.exclude_modules={excluded} leaves no target module.",
+    )
+    return names
+
+
 def targets_in_head(model: "PreTrainedModel", targets: list[str]) -> list[str] | None:
     """Return the layers of the head that have the names of targets: they train in full, and get no adapter."""
     layers = [path for path, module in model.named_modules() if shape_of(module) and is_inside(path, head_paths(model))]

@@ -1,16 +1,19 @@
 """From inputs to what Lightning runs: the model, its scoring, the module, the data."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from sentexp.config import (
+    READING_ROWS,
     BiasOnly,
     CausalLM,
     FullFineTuning,
     HeadInit,
     HeadOnly,
+    Lora,
     PeftMethod,
     Precision,
     PriorCorrection,
@@ -21,7 +24,7 @@ from sentexp.config import (
     task_name,
 )
 from sentexp.config.checks import AUTO
-from sentexp.data.batch import pad
+from sentexp.data.batch import move, pad
 from sentexp.data.class_balance import class_weights, row_weights
 from sentexp.data.datamodule import DataModule
 from sentexp.data.prompts import CONTENT_FREE, pair_separator
@@ -41,7 +44,8 @@ from sentexp.models.loading import (
     load_classifier,
     load_language_model,
 )
-from sentexp.models.sequence_classifier import start_head_at_label_words
+from sentexp.models.sequence_classifier import SequenceClassifier, start_head_at_label_words
+from sentexp.models.start_from_data import StartFromData
 from sentexp.models.structure import has_dropout, shardable_parts
 from sentexp.run.cache import cached, clear_cache
 from sentexp.run.inputs import RunInputs, RunSpec, build_packer
@@ -99,10 +103,33 @@ def build_model(inputs: RunInputs, batches: BatchPlan | None = None) -> tuple[nn
             f"{config.model.given_as} ({model.config.model_type}): leave it false.",
         )
         model.activation_checkpointing_enable({"use_reentrant": False})
-    trained, audit = attach(model, config.peft)
+    trained, audit = attach(model, config.peft, _start_from_data(inputs, model, load))
     if config.trainer.strategy is Strategy.fsdp:
         shard(shardable_parts(trained), inputs.device)
     return trained, audit
+
+
+def _start_from_data(inputs: RunInputs, model: "PreTrainedModel", load: Loading) -> StartFromData | None:
+    """Return what LoRA looks at before it begins, where it looks at anything; the model is where it computes then."""
+    peft = inputs.config.peft
+    if not isinstance(peft, Lora) or peft.init not in (*READING_ROWS, "loftq"):
+        return None
+    if peft.quantization is Quantization.none:
+        model.to(inputs.device)
+    train = inputs.tokens["train"]
+    numbers = torch.randperm(len(train), generator=torch.Generator().manual_seed(inputs.config.seed)).tolist()
+    chosen = numbers[: peft.init_rows] if peft.init in READING_ROWS else []
+    plain = replace(load, storage=replace(peft, init="default", quantization=Quantization.none))
+    rows = [
+        (
+            move(pad([ids], inputs.tokenizer.pad_token_id, "right"), inputs.device),
+            torch.tensor([label], device=inputs.device),
+        )
+        for ids, label in zip(train.ids(chosen), train.labels[chosen].tolist(), strict=True)
+    ]
+    return StartFromData(
+        init=peft.init, rows=rows, classifier=_classifier(inputs, model), whole=lambda: _fresh(inputs, plain)
+    )
 
 
 def outline_model(spec: RunSpec) -> tuple[nn.Module, ParameterAudit]:
@@ -120,24 +147,25 @@ def outline_model(spec: RunSpec) -> tuple[nn.Module, ParameterAudit]:
 
 def _load(inputs: RunInputs, load: Loading) -> "PreTrainedModel":
     """Return the backbone; runs of a sweep share its weights, unless they train them (law 8)."""
-    config, labels = inputs.config, inputs.examples.labels
-
-    def fresh() -> "PreTrainedModel":
-        hint(f"Loading the model, {config.model.title}")
-        if isinstance(config.task, CausalLM):
-            return load_language_model(inputs.backbone, inputs.tokenizer, load)
-        return load_classifier(inputs.backbone, inputs.tokenizer, labels, load, inputs.head_rows)
-
+    config = inputs.config
     if not is_reusable(config.peft):
         clear_cache("model")
-        return fresh()
+        return _fresh(inputs, load)
     stored = [load.attention, load.keeps_dequantized]
-    key = [task_name(config.task), labels, inputs.head_rows, *stored, *_weights(inputs)]
-    model = cached(config, "model", key, fresh, most=1)
+    key = [task_name(config.task), inputs.examples.labels, inputs.head_rows, *stored, *_weights(inputs)]
+    model = cached(config, "model", key, lambda: _fresh(inputs, load), most=1)
     if config.sweep.name is None:
         return model
     torch.manual_seed(config.seed)  # as before a load of its own: the head and the adapter begin as they would alone
     return clone_sharing_weights(model)
+
+
+def _fresh(inputs: RunInputs, load: Loading) -> "PreTrainedModel":
+    config = inputs.config
+    hint(f"Loading the model, {config.model.title}")
+    if isinstance(config.task, CausalLM):
+        return load_language_model(inputs.backbone, inputs.tokenizer, load)
+    return load_classifier(inputs.backbone, inputs.tokenizer, inputs.examples.labels, load, inputs.head_rows)
 
 
 def _weights(inputs: RunInputs) -> list[Any]:
@@ -170,13 +198,8 @@ def build_module(inputs: RunInputs, model: nn.Module) -> ClassifierModule:
         packer = build_packer(inputs)
         content_free = pad(rows, pad_id, "left") if packer is None else packer.score(rows, 0)
     row_loss = _row_loss(inputs, model)
-    prompt, separator = inputs.prompt, pair_separator(inputs.prompt, inputs.tokenizer)
     return ClassifierModule(
-        classifier_over(model, config.trainer.compile, _known_features(inputs), separator)
-        if answering is None
-        else LabelScorer(
-            model, prompt.answers, prompt.end, answering, pad_id, prompt.max_answer_tokens, config.trainer.compile
-        ),
+        _classifier(inputs, model),
         inputs.examples.labels,
         config.optim,
         config.seed,
@@ -200,6 +223,16 @@ def _row_loss(inputs: RunInputs, model: nn.Module) -> RowLoss:
     )
     weights = class_weights(config.data, inputs.examples)
     return RowLoss(weights, task.focal_gamma, task.label_smoothing, task.r_drop)
+
+
+def _classifier(inputs: RunInputs, model: nn.Module) -> SequenceClassifier | LabelScorer:
+    """Return what scores rows as the task and the prompt say."""
+    task, prompt, compiled = inputs.config.task, inputs.prompt, inputs.config.trainer.compile
+    if not isinstance(task, CausalLM):
+        separator = pair_separator(prompt, inputs.tokenizer)
+        return classifier_over(model, compiled, _known_features(inputs), separator)
+    pad_id = inputs.tokenizer.pad_token_id
+    return LabelScorer(model, prompt.answers, prompt.end, task, pad_id, prompt.max_answer_tokens, compiled)
 
 
 def build_data(inputs: RunInputs, batches: BatchPlan | None = None) -> DataModule:

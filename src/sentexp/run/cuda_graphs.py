@@ -33,10 +33,12 @@ def uses_cuda_graphs(config: Config, device: torch.device, precision: Precision,
 def _obstacle(config: Config, device: torch.device, precision: Precision, architecture: str) -> str:
     """Return what in a run cannot be recorded."""
     trainer, peft = config.trainer, config.peft
+    beside = isinstance(peft, Lora) and peft.modules_to_save
     obstacles = {
         "this run is on the CPU, which has none": device.type != "cuda",
         f"a {architecture} is none of {', '.join(ARCHITECTURES)}": architecture not in ARCHITECTURES,
         f"peft={method_name(peft)} is none of LoRA, QLoRA and DoRA": not isinstance(peft, Lora),
+        f"peft.modules_to_save={beside} trains modules of the backbone": bool(beside),
         f"optim={config.optim.name.name} is not adamw": config.optim.name is not OptimizerName.adamw,
         f"trainer={trainer.strategy.name} has several processes": trainer.strategy is not Strategy.single,
         "task.r_drop reads every batch twice": config.task.r_drop > 0,

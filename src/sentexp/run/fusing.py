@@ -91,6 +91,7 @@ def _obstacle(config: Config) -> str:
     obstacles = {
         f"trainer={trainer.strategy.name} trains one run in several processes": trainer.strategy is not Strategy.single,
         f"peft.bias={peft.bias.name} trains the backbone's own biases": peft.bias is not Bias.none,
+        "peft.modules_to_save trains modules of the backbone": bool(peft.modules_to_save),
         f"peft.init={peft.init} changes the backbone": peft.changes_base,
         "layers in int8 are bitsandbytes' own": peft.quantization is Quantization.int8,
         "task.r_drop reads every batch twice": config.task.r_drop > 0,

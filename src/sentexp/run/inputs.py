@@ -19,6 +19,7 @@ from sentexp.models.checkpoint_labels import head_rows
 from sentexp.models.fast.padding_free import packer_for
 from sentexp.models.loading import load_tokenizer
 from sentexp.models.pretrained import Backbone, locate_backbone
+from sentexp.models.virtual_tokens import count_virtual_tokens
 from sentexp.run import report
 from sentexp.run.cache import cached
 from sentexp.run.cuda_graphs import uses_cuda_graphs
@@ -75,10 +76,13 @@ def resolve_inputs(config: Config, whole: bool = False) -> RunSpec:
     backbone, tokenizer, positions = cached(
         config, "backbone", [flatten(config.model), task_name(config.task)], lambda: _backbone(config)
     )
+    virtual = count_virtual_tokens(config.peft)
+    positions -= virtual
+    besides = f" that virtual tokens leave (peft.num_virtual_tokens={virtual})" if virtual else ""
     require(
         config.data.max_length <= positions,
         f"data.max_length={config.data.max_length} is more than the {positions} positions of "
-        f"{config.model.given_as}: give data.max_length={positions}, or less.",
+        f"{config.model.given_as}{besides}: give data.max_length={max(positions, 1)}, or less.",
     )
     rows = None
     if not isinstance(config.task, CausalLM):
@@ -209,10 +213,11 @@ def _json_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def build_packer(spec: RunSpec) -> Packer | None:
     """Return what lays rows out without padding; None where they are padded.
 
-    That is where `trainer.padding_free` says so, and for architectures that were never compared without padding.
+    That is where `trainer.padding_free` says so, with virtual tokens, and for architectures that were never compared
+    without padding.
     """
     config, prompt = spec.config, spec.prompt
-    if not config.trainer.padding_free:
+    if not config.trainer.padding_free or count_virtual_tokens(config.peft):
         return None
     loss = config.task.loss if isinstance(config.task, CausalLM) else AnswerLoss.answer
     packer = packer_for(model_type(spec.backbone), prompt, loss)

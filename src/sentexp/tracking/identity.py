@@ -35,6 +35,12 @@ LATER: dict[str, Any] = {
     "model.head": "auto",
     "model.package.beside": {},
     "model.package.pieces": {},
+    "peft.init_rows": 256,
+    "peft.rank_pattern": None,
+    "peft.alpha_pattern": None,
+    "peft.exclude_modules": None,
+    "peft.modules_to_save": None,
+    "optim.lora_plus_ratio": None,
 }
 """Keys that earlier releases did not have, and the value that computes what these did: it is not part of identities."""
 WRITTEN_OUT = {"task.template": ASKING, "task.head_init": "label_words"}

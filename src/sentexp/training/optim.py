@@ -35,11 +35,11 @@ def build_optimizer(
         UserError: a paged optimizer without a CUDA GPU, an optimizer that is not installed, or nothing for it to do.
     """
     owned = set() if head is None else {id(parameter) for parameter in head.parameters()}
-    muons, scales = _inner_matrices(optim, model, owned), _scales(optim, model)
+    muons, scales, ratios = _inner_matrices(optim, model, owned), _scales(optim, model), _lora_plus(optim, model)
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            lr = optim.head_lr or optim.lr if id(parameter) in owned else optim.lr
+            lr = optim.head_lr or optim.lr if id(parameter) in owned else optim.lr * ratios.get(id(parameter), 1.0)
             decay = optim.weight_decay if parameter.ndim > 1 else 0.0
             key = (lr * scales.get(id(parameter), 1.0), decay, id(parameter) in muons)
             groups.setdefault(key, []).append(parameter)
@@ -68,6 +68,14 @@ def _scales(optim: OptimConfig, model: nn.Module) -> dict[int, float]:
         return {}
     depths = layer_depths(model, f"optim.layer_decay={optim.layer_decay}")
     return {key: optim.layer_decay ** (depths.layers + 1 - depth) for key, depth in depths.of.items()}
+
+
+def _lora_plus(optim: OptimConfig, model: nn.Module) -> dict[int, float]:
+    """Return what LoRA+ (Hayou et al. 2024) multiplies rates by, those of B and as in PEFT of vectors, by their ids."""
+    if optim.lora_plus_ratio is None:
+        return {}
+    named = model.named_parameters()
+    return {id(value): optim.lora_plus_ratio for name, value in named if "lora_B" in name or value.ndim == 1}
 
 
 def _create(optim: OptimConfig, groups: Groups, device: torch.device, fused: bool) -> "Optimizer":

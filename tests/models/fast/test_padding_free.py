@@ -174,6 +174,20 @@ def test_nothing_changes_without_padding(kind, task, fast_calls):
     assert bool(fast_calls) == (kind in ARCHITECTURES)
 
 
+@pytest.mark.parametrize(
+    ("keys", "is_fast"),
+    [
+        (["peft.rank_pattern={v_proj:5}", "peft.alpha_pattern={down_proj:9,v_proj:2}"], True),
+        (["peft.exclude_modules=[layers.0.self_attn.k_proj,up_proj]"], True),
+        (["peft.modules_to_save=[norm]"], False),
+        (["peft.modules_to_save=[embed_tokens,layers.1.mlp.down_proj]"], False),
+    ],
+)
+def test_layers_may_differ_and_others_may_train_beside(keys, is_fast, fast_calls):
+    compare(*build("llama", peft=(*LORA, *keys)), some_rows())
+    assert bool(fast_calls) is is_fast
+
+
 @pytest.mark.parametrize("task", BOTH, ids=["head", "labels"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize(

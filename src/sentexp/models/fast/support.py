@@ -28,6 +28,8 @@ def supports(backbone: Any, longest: int) -> bool:
     window = getattr(config, "sliding_window", None)
     if not layers or getattr(config, "attention_dropout", None) or (window is not None and longest > window):
         return False
+    if any(hasattr(module, "modules_to_save") for module in backbone.modules()):  # it trains, beside the adapter
+        return False
     if any(type(layer).__name__ not in LAYERS for layer in layers) or hasattr(backbone.norm, "base_layer"):
         return False
     if getattr(config, "use_bidirectional_attention", None) or getattr(config, "final_logit_softcapping", None):

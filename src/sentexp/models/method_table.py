@@ -1,0 +1,49 @@
+"""What can be done with each option of `peft`: the facts that errors state, as rows of a table."""
+
+from dataclasses import dataclass, fields
+
+from sentexp.config.peft_methods import OPTIONS
+from sentexp.models.peft_methods import NOT_MERGEABLE, NOT_OVER_ENCODERS, OVER_PACKED_WEIGHTS
+from sentexp.models.virtual_tokens import VIRTUAL
+
+TYPES = {option: kind for kind, option in OPTIONS.items()}
+LORA = ("dora", "lora", "qlora")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MethodFacts:
+    """What can be done with an option of `peft`.
+
+    `padding_free`: rows are computed without padding. `together`: runs of a sweep train together, or share what they
+    compute. `four_bit`: over frozen weights in 4 bits. `merged`: one plain model can be made of it, and so a graph
+    (ONNX). `encoders`: over an encoder.
+    """
+
+    option: str
+    padding_free: bool
+    together: bool
+    four_bit: bool
+    merged: bool
+    encoders: bool
+
+    @property
+    def cells(self) -> list[str]:
+        """The row of the table behind the name of the option."""
+        return ["yes" if getattr(self, item.name) else "" for item in fields(self)[1:]]
+
+
+COLUMNS = ("padding-free", "trains together in a sweep", "over 4 bits", "merged, ONNX", "encoders")
+"""The heads of the columns."""
+
+
+def facts_of(option: str) -> MethodFacts:
+    """Return what can be done with an option of `peft` other than `other`, which is as the method it names."""
+    kind = TYPES.get(option, "")
+    return MethodFacts(
+        option=option,
+        padding_free=kind not in VIRTUAL,
+        together=option in (*LORA, "head"),
+        four_bit=kind in OVER_PACKED_WEIGHTS or option in (*LORA, "head", "none"),
+        merged=kind not in NOT_MERGEABLE,
+        encoders=kind not in NOT_OVER_ENCODERS,
+    )
