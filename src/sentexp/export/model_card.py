@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ import numpy as np
 from sentexp.compare.comparison import Comparison, Configuration, Scored
 from sentexp.compare.statistics import measure_configurations
 from sentexp.config.metric_names import METRICS
+from sentexp.export.usage import usage
 from sentexp.export.verify import Verification
 from sentexp.inference.run_lookup import Finished
-from sentexp.models.loading_code import loading_code
 from sentexp.models.origins import data_name, data_origin, model_origin
 from sentexp.models.saved import Trained
 from sentexp.system.hub import is_local
@@ -23,35 +22,6 @@ from sentexp.tracking.predictions import file_name, read_predictions
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
 CARD, CONFIG = "README.md", "config.yaml"
-USAGES = {
-    "pipeline": """\
-    from transformers import pipeline
-
-    classify = pipeline("text-classification", model=".", top_k=None)
-    classify(["a warm and funny film"], truncation=True)
-
-The tokenizer frames a text as in training; `truncation=True` cuts long ones as in training.""",
-    "mlflow": """\
-    import mlflow
-
-    mlflow.pyfunc.load_model("<this folder>").predict([{"text": "a warm and funny film"}])""",
-    "sentexp": '    python -m sentexp predict run=<this folder> --text "a warm and funny film"',
-    "onnx": """\
-    import onnxruntime
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(".")
-    rows = tokenizer(["a warm and funny film"], padding=True, truncation=True, return_tensors="np")
-    session = onnxruntime.InferenceSession("model.onnx")
-    logits = session.run(None, {name: rows[name] for name in ("input_ids", "attention_mask")})[0]
-
-The columns of `logits` are those of `labels.json`; pad on the right. The tokenizer frames a text as in training.""",
-    "gguf": """\
-    llama-cli -m *.gguf -no-cnv --temp 0 -n 1 -p "<prompt>"
-
-The prompt is `head`, the text and `tail` of `prompt` in `sentexp.json`; `answers` there are the tokens of the label
-words.""",
-}
 
 
 def is_export(folder: Path) -> bool:
@@ -91,8 +61,8 @@ def write_card(finished: Finished, form: str, verification: Verification, folder
         run_id=trained.run_id,
         form=form + numbers,
         verification=str(verification),
-        usage=_usage(trained, form, folder),
-        template=trained.prompt.frame("{text}").encode("unicode_escape").decode("ascii"),
+        usage=usage(trained, form, folder),
+        template=trained.prompt.template.encode("unicode_escape").decode("ascii"),
         audit=_json(run_folder / "data_audit.json"),
         data=data_name(run_folder / CONFIG),
         rows=0
@@ -100,7 +70,7 @@ def write_card(finished: Finished, form: str, verification: Verification, folder
         else len(read_predictions(run_folder / file_name("test")).targets),
         metrics=_metrics(run_folder),
         slices=_slices(metrics),
-        max_length=trained.max_length,
+        cut=_cut(trained),
         ece=metrics.get("test/ece"),
         temperature=trained.temperature,
         base_licence=model_origin(trained),
@@ -128,11 +98,10 @@ def _about(trained: Trained, result: dict[str, Any]) -> str:
     )
 
 
-def _usage(trained: Trained, form: str, folder: Path) -> str:
-    """Return how an export is read: lines of plain libraries, to be run in its folder."""
-    if form == "peft" or (form == "merged" and trained.answers):
-        return f"```python\n{loading_code(replace(trained, folder=folder), '.')}\n```"
-    return USAGES["pipeline" if form == "merged" else form if form in USAGES else "sentexp"]
+def _cut(trained: Trained) -> str:
+    if trained.text_pair is None:
+        return f"A text of more than {trained.max_length} tokens loses its end."
+    return f"A pair of more than {trained.max_length} tokens loses the end of its first text."
 
 
 def _metrics(run_folder: Path) -> list[dict[str, Any]]:

@@ -13,8 +13,13 @@ from sentexp.models.saved import Trained
 from sentexp.models.structure import head_of
 
 
-def graph_of(model: Any, trained: Trained) -> nn.Module:
+def graph_of(model: Any, trained: Trained, separator: int | None = None) -> nn.Module:
     """Return the graph of a merged model.
+
+    Args:
+        model: of transformers.
+        trained: its weights, and what they answer.
+        separator: see `EncoderClassifier`.
 
     Raises:
         UserError: label words of several tokens.
@@ -22,15 +27,15 @@ def graph_of(model: Any, trained: Trained) -> nn.Module:
     encodes = encoder_of(model.config) is not None
     if not encodes or model._can_set_attn_implementation():
         model.set_attn_implementation("eager")
-    return (EncoderGraph(model) if encodes else DecoderGraph(model, trained)).train(False)
+    return (EncoderGraph(model, separator) if encodes else DecoderGraph(model, trained)).train(False)
 
 
 class EncoderGraph(nn.Module):
     """An encoder and its head."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, separator: int | None) -> None:
         super().__init__()
-        self.classifier = EncoderClassifier(model)
+        self.classifier = EncoderClassifier(model, separator=separator)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return logits, shape (rows, labels)."""

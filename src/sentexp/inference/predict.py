@@ -21,7 +21,7 @@ from sentexp.errors import require
 from sentexp.inference.progress import Meter, tell
 from sentexp.inference.readers import PIECE, STANDARD, format_of, input_files, open_source
 from sentexp.inference.row_formats import Chunk
-from sentexp.inference.run_lookup import Finished, chosen_run, require_single_texts
+from sentexp.inference.run_lookup import Finished, chosen_run
 from sentexp.inference.scorer import LABEL, PROBABILITY, Scorer
 from sentexp.inference.source import Source
 from sentexp.inference.writers import Output, Predictions, open_output
@@ -54,7 +54,12 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
         require(bool(sentence.strip()), "--text is empty: give it a sentence.")
     finished = chosen_run(config)
     if sentence is not None:
-        require_single_texts(finished, "predict --text")
+        trained = finished.trained
+        require(
+            trained.text_pair is None,
+            f"--text takes a single text, and run {trained.identity} reads pairs (data.text_pair={trained.text_pair}): "
+            "use input=<file>, or serve.",
+        )
         if config.run is not None:
             tell(f"run {finished.name}")
         _print_sentence(_scorer(finished, config), sentence, config.calibrated)

@@ -130,6 +130,10 @@ class Scorer:
             return scores
         return scores._replace(logits=without_prior(scores.logits, torch.tensor(self.trained.prior)))
 
+    def whole(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts that are read whole, none of their tokens cut."""
+        return [text for text, row in zip(texts, self._encode(texts), strict=True) if len(row) < self.limit]
+
     def _read(self, rows: list[list[int]], prefix: int, beginning: PrefixCache) -> list[tuple[Tensor | None, ...]]:
         """Return the scores of a batch, in halves where it does not fit into memory."""
         try:

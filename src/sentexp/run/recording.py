@@ -14,10 +14,9 @@ from typing import Self
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from sentexp.config import PAIR_SLOT, CausalLM, Config, Untuned, flatten, method_name, task_name
+from sentexp.config import CausalLM, Config, Untuned, flatten, method_name, task_name
 from sentexp.config.metric_names import safe_names
 from sentexp.data.class_balance import class_weights
-from sentexp.data.text_parts import PAIR
 from sentexp.distributed import processes
 from sentexp.errors import UserError
 from sentexp.run.baseline_identity import untuned_identity
@@ -167,8 +166,7 @@ def record_inputs(logger: RunLogger, inputs: RunInputs, folder: Path) -> None:
     logger.log_params({**_params(config), **derived})
     if inputs.prompt.answers:
         logger.log_text(
-            inputs.prompt.frame("{text}" + (f"{PAIR}{PAIR_SLOT}" if inputs.prompt.between else ""))
-            + inputs.tokenizer.decode(inputs.prompt.answer_prefix_ids),
+            inputs.prompt.template + inputs.tokenizer.decode(inputs.prompt.answer_prefix_ids),
             "prompt.txt",
         )
     environment = {"libraries": library_versions(), "machine": describe(inputs.device)}

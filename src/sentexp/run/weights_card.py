@@ -76,16 +76,18 @@ def _about(trained: Trained, base: str) -> str:
             f"- base model at: {base}",
             f"- task: sentiment of a text, by {how}",
             f"- labels, in the order of the probabilities: {', '.join(trained.labels)}",
-            f"- template: `{_plain(trained.prompt.frame('{text}'))}`",
+            f"- template: `{_plain(trained.prompt.template)}`",
         ]
     )
 
 
 def _frame(trained: Trained) -> str:
     blanks = "Blanks around a text were removed. " if trained.strip else ""
+    whole = "text" if trained.text_pair is None else "pair"
+    lost = "its end" if trained.text_pair is None else "the end of its first text"
     return (
-        f"Without the template the probabilities differ. {blanks}A text of more than {trained.max_length} tokens "
-        f"lost its end, before the template. At the temperature {trained.temperature:.3f} (logits divided by it) the "
+        f"Without the template the probabilities differ. {blanks}A {whole} of more than {trained.max_length} tokens "
+        f"lost {lost}, before the template. At the temperature {trained.temperature:.3f} (logits divided by it) the "
         "probabilities are calibrated."
     )
 

@@ -15,7 +15,7 @@ from sentexp.errors import UserError, require
 from sentexp.export.mlflow_model import save_model
 from sentexp.export.model_card import write_card
 from sentexp.export.verify import EXACT, expected, verify_export
-from sentexp.inference.run_lookup import Finished, chosen_run, require_single_texts
+from sentexp.inference.run_lookup import Finished, chosen_run
 from sentexp.inference.scorer import Scorer
 from sentexp.system.console import say
 from sentexp.tracking.next_steps import place_words, say_next, sentexp_command
@@ -46,7 +46,6 @@ def register(config: RegisterConfig) -> str:
         UserError: there is no such run, the rows do not show that it is better, or the model fails its check.
     """
     finished = chosen_run(config)
-    require_single_texts(finished, "register")
     run = finished.run
     if run is None:
         raise UserError(

@@ -1,0 +1,80 @@
+"""How an export is read, for its model card: lines of plain libraries, to be run in its folder."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from sentexp.data.prompts import pair_separator
+from sentexp.models.loading import load_tokenizer
+from sentexp.models.loading_code import EXAMPLE, EXAMPLE_PAIR, loading_code
+from sentexp.models.pretrained import Backbone
+from sentexp.models.saved import Trained
+
+USAGES = {
+    "pipeline": """\
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", model=".", top_k=None)
+    classify([{item}], truncation={cut})
+
+The tokenizer frames a text as in training; `truncation={cut}` cuts long ones as in training.""",
+    "mlflow": """\
+    import mlflow
+
+    mlflow.pyfunc.load_model("<this folder>").predict([{row}])""",
+    "sentexp": "    python -m sentexp predict run=<this folder> {input}",
+    "onnx": """\
+    import onnxruntime
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(".")
+    rows = tokenizer({lists}, padding=True, truncation={cut}, return_tensors="np")
+    session = onnxruntime.InferenceSession("model.onnx")
+    logits = session.run(None, {{name: rows[name] for name in ("input_ids", "attention_mask")}})[0]
+
+The columns of `logits` are those of `labels.json`; pad on the right. The tokenizer frames a text as in training.""",
+    "gguf": """\
+    llama-cli -m *.gguf -no-cnv --temp 0 -n 1 -p "<prompt>"
+
+The prompt is {prompt} of `prompt` in `sentexp.json`; `answers` there are the tokens of the label
+words.""",
+}
+JOINED = """
+
+A pair is one text here, its two joined by {between}. A pair that is too long loses its end, and not that of its first
+text as in training: shorten the first text before."""
+
+
+def usage(trained: Trained, form: str, folder: Path) -> str:
+    """Return how an export is read.
+
+    Args:
+        trained: the weights of the run.
+        form: what it was written as.
+        folder: of the export.
+    """
+    if form == "peft" or (form == "merged" and trained.answers):
+        return f"```python\n{loading_code(replace(trained, folder=folder), '.')}\n```"
+    kind = "pipeline" if form == "merged" else form if form in USAGES else "sentexp"
+    pairs = trained.text_pair is not None
+    row = {"text": EXAMPLE} | ({"text_pair": EXAMPLE_PAIR} if pairs else {})
+    divided = (
+        pairs
+        and pair_separator(trained.prompt, load_tokenizer(Backbone(folder=trained.folder, revision=""))) is not None
+    )
+    joined = EXAMPLE + (trained.prompt.between + EXAMPLE_PAIR if pairs else "")
+    text = USAGES[kind].format(
+        row=_written(row),
+        item=_written(row if divided else joined),
+        lists=f"[{_written(EXAMPLE)}], [{_written(EXAMPLE_PAIR)}]" if divided else f"[{_written(joined)}]",
+        cut='"only_first"' if divided else "True",
+        input="input=<table> output=<file>" if pairs else f'--text "{EXAMPLE}"',
+        prompt="`head`, the text, `between`, the second text and `tail`" if pairs else "`head`, the text and `tail`",
+    )
+    whole = kind not in ("pipeline", "onnx") or divided or not pairs
+    return text if whole else text + JOINED.format(between=f"`{_written(trained.prompt.between)}`")
+
+
+def _written(value: object) -> str:
+    """Return a value as code."""
+    return json.dumps(value, ensure_ascii=False)
