@@ -11,7 +11,7 @@ from sentexp.config.model import ModelConfig
 from sentexp.config.optim import OptimConfig, OptimizerName
 from sentexp.config.peft import HeadOnly, PeftConfig, PeftMethod, Quantization, Untuned, method_name
 from sentexp.config.sweep import SweepConfig
-from sentexp.config.task import CausalLM, TaskConfig
+from sentexp.config.task import CausalLM, HeadLoss, TaskConfig
 from sentexp.config.tracking import TrackingConfig
 from sentexp.config.trainer import Precision, Strategy, TrainerConfig
 from sentexp.errors import require
@@ -39,6 +39,10 @@ class Config:
         check_ranges(self)
         if isinstance(self.task, CausalLM):
             self._check_answering(self.task)
+        require(
+            self.data.ordered or getattr(self.task, "loss", None) is not HeadLoss.ordinal,
+            "task.loss=ordinal learns classes in their order: set data.ordered=true.",
+        )
         if self.trainer.strategy is Strategy.fsdp:
             self._check_sharding()
         require(

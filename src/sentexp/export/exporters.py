@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sentexp.config import ExportFormat, ExportType, Precision, Quantization
+from sentexp.config import ExportFormat, ExportType, HeadLoss, Precision, Quantization
 from sentexp.data.prompts import pair_separator
 from sentexp.data.text_parts import PAIR
 from sentexp.errors import require
@@ -31,6 +31,7 @@ from sentexp.export.onnx_graph import graph_of
 from sentexp.export.prompt_tokenizer import joined_pairs, save_framed
 from sentexp.inference.scorer import Scorer
 from sentexp.models.architecture import Support, model_type
+from sentexp.models.links import link_of
 from sentexp.models.loading import load_tokenizer
 from sentexp.models.merge import CPU, merge
 from sentexp.models.pretrained import Backbone
@@ -122,6 +123,8 @@ def _write_adapter(trained: Trained, folder: Path) -> None:
 
 def _write_merged(trained: Trained, base: Backbone, dtype: ExportType, folder: Path, device: torch.device) -> None:
     model: Any = merge(trained, base, device).to(getattr(torch, dtype.name))
+    if trained.loss is not HeadLoss.cross_entropy:
+        model.config.sentexp_loss = trained.loss.name  # its outputs are not the logits of classes
     _save_tokenizer(trained, folder, getattr(model.config, "type_vocab_size", 0) > 1)
     model.save_pretrained(folder)
 
@@ -207,14 +210,19 @@ def _read_pipeline(folder: Path, accelerator: str) -> Reader:
     device = choose_device(accelerator, "accelerator")
     pipe = pipeline("text-classification", model=str(folder), dtype=torch.float32, device=device, top_k=None)
     labels = [pipe.model.config.id2label[number] for number in range(pipe.model.config.num_labels)]
+    link = link_of(HeadLoss[getattr(pipe.model.config, "sentexp_loss", HeadLoss.cross_entropy.name)])
 
     def probabilities(texts: Sequence[str]) -> NDArray[Any]:
         pairs, cut = _pairs(texts)
         given: list[Any] = list(texts)
         if pairs is not None:
             given = [{"text": text, "text_pair": other} for text, other in zip(*pairs, strict=True)]
-        scores = [{one["label"]: one["score"] for one in row} for row in pipe(given, truncation=cut)]
-        return np.array([[row[label] for label in labels] for row in scores], np.float32)
+        scores = [
+            {one["label"]: one["score"] for one in row} for row in pipe(given, truncation=cut, function_to_apply="none")
+        ]
+        outputs = torch.tensor([[row[label] for label in labels] for row in scores])
+        said: NDArray[Any] = link(outputs).softmax(-1).numpy()
+        return said
 
     return probabilities
 

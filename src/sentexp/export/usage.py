@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from sentexp.config import HeadLoss
 from sentexp.data.prompts import pair_separator
 from sentexp.models.loading import load_tokenizer
 from sentexp.models.loading_code import EXAMPLE, EXAMPLE_PAIR, loading_code
@@ -15,8 +16,8 @@ USAGES = {
     from transformers import pipeline
 
     classify = pipeline("text-classification", model=".", top_k=None)
-    classify([{item}], truncation={cut})
-
+    {assign}classify([{item}], truncation={cut}{raw})
+{then}
 The tokenizer frames a text as in training; `truncation={cut}` cuts long ones as in training.""",
     "mlflow": """\
     import mlflow
@@ -39,6 +40,16 @@ The columns of `logits` are those of `labels.json`; pad on the right. The tokeni
 The prompt is {prompt} of `prompt` in `sentexp.json`; `answers` there are the tokens of the label
 words.""",
 }
+ORDINAL = """\
+    by_label = {{one["label"]: one["score"] for one in outputs[0]}}
+    z = torch.tensor([by_label[label] for label in {labels}])
+    above = (z[0] + len(z) / 2 * torch.tensor(2).log() - torch.nn.functional.softplus(z[1:]).cumsum(0)).sigmoid()
+    probabilities = -torch.cat([torch.ones(1), above, torch.zeros(1)]).diff()
+
+The outputs are not the logits of the labels, but cumulative ones: the last lines give the probabilities in the order
+of the labels.
+"""
+"""How the outputs of an ordinal head are read."""
 JOINED = """
 
 A pair is one text here, its two joined by {between}. A pair that is too long loses its end, and not that of its first
@@ -63,7 +74,11 @@ def usage(trained: Trained, form: str, folder: Path) -> str:
         and pair_separator(trained.prompt, load_tokenizer(Backbone(folder=trained.folder, revision=""))) is not None
     )
     joined = EXAMPLE + (trained.prompt.between + EXAMPLE_PAIR if pairs else "")
+    ordinal = trained.loss is HeadLoss.ordinal
     text = USAGES[kind].format(
+        assign="outputs = " if ordinal else "",
+        raw=', function_to_apply="none"' if ordinal else "",
+        then=ORDINAL.format(labels=json.dumps(trained.labels, ensure_ascii=False)) if ordinal else "",
         row=_written(row),
         item=_written(row if divided else joined),
         lists=f"[{_written(EXAMPLE)}], [{_written(EXAMPLE_PAIR)}]" if divided else f"[{_written(joined)}]",

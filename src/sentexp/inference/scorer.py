@@ -19,6 +19,7 @@ from sentexp.models.encoder_classifier import classifier_over
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import packer_for
 from sentexp.models.label_scorer import LabelScorer, without_prior
+from sentexp.models.links import link_of
 from sentexp.models.loading import DTYPES
 from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import Trained, find_base, load_trained, scoring_task
@@ -82,7 +83,7 @@ class Scorer:
         self.classifier: SequenceClassifier | LabelScorer = (
             LabelScorer(model, prompt.answers, prompt.end, scoring_task(trained), pad_id, prompt.max_answer_tokens)
             if trained.answers
-            else classifier_over(model, separator=pair_separator(prompt, self.tokenizer))
+            else classifier_over(model, separator=pair_separator(prompt, self.tokenizer), link=link_of(trained.loss))
         ).train(False)
         records = self.device.type == "cuda" and self.packer is not None and self.packer.causal
         self.graphs = ScoringGraphs(self.classifier) if records else None

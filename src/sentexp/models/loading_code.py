@@ -1,6 +1,6 @@
 """The lines of plain PEFT or transformers that give the probabilities of a folder of weights; cards hold them."""
 
-from sentexp.config import HeadStart
+from sentexp.config import HeadLoss, HeadStart
 from sentexp.data.prompts import pair_separator
 from sentexp.data.text_parts import PAIR
 from sentexp.errors import UserError
@@ -10,6 +10,17 @@ from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import Trained, find_base
 
 EXAMPLE, EXAMPLE_PAIR = "a warm and funny film", "the cast"
+
+
+ANSWERS = {
+    HeadLoss.cross_entropy: ["probabilities = model(**rows).logits.softmax(-1)[0]"],
+    HeadLoss.ordinal: [
+        "z = model(**rows).logits[0]",
+        "above = (z[0] + len(z) / 2 * torch.tensor(2).log() - torch.nn.functional.softplus(z[1:]).cumsum(0)).sigmoid()",
+        "probabilities = -torch.cat([torch.ones(1), above, torch.zeros(1)]).diff()",
+    ],
+}
+"""The lines from the outputs of a head to probabilities; see `sentexp.models.links`."""
 
 
 def loading_code(trained: Trained, base: str) -> str:
@@ -63,7 +74,7 @@ def _classifying(trained: Trained, kind: str, place: str) -> list[str]:
     return [
         f"model = {kind}.from_pretrained({place!r}, {options}).train(False)",
         f"rows = tokenizer({_rows(trained)}, padding=True, return_tensors='pt')",
-        "probabilities = model(**rows).logits.softmax(-1)[0]",
+        *ANSWERS[trained.loss],
     ]
 
 

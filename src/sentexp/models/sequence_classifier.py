@@ -10,6 +10,7 @@ from sentexp.data.packing import Packed
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import PaddingFreeModel
 from sentexp.models.feature_cache import FeatureCache
+from sentexp.models.links import Link, unchanged
 from sentexp.models.pretrained import Backbone
 from sentexp.models.structure import base_of, head_of
 
@@ -40,11 +41,19 @@ class SequenceClassifier(nn.Module):
         model: transformers' sequence classifier, with or without a PEFT adapter.
         compiled: see `PaddingFreeModel`.
         feature_cache: keeps the features of texts, where no training changes them.
+        link: from the outputs of the head to logits.
     """
 
-    def __init__(self, model: nn.Module, compiled: bool = False, feature_cache: FeatureCache | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        compiled: bool = False,
+        feature_cache: FeatureCache | None = None,
+        link: Link = unchanged,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.link = link
         self.feature_cache = feature_cache
         self.packed = PaddingFreeModel(model, compiled)
 
@@ -57,7 +66,7 @@ class SequenceClassifier(nn.Module):
         """
         pooled = self.features(texts, cache)
         with torch.autocast(pooled.device.type, enabled=False):
-            logits: Tensor = head_of(base_of(self.model))(pooled)
+            logits: Tensor = self.link(head_of(base_of(self.model))(pooled))
         return Scores(logits)
 
     def features(self, texts: Texts, cache: PrefixCache | None = None) -> Tensor:

@@ -32,6 +32,7 @@ from sentexp.models.encoder_classifier import classifier_over
 from sentexp.models.fast.fusion_context import fused_run
 from sentexp.models.feature_cache import FeatureCache
 from sentexp.models.label_scorer import LabelScorer
+from sentexp.models.links import link_of
 from sentexp.models.loading import (
     Loading,
     build_on_meta,
@@ -40,7 +41,7 @@ from sentexp.models.loading import (
     load_classifier,
     load_language_model,
 )
-from sentexp.models.sequence_classifier import start_head_at_label_words
+from sentexp.models.sequence_classifier import SequenceClassifier, start_head_at_label_words
 from sentexp.models.structure import shardable_parts
 from sentexp.run.cache import cached, clear_cache
 from sentexp.run.inputs import RunInputs, RunSpec, build_packer
@@ -168,12 +169,15 @@ def build_module(inputs: RunInputs, model: nn.Module) -> ClassifierModule:
         packer = build_packer(inputs)
         content_free = pad(rows, pad_id, "left") if packer is None else packer.score(rows, 0)
     prompt, separator = inputs.prompt, pair_separator(inputs.prompt, inputs.tokenizer)
+    compiled = config.trainer.compile
+    classifier: SequenceClassifier | LabelScorer
+    if isinstance(task, CausalLM):
+        classifier = LabelScorer(model, prompt.answers, prompt.end, task, pad_id, prompt.max_answer_tokens, compiled)
+    else:
+        assert isinstance(task, SequenceClassification)
+        classifier = classifier_over(model, compiled, _known_features(inputs), separator, link_of(task.loss))
     return ClassifierModule(
-        classifier_over(model, config.trainer.compile, _known_features(inputs), separator)
-        if answering is None
-        else LabelScorer(
-            model, prompt.answers, prompt.end, answering, pad_id, prompt.max_answer_tokens, config.trainer.compile
-        ),
+        classifier,
         inputs.examples.labels,
         config.optim,
         config.seed,

@@ -21,6 +21,7 @@ LATER: dict[str, Any] = {
     "data.ordered": False,
     "data.text_pair": None,
     "model.labels": None,
+    "task.loss": "cross_entropy",
     "peft.init": "default",
     "model.head": "auto",
     "model.package.beside": {},
