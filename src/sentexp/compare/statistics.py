@@ -12,7 +12,7 @@ from sentexp.compare.bootstrap import Interval, bca, half_width, percentile, rep
 from sentexp.compare.comparison import Comparison, Configuration
 from sentexp.compare.metric_sums import Measured, measured
 from sentexp.compare.sample_size import ALPHA, POWER
-from sentexp.config.metric_names import METRICS
+from sentexp.config.metric_names import METRICS, is_score
 
 
 @dataclass(kw_only=True, slots=True)
@@ -20,7 +20,8 @@ class Evidence:
     """The metrics of some configurations on the same rows, and on resamples of them.
 
     `values` hold, by metric, the value of each run, by configuration; `replicates` the mean over the runs of a
-    configuration on every resample, shape (configurations, resamples).
+    configuration on every resample, shape (configurations, resamples). `right` are the rows that the first run of each
+    gets right, none of scores.
     """
 
     configurations: list[Configuration]
@@ -141,7 +142,8 @@ def measure_configurations(
         for run in configuration.runs:
             probabilities = run.probabilities[chosen]
             runs.append(measured(targets, probabilities, metrics))
-        right.append(configuration.runs[0].probabilities[chosen].argmax(1) == targets)
+        said = configuration.runs[0].probabilities[chosen]
+        right.append(np.zeros(len(targets), bool) if is_score(comparison.labels) else said.argmax(1) == targets)
     by_run = replicate(runs, len(targets), resamples, seed)
     ends = np.cumsum([len(one.runs) for one in configurations])
     spans = [range(end - len(one.runs), end) for one, end in zip(configurations, ends, strict=True)]

@@ -71,6 +71,7 @@ from sentexp.config.task import (
     SequenceClassification,
     TaskConfig,
     load_template,
+    predicts_scores,
     task_name,
 )
 from sentexp.config.text_template import TextTemplate, text_template
@@ -157,6 +158,7 @@ __all__ = [
     "load_config",
     "load_template",
     "method_name",
+    "predicts_scores",
     "register_schemas",
     "task_name",
     "text_template",

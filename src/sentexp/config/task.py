@@ -35,10 +35,16 @@ class HeadInit(Enum):
 
 
 class HeadLoss(Enum):
-    """What the head of `task=seq_cls` learns: classes, or classes in their order by cumulative logits."""
+    """What the head of `task=seq_cls` learns: classes, classes in their order by cumulative logits, or scores."""
 
     cross_entropy = "cross_entropy"
     ordinal = "ordinal"
+    regression = "regression"
+
+
+def predicts_scores(task: "TaskConfig") -> bool:
+    """Tell whether a task predicts scores instead of classes."""
+    return getattr(task, "loss", None) is HeadLoss.regression
 
 
 class AnswerLoss(Enum):

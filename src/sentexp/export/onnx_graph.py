@@ -28,7 +28,7 @@ def graph_of(model: Any, trained: Trained, separator: int | None = None) -> nn.M
     encodes = encoder_of(model.config) is not None
     if not encodes or model._can_set_attn_implementation():
         model.set_attn_implementation("eager")
-    link = link_of(trained.loss)
+    link = link_of(trained.loss, trained.scale)
     return (EncoderGraph(model, separator, link) if encodes else DecoderGraph(model, trained)).train(False)
 
 
@@ -52,7 +52,7 @@ class DecoderGraph(nn.Module):
 
     def __init__(self, model: Any, trained: Trained) -> None:
         super().__init__()
-        self.answers, self.base, self.link = trained.answers, model.base_model, link_of(trained.loss)
+        self.answers, self.base, self.link = trained.answers, model.base_model, link_of(trained.loss, trained.scale)
         head: Any = model.get_output_embeddings() if trained.answers else head_of(model)
         self.weight, self.bias = head.weight, head.bias
         if trained.answers:

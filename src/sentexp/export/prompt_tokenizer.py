@@ -67,25 +67,7 @@ def save_framed(
         "The tokenizer of this run is not a fast one, so it cannot be written with its prompt: use format=peft.",
     )
     divided = pair_separator(prompt, tokenizer) is not None
-    samples = [
-        (text, other) if divided else (text,) for text, other in zip(SAMPLES, SAMPLES[1:] + SAMPLES, strict=False)
-    ]
-    stripped = [PAIR.join(text.strip() if strip or divided else text for text in parts) for parts in samples]
-    wanted, _ = encode(stripped, tokenizer, prompt, positions)
-    head, tail = _shared(wanted), _shared([ids[::-1] for ids in wanted])
-    between = tokenizer(prompt.between, add_special_tokens=False)["input_ids"] if divided else []
-    frame = {HEAD: wanted[0][:head], BETWEEN: between[:1], REST: between[1:], TAIL: wanted[0][len(wanted[0]) - tail :]}
-    behind = prompt.tail[: len(prompt.tail) - len(prompt.tail.lstrip())]
-    for before, after, blank in itertools.product(BEFORE, dict.fromkeys(["", behind]), BLANKS):
-        backend = _framing(tokenizer, frame, (before, after), blank, strip)
-        if [backend.encode(*parts).ids for parts in samples] == wanted:
-            break
-    else:
-        raise UserError(
-            "The tokenizer of this run joins the words of task.template to those of a text, which a tokenizer "
-            'file cannot express: use format=peft, or train with a template such as "{text}" or one that has line '
-            "breaks around the text."
-        )
+    backend = _exact_framing(tokenizer, prompt, positions, strip)
     special = {name: str(value) for name in SPECIAL if (value := getattr(tokenizer, name, None)) is not None}
     inputs = ["input_ids", *(["token_type_ids"] if divided and segments else []), "attention_mask"]
     made = PreTrainedTokenizerFast(
@@ -99,6 +81,33 @@ def joined_pairs(texts: Sequence[str], prompt: Prompt, tokenizer: "PreTrainedTok
     if pair_separator(prompt, tokenizer) is not None:
         return list(texts)
     return [text.replace(PAIR, prompt.between) for text in texts]
+
+
+def _exact_framing(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, positions: int, strip: bool) -> Any:
+    """Return the tokenizer with a frame in which the samples have the tokens of the run.
+
+    Raises:
+        UserError: there is none.
+    """
+    divided = pair_separator(prompt, tokenizer) is not None
+    samples = [
+        (text, other) if divided else (text,) for text, other in zip(SAMPLES, SAMPLES[1:] + SAMPLES, strict=False)
+    ]
+    stripped = [PAIR.join(text.strip() if strip or divided else text for text in parts) for parts in samples]
+    wanted, _ = encode(stripped, tokenizer, prompt, positions)
+    head, tail = _shared(wanted), _shared([ids[::-1] for ids in wanted])
+    between = tokenizer(prompt.between, add_special_tokens=False)["input_ids"] if divided else []
+    frame = {HEAD: wanted[0][:head], BETWEEN: between[:1], REST: between[1:], TAIL: wanted[0][len(wanted[0]) - tail :]}
+    behind = prompt.tail[: len(prompt.tail) - len(prompt.tail.lstrip())]
+    for before, after, blank in itertools.product(BEFORE, dict.fromkeys(["", behind]), BLANKS):
+        backend = _framing(tokenizer, frame, (before, after), blank, strip)
+        if [backend.encode(*parts).ids for parts in samples] == wanted:
+            return backend
+    raise UserError(
+        "The tokenizer of this run joins the words of task.template to those of a text, which a tokenizer file cannot "
+        'express: use format=peft, or train with a template such as "{text}" or one that has line breaks around the '
+        "text."
+    )
 
 
 def _shared(rows: list[list[int]]) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from sentexp.config.metric_names import SCORE, is_score
 from sentexp.data.text_parts import join_pairs
 from sentexp.inference.batching import Batcher
 from sentexp.inference.scorer import LABEL, PROBABILITY, Scorer
@@ -107,9 +108,11 @@ def read_texts(table: "pd.DataFrame", strip: bool, most: int | None = None, pair
 
 
 def to_frame(probabilities: NDArray[Any], labels: Sequence[str]) -> "pd.DataFrame":
-    """Return labels and probabilities as the columns of a model's output."""
+    """Return labels and probabilities, or scores, as the columns of a model's output."""
     import pandas as pd
 
+    if is_score(labels):
+        return pd.DataFrame({SCORE: probabilities[:, 0]})
     columns: dict[str, Any] = {LABEL: [labels[best] for best in probabilities.argmax(1)]}
     columns |= {PROBABILITY + label: probabilities[:, place] for place, label in enumerate(labels)}
     return pd.DataFrame(columns)

@@ -33,7 +33,7 @@ The tokenizer frames a text as in training; `truncation={cut}` cuts long ones as
     session = onnxruntime.InferenceSession("model.onnx")
     logits = session.run(None, {{name: rows[name] for name in ("input_ids", "attention_mask")}})[0]
 
-The columns of `logits` are those of `labels.json`; pad on the right. The tokenizer frames a text as in training.""",
+{columns}; pad on the right. The tokenizer frames a text as in training.""",
     "gguf": """\
     llama-cli -m *.gguf -no-cnv --temp 0 -n 1 -p "<prompt>"
 
@@ -74,11 +74,11 @@ def usage(trained: Trained, form: str, folder: Path) -> str:
         and pair_separator(trained.prompt, load_tokenizer(Backbone(folder=trained.folder, revision=""))) is not None
     )
     joined = EXAMPLE + (trained.prompt.between + EXAMPLE_PAIR if pairs else "")
-    ordinal = trained.loss is HeadLoss.ordinal
     text = USAGES[kind].format(
-        assign="outputs = " if ordinal else "",
-        raw=', function_to_apply="none"' if ordinal else "",
-        then=ORDINAL.format(labels=json.dumps(trained.labels, ensure_ascii=False)) if ordinal else "",
+        assign="" if trained.loss is HeadLoss.cross_entropy else "outputs = ",
+        raw="" if trained.loss is HeadLoss.cross_entropy else ', function_to_apply="none"',
+        then=_then(trained),
+        columns="`logits` are scores" if trained.scale else "The columns of `logits` are those of `labels.json`",
         row=_written(row),
         item=_written(row if divided else joined),
         lists=f"[{_written(EXAMPLE)}], [{_written(EXAMPLE_PAIR)}]" if divided else f"[{_written(joined)}]",
@@ -88,6 +88,15 @@ def usage(trained: Trained, form: str, folder: Path) -> str:
     )
     whole = kind not in ("pipeline", "onnx") or divided or not pairs
     return text if whole else text + JOINED.format(between=f"`{_written(trained.prompt.between)}`")
+
+
+def _then(trained: Trained) -> str:
+    """Return what makes probabilities or scores of the outputs of a pipeline, where they are others."""
+    if trained.loss is HeadLoss.ordinal:
+        return ORDINAL.format(labels=_written(trained.labels))
+    if trained.scale is not None:
+        return "    score = {!r} + {!r} * outputs[0][0]['score']\n".format(*trained.scale)
+    return ""
 
 
 def _written(value: object) -> str:

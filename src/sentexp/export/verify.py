@@ -94,9 +94,9 @@ def _read_in_a_fresh_process(arguments: Sequence[str], texts: list[str]) -> NDAr
 
 
 def tolerance_of(trained: Trained, dtype: ExportType) -> float:
-    """Return the difference that is allowed to an export of weights in these numbers."""
+    """Return the difference that is allowed to an export of weights in these numbers; of scores by their scale."""
     exact = dtype is ExportType.float32 and trained.storage.quantization is Quantization.none
-    return EXACT if exact else ROUNDED
+    return (EXACT if exact else ROUNDED) * (1.0 if trained.scale is None else trained.scale[1])
 
 
 def _rows(trained: Trained) -> list[str]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sentexp.config import Precision
+from sentexp.config.metric_names import SCORE, is_score
 from sentexp.data.batch import Texts, move, pad
 from sentexp.data.prompts import pair_separator
 from sentexp.data.text_parts import shorten
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
 
 LABEL, PROBABILITY = "label", "probability_"
 """Names of the columns of predictions; the second precedes each label."""
+
+
+def output_columns(labels: Sequence[str]) -> list[str]:
+    """Return the columns of predictions: label and probabilities, or the score."""
+    return [SCORE] if is_score(labels) else [LABEL, *(PROBABILITY + label for label in labels)]
+
+
 MAX_TOKENS = 4096
 """Of a batch, padding counted: enough to fill two cores, little enough for any memory."""
 CHARACTERS = 64
@@ -83,7 +91,9 @@ class Scorer:
         self.classifier: SequenceClassifier | LabelScorer = (
             LabelScorer(model, prompt.answers, prompt.end, scoring_task(trained), pad_id, prompt.max_answer_tokens)
             if trained.answers
-            else classifier_over(model, separator=pair_separator(prompt, self.tokenizer), link=link_of(trained.loss))
+            else classifier_over(
+                model, separator=pair_separator(prompt, self.tokenizer), link=link_of(trained.loss, trained.scale)
+            )
         ).train(False)
         records = self.device.type == "cuda" and self.packer is not None and self.packer.causal
         self.graphs = ScoringGraphs(self.classifier) if records else None
@@ -100,7 +110,12 @@ class Scorer:
         return self.probabilities_of(self.score(texts), calibrated)
 
     def probabilities_of(self, scores: Scores, calibrated: bool = False) -> NDArray[Any]:
-        """Return the probabilities of scores; calibrated ones are those at the temperature that the run has fitted."""
+        """Return the probabilities of scores; calibrated ones are those at the temperature that the run has fitted.
+
+        Where the run predicts scores, these are returned, shape (texts, 1).
+        """
+        if is_score(self.labels):
+            return scores.logits.float().numpy()
         logits = scores.logits / self.trained.temperature if calibrated else scores.logits
         probabilities: NDArray[Any] = logits.softmax(-1).numpy()
         return probabilities

@@ -10,7 +10,7 @@ from sentexp.data.packing import Packed
 from sentexp.models.encoders import encoder_of, first_position, mean_of_tokens, pool, pooling_of
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.feature_cache import FeatureCache
-from sentexp.models.links import Link, unchanged
+from sentexp.models.links import UNCHANGED, Link
 from sentexp.models.sequence_classifier import Scores, SequenceClassifier
 from sentexp.models.structure import base_of
 
@@ -30,7 +30,7 @@ class EncoderClassifier(SequenceClassifier):
     """
 
     def __init__(
-        self, model: nn.Module, compiled: bool = False, separator: int | None = None, link: Link = unchanged
+        self, model: nn.Module, compiled: bool = False, separator: int | None = None, link: Link = UNCHANGED
     ) -> None:
         super().__init__(model, compiled, link=link)
         base = base_of(model)
@@ -104,7 +104,7 @@ def classifier_over(
     compiled: bool = False,
     feature_cache: FeatureCache | None = None,
     separator: int | None = None,
-    link: Link = unchanged,
+    link: Link = UNCHANGED,
 ) -> SequenceClassifier:
     """Return what scores texts by the head of a model.
 

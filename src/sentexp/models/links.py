@@ -1,26 +1,67 @@
-"""From what a head computes to the logits of the classes: links, as statistics calls them."""
+"""From what a head computes to what a model says, and the loss of that: links, as statistics calls them."""
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import cross_entropy, logsigmoid, softplus
 
 from sentexp.config import HeadLoss
 
-Link = Callable[[Tensor], Tensor]
-"""From the outputs of a head to the logits of the classes, both of shape (rows, classes)."""
+
+@dataclass(frozen=True)
+class Link:
+    """The outputs of a head are the logits of the classes."""
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        """Return logits, shape (rows, classes)."""
+        return outputs
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each row, shape (rows,)."""
+        return cross_entropy(logits, targets, reduction="none")
 
 
-def link_of(loss: HeadLoss) -> Link:
-    """Return the link that a head learns with."""
-    return {HeadLoss.cross_entropy: unchanged, HeadLoss.ordinal: cumulative}[loss]
+@dataclass(frozen=True)
+class Cumulative(Link):
+    """The outputs are cumulative logits."""
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        """Return logits: see `cumulative`."""
+        return cumulative(outputs)
 
 
-def unchanged(outputs: Tensor) -> Tensor:
-    """Return the outputs: a row of the head for each class."""
-    return outputs
+@dataclass(frozen=True)
+class Scale(Link):
+    """The one output is a score in standard deviations of the training scores from their mean."""
+
+    mean: float
+    std: float
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        """Return scores, shape (rows, 1)."""
+        return self.mean + self.std * outputs.float()
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the squared error of each row over the variance of the training scores, shape (rows,)."""
+        return ((logits[:, 0] - targets) / self.std).square()
+
+
+UNCHANGED = Link()
+
+
+def link_of(loss: HeadLoss, scale: tuple[float, float] | None = None) -> Link:
+    """Return the link that a head learns with.
+
+    Args:
+        loss: `task.loss`.
+        scale: mean and standard deviation of the training scores, where it learns scores.
+    """
+    if loss is HeadLoss.regression:
+        assert scale is not None
+        return Scale(*scale)
+    return Cumulative() if loss is HeadLoss.ordinal else UNCHANGED
 
 
 def cumulative(outputs: Tensor) -> Tensor:

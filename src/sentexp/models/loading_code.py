@@ -43,6 +43,14 @@ def loading_code(trained: Trained, base: str) -> str:
     return "\n".join(["import torch", *begin, tokenizer, *lines])
 
 
+def _answers(trained: Trained) -> list[str]:
+    """Return the lines from the outputs of a head to probabilities, or to a score."""
+    if trained.scale is not None:
+        mean, std = trained.scale
+        return [f"score = {mean!r} + {std!r} * model(**rows).logits[0, 0]"]
+    return ANSWERS[trained.loss]
+
+
 def _example(trained: Trained) -> str:
     return EXAMPLE if trained.text_pair is None else f"{EXAMPLE}{PAIR}{EXAMPLE_PAIR}"
 
@@ -74,7 +82,7 @@ def _classifying(trained: Trained, kind: str, place: str) -> list[str]:
     return [
         f"model = {kind}.from_pretrained({place!r}, {options}).train(False)",
         f"rows = tokenizer({_rows(trained)}, padding=True, return_tensors='pt')",
-        *ANSWERS[trained.loss],
+        *_answers(trained),
     ]
 
 

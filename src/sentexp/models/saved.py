@@ -50,7 +50,8 @@ class Trained:
     `labels` are in the order of the logits; `prior` is divided out of the probabilities, `temperature` divides logits
     where calibrated probabilities are wanted; `revision` is that of the base `model`. `text` is the column that the
     run's texts were in, or the template that made them, and `strip` says whether surrounding blanks were removed;
-    `text_pair` is that of the second texts, where the run reads pairs. `loss` is what a head has learned with.
+    `text_pair` is that of the second texts, where the run reads pairs. `loss` is what a head has learned with, and
+    `scale` mean and standard deviation of the training scores, where it has learned scores.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Trained:
     run_id: str | None
     answers: bool
     loss: HeadLoss
+    scale: tuple[float, float] | None
     length_normalization: bool
     labels: list[str]
     prompt: Prompt
@@ -95,6 +97,7 @@ def read_trained(folder: Path) -> Trained:
             folder=folder,
             answers=answers,
             loss=HeadLoss[HeadLoss.cross_entropy.name if answers else facts["task"].get("loss", "cross_entropy")],
+            scale=None if facts.get("scale") is None else (facts["scale"][0], facts["scale"][1]),
             length_normalization=facts["task"].get("length_normalization", False),
             prompt=Prompt.from_dict(facts["prompt"]),
             model=_model(facts["model"]),

@@ -10,7 +10,7 @@ from sentexp.data.packing import Packed
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import PaddingFreeModel
 from sentexp.models.feature_cache import FeatureCache
-from sentexp.models.links import Link, unchanged
+from sentexp.models.links import UNCHANGED, Link
 from sentexp.models.pretrained import Backbone
 from sentexp.models.structure import base_of, head_of
 
@@ -49,7 +49,7 @@ class SequenceClassifier(nn.Module):
         model: nn.Module,
         compiled: bool = False,
         feature_cache: FeatureCache | None = None,
-        link: Link = unchanged,
+        link: Link = UNCHANGED,
     ) -> None:
         super().__init__()
         self.model = model
@@ -89,8 +89,8 @@ class SequenceClassifier(nn.Module):
         return hidden[torch.arange(len(last), device=last.device), last].float()  # type: ignore[no-any-return]
 
     def losses(self, texts: Texts, targets: Tensor) -> Tensor:
-        """Return the cross-entropy of each row, shape (rows,)."""
-        return nn.functional.cross_entropy(self(texts).logits, targets, reduction="none")
+        """Return the loss of each row, shape (rows,): of classes the cross-entropy."""
+        return self.link.losses(self(texts).logits, targets)
 
 
 def start_head_at_label_words(

@@ -117,7 +117,7 @@ def _difference(scorer: Scorer, texts: list[str], wanted: NDArray[np.float32], h
     """
     trained = scorer.trained
     exact = trained.precision is Precision.fp32 and trained.storage.quantization is Quantization.none
-    tolerance = EXACT if exact else ROUNDED
+    tolerance = (EXACT if exact else ROUNDED) * (1.0 if trained.scale is None else trained.scale[1])
     difference = float(np.abs(scorer.probabilities(texts) - wanted).max())
     require(
         difference <= tolerance,

@@ -27,6 +27,7 @@ from sentexp.data.prompts import CONTENT_FREE, pair_separator
 from sentexp.data.tokens import encode
 from sentexp.distributed.sharding import shard
 from sentexp.errors import UserError, require
+from sentexp.metrics.target import Target, target_of
 from sentexp.models.adapters import ParameterAudit, attach
 from sentexp.models.encoder_classifier import classifier_over
 from sentexp.models.fast.fusion_context import fused_run
@@ -175,7 +176,9 @@ def build_module(inputs: RunInputs, model: nn.Module) -> ClassifierModule:
         classifier = LabelScorer(model, prompt.answers, prompt.end, task, pad_id, prompt.max_answer_tokens, compiled)
     else:
         assert isinstance(task, SequenceClassification)
-        classifier = classifier_over(model, compiled, _known_features(inputs), separator, link_of(task.loss))
+        classifier = classifier_over(
+            model, compiled, _known_features(inputs), separator, link_of(task.loss, inputs.examples.scale())
+        )
     return ClassifierModule(
         classifier,
         inputs.examples.labels,
@@ -188,8 +191,13 @@ def build_module(inputs: RunInputs, model: nn.Module) -> ClassifierModule:
         content_free,
         generates=answering is not None and answering.generate,
         cuda_graphs=inputs.cuda_graphs,
-        ordered=config.data.ordered,
+        target=run_target(inputs),
     )
+
+
+def run_target(inputs: RunSpec) -> Target:
+    """Return the kind of target of a run."""
+    return target_of(inputs.examples.labels, inputs.config.data.ordered, inputs.examples.scale())
 
 
 def build_data(inputs: RunInputs, batches: BatchPlan | None = None) -> DataModule:

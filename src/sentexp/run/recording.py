@@ -20,8 +20,9 @@ from sentexp.data.class_balance import class_weights
 from sentexp.distributed import processes
 from sentexp.errors import UserError
 from sentexp.run.baseline_identity import untuned_identity
+from sentexp.run.build import run_target
 from sentexp.run.inputs import RunInputs
-from sentexp.run.plotting import AUDIT, PLOTS, plot_result
+from sentexp.run.plotting import AUDIT, PLOTS, plot_result, plots_of
 from sentexp.run.result import Result
 from sentexp.run.summary import TestSummary
 from sentexp.system.console import say
@@ -254,8 +255,8 @@ def save_predictions(inputs: RunInputs, validation: Tensor | None, test: Evaluat
     logits = test.logits if isinstance(test, Evaluation) else test
     for split, scores, more in (("validation", validation, {}), ("test", logits, extras)):
         if scores is not None:
-            probabilities = scores.float().softmax(-1).numpy()
-            write_predictions(examples.split(split), examples.labels, probabilities, folder / file_name(split), more)
+            said = run_target(inputs).say(scores)
+            write_predictions(examples.split(split), examples.labels, said, folder / file_name(split), more)
 
 
 @processes.main_process_only
@@ -275,7 +276,7 @@ def record_result(logger: RunLogger, result: Result, config: Config, started: fl
     logger.log_files(result.folder / RESULT)
     for part in (result.weights, result.folder / PREDICTIONS):
         logger.log_files(part, part.name)
-    for name in PLOTS if config.plots and plot_result(result) else ():
+    for name in plots_of(result.labels) if config.plots and plot_result(result) else ():
         logger.log_files(result.folder / name)
     return result
 

@@ -64,14 +64,14 @@ def resolve_task(
         f"{config.model.given_as} {'has a head' if has_head else f'is {kind}, an encoder'}: leave it auto"
         f"{', or give model.head=new' if has_head else ''}.",
     )
-    ordinal = task.loss is HeadLoss.ordinal
+    other = task.loss is not HeadLoss.cross_entropy
     require(
-        not (ordinal and has_head),
-        f"task.loss=ordinal needs a head of its own, and that of {config.model.given_as} has a row for each class: "
-        "give model.head=new.",
+        not (other and has_head),
+        f"task.loss={task.loss.name} needs a head of its own, and that of {config.model.given_as} has a row for each "
+        "class: give model.head=new.",
     )
     template = ASKING if reads_words else BARE
-    start = HeadInit.label_words if reads_words and not ordinal else HeadInit.normal
+    start = HeadInit.label_words if reads_words and not other else HeadInit.normal
     return replace(
         task,
         template=template if task.template == AUTO else task.template,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentexp.compare.comparison import load
+from sentexp.compare.leaderboard import metrics_of
 from sentexp.compare.statistics import measure_configurations
 from sentexp.config import CompareConfig, RegisterConfig, from_conf
 from sentexp.config.metric_names import is_better_higher
@@ -110,6 +111,7 @@ def _judge(config: RegisterConfig, store: Store, run: "Run", champion: Any) -> G
     )
     try:
         comparison = load(wanted)
+        metrics_of(comparison, config.metric)
     except UserError as error:
         return Gate(passed=False, reason=f"It cannot be compared with {config.name}@{config.alias}: {error}")
     sides = [comparison.find("runs", one) for one in ids]

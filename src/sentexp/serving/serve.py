@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentexp.config import ServeConfig
+from sentexp.config.metric_names import is_score
 from sentexp.errors import UserError
 from sentexp.export.mlflow_model import save_model
-from sentexp.export.pyfunc import quiet_pyfunc
+from sentexp.export.pyfunc import CALIBRATED, quiet_pyfunc
 from sentexp.inference.run_lookup import chosen_run
 from sentexp.serving.invocations import Refused, read_body, read_request, refusal
 from sentexp.serving.page import page
@@ -126,6 +127,8 @@ def _answer(model: Any, body: bytes, content_type: str) -> "Response":
     from mlflow.exceptions import MlflowException
 
     table, params = read_request(body, content_type, model.reads_pairs)
+    if params.get(CALIBRATED) and is_score(model.scorer.labels):
+        raise Refused(400, "params.calibrated corrects probabilities, and this run predicts scores: leave it out.")
     try:
         predictions = model.predict(None, table, params)
     except MlflowException as error:
