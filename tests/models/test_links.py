@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, softplus
 
-from sentexp.models.links import cumulative
+from sentexp.config import HeadLoss
+from sentexp.models.links import cumulative, link_of, said
 
 OUTPUTS = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=7)
 
@@ -45,3 +47,15 @@ def test_the_likelihood_and_its_gradient_are_numbers_far_out(location):
     losses.sum().backward()
     assert bool(losses.isfinite().all())
     assert bool(z.grad.isfinite().all())
+
+
+def test_classes_have_probabilities_and_scores_are_themselves():
+    np.testing.assert_array_equal(said(["score"], torch.tensor([[1.5], [2.5]])), [[1.5], [2.5]])
+    np.testing.assert_allclose(said(["a", "b"], torch.tensor([[0.0, 0.0]])), [[0.5, 0.5]])
+
+
+def test_a_score_is_on_its_scale_and_its_loss_is_not():
+    link = link_of(HeadLoss.regression, (100.0, 20.0))
+    scores = link(torch.tensor([[0.0], [1.5]]))
+    assert scores.tolist() == [[100], [130]]
+    assert link.losses(scores, torch.tensor([100.0, 90.0])).tolist() == [0, 4]

@@ -6,7 +6,7 @@ from typing import Any
 
 from sentexp.config.checks import check_ranges, seed_number
 from sentexp.config.data import DataConfig, Sampling
-from sentexp.config.metric_names import ORDERED_METRICS, RUN_SCORE_METRICS, SCORE_METRICS
+from sentexp.config.metric_names import METRICS, ORDERED_METRICS, RUN_SCORE_METRICS, SCORE_METRICS
 from sentexp.config.model import ModelConfig
 from sentexp.config.optim import OptimConfig, OptimizerName
 from sentexp.config.peft import HeadOnly, PeftConfig, PeftMethod, Quantization, Untuned, method_name
@@ -62,6 +62,13 @@ class Config:
         )
 
     @property
+    def measured(self) -> tuple[str, ...]:
+        """The metrics of every split."""
+        if predicts_scores(self.task):
+            return RUN_SCORE_METRICS
+        return (*METRICS, *ORDERED_METRICS) if self.data.ordered else METRICS
+
+    @property
     def _monitored(self) -> str:
         return self.trainer.monitor.removeprefix("validation/")
 
@@ -80,11 +87,10 @@ class Config:
             f"{wrong}={of_classes.get(wrong)} is for classes, and task.loss=regression learns scores: set {wrong}="
             f"{instead.get(wrong, 'null')}.",
         )
-        names = RUN_SCORE_METRICS
         require(
-            self._monitored in names,
+            self._monitored in self.measured,
             f"trainer.monitor={self.trainer.monitor} measures classes, and task.loss=regression learns scores: use "
-            f"{', '.join(f'validation/{name}' for name in names)}.",
+            f"{', '.join(f'validation/{name}' for name in self.measured)}.",
         )
 
     def _check_sharding(self) -> None:

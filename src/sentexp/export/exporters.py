@@ -30,9 +30,8 @@ from sentexp.errors import require
 from sentexp.export.onnx_graph import graph_of
 from sentexp.export.prompt_tokenizer import joined_pairs, save_framed
 from sentexp.inference.scorer import Scorer
-from sentexp.metrics.target import Target, target_of
 from sentexp.models.architecture import Support, model_type
-from sentexp.models.links import link_of
+from sentexp.models.links import link_of, said
 from sentexp.models.loading import load_tokenizer
 from sentexp.models.merge import CPU, merge
 from sentexp.models.pretrained import Backbone
@@ -225,7 +224,7 @@ def _read_pipeline(folder: Path, accelerator: str) -> Reader:
             {one["label"]: one["score"] for one in row} for row in pipe(given, truncation=cut, function_to_apply="none")
         ]
         outputs = torch.tensor([[row[label] for label in labels] for row in scores])
-        return target_of(labels).say(link(outputs))
+        return said(labels, link(outputs))
 
     return probabilities
 
@@ -235,9 +234,9 @@ def _read_onnx(folder: Path) -> Reader:
 
     tokenizer: Any = load_tokenizer(Backbone(folder=folder, revision=""))
     session = onnxruntime.InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
-    target = target_of(json.loads((folder / LABELS).read_text(encoding="utf-8")))
+    labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))
     run = lambda ids, mask: session.run(None, {"input_ids": ids, "attention_mask": mask})[0]  # noqa: E731
-    return _padded(tokenizer, run, target)
+    return _padded(tokenizer, run, labels)
 
 
 def _read_gguf(folder: Path) -> Reader:
@@ -250,7 +249,9 @@ def _read_gguf(folder: Path) -> Reader:
     return _scorer(folder, loaded=(model, load_tokenizer(Backbone(folder=folder, revision=""))))
 
 
-def _padded(tokenizer: Any, logits: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]], target: Target) -> Reader:
+def _padded(
+    tokenizer: Any, logits: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]], labels: Sequence[str]
+) -> Reader:
     """Return what reads texts in padded batches."""
 
     def probabilities(texts: Sequence[str]) -> NDArray[Any]:
@@ -260,7 +261,7 @@ def _padded(tokenizer: Any, logits: Callable[[NDArray[Any], NDArray[Any]], NDArr
             given = [list(texts[start : start + BATCH])] if pairs is None else pairs
             rows = tokenizer(*given, padding=True, truncation=cut, return_tensors="np")
             batches.append(logits(rows["input_ids"].astype(np.int64), rows["attention_mask"].astype(np.int64)))
-        return target.say(torch.tensor(np.concatenate(batches)))
+        return said(labels, torch.tensor(np.concatenate(batches)))
 
     return probabilities
 

@@ -20,7 +20,7 @@ from sentexp.models.encoder_classifier import classifier_over
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import packer_for
 from sentexp.models.label_scorer import LabelScorer, without_prior
-from sentexp.models.links import link_of
+from sentexp.models.links import link_of, said
 from sentexp.models.loading import DTYPES
 from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import Trained, find_base, load_trained, scoring_task
@@ -114,11 +114,7 @@ class Scorer:
 
         Where the run predicts scores, these are returned, shape (texts, 1).
         """
-        if is_score(self.labels):
-            return scores.logits.float().numpy()
-        logits = scores.logits / self.trained.temperature if calibrated else scores.logits
-        probabilities: NDArray[Any] = logits.softmax(-1).numpy()
-        return probabilities
+        return said(self.labels, scores.logits / self.trained.temperature if calibrated else scores.logits)
 
     def score(self, texts: Sequence[str], done: Callable[[int], object] = lambda _: None) -> Scores:
         """Return the scores of texts, none of them empty, in their order and on the CPU, the prior divided out.

@@ -1,13 +1,17 @@
 """From what a head computes to what a model says, and the loss of that: links, as statistics calls them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, softplus
 
 from sentexp.config import HeadLoss
+from sentexp.config.metric_names import is_score
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,17 @@ def link_of(loss: HeadLoss, scale: tuple[float, float] | None = None) -> Link:
         assert scale is not None
         return Scale(*scale)
     return Cumulative() if loss is HeadLoss.ordinal else UNCHANGED
+
+
+def said(labels: Sequence[str], logits: Tensor) -> NDArray[Any]:
+    """Return what logits say, float32, shape (rows, labels): probabilities, or the scores as they are.
+
+    Args:
+        labels: class names, or the one name of a score.
+        logits: of any device, shape (rows, labels).
+    """
+    answers: NDArray[Any] = (logits.float() if is_score(labels) else logits.float().softmax(-1)).cpu().numpy()
+    return answers
 
 
 def cumulative(outputs: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from sentexp.config.metric_names import safe_names
 from sentexp.data.class_balance import class_weights
 from sentexp.distributed import processes
 from sentexp.errors import UserError
+from sentexp.models.links import said
 from sentexp.run.baseline_identity import untuned_identity
-from sentexp.run.build import run_target
 from sentexp.run.inputs import RunInputs
 from sentexp.run.plotting import AUDIT, PLOTS, plot_result, plots_of
 from sentexp.run.result import Result
@@ -255,8 +255,8 @@ def save_predictions(inputs: RunInputs, validation: Tensor | None, test: Evaluat
     logits = test.logits if isinstance(test, Evaluation) else test
     for split, scores, more in (("validation", validation, {}), ("test", logits, extras)):
         if scores is not None:
-            said = run_target(inputs).say(scores)
-            write_predictions(examples.split(split), examples.labels, said, folder / file_name(split), more)
+            answers = said(examples.labels, scores)
+            write_predictions(examples.split(split), examples.labels, answers, folder / file_name(split), more)
 
 
 @processes.main_process_only
