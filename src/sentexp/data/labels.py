@@ -35,10 +35,11 @@ def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> tuple[list[st
     for word in sorted(values - {"", header}, key=_order):
         forms.setdefault(word.casefold(), []).append(word)
     words = [alike[0] for alike in forms.values()]
+    numbers = ", or learn them as scores with task.loss=regression" if all(map(_is_number, words)) else ""
     require(
         len(words) <= MOST_CLASSES,
         f"data={data.name} has {len(words):,} different labels ({', '.join(words[:3])}, ...): more than {MOST_CLASSES} "
-        "classes are probably no classes; check data.label, or map them with data.labels={value: class, ...}.",
+        f"classes are probably no classes; check data.label, map them with data.labels={{value: class, ...}}{numbers}.",
     )
     require(
         len(words) > 1,
