@@ -5,12 +5,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 TO_LOWEST := $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python
+RELEASE := .venv-release
 SLURM := /tmp/sentexp-slurm
+EXTRAS := dev docs excel export launchers notebooks search
+LOCKED := 3.11.7
 PARALLEL := --numprocesses 2 --dist worksteal --durations 10
 NUMERICAL := tests/models tests/training tests/metrics tests/sweeps/test_fused.py tests/run/test_numerics.py tests/test_causal_lm.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test numerics lowest slow clusters gpu check format docs docs-serve reference ui clean
+.PHONY: help setup run test numerics lowest slow clusters gpu check format docs docs-serve reference lock sbom audit release ui clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -77,6 +80,25 @@ docs-serve: setup ## serve the documentation at http://127.0.0.1:8000
 
 reference: setup ## write the pages of docs/reference that follow from conf/ and the code
 	$(BIN)/python docs/generate.py
+
+lock: $(RELEASE)/.installed ## write requirements.lock: the set of constraints.txt, every file by its hash (Linux)
+	$(RELEASE)/bin/uv pip compile --quiet --no-header --generate-hashes --python-version $(LOCKED) --constraint constraints.txt $(EXTRAS:%=--extra %) --output-file requirements.lock pyproject.toml
+
+sbom: setup $(RELEASE)/.installed ## write build/sbom.json (CycloneDX) and build/licences.md: what .venv holds
+	mkdir -p build
+	$(RELEASE)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file build/sbom.json $(BIN)/python
+	$(RELEASE)/bin/pip-licenses --python $(BIN)/python --format markdown --with-urls --output-file build/licences.md
+
+audit: $(RELEASE)/.installed ## look up known vulnerabilities of requirements.lock; needs the network
+	$(RELEASE)/bin/pip-audit --requirement requirements.lock --disable-pip --require-hashes
+
+release: $(RELEASE)/.installed ## build dist/, check it in a fresh environment, tag the commit; uploads nothing
+	.ci/release $(RELEASE)/bin $(PYTHON)
+
+$(RELEASE)/.installed:
+	$(PYTHON) -m venv --clear $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check build cyclonedx-bom pip-audit pip-licenses twine uv
+	@touch $@
 
 ui: setup ## open the MLflow UI over mlflow.db here, at http://127.0.0.1:5000
 	$(BIN)/python -m sentexp ui port=$${PORT:-5000}

@@ -545,9 +545,21 @@ def test_uvicorn_serves_at_a_socket_that_listens_already():
     import uvicorn
 
     used = "sentexp.serving.serve"
-    takes(uvicorn.Config, "log_level", "timeout_graceful_shutdown", used=used)
+    takes(uvicorn.Config, "http", "log_level", "timeout_graceful_shutdown", used=used)
     takes(uvicorn.Server.serve, "sockets", used=used)
     assert uvicorn.Server(uvicorn.Config(None)).should_exit is False, used
+
+
+def test_a_connection_of_uvicorn_knows_its_request():
+    from uvicorn.protocols.http import h11_impl
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    used = "sentexp.serving.request_timeout"
+    for name in ("connection_made", "data_received", "connection_lost"):
+        has(AutoHTTPProtocol, name, used=used)
+    request = h11_impl.RequestResponseCycle.__init__.__code__.co_names
+    assert {"more_body", "response_started", "response_complete"} <= set(request), used
+    assert {"cycle", "loop", "transport"} <= set(h11_impl.H11Protocol.__init__.__code__.co_names), used
 
 
 def test_mlflow_measures_the_system_for_a_run_and_names_its_tags():

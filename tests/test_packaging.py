@@ -28,6 +28,18 @@ def test_every_requirement_is_pinned_within_its_bounds():
         assert requirement.specifier.contains(pins[canonical(requirement.name)]), text
 
 
+def test_the_lock_file_has_the_pins_and_a_hash_for_each():
+    text = (ROOT / "requirements.lock").read_text()
+    locked = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+) \\$", text, re.MULTILINE))
+    pins = {canonical(name): version for name, version in PINS.items()}
+    assert {name: pins[name] for name in locked if name in pins} == {n: v for n, v in locked.items() if n in pins}
+    required = {canonical(Requirement(text).name) for text in PROJECT["dependencies"]}
+    assert required <= locked.keys()
+    blocks = re.split(r"^(?=[A-Za-z0-9])", text, flags=re.MULTILINE)
+    assert all("--hash=sha256:" in block for block in blocks if "==" in block)
+    assert "file:" not in text
+
+
 def test_what_is_imported_is_required():
     extras = PROJECT["optional-dependencies"]
     required = [*PROJECT["dependencies"], *extras["search"], *extras["export"], *extras["excel"], *extras["launchers"]]

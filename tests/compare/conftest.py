@@ -23,9 +23,12 @@ def answers(chance, targets, skill, shared=None, noise=1.0):
 
 @pytest.fixture
 def simulate():
-    """Return a function that makes a comparison: for each configuration its name, skill and number of seeds."""
+    """Return a function that makes a comparison: for each configuration its name, skill and number of seeds.
 
-    def make(configurations, rows=400, seed=0, baselines=()):
+    With a spread the skill of a run depends on its seed, too.
+    """
+
+    def make(configurations, rows=400, seed=0, baselines=(), spread=0.0):
         chance = np.random.default_rng(seed)
         targets = chance.integers(0, 2, rows)
         shared = chance.normal(size=rows)
@@ -51,7 +54,12 @@ def simulate():
             targets=targets,
             slices={"length": (chance.integers(0, 2, rows), list(words))},
             configurations=[
-                Configuration(name=name, runs=[run(name, skill, number) for number in range(1, seeds + 1)])
+                Configuration(
+                    name=name,
+                    runs=[
+                        run(name, skill + spread * (2 * number - seeds - 1), number) for number in range(1, seeds + 1)
+                    ],
+                )
                 for name, skill, seeds in configurations
             ],
             baselines=[

@@ -93,7 +93,7 @@ def test_lower_is_better_for_losses(simulate):
 
 
 def test_seeds_make_intervals_wider_and_are_reported(simulate):
-    comparison = simulate((("r=1", 1.0, 3), ("r=2", 1.05, 3)))
+    comparison = simulate((("r=1", 1.0, 3), ("r=2", 1.05, 3)), spread=0.1)
     board = leaderboard(comparison, resamples=500)
     assert board.table["seeds"].tolist() == [3, 3]
     means = {
@@ -114,16 +114,29 @@ def test_seeds_make_intervals_wider_and_are_reported(simulate):
 
 
 def test_a_single_seed_among_several_has_their_noise_in_its_interval(simulate):
-    comparison = simulate((("r=1", 1.0, 3), ("r=2", 1.05, 1)), baselines=[("untuned", "untuned", 0.5)])
+    comparison = simulate((("r=1", 1.0, 3), ("r=2", 1.05, 1)), baselines=[("untuned", "untuned", 0.5)], spread=0.1)
     alone = simulate((("r=2", 1.05, 1),))
     alone.targets = comparison.targets
     alone.configurations, alone.baselines = [comparison.configurations[1]], comparison.baselines
     among, single = (leaderboard(one, resamples=2000).evidence for one in (comparison, alone))
     wide, narrow = among.interval(1, "loss"), single.interval(0, "loss")
     assert wide.high - wide.low > narrow.high - narrow.low
-    by_rows, by_seeds = np.nanvar(among.replicates["loss"][1]), np.var(among.values[0]["loss"], ddof=1)
+    by_rows = np.nanvar(among.replicates["loss"][1]) - among.between_seeds["loss"]
+    by_seeds = np.var(among.values[0]["loss"], ddof=1)
     assert wide.high - wide.value == pytest.approx(half_width(float(by_rows), float(by_seeds), 2, 0.95))
     assert among.interval(2, "loss") == pytest.approx(single.interval(1, "loss"))  # an untuned model has no seed
+
+
+def test_what_the_rows_do_to_each_seed_counts_once(simulate):
+    evidence = leaderboard(simulate((("r=1", 1.0, 8), ("r=2", 1.0, 8)), rows=2000), "loss", resamples=1000).evidence
+    gaps = evidence.replicates["loss"][0] - evidence.replicates["loss"][1]
+    by_rows, between = np.var(gaps), np.array([one["loss"].var(ddof=1) for one in evidence.values]).mean()
+    assert between == pytest.approx(evidence.between_seeds["loss"], rel=0.8)  # seeds differ by the rows alone
+    assert by_rows == pytest.approx(2 / 8 * evidence.between_seeds["loss"], rel=0.5)
+    expected = half_width(max(0.0, by_rows - evidence.between_seeds["loss"] / 4), between / 4, 14, 0.95)
+    interval = evidence.difference(0, 1, "loss")
+    assert interval.high - interval.value == pytest.approx(expected)
+    assert (interval.high - interval.low) / 2 < 0.85 * half_width(by_rows, between / 4, 14, 0.95)
 
 
 def test_more_rows_tell_smaller_differences_apart(simulate):

@@ -23,7 +23,15 @@ WAYS = ("none", "head", "full", "bitfit", "lora", "qlora", "dora", "ia3", "vera"
 """An option of `peft` of each class, and those that people use most."""
 
 
-@pytest.mark.parametrize(("peft", "data"), list(itertools.product(WAYS, [o for g, o in OPTIONS if g == "data"])))
+DATA = [option for group, option in OPTIONS if group == "data"]
+FIRST = {*zip(itertools.cycle(WAYS), DATA, strict=False), *zip(WAYS, itertools.cycle(DATA), strict=False)}
+"""Pairs that hold every way and every data set; `make slow` has all pairs."""
+
+
+@pytest.mark.parametrize(
+    ("peft", "data"),
+    [pytest.param(*pair, marks=[] if pair in FIRST else pytest.mark.slow) for pair in itertools.product(WAYS, DATA)],
+)
 def test_ways_of_training_and_data_sets_combine(peft, data):
     config = load_config(f"peft={peft}", f"data={data}", *NEEDS.get(("data", data), []))
     assert method_name(config.peft) == peft

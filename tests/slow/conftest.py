@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import warm
+from whole_sweeps import mlflow_words
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -25,6 +26,43 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the public data sets and tokenizers in ../shared/data, which is not here")
     return SHARED
+
+
+@pytest.fixture
+def sweep_words(reviews: Path) -> list[str]:
+    """Return what comes after `python` for a sweep of quick runs, but for its axes."""
+    return [
+        "-m", "sentexp", "--multirun", "model=tiny", "data=sst2", f"data.path={reviews}",
+        "data.splits.validation=validation", "data.splits.test=test", "trainer.progress_bar=false",
+        "trainer.batch_size=4", "trainer.max_epochs=3", "trainer.save_steps=5", "tracking.system_metrics=false",
+        "baseline=false",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def start(command_environment: dict[str, str]) -> Callable[..., subprocess.Popen[bytes]]:
+    """Return a function that starts Python in a folder, in a process of its own; its words go to console.txt there."""
+
+    def begin(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+        folder.mkdir(exist_ok=True)
+        with (folder / "console.txt").open("a") as console:
+            return subprocess.Popen(
+                [sys.executable, *words], cwd=folder, env=command_environment, stdout=console, stderr=console
+            )
+
+    return begin
+
+
+@pytest.fixture
+def fork(command_environment: dict[str, str]) -> Callable[..., warm.Process]:
+    """Return a function like `start`, whose process is warm."""
+
+    def begin(folder: Path, *words: str) -> warm.Process:
+        folder.mkdir(exist_ok=True)
+        console = folder / "console.txt"
+        return warm.Process(list(words), folder, command_environment, console, console)
+
+    return begin
 
 
 @pytest.fixture
@@ -105,18 +143,7 @@ def mlflow_server(
     def begin(folder: Path) -> str:
         command_environment.update(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
         port = free_port()
-        words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", "sqlite:///mlflow.db"]
-        words += [
-            "--artifacts-destination",
-            "mlartifacts",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--workers",
-            "1",
-        ]
-        serve(words, folder, "Application startup complete")
+        serve(mlflow_words(port), folder, "Application startup complete")
         return f"http://127.0.0.1:{port}"
 
     return begin

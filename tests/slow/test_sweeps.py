@@ -16,84 +16,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import warm
 from mlflow import MlflowClient
-from rounding import drift, rounding, smooth
-
-from sentexp.tracking.store import PARENT
+from whole_sweeps import EPS, RATE, assert_alike, recorded, table
 
 pytestmark = pytest.mark.slow
 
-RATE, EPS = 3e-3, 1e-2
-"""Of the fastest run, and of AdamW, where two ways of training are compared: no whole step is made of rounding."""
 AXES = ["peft.r=2,4,8", "optim.lr=1e-3,2e-3,3e-3,4e-3"]
 
 
 @pytest.fixture
-def words(reviews):
-    return [
-        "-m", "sentexp", "--multirun", "model=tiny", "data=sst2", f"data.path={reviews}",
-        "data.splits.validation=validation", "data.splits.test=test", "trainer.progress_bar=false",
-        "trainer.batch_size=4", "trainer.max_epochs=3", "trainer.save_steps=5", "tracking.system_metrics=false",
-        "baseline=false",
-    ]  # fmt: skip
-
-
-@pytest.fixture
-def start(command_environment):
-    """Return a function that starts the command in a folder, in a process of its own."""
-
-    def begin(folder, *words):
-        folder.mkdir(exist_ok=True)
-        with (folder / "console.txt").open("a") as console:
-            return subprocess.Popen(
-                [sys.executable, *words], cwd=folder, env=command_environment, stdout=console, stderr=console
-            )
-
-    return begin
-
-
-@pytest.fixture
-def fork(command_environment):
-    """Return a function like `start`, whose process is warm."""
-
-    def begin(folder, *words):
-        folder.mkdir(exist_ok=True)
-        console = folder / "console.txt"
-        return warm.Process(list(words), folder, command_environment, console, console)
-
-    return begin
-
-
-def table(folder):
-    """Return what the last sweep in this folder ended with, but for times, memory and MLflow's ids."""
-    last = max(folder.glob("multirun/*/*/runs.json"), key=lambda file: file.stat().st_mtime)
-    runs = json.loads(last.read_text())
-    for run in runs:
-        run["metrics"] = {k: v for k, v in run["metrics"].items() if not k.endswith(("seconds", "memory_gib"))}
-        del run["run_id"], run["earlier"]
-    return json.dumps(runs, sort_keys=True)
-
-
-def assert_alike(table, other):
-    """Compare the tables of fused sweeps in float32: what reads beside a run changes its rounding."""
-    tolerance = rounding() + drift(RATE, 24, EPS)
-    for found, expected in zip(json.loads(table), json.loads(other), strict=True):
-        metrics, wanted = found.pop("metrics"), expected.pop("metrics")
-        assert metrics.keys() == wanted.keys()
-        assert smooth(metrics) == pytest.approx(smooth(wanted), abs=tolerance)
-        assert found.pop("objective") == pytest.approx(expected.pop("objective"), abs=tolerance, nan_ok=True)
-        assert found == expected
-
-
-def recorded(folder, store=None):
-    """Return the sweep's MLflow run and its runs; there must be one of each identity."""
-    runs = MlflowClient(store or f"sqlite:///{folder / 'mlflow.db'}").search_runs(["1"])
-    (parent,) = [run for run in runs if "sweep.identity" in run.data.tags]
-    children = [run for run in runs if run is not parent]
-    assert all(run.data.tags[PARENT] == parent.info.run_id for run in children)
-    assert len({run.data.tags["identity"] for run in children}) == len(children)
-    return parent, children
+def words(sweep_words):
+    return sweep_words
 
 
 def test_a_sweep_killed_five_times_ends_as_an_undisturbed_one(words, start, fork, tmp_path):

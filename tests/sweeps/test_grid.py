@@ -460,13 +460,14 @@ def test_a_sweep_gathers_runs_of_several_processes(sentexp, trained, launched, m
 @pytest.mark.parametrize(
     ("words", "composed"),
     [
-        (["peft.r=4,8,16", "optim.lr=1e-4,2e-4"], 1),
+        (["peft.r=4,8,16", "optim.lr=1e-4,2e-4"], 0),
         (["peft=lora,ia3", "seed=1,2"], 2),
-        (["peft.r=4,8", "peft.alpha=${peft.r}", "tracking.run_name='a b',null"], 1),
+        (["peft.r=4,8", "peft.alpha=${peft.r}", "tracking.run_name='a b',null"], 0),
+        (["peft.r=4,8", "seed=1", "peft.r=16", "trainer.log_every_n_steps=1,2"], 1),
         pytest.param(
             ["data.max_length=16,32", "optim=adamw,sgd", "trainer.log_every_n_steps=1,2"], 4, marks=pytest.mark.slow
         ),
-        pytest.param(["peft.target_modules=all-linear,[q_proj],[k_proj]"], 3, marks=pytest.mark.slow),
+        pytest.param(["peft.target_modules=all-linear,[q_proj],[k_proj]"], 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_differs_in_values_alone_is_composed_as_hydra_would(words, composed, sentexp, monkeypatch):
@@ -484,6 +485,6 @@ def test_a_run_that_differs_in_values_alone_is_composed_as_hydra_would(words, co
         code, _, errors = sentexp("--multirun", *words)
         assert code == 0, errors
         if substitute is counted:
-            assert 1 + sum(found is None for found in counts) == composed
+            assert sum(found is None for found in counts) == composed
     assert seen[0] == seen[1]
     assert len({str(config) for config in seen[0]}) == len(seen[0])

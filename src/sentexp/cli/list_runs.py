@@ -1,6 +1,5 @@
 """`python -m sentexp runs`: every run of the experiment, by identity: its state and its result."""
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from rich.text import Text
 
 from sentexp.config import Config, TrackingBackend
 from sentexp.system.console import OUT, say, waiting
+from sentexp.system.json_files import read_json
 from sentexp.tracking.queries import PRUNED, is_run
 from sentexp.tracking.run_dir import RESULT, STATE, is_locked
 from sentexp.tracking.store import describe_store, open_store
@@ -68,7 +68,7 @@ def _in_folder(folder: Path) -> "list[list[str]]":
             state_name = "running" if is_locked(path) else "interrupted"
             rows.append([path.name, "", state_name, *_numbers({})])
         elif result.is_file():
-            metrics = json.loads(result.read_text()).get("metrics")
+            metrics = read_json(result).get("metrics")
             if metrics is not None:  # else it is a baseline
                 rows.append([path.name, "", "finished", *_numbers(metrics)])
     return rows

@@ -1,5 +1,6 @@
 """Intervals and p-values of each configuration and each difference."""
 
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentexp.compare import significance
-from sentexp.compare.bootstrap import Interval, bca, half_width, percentile, replicate
+from sentexp.compare.bootstrap import Interval, bca, half_width, percentile, replicate, satterthwaite
 from sentexp.compare.comparison import Comparison, Configuration
 from sentexp.compare.metric_sums import Measured, measured
 from sentexp.compare.sample_size import ALPHA, POWER
@@ -20,13 +21,15 @@ class Evidence:
     """The metrics of some configurations on the same rows, and on resamples of them.
 
     `values` hold, by metric, the value of each run, by configuration; `replicates` the mean over the runs of a
-    configuration on every resample, shape (configurations, resamples). `right` are the rows that the first run of each
-    gets right, none of scores.
+    configuration on every resample, shape (configurations, resamples). `between_seeds` is the variance that the rows
+    add to a run beside the other seeds of its configuration, pooled over all configurations.
+    `right` are the rows that the first run of each gets right, none of scores.
     """
 
     configurations: list[Configuration]
     values: list[dict[str, NDArray[Any]]]
     replicates: dict[str, NDArray[Any]]
+    between_seeds: dict[str, float]
     without_each: list[dict[str, NDArray[Any]]]
     right: NDArray[Any]
     confidence: float
@@ -42,9 +45,9 @@ class Evidence:
         seed includes it too.
         """
         value, replicates = self.value(number, metric), self.replicates[metric][number]
-        by_seeds = float(self._seed_parts(metric)[number])
+        by_rows, by_seeds = self._variances(replicates, self._shares()[number], metric)
         if by_seeds > 0:
-            half = half_width(float(np.nanvar(replicates)), by_seeds, self.seed_freedom(), self.confidence)
+            half = half_width(float(by_rows), float(by_seeds), self.seed_freedom(), self.confidence)
             return Interval(value, value - half, value + half)
         if len(self.values[number][metric]) == 1:
             return bca(value, replicates, self.without_each[number][metric], self.confidence)
@@ -56,10 +59,10 @@ class Evidence:
             return Interval(0.0, np.nan, np.nan)
         value = self.value(number, metric) - self.value(other, metric)
         gaps = self.replicates[metric][number] - self.replicates[metric][other]
-        by_seeds = self._seed_variance(number, other, metric)
+        by_rows, by_seeds = self._variances(gaps, self._shares()[[number, other]].sum(), metric)
         if by_seeds == 0:
             return percentile(value, gaps, self.confidence)
-        half = half_width(float(np.nanvar(gaps)), by_seeds, self.seed_freedom(), self.confidence)
+        half = half_width(float(by_rows), float(by_seeds), self.seed_freedom(), self.confidence)
         return Interval(value, value - half, value + half)
 
     def p_values(self, metric: str) -> NDArray[Any]:
@@ -72,46 +75,62 @@ class Evidence:
             return significance.mcnemar(self.right)
         count = len(self.configurations)
         values = np.array([self.value(number, metric) for number in range(count)])
-        parts = self._seed_parts(metric)
+        shares, replicates = self._shares(), self.replicates[metric]
         p = np.ones((count, count))
         for i in range(1, count):
-            by_rows = np.nanvar(self.replicates[metric][i] - self.replicates[metric][:i], axis=1)
-            gaps, by_seeds = values[i] - values[:i], parts[i] + parts[:i]
-            p[i, :i] = p[:i, i] = significance.t_test(gaps, by_rows, by_seeds, self.seed_freedom())
+            by_rows, by_seeds = self._variances(replicates[i] - replicates[:i], shares[i] + shares[:i], metric)
+            p[i, :i] = p[:i, i] = significance.t_test(values[i] - values[:i], by_rows, by_seeds, self.seed_freedom())
         return p
 
     def seed_freedom(self) -> int:
         """Return the degrees of freedom that seeds have: how many there are beyond one for each configuration."""
         return sum(len(one.runs) - 1 for one in self.configurations)
 
+    def standard_error(self, number: int, other: int, metric: str) -> tuple[float, float]:
+        """Return the standard error of a difference, and its degrees of freedom: infinite where rows alone vary."""
+        gaps = self.replicates[metric][number] - self.replicates[metric][other]
+        by_rows, by_seeds = self._variances(gaps, self._shares()[[number, other]].sum(), metric)
+        return float(np.sqrt(by_rows + by_seeds)), float(satterthwaite(by_rows, by_seeds, self.seed_freedom()))
+
     def detectable(self, number: int, other: int, metric: str) -> float:
-        """Return the smallest difference of two such configurations that these rows show in four of five times."""
-        return _margin() * float(
-            np.sqrt(self._row_variance(number, other, metric) + self._seed_variance(number, other, metric))
-        )
+        """Return the smallest difference of two such configurations that is found in four of five cases."""
+        error, freedom = self.standard_error(number, other, metric)
+        return _margin(freedom) * error
 
     def rows_to_settle(self, number: int, other: int, metric: str) -> float:
-        """Return how many rows would show the difference that was found, in four of five times; infinite: none do."""
+        """Return how many rows would show the difference that was found, in four of five cases; infinite: none do."""
         gap = abs(self.value(number, metric) - self.value(other, metric))
-        room = (gap / _margin()) ** 2 - self._seed_variance(number, other, metric)
-        rows = self.right.shape[1]
-        return rows * self._row_variance(number, other, metric) / room if room > 0 else np.inf
+        _, freedom = self.standard_error(number, other, metric)
+        by_rows = float(np.nanvar(self.replicates[metric][number] - self.replicates[metric][other]))
+        on_any_rows = max(0.0, self._seed_variance(metric) - self.between_seeds[metric])
+        room = (gap / _margin(freedom)) ** 2 - on_any_rows * float(self._shares()[[number, other]].sum())
+        return self.right.shape[1] * by_rows / room if room > 0 else np.inf
 
-    def _row_variance(self, number: int, other: int, metric: str) -> float:
-        return float(np.nanvar(self.replicates[metric][number] - self.replicates[metric][other]))
+    def _variances(
+        self, replicates: NDArray[Any], shares: NDArray[Any] | float, metric: str
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the variance of values, or of differences, that rows cause in all seeds alike, and that of the seeds.
 
-    def _seed_variance(self, number: int, other: int, metric: str) -> float:
-        """Return what seeds add to the variance of a difference of two."""
-        parts = self._seed_parts(metric)
-        return float(parts[number] + parts[other])
+        A model of rows and seeds, both random: `replicates` vary by what the rows do to all seeds, and to each seed
+        apart; so do runs that differ in their seed by the latter, which must not count twice.
 
-    def _seed_parts(self, metric: str) -> NDArray[Any]:
-        """Return what seeds add to the variance of each: alike in all configurations, nothing in baselines."""
+        Args:
+            replicates: shape (..., resamples).
+            shares: what part of the variance of a single run seeds add to them.
+            metric: whose replicates they are.
+        """
+        alike = _variance(replicates) - self.between_seeds[metric] * np.asarray(shares)
+        return np.maximum(alike, 0.0), self._seed_variance(metric) * np.asarray(shares)
+
+    def _seed_variance(self, metric: str) -> float:
+        """Return the variance between runs that differ in their seed, pooled over all configurations."""
         freedom = self.seed_freedom()
-        if freedom == 0:
-            return np.zeros(len(self.configurations))
-        each = sum(float(np.var(one[metric])) * len(one[metric]) for one in self.values) / freedom
-        return np.array([0.0 if one.baseline else each / len(one.runs) for one in self.configurations])
+        squares = sum(float(np.var(one[metric])) * len(one[metric]) for one in self.values)
+        return squares / freedom if freedom else 0.0
+
+    def _shares(self) -> NDArray[Any]:
+        """Return what part of the variance of a seed each configuration has: the less the more runs, baselines none."""
+        return np.array([0.0 if one.baseline else 1 / len(one.runs) for one in self.configurations])
 
 
 def measure_configurations(
@@ -154,14 +173,35 @@ def measure_configurations(
         replicates={
             metric: np.stack([by_resample[span].mean(0) for span in spans]) for metric, by_resample in by_run.items()
         },
+        between_seeds={metric: _between_seeds(by_resample, spans) for metric, by_resample in by_run.items()},
         without_each=[runs[span[0]].without_each() if len(span) == 1 < resamples else {} for span in spans],
         right=np.stack(right),
         confidence=confidence,
     )
 
 
-def _margin() -> float:
-    """Return how many standard errors a difference must have to be found with `POWER` at `ALPHA`."""
-    from scipy.stats import norm
+def _variance(replicates: NDArray[Any]) -> NDArray[Any]:
+    """Return the variance over resamples; not a number where none has the metric, as of constant scores."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Degrees of freedom <= 0")
+        variance: NDArray[Any] = np.asarray(np.nanvar(replicates, axis=-1))
+    return variance
 
-    return float(norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER))
+
+def _between_seeds(replicates: NDArray[Any], spans: Sequence[range]) -> float:
+    """Return the variance over resamples of a run less the mean of its configuration, unbiased, pooled.
+
+    Args:
+        replicates: of each run, shape (runs, resamples).
+        spans: the runs of each configuration.
+    """
+    freedom = sum(len(span) - 1 for span in spans)
+    apart = (replicates[span] - replicates[span].mean(0) for span in spans)
+    return sum(float(np.nanvar(each, axis=1).sum()) for each in apart) / freedom if freedom else 0.0
+
+
+def _margin(freedom: float) -> float:
+    """Return how many standard errors a difference must have to be found with `POWER` at `ALPHA`, by Student's test."""
+    from scipy.stats import t
+
+    return float(t.ppf(1 - ALPHA / 2, freedom) + t.ppf(POWER, freedom))

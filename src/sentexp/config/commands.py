@@ -262,6 +262,7 @@ class ServeConfig(ReadingRun):
     port: int = number(ge=0, le=65535, note="0 is any that is free")
     max_bytes: int = number(ge=1)
     max_rows: int = number(ge=1)
+    max_seconds: float = number(gt=0)
 
 
 @dataclass(kw_only=True, slots=True)

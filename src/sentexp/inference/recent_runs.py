@@ -1,7 +1,6 @@
 """The finished runs that there are, the latest first: those of the store, and those that only have a folder."""
 
 import heapq
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sentexp.system.json_files import read_json
 from sentexp.tracking.queries import finished_runs
 from sentexp.tracking.run_dir import RESULT, STATE
 from sentexp.tracking.store import Store
@@ -66,6 +66,6 @@ def _in_folders(output_dir: Path) -> list[Ended]:
     for file in output_dir.glob(f"*/{RESULT}"):
         folder = file.parent
         done = IDENTITY.fullmatch(folder.name) is not None and not (folder / STATE).is_file()
-        if done and json.loads(file.read_text(encoding="utf-8"))["run_id"] is None:
+        if done and read_json(file)["run_id"] is None:
             found.append(Ended(identity=folder.name, name="", seconds=file.stat().st_mtime, folder=folder))
     return sorted(found, key=lambda one: -one.seconds)

@@ -13,6 +13,7 @@ from sentexp.inference.progress import tell
 from sentexp.inference.recent_runs import LISTED, ended_runs, identity_of, list_recent
 from sentexp.models.saved import FACTS, FOLDERS, Trained, read_trained, require_no_pickle
 from sentexp.system.console import waiting
+from sentexp.system.json_files import read_json
 from sentexp.tracking.queries import find_sweeps, is_run, runs_of_sweep
 from sentexp.tracking.run_dir import RESULT, STATE
 from sentexp.tracking.store import Store, describe_store, find_store, read_artifact
@@ -240,7 +241,7 @@ def _in_folder(path: Path, store: Store | None) -> Finished:
             (path / RESULT).is_file() and not (path / STATE).is_file(),
             f"run={path} is not finished: give the command of that run again, which resumes it.",
         )
-        folder = path / json.loads((path / RESULT).read_text(encoding="utf-8"))["weights"]
+        folder = path / read_json(path / RESULT)["weights"]
         require(folder.is_dir(), f"{folder}, the weights of the run, is no longer there: train it again.")
     trained = read_trained(folder)
     run = _run_of(trained, store)

@@ -1,5 +1,6 @@
 """What a folder of weights is, by its configuration: its architecture, its limits, and what it can be used for."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,47 @@ CLASSIFIER = "ForSequenceClassification"
 """The end of the name of transformers' classifiers."""
 
 
+MOST = {
+    "num_hidden_layers": 10_000,
+    "hidden_size": 1_000_000,
+    "intermediate_size": 10_000_000,
+    "num_attention_heads": 100_000,
+    "vocab_size": 100_000_000,
+}
+"""Of the sizes in a configuration, far above those of any model: transformers would build whatever a file says."""
+
+
 def read_config(backbone: Backbone) -> Any:
     """Return transformers' configuration of a backbone.
 
     Raises:
-        UserError: an architecture that the installed transformers does not have.
+        UserError: an architecture that the installed transformers does not have, or sizes that no model has.
     """
     from transformers import AutoConfig
 
+    _require_sizes(backbone.folder / "config.json")
     try:
         return AutoConfig.from_pretrained(backbone.folder, local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(
             f"model.path={backbone.folder} has a config.json that transformers cannot read: {_first_line(error)}"
         ) from None
+
+
+def _require_sizes(file: Path) -> None:
+    """Refuse a configuration before transformers allocates what it says."""
+    try:
+        facts = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return  # which transformers says
+    require(isinstance(facts, dict), f"{file} must hold a JSON object, as transformers writes it.")
+    for part in (facts, facts.get("text_config")):
+        for name, most in MOST.items():
+            size = part.get(name, 1) if isinstance(part, dict) else 1
+            require(
+                size is None or (isinstance(size, int) and 0 < size <= most),
+                f"{file} says {name}={size!r}, which is not the size of a model: it must be from 1 to {most:,}.",
+            )
 
 
 def model_type(backbone: Backbone) -> str:

@@ -64,7 +64,7 @@ def load_tokenizer(backbone: Backbone) -> "PreTrainedTokenizerBase":
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(backbone.folder, local_files_only=True)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # the tokenizers library raises nothing narrower
         raise UserError(
             f"model.path={backbone.folder} holds no tokenizer that transformers can read "
             f"({str(error).splitlines()[0]}): add tokenizer.json or tokenizer.model with tokenizer_config.json."

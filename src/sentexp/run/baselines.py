@@ -28,6 +28,7 @@ from sentexp.run.result import Baseline
 from sentexp.run.summary import count_answers
 from sentexp.system.atomic_write import write_atomic
 from sentexp.system.console import say
+from sentexp.system.json_files import read_json
 from sentexp.tracking.predictions import FOLDER as PREDICTIONS
 from sentexp.tracking.provenance import command, git_state
 from sentexp.tracking.run_dir import RunDir
@@ -116,7 +117,7 @@ def _folder(inputs: RunInputs, identity: str) -> Path:
 def _recorded(tracking: TrackingConfig, identity: str, file: Path) -> tuple[str | None, dict[str, float]] | None:
     """Return MLflow's run id and the test metrics of a baseline; without MLflow, those that the folder holds."""
     if tracking.backend is TrackingBackend.none:
-        return (None, json.loads(file.read_text())) if file.is_file() else None
+        return (None, read_json(file)) if file.is_file() else None
     run = find_run(tracking, "baseline.identity", identity, "FINISHED")
     if run is None:
         return None

@@ -1,6 +1,5 @@
 """The plots of a run, drawn into its folder from what that holds."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from sentexp.distributed import processes
 from sentexp.plots.run import draw_confusion_matrix, draw_data, draw_learning_curve, draw_reliability, draw_scores
 from sentexp.run.result import Result
 from sentexp.system.console import say
+from sentexp.system.json_files import read_json
 from sentexp.tracking.predictions import file_name, read_predictions
 from sentexp.tracking.run_dir import METRICS_FILE, RESULT, STATE, RunDir
 from sentexp.tracking.store import open_store
@@ -35,7 +35,7 @@ def plots_of(labels: Sequence[str]) -> tuple[str, ...]:
 
 def plot_data(folder: Path) -> None:
     """Draw the data of a run or an audit from what its folder holds of them."""
-    audit = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
+    audit = read_json(folder / AUDIT)
     draw_data(audit["labels"], audit["token_edges"], audit["tokens"], audit["max_length"], folder / DATA_PLOT)
 
 
@@ -84,7 +84,7 @@ def plot_finished(result: Result, config: Config) -> None:
     is_whole = {RESULT, AUDIT, METRICS_FILE} <= present and STATE not in present  # else another attempt is under way
     if not config.plots or present.issuperset(plots_of(result.labels)) or not is_whole:
         return
-    if json.loads((folder / RESULT).read_text())["run_id"] != result.run_id or not plot_result(result):
+    if read_json(folder / RESULT)["run_id"] != result.run_id or not plot_result(result):
         return
     if result.run_id is not None:
         store = open_store(config.tracking)

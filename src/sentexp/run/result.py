@@ -3,13 +3,14 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sentexp.config import CausalLM, Config, TrackingBackend
 from sentexp.distributed import processes
 from sentexp.errors import require
 from sentexp.models.adapters import ParameterAudit
 from sentexp.system.atomic_write import write_atomic
+from sentexp.system.json_files import read_json
 from sentexp.tracking.predictions import file_name
 from sentexp.tracking.run_dir import RESULT, STATE
 from sentexp.tracking.store import find_run, open_store, read_artifact
@@ -74,13 +75,14 @@ class Result:
         return {file.stem: file for file in sorted(self.folder.glob("*.png"))}
 
     @classmethod
-    def load(cls, text: str, folder: Path) -> "Result":
-        """Return the result that `result.json` of a run in this folder holds."""
-        facts = json.loads(text)
-        facts["weights"] = folder / facts["weights"]
-        facts["parameters"] = ParameterAudit(**facts["parameters"])
-        facts["baselines"] = {name: Baseline(**baseline) for name, baseline in facts["baselines"].items()}
-        return cls(folder=folder, **facts)
+    def load(cls, facts: dict[str, Any], folder: Path) -> "Result":
+        """Return the result whose facts `result.json` of a run in this folder holds."""
+        parts = {
+            "weights": folder / facts["weights"],
+            "parameters": ParameterAudit(**facts["parameters"]),
+            "baselines": {name: Baseline(**baseline) for name, baseline in facts["baselines"].items()},
+        }
+        return cls(folder=folder, **facts | parts)
 
 
 @processes.main_process_only
@@ -92,16 +94,17 @@ def find_result(config: Config, identity: str) -> Result | None:
     """
     folder = Path(config.output_dir) / identity
     file = folder / RESULT
-    text = file.read_text() if file.is_file() else None
+    facts = read_json(file) if file.is_file() else None
     if config.tracking.backend is not TrackingBackend.none:
         recorded = find_run(config.tracking, "identity", identity, "FINISHED")
         if recorded is None:
             return None
-        if text is None or json.loads(text)["run_id"] != recorded.info.run_id:
+        if facts is None or facts["run_id"] != recorded.info.run_id:
             text = read_artifact(open_store(config.tracking), recorded.info.run_id, RESULT)
+            facts = None if text is None else json.loads(text)
     elif (folder / STATE).is_file():
         return None
-    return None if text is None else Result.load(text, folder)
+    return None if facts is None else Result.load(facts, folder)
 
 
 def lacks_baselines(result: Result, config: Config) -> bool:

@@ -1,6 +1,5 @@
 """The card of a run's folder of weights: what they are, how they are loaded, and how well they were measured."""
 
-import json
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from sentexp.models.origins import data_origin, model_origin
 from sentexp.models.saved import Trained, read_trained
 from sentexp.run.result import Result
 from sentexp.system.hub import is_local
+from sentexp.system.json_files import read_json
 from sentexp.tracking.provenance import command
 
 CARD = "README.md"
@@ -30,7 +30,7 @@ def write_weights_card(result: Result, config: Config, audit: DataAudit, config_
         config_file: the run's `config.yaml`.
     """
     trained = read_trained(result.weights)
-    facts = json.loads((result.weights / "sentexp.json").read_text(encoding="utf-8"))
+    facts = read_json(result.weights / "sentexp.json")
     parts = [
         _front(trained),
         f"# {config.model.title} for sentiment, trained on {audit.data}",

@@ -21,6 +21,7 @@ from sentexp.export.pyfunc import CALIBRATED, quiet_pyfunc
 from sentexp.inference.run_lookup import chosen_run
 from sentexp.serving.invocations import Refused, read_body, read_request, refusal
 from sentexp.serving.page import page
+from sentexp.serving.request_timeout import with_request_timeout
 from sentexp.system.console import say
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def serve(config: ServeConfig) -> None:
         folder = Path(place) / "model"
         save_model(finished, folder, config.base)
         app = build_app(folder, config, finished.name)
-        settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=LAST_ANSWERS)
+        protocol = with_request_timeout(config.max_seconds)
+        settings = uvicorn.Config(app, http=protocol, log_level="warning", timeout_graceful_shutdown=LAST_ANSWERS)
         server = uvicorn.Server(settings)
         host = f"[{config.host}]" if ":" in config.host else config.host
         say(f"run {finished.name} at http://{host}:{listening.getsockname()[1]} (stop with Ctrl-C)")

@@ -1,6 +1,5 @@
 """One run of a sweep, in whatever process: its output goes to its log, its end to the sweep's folder and MLflow run."""
 
-import json
 import math
 import traceback
 from contextlib import redirect_stdout
@@ -18,6 +17,7 @@ from sentexp.run.train import train
 from sentexp.sweeps.gpus import take_gpu
 from sentexp.sweeps.report import print_progress
 from sentexp.sweeps.sweep_dir import CONFIG, LOG, Outcome, State, SweepFolder
+from sentexp.system.json_files import read_json
 from sentexp.tracking.run_dir import STATE
 from sentexp.tracking.run_logger import open_run_logger
 from sentexp.training.pruning import Pruned, PruningPolicy
@@ -67,7 +67,7 @@ def do_job(config: Config, folder: SweepFolder, number: int, policy: PruningPoli
 
 def _pruned(name: str, pruned: Pruned) -> Outcome:
     """Return the outcome of a run that was stopped; its folder holds the checkpoint that it can resume from."""
-    state = json.loads((pruned.snapshot.folder / STATE).read_text())
+    state = read_json(pruned.snapshot.folder / STATE)
     return Outcome(
         name=name,
         state=State.pruned,

@@ -10,16 +10,22 @@ from omegaconf.errors import OmegaConfBaseException
 
 
 def with_values(base: DictConfig, given: Sequence[str], overrides: Sequence[str]) -> DictConfig | None:
-    """Return a configuration composed from others than the given overrides; None where hydra must compose it."""
-    if len(overrides) != len(given):
+    """Return a configuration composed from other overrides than a base; None where hydra must compose it.
+
+    Args:
+        base: composed from the given overrides; those that hydra sweeps over are not in it.
+        given: what the base was composed from.
+        overrides: of the configuration, each key once.
+    """
+    changed = [word for word in overrides if word not in given]
+    replaced = [word for word in given if word not in overrides]
+    if not {_key(word) for word in replaced} <= {_key(word) for word in changed}:
         return None
-    parser = OverridesParser.create()
-    changed = [(before, after) for before, after in zip(given, overrides, strict=True) if before != after]
-    for before, after in changed:
-        old, new = parser.parse_override(before), parser.parse_override(after)
-        if old.type is not OverrideType.CHANGE or old.key_or_group != new.key_or_group:
-            return None
-    return with_plain_values(base, [after for _, after in changed])
+    return with_plain_values(base, changed)
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
 
 
 def with_plain_values(base: DictConfig, overrides: Sequence[str]) -> DictConfig | None:

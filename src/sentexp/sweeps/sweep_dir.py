@@ -12,6 +12,7 @@ from typing import Any
 
 from sentexp.config.metric_names import is_better_higher
 from sentexp.system.atomic_write import write_atomic
+from sentexp.system.json_files import read_json
 from sentexp.tracking.provenance import command
 
 SWEEP, OUTCOME, LOG, CONFIG, STOP = "sweep.json", "outcome.json", "run.log", "config.yaml", "stop"
@@ -143,7 +144,7 @@ class SweepFolder:
         return max(*rests, (sum(rests) + waiting * usual) / at_once)
 
     def _facts(self) -> dict[str, Any]:
-        return json.loads((self.path / SWEEP).read_text())  # type: ignore[no-any-return]
+        return read_json(self.path / SWEEP)  # type: ignore[no-any-return]
 
 
 def has_failed(outcome: Outcome) -> bool:

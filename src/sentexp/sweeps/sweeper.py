@@ -148,10 +148,11 @@ class RunSweeper(Sweeper):
 
     def compose(self, runs: Sequence[Sequence[str]], names: Sequence[str], first: int = 0) -> list[Job]:
         """Return the jobs, numbered from `first`, each with a configuration that is right in itself."""
-        jobs, wrong, base = [], [], None
+        jobs, wrong = [], []
+        base = self.config, list(self.config.hydra.overrides.task)
         for number, (run, name) in enumerate(zip(runs, names, strict=True), first):
             overrides = [*run, f"sweep.name={quoted(name)}"]
-            composed = None if base is None else with_values(*base, overrides)
+            composed = with_values(*base, overrides)
             if composed is None:
                 try:
                     composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
@@ -203,20 +204,25 @@ class RunSweeper(Sweeper):
     def open_parent(
         self, kind: str, config: Config, identity: str, axes: Mapping[str, str], words: list[str]
     ) -> "RunLogger":
-        """Return the sweep's own MLflow run: that of an earlier start of the same sweep, or a new one."""
+        """Return the sweep's own MLflow run: that of an earlier start of the same sweep, or a new one.
+
+        Of processes on one machine that start the same sweep at once the first makes it.
+        """
+        from filelock import FileLock
+
+        from sentexp.system.package_files import cache_dir
         from sentexp.tracking.provenance import command, git_state, mask_uri
         from sentexp.tracking.run_logger import open_run_logger
         from sentexp.tracking.store import find_run
 
-        tracking = config.tracking
-        begun = find_run(tracking, "sweep.identity", identity)
+        tracking, locks = config.tracking, cache_dir() / "sweeps"
+        locks.mkdir(parents=True, exist_ok=True)
         title = " ".join([kind, *(f"{key.rpartition('.')[2]}={values}" for key, values in axes.items())])
-        parent = open_run_logger(
-            tracking,
-            tracking.run_name or title[:250],
-            None if begun is None else begun.info.run_id,
-            {"sweep.identity": identity, "command": command(), "mlflow.source.name": "sentexp", **git_state()},
-        )
+        tags = {"sweep.identity": identity, "command": command(), "mlflow.source.name": "sentexp", **git_state()}
+        with FileLock(locks / f"{identity}.lock"):
+            begun = find_run(tracking, "sweep.identity", identity)
+            run_id = None if begun is None else begun.info.run_id
+            parent = open_run_logger(tracking, tracking.run_name or title[:250], run_id, tags)
         given = dict(mask_uri(word).split("=", 1) for word in words if "=" in word)
         parent.log_params(given | dict(axes))
         return parent

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from sentexp.distributed import processes
 from sentexp.errors import UserError
 from sentexp.system.atomic_write import write_atomic
+from sentexp.system.json_files import read_json
 
 STATE, METRICS_FILE, LOCK, RESULT = "state.json", "metrics.jsonl", ".lock", "result.json"
 
@@ -18,7 +19,7 @@ STATE, METRICS_FILE, LOCK, RESULT = "state.json", "metrics.jsonl", ".lock", "res
 def read_state(path: Path) -> dict[str, Any]:
     """Return what a process that did not end its run has left in the run's folder; nothing where all is done."""
     file = path / STATE
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 class RunDir:

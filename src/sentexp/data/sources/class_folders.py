@@ -83,6 +83,7 @@ def _classes(root: Path) -> list[Path]:
 
 
 def _text(file: Path, encoding: str | None) -> str:
+    require(file.is_file(), f"{file} is not a file: a folder of texts may hold no devices, pipes or broken links.")
     encoding = encoding or marked_encoding(file) or "utf-8"
     try:
         return file.read_text(encoding=encoding)
