@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sentexp.config import load_config
 from sentexp.data.splits import load_examples
 from sentexp.errors import UserError
+from sentexp.metrics.calibration import fit_temperature
 from sentexp.models.label_scorer import label_prior, without_prior
 from sentexp.models.pretrained import locate_backbone
 from sentexp.run import summary
 from sentexp.run.train import train
-from sentexp.training.calibration import fit_temperature
 from sentexp.training.module import ClassifierModule
 
 ANSWERING = ["task=causal_lm", "task.template=auto", "task.label_words=[bad,good]", "baseline=false"]

@@ -8,38 +8,13 @@ import pytest
 
 from sentexp.tracking.predictions import file_name, read_predictions
 
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """Return a folder of splits with sentences, aspects and labels."""
-    folder = tmp_path_factory.mktemp("aspects")
-    for start, (name, days) in enumerate({"train": 16, "validation": 6, "test": 6}.items()):
-        rows = [
-            (f"day {100 * start + day} was {word}", aspect, "good" if (word == "warm") == (aspect == "sun") else "bad")
-            for day in range(days)
-            for word in ("warm", "cold")
-            for aspect in ("sun", "ice")
-        ]
-        with (folder / f"{name}.csv").open("w", newline="") as stream:
-            csv.writer(stream).writerows([("sentence", "aspect", "label"), *rows])
-    return folder
-
-
-@pytest.fixture
-def paired(table, finished):
-    """Return a function that trains a run on the pairs, once."""
-    own = ["data=csv", f"data.path={table}", "data.text=sentence", "data.text_pair=aspect", "data.labels=null"]
-    own += ["data.splits.validation=validation", "data.splits.test=test"]
-    return lambda *words: finished(*own, *words)
-
-
 RUNS = [("peft=lora",), ("task=causal_lm", "peft=lora", "task.label_words=[bad,good]"), ("model=minilm", "peft=head")]
 
 
 @pytest.mark.parametrize("words", RUNS, ids=["seq_cls", "causal_lm", "encoder"])
-def test_a_prediction_is_what_the_run_said(words, paired, table, command_line, tmp_path):
+def test_a_prediction_is_what_the_run_said(words, paired, aspects, command_line, tmp_path):
     result = paired(*words)
-    rest = [f"input={table / 'test.csv'}", "output=out.csv", "prefix=said_", "tracking=none"]
+    rest = [f"input={aspects / 'test.csv'}", "output=out.csv", "prefix=said_", "tracking=none"]
     code, _, errors = command_line("predict", f"run={result.folder}", *rest)
     assert code == 0, errors
     assert "texts in the column sentence, the second in aspect, of" in errors
@@ -51,7 +26,7 @@ def test_a_prediction_is_what_the_run_said(words, paired, table, command_line, t
     assert len({tuple(row) for row in said.probabilities[:2].tolist()}) == 2, "the aspect is not read"
 
 
-def test_other_columns_are_named_and_missing_ones_reported(paired, table, command_line, tmp_path):
+def test_other_columns_are_named_and_missing_ones_reported(paired, aspects, command_line, tmp_path):
     result = paired("peft=lora")
     lines = [json.dumps({"body": "day 7 was warm", "about": "sun"}), json.dumps({"body": "day 8 was warm"})]
     (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
@@ -66,24 +41,21 @@ def test_other_columns_are_named_and_missing_ones_reported(paired, table, comman
     assert "text_pair=aspect is not a column of in.jsonl: its columns are body, about" in errors
 
 
-def test_where_pairs_have_no_place_it_is_reported(paired, finished, table, command_line):
+def test_where_pairs_have_no_place_it_is_reported(paired, finished, aspects, command_line):
     run = [f"run={paired('peft=lora').folder}", "tracking=none"]
-    for words in (
-        ["predict", *run, "--text", "a sentence"],
-        ["export", *run, "format=merged", "output=exported"],
-        ["serve", *run],
-    ):
-        code, _, errors = command_line(*words)
-        assert code == 1
-        assert "takes single texts, and run" in errors
+    code, _, errors = command_line("predict", *run, "--text", "a sentence")
+    assert code == 1
+    assert "--text takes a single text, and run" in errors
     single = finished("peft=lora")
     words = [f"run={single.folder}", "tracking=none"]
-    code, _, errors = command_line("predict", *words, f"input={table / 'test.csv'}", "output=o.csv", "text_pair=aspect")
+    code, _, errors = command_line(
+        "predict", *words, f"input={aspects / 'test.csv'}", "output=o.csv", "text_pair=aspect"
+    )
     assert code == 1
     assert "text_pair=aspect names second texts, and this run reads one text a row" in errors
     other = [
         "data=csv",
-        f"data.path={table}",
+        f"data.path={aspects}",
         "data.text=sentence",
         "split=test",
         "data.labels={bad: negative, good: positive}",

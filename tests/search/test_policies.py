@@ -135,3 +135,8 @@ def test_row_scores_are_the_metric_row_by_row(metric):
     scores = row_scores(logits, targets, f"validation/{metric}")
     sign = 1 if metric == "accuracy" else -1
     assert sign * float(scores.mean()) == pytest.approx(split_metrics(["a", "b", "c"], logits, targets)[metric])
+
+
+def test_the_rows_of_scores_are_measured_by_their_squared_errors():
+    scores = row_scores(torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, 1.0]), "validation/loss")
+    assert scores.tolist() == [0, -4]

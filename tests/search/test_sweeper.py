@@ -203,6 +203,10 @@ def test_the_confident_rule_prunes_by_rows(sentexp, tmp_path):
         (["peft.r=4"], "hydra/sweeper=optuna has nothing to search"),
         (["peft.r=2,4", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0 must be at least 1"),
         (["peft.r=2,4", "hydra.sweeper.objectives=[test/accuracy]"], "the test split selects nothing"),
+        (
+            ["peft.r=2,4", "hydra.sweeper.objectives=[validation/rmse]"],
+            "validation/rmse, which these runs do not measure",
+        ),
         (["peft.r=2,4", "hydra.sweeper.confidence=1"], "hydra.sweeper.confidence=1.0 must be above 0 and below 1"),
         (["peft.r=2,4", "hydra.sweeper.pruner=median"], "give trainer.eval_steps=25, for instance"),
         (["peft.r=2,4", "hydra.sweeper.sampler=cmaes"], "cmaes"),

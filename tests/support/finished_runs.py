@@ -1,5 +1,6 @@
 """What the tests of serving share: finished runs of the tiny model, trained once for each file of tests."""
 
+import csv
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,3 +80,27 @@ def many_reviews(tmp_path_factory):
         lines = [f"{'gggg' if row % 2 else 'bbbb'} film {1000 * start + row}\t{row % 2}" for row in range(rows)]
         (folder / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def aspects(tmp_path_factory):
+    """Return a folder of splits with sentences, aspects and labels."""
+    folder = tmp_path_factory.mktemp("aspects")
+    for start, (name, days) in enumerate({"train": 16, "validation": 6, "test": 6}.items()):
+        rows = [
+            (f"day {100 * start + day} was {word}", aspect, "good" if (word == "warm") == (aspect == "sun") else "bad")
+            for day in range(days)
+            for word in ("warm", "cold")
+            for aspect in ("sun", "ice")
+        ]
+        with (folder / f"{name}.csv").open("w", newline="") as stream:
+            csv.writer(stream).writerows([("sentence", "aspect", "label"), *rows])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def paired(aspects, finished):
+    """Return a function that trains a run on the pairs, once."""
+    own = ["data=csv", f"data.path={aspects}", "data.text=sentence", "data.text_pair=aspect", "data.labels=null"]
+    own += ["data.splits.validation=validation", "data.splits.test=test"]
+    return lambda *words: finished(*own, *words)

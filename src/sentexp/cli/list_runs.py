@@ -17,7 +17,8 @@ from sentexp.tracking.store import describe_store, open_store
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-METRICS = {"validation": "best/accuracy", "test": "test/accuracy"}
+SPLITS = {"validation": "best", "test": "test"}
+"""Columns, and where the metrics of a run are that they show."""
 
 
 def runs(config: Config) -> None:
@@ -40,7 +41,7 @@ def runs(config: Config) -> None:
     if not rows:
         say(f"No runs in {where}.")
         return
-    fixed = [Column(name, no_wrap=True) for name in ("state", *METRICS, "seconds")]
+    fixed = [Column(name, no_wrap=True) for name in ("state", *SPLITS, "seconds")]
     title = f"{len(rows)} {'run' if len(rows) == 1 else 'runs'} in {where}, accuracies"
     table = Table(Column("identity", no_wrap=True), "run", *fixed, title=title)
     table.title_justify = "left"
@@ -74,9 +75,11 @@ def _in_folder(folder: Path) -> "list[list[str]]":
 
 
 def _numbers(metrics: dict[str, Any]) -> list[str]:
-    values = [metrics.get(name, math.nan) for name in METRICS.values()]
+    of_scores = "test/accuracy" not in metrics and "test/rmse" in metrics
+    first, mark = ("rmse", "rmse ") if of_scores else ("accuracy", "")
+    values = [metrics.get(f"{split}/{first}", math.nan) for split in SPLITS.values()]
     seconds = metrics.get("seconds")
     return [
-        *("" if math.isnan(value) else f"{value:.4f}" for value in values),
+        *("" if math.isnan(value) else f"{mark}{value:.4f}" for value in values),
         "" if seconds is None else f"{seconds:.0f}",
     ]

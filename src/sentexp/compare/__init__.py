@@ -9,7 +9,13 @@ disagreements(runs, "r=4", "r=8")
 from typing import Any
 
 from sentexp.compare.comparison import Comparison, load
-from sentexp.compare.error_analysis import confident_errors, disagreements, head_to_head, label_errors
+from sentexp.compare.error_analysis import (
+    confident_errors,
+    disagreements,
+    head_to_head,
+    label_errors,
+    largest_errors,
+)
 from sentexp.compare.leaderboard import Leaderboard, leaderboard
 from sentexp.compare.slices import slice_table, worst_slices
 from sentexp.config import CompareConfig, EvaluatedSplit, TrackingBackend, TrackingConfig, from_conf
@@ -22,6 +28,7 @@ __all__ = [
     "disagreements",
     "head_to_head",
     "label_errors",
+    "largest_errors",
     "leaderboard",
     "load_runs",
     "slice_table",

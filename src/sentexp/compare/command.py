@@ -10,11 +10,12 @@ from rich.text import Text
 
 from sentexp.compare.choosing import with_chosen
 from sentexp.compare.comparison import Comparison, load
-from sentexp.compare.error_analysis import confident_errors, disagreements, head_to_head, label_errors
+from sentexp.compare.error_analysis import confident_errors, disagreements, head_to_head, label_errors, largest_errors
 from sentexp.compare.leaderboard import Leaderboard, leaderboard
 from sentexp.compare.leaderboard_tables import slice_summary, small, terminal_tables, write_tables
 from sentexp.compare.slices import slice_table, worst_slices
 from sentexp.config import CompareConfig, EvaluatedSplit, TrackingConfig
+from sentexp.config.metric_names import is_score
 from sentexp.errors import UserError
 from sentexp.system.console import OUT, say, waiting
 from sentexp.system.garbage import freeze_imports
@@ -60,7 +61,7 @@ def compare(config: CompareConfig) -> None:
     if config.by is not None:
         _print_slices(analysis, config.by)
     names = [one.name for one in analysis.comparison.configurations]
-    if len(names) == 2:  # noqa: PLR2004 (run against run)
+    if len(names) == 2 and not is_score(analysis.comparison.labels):  # noqa: PLR2004 (run against run)
         _print_pair(analysis, names[0], names[1], config)
     with waiting("Writing the report"):
         files = write(analysis, config, folder)
@@ -133,18 +134,25 @@ def write(analysis: Analysis, config: CompareConfig, folder: Path) -> list[Path]
     files = write_tables(board, analysis.title, folder)
     analysis.slices.to_csv(folder / "slices.csv", index=False)
     best = board.table["configuration"].tolist()
-    tables = [(f"{best[0]}: its most confident errors", confident_errors(comparison, best[0]))]
-    if len(comparison.configurations) > 1:
-        title = f"{best[0]} against {best[1]}: rows that one gets right and the other wrong"
-        tables.insert(0, (title, disagreements(comparison, best[0], best[1])))
-    doubted = label_errors(comparison)
-    tables += [("labels that are probably wrong", doubted)] if len(doubted) else []
+    tables = _row_tables(comparison, best)
     write_report(board, comparison, folder / REPORT, slices=analysis.slices, tables=tables, seed=config.seed)
     files += [folder / "slices.csv", folder / REPORT]
     if comparison.parent_id is not None and comparison.store is not None:
         for file in files:
             comparison.store.client.log_artifact(comparison.parent_id, str(file), ARTIFACTS)
     return files
+
+
+def _row_tables(comparison: Comparison, best: list[str]) -> "list[tuple[str, pd.DataFrame]]":
+    """Return tables of single rows by their titles: of scores the largest errors of the best configuration."""
+    if is_score(comparison.labels):
+        return [(f"{best[0]}: its largest errors", largest_errors(comparison, best[0]))]
+    tables = [(f"{best[0]}: its most confident errors", confident_errors(comparison, best[0]))]
+    if len(comparison.configurations) > 1:
+        title = f"{best[0]} against {best[1]}: rows that one gets right and the other wrong"
+        tables.insert(0, (title, disagreements(comparison, best[0], best[1])))
+    doubted = label_errors(comparison)
+    return [*tables, *([("labels that are probably wrong", doubted)] if len(doubted) else [])]
 
 
 def _print_slices(analysis: Analysis, by: str) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sentexp.compare.run_selection import SHORTEST_ID, Selection, select, settings_of
 from sentexp.config import CompareConfig
+from sentexp.config.metric_names import is_score
 from sentexp.errors import UserError, require
 from sentexp.tracking.predictions import Predictions, file_name, read_predictions
 from sentexp.tracking.run_names import run_names
@@ -52,7 +53,8 @@ class Configuration:
 class Comparison:
     """Configurations and baselines on the same rows of a split.
 
-    `targets` are class indices, shape (rows,); `slices` are numbers of values and the values, by slice column.
+    `targets` are class indices, or scores, shape (rows,); `slices` are numbers of values and the values, by slice
+    column.
     """
 
     title: str
@@ -109,11 +111,12 @@ def load(config: CompareConfig) -> Comparison:
         f"{selection.title}: {len(first.targets)} {split} rows are too few to compare runs: at least {FEWEST_ROWS} "
         "are needed, and hundreds to see a difference of some points.",
     )
-    classes = {first.labels[target] for target in np.unique(first.targets)}
+    values = np.unique(first.targets)
     require(
-        len(classes) > 1,
-        f"{selection.title}: all {len(first.targets)} {split} rows are {', '.join(classes)}, and with one class there "
-        "is nothing to compare.",
+        len(values) > 1,
+        f"{selection.title}: all {len(first.targets)} {split} rows are "
+        f"{values[0] if is_score(first.labels) else first.labels[values[0]]}, and with one "
+        f"{'score' if is_score(first.labels) else 'class'} there is nothing to compare.",
     )
     comparison = Comparison(
         title=selection.title,

@@ -9,6 +9,7 @@ from sentexp.compare import significance
 from sentexp.compare.comparison import Comparison, Configuration
 from sentexp.compare.metric_sums import AREA, measured
 from sentexp.config import check_measure
+from sentexp.config.metric_names import is_score
 from sentexp.data.text_parts import shown
 from sentexp.errors import require
 from sentexp.tracking.predictions import read_rows
@@ -34,6 +35,7 @@ def head_to_head(
         UserError: there is no such configuration or metric.
     """
     check_measure(metric)
+    _require_classes(comparison, "head_to_head")
     first, second = comparison.find("a", a), comparison.find("b", b)
     both = [_mean_probabilities(one) for one in (first, second)]
     right = np.stack([each.argmax(1) == comparison.targets for each in both])
@@ -69,6 +71,7 @@ def disagreements(comparison: Comparison, a: str, b: str) -> "pd.DataFrame":
     Raises:
         UserError: there is no such configuration.
     """
+    _require_classes(comparison, "disagreements")
     first, second = comparison.find("a", a), comparison.find("b", b)
     require(first is not second, f"a={a} and b={b} are the same configuration: name two.")
     both = [_mean_probabilities(one) for one in (first, second)]
@@ -98,6 +101,7 @@ def confident_errors(comparison: Comparison, name: str, most: int = 50) -> "pd.D
     Raises:
         UserError: there is no such configuration.
     """
+    _require_classes(comparison, "confident_errors")
     probabilities = _mean_probabilities(comparison.find("name", name))
     wrong = np.flatnonzero(probabilities.argmax(1) != comparison.targets)
     numbers = wrong[np.argsort(-probabilities.max(1)[wrong], kind="stable")][:most]
@@ -105,6 +109,34 @@ def confident_errors(comparison: Comparison, name: str, most: int = 50) -> "pd.D
     table.insert(2, "predicted", _labels(comparison, probabilities.argmax(1)[numbers]))
     table.insert(3, "p", probabilities.max(1)[numbers])
     return table
+
+
+def largest_errors(comparison: Comparison, name: str, most: int = 50) -> "pd.DataFrame":
+    """Return the rows whose score a configuration misses by most, the worst first.
+
+    The columns are `text`, `label` (the true score), `predicted`, `error`, `id`, and the slices.
+
+    Args:
+        comparison: of runs that predict scores.
+        name: of the configuration, or a run's id.
+        most: how many rows.
+
+    Raises:
+        UserError: there is no such configuration.
+    """
+    predicted = _mean_probabilities(comparison.find("name", name))[:, 0]
+    errors = predicted - comparison.targets
+    numbers = np.argsort(-np.abs(errors), kind="stable")[:most]
+    table = _texts(comparison, numbers)
+    table.insert(2, "predicted", predicted[numbers])
+    table.insert(3, "error", errors[numbers])
+    return table
+
+
+def _require_classes(comparison: Comparison, name: str) -> None:
+    require(
+        not is_score(comparison.labels), f"{name} counts classes, and these runs predict scores: use largest_errors."
+    )
 
 
 def label_errors(comparison: Comparison, most: int = 50) -> "pd.DataFrame":
@@ -119,6 +151,7 @@ def label_errors(comparison: Comparison, most: int = 50) -> "pd.DataFrame":
         comparison: see `sentexp.compare.load`.
         most: how many rows.
     """
+    _require_classes(comparison, "label_errors")
     from cleanlab.filter import find_label_issues
 
     probabilities = np.mean([_mean_probabilities(one) for one in comparison.configurations], axis=0)
@@ -154,7 +187,9 @@ def _texts(comparison: Comparison, numbers: NDArray[Any]) -> "pd.DataFrame":
     read = read_rows(file, numbers.tolist())
     table = {
         "text": [shown(text) for text in read.column("text").to_pylist()],
-        "label": _labels(comparison, comparison.targets[numbers]),
+        "label": list(comparison.targets[numbers])
+        if is_score(comparison.labels)
+        else _labels(comparison, comparison.targets[numbers]),
     }
     table["id"] = comparison.ids[numbers].tolist()
     for column, (codes, values) in comparison.slices.items():

@@ -11,7 +11,16 @@ from sentexp.compare import significance
 from sentexp.compare.comparison import BASES, Comparison, Configuration
 from sentexp.compare.statistics import Evidence, measure_configurations
 from sentexp.config import check_measure
-from sentexp.config.metric_names import METRICS, ORDERED_METRICS, is_better_higher
+from sentexp.config.metric_names import (
+    METRICS,
+    ORDERED_METRICS,
+    SCORE_METRICS,
+    SCORE_SLICE_METRICS,
+    SLICE_METRICS,
+    is_better_higher,
+    is_score,
+)
+from sentexp.errors import require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +64,11 @@ class Leaderboard:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def short(self) -> tuple[str, ...]:
+        """The metrics of short tables."""
+        return SCORE_SLICE_METRICS if self.metrics == SCORE_METRICS else SLICE_METRICS
+
+    @property
     def level(self) -> str:
         """The confidence as people read it: 95%."""
         return f"{100 * self.confidence:g}%"
@@ -87,7 +101,7 @@ def leaderboard(
     import pandas as pd
 
     check_measure(metric, confidence, resamples)
-    metrics = _metrics(comparison, metric)
+    metrics = metrics_of(comparison, metric)
     evidence = measure_configurations(comparison, comparison.everything(), resamples, seed, confidence, metrics=metrics)
     count = len(comparison.configurations)
     p = evidence.p_values(metric)
@@ -126,8 +140,21 @@ def leaderboard(
     return board
 
 
-def _metrics(comparison: Comparison, metric: str) -> tuple[str, ...]:
-    """Return what is measured: also the metrics of ordered classes where one ranks, or where all runs say so."""
+def metrics_of(comparison: Comparison, metric: str) -> tuple[str, ...]:
+    """Return what is measured: also the metrics of ordered classes where one ranks, or where all runs say so.
+
+    Raises:
+        UserError: the metric is of classes, and the runs predict scores, or the other way round.
+    """
+    scored = is_score(comparison.labels)
+    legal = SCORE_METRICS if scored else (*METRICS, *ORDERED_METRICS)
+    require(
+        metric in legal,
+        f"metric={metric} measures {'classes' if scored else 'scores'}, and these runs predict "
+        f"{'scores' if scored else 'classes'}: use {', '.join(legal)}.",
+    )
+    if scored:
+        return SCORE_METRICS
     runs = [run for one in comparison.configurations for run in one.runs]
     ordered = metric in ORDERED_METRICS or all(str(run.settings.get("data.ordered")) == "True" for run in runs)
     return (*METRICS, *ORDERED_METRICS) if ordered else METRICS

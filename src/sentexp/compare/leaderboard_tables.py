@@ -14,7 +14,6 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sentexp.compare.leaderboard import Leaderboard
-from sentexp.config.metric_names import SLICE_METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,7 +119,7 @@ def _columns(board: Leaderboard) -> list[_Column]:
     ]
     if (table["seeds"] > 1).any():
         columns.append(_Column(head="seeds", make=lambda row: str(row["seeds"]), short=False))
-    for metric in [board.metric, *(name for name in SLICE_METRICS if name != board.metric)]:
+    for metric in [board.metric, *(name for name in board.short if name != board.metric)]:
         make = partial(_interval if metric == board.metric else _digits, name=metric)
         columns.append(
             _Column(

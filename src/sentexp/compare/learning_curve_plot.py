@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sentexp.compare.leaderboard import Leaderboard, ranked
 from sentexp.compare.power_law import FEWEST_SIZES, PowerLaw, fit_power_law
 from sentexp.compare.settings import lines_along, swept
-from sentexp.config.metric_names import is_better_higher
+from sentexp.config.metric_names import SCORE_METRICS, is_better_higher
 from sentexp.plots.style import FEWEST, STYLES, drawn, is_wide, panels, plain, set_ticks
 
 if TYPE_CHECKING:
@@ -29,8 +29,11 @@ REFITS = 100
 def learning_curve_picture(board: Leaderboard, target: float = TARGET) -> "Figure | None":
     """Draw the error over the training rows with a power law, and say how many rows the target takes.
 
-    A metric of which less is better gives way to accuracy. None where rows were not swept, or fewer than three sizes.
+    A metric of which less is better gives way to accuracy. None where rows were not swept, or fewer than three sizes,
+    and of scores, whose metrics are no shares.
     """
+    if board.metrics == SCORE_METRICS:
+        return None
     settings = swept(ranked(board), TRAINING_ROWS)
     axis = next((one for one in settings if one.key == TRAINING_ROWS), None)
     sizes = np.asarray([] if axis is None else axis.numbers)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sentexp.compare.score_sums import from_score_sums, score_features
 from sentexp.config.metric_names import BINS, METRICS
 
 SMALLEST = 1e-30
@@ -118,11 +119,14 @@ def measured(targets: NDArray[Any], probabilities: NDArray[Any], metrics: Collec
     """Return what rows add to the metrics.
 
     Args:
-        targets: class indices, shape (rows,).
-        probabilities: shape (rows, classes).
+        targets: class indices, or scores, shape (rows,).
+        probabilities: shape (rows, classes); of one class they are scores.
         metrics: that are wanted; others cost nothing.
     """
     rows, classes = probabilities.shape
+    if classes == 1:
+        features = score_features(targets, probabilities[:, 0])
+        return Measured(classes=1, features=features, pairs=[], metrics=tuple(metrics))
     predicted = probabilities.argmax(1)
     right = predicted == targets
     each = np.arange(rows)
@@ -169,6 +173,8 @@ def from_sums(
         metrics: that are wanted.
         remainder: of the areas, shape (..., classes).
     """
+    if classes == 1:
+        return from_score_sums(sums, metrics)
     rows, loss, brier = sums[..., 0], sums[..., 1], sums[..., 2]
     support, answered, right, ours, theirs = (sums[..., 3 + n * classes : 3 + (n + 1) * classes] for n in range(5))
     gaps = sums[..., 3 + 5 * classes : 4 + 5 * classes + BINS]

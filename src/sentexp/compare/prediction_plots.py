@@ -120,6 +120,20 @@ def _reliability(targets: NDArray[Any], one: Configuration, confidence: float) -
 
 
 @drawn
+def scores_picture(board: Leaderboard, comparison: Comparison) -> "Figure":
+    """Draw predicted over true scores of the best, with their errors; of several seeds the first is drawn."""
+    best = ranked(board)[:BEST]
+    figure, axes = panels(len(best), 2.9, 3.3, sharex=True, sharey=True)
+    for panel, one, (_, row) in zip(axes, best, board.table.iterrows(), strict=False):
+        charts.draw_scores(panel, comparison.targets, one.runs[0].probabilities[:, 0])
+        panel.text(0.98, 0.04, f"RMSE {row['rmse']:.3f}", ha="right", fontsize=8, transform=panel.transAxes)
+        panel.set_title(plain(one.name, TITLE))
+    axes[0].set_ylabel("predicted score")
+    figure.supxlabel("true score", fontsize=9)
+    return figure
+
+
+@drawn
 def confusion_picture(board: Leaderboard, comparison: Comparison) -> "Figure":
     """Draw the confusion matrices of the best: true labels are rows, shaded by their shares; seeds are added up."""
     best, classes = ranked(board)[:BEST], len(comparison.labels)

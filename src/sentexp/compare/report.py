@@ -29,6 +29,7 @@ from sentexp.compare.report_tables import (
     settings_sheet,
 )
 from sentexp.compare.settings import shared
+from sentexp.config.metric_names import is_score
 from sentexp.plots.style import to_svg
 from sentexp.system.atomic_write import write_atomic
 
@@ -65,6 +66,10 @@ class Section:
     pictures: list[Picture] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     commands: list[tuple[str, list[str]]] = field(default_factory=list)
+
+
+Drawing = tuple[Callable[[], "Figure | None"], str, str]
+"""What draws a picture, what it shows, and what to look at."""
 
 
 def write_report(
@@ -159,7 +164,7 @@ def _tests(board: Leaderboard) -> str:
 def _pictures(board: Leaderboard, comparison: Comparison, seed: int) -> list[Picture]:
     """Return what can be drawn of a comparison, with what to look at."""
     metric, level = board.metric, board.level
-    drawings: list[tuple[Callable[[], Figure | None], str, str]] = [
+    drawings: list[Drawing] = [
         (
             lambda: sweep_plots.axis_picture(board),
             f"{metric} against each numeric setting that was swept",
@@ -177,6 +182,27 @@ def _pictures(board: Leaderboard, comparison: Comparison, seed: int) -> list[Pic
             "What more rows would give; in brackets is its interval over resamples of the test rows. The curve beyond "
             "the points is an extrapolation.",
         ),
+        *(_of_scores(board, comparison) if is_score(comparison.labels) else _of_classes(board, comparison, seed)),
+    ]
+    drawn = [(draw(), alt, caption) for draw, alt, caption in drawings]
+    return [
+        Picture(svg=_encoded(figure), alt=alt, caption=caption) for figure, alt, caption in drawn if figure is not None
+    ]
+
+
+def _of_scores(board: Leaderboard, comparison: Comparison) -> "list[Drawing]":
+    return [
+        (
+            lambda: prediction_plots.scores_picture(board, comparison),
+            "Predicted over true scores of the best configurations",
+            "On the grey line they are equal; a cloud that is flatter than it predicts too near to the mean.",
+        )
+    ]
+
+
+def _of_classes(board: Leaderboard, comparison: Comparison, seed: int) -> "list[Drawing]":
+    level = board.level
+    return [
         (
             lambda: prediction_plots.roc_picture(board, comparison, seed=seed),
             "ROC curves of the best configurations",
@@ -199,10 +225,6 @@ def _pictures(board: Leaderboard, comparison: Comparison, seed: int) -> list[Pic
             "Confusion matrices of the best configurations",
             "Rows are true labels: a dark cell off the diagonal is a confusion that happens often.",
         ),
-    ]
-    drawn = [(draw(), alt, caption) for draw, alt, caption in drawings]
-    return [
-        Picture(svg=_encoded(figure), alt=alt, caption=caption) for figure, alt, caption in drawn if figure is not None
     ]
 
 

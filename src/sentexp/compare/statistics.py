@@ -1,5 +1,6 @@
 """Intervals and p-values of each configuration and each difference."""
 
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from sentexp.compare.bootstrap import Interval, bca, half_width, percentile, rep
 from sentexp.compare.comparison import Comparison, Configuration
 from sentexp.compare.metric_sums import Measured, measured
 from sentexp.compare.sample_size import ALPHA, POWER
-from sentexp.config.metric_names import METRICS
+from sentexp.config.metric_names import METRICS, is_score
 
 
 @dataclass(kw_only=True, slots=True)
@@ -22,6 +23,7 @@ class Evidence:
     `values` hold, by metric, the value of each run, by configuration; `replicates` the mean over the runs of a
     configuration on every resample, shape (configurations, resamples). `between_seeds` is the variance that the rows
     add to a run beside the other seeds of its configuration, pooled over all configurations.
+    `right` are the rows that the first run of each gets right, none of scores.
     """
 
     configurations: list[Configuration]
@@ -117,7 +119,7 @@ class Evidence:
             shares: what part of the variance of a single run seeds add to them.
             metric: whose replicates they are.
         """
-        alike = np.nanvar(replicates, axis=-1) - self.between_seeds[metric] * np.asarray(shares)
+        alike = _variance(replicates) - self.between_seeds[metric] * np.asarray(shares)
         return np.maximum(alike, 0.0), self._seed_variance(metric) * np.asarray(shares)
 
     def _seed_variance(self, metric: str) -> float:
@@ -159,7 +161,8 @@ def measure_configurations(
         for run in configuration.runs:
             probabilities = run.probabilities[chosen]
             runs.append(measured(targets, probabilities, metrics))
-        right.append(configuration.runs[0].probabilities[chosen].argmax(1) == targets)
+        said = configuration.runs[0].probabilities[chosen]
+        right.append(np.zeros(len(targets), bool) if is_score(comparison.labels) else said.argmax(1) == targets)
     by_run = replicate(runs, len(targets), resamples, seed)
     ends = np.cumsum([len(one.runs) for one in configurations])
     spans = [range(end - len(one.runs), end) for one, end in zip(configurations, ends, strict=True)]
@@ -175,6 +178,14 @@ def measure_configurations(
         right=np.stack(right),
         confidence=confidence,
     )
+
+
+def _variance(replicates: NDArray[Any]) -> NDArray[Any]:
+    """Return the variance over resamples; not a number where none has the metric, as of constant scores."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Degrees of freedom <= 0")
+        variance: NDArray[Any] = np.asarray(np.nanvar(replicates, axis=-1))
+    return variance
 
 
 def _between_seeds(replicates: NDArray[Any], spans: Sequence[range]) -> float:

@@ -9,13 +9,25 @@ METRICS = ("loss", "accuracy", "auroc_macro", "f1_macro", "precision_macro", "re
 ORDERED_METRICS = ("mae", "qwk", "within_one")
 """The metrics of ordered classes, beside the others: see `sentexp.metrics.ordered_metrics`."""
 
-LOWER_IS_BETTER = ("loss", "ece", "brier", "mae")
+SCORE_METRICS = ("rmse", "mae", "pearson", "spearman")
+"""The metrics of scores: root mean squared and mean absolute error, correlation of the values and of their ranks."""
+
+RUN_SCORE_METRICS = ("loss", *SCORE_METRICS)
+"""Those of a split; its loss is the mean squared error over the variance of the training scores."""
+
+LOWER_IS_BETTER = ("loss", "ece", "brier", "mae", "rmse")
 
 PER_CLASS = ("f1", "precision", "recall")
 """The metrics of each class: `f1_<class>`, in the safe form of its name."""
 
 SLICE_METRICS = ("accuracy", "f1_macro", "auroc_macro")
 """The metrics of a slice, and those that short tables show."""
+
+SCORE_SLICE_METRICS = ("rmse", "mae", "pearson")
+"""Those of scores."""
+
+SCORE = "score"
+"""The one label of a run that predicts scores."""
 
 COSTS = ("seconds", "train/seconds", "peak_memory_gib", "parameters/trainable")
 """What a run costs, by the names of its metrics."""
@@ -27,6 +39,16 @@ BINS = 15
 def is_better_higher(metric: str) -> bool:
     """Tell whether more of a metric is better; its split may precede its name, as in `validation/loss`."""
     return metric.rpartition("/")[2] not in LOWER_IS_BETTER
+
+
+def is_score(labels: Sequence[str]) -> bool:
+    """Tell whether labels are those of a run that predicts scores: classes are two at least."""
+    return len(labels) == 1
+
+
+def short_metrics(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the metrics of a slice, and those that short tables show."""
+    return SCORE_SLICE_METRICS if is_score(labels) else SLICE_METRICS
 
 
 LONGEST_PART = 200

@@ -7,7 +7,7 @@ from typing import Any
 from sentexp.config.checks import check_ranges, seed_number
 from sentexp.config.data import DataConfig, Sampling
 from sentexp.config.lora import FOUR_BIT, READING_ROWS, Lora
-from sentexp.config.metric_names import ORDERED_METRICS
+from sentexp.config.metric_names import METRICS, ORDERED_METRICS, RUN_SCORE_METRICS, SCORE_METRICS
 from sentexp.config.model import ModelConfig
 from sentexp.config.optim import OptimConfig, OptimizerName
 from sentexp.config.peft import (
@@ -21,7 +21,7 @@ from sentexp.config.peft import (
     Untuned,
 )
 from sentexp.config.sweep import SweepConfig
-from sentexp.config.task import CausalLM, TaskConfig
+from sentexp.config.task import CausalLM, HeadLoss, TaskConfig, predicts_scores
 from sentexp.config.tracking import TrackingConfig
 from sentexp.config.trainer import Average, Precision, Strategy, TrainerConfig
 from sentexp.errors import require
@@ -54,17 +54,62 @@ class Config:
             f"optim.lora_plus_ratio={self.optim.lora_plus_ratio} is for the matrices B of LoRA, which peft="
             f"{method_name(self.peft)} does not have: leave it null, or use peft=lora.",
         )
+        require(
+            self.data.ordered or getattr(self.task, "loss", None) is not HeadLoss.ordinal,
+            "task.loss=ordinal learns classes in their order: set data.ordered=true.",
+        )
+        if predicts_scores(self.task):
+            self._check_scores()
         if self.trainer.strategy is Strategy.fsdp:
             self._check_sharding()
         self._check_recipes()
         require(
-            self.data.ordered or self.trainer.monitor.removeprefix("validation/") not in ORDERED_METRICS,
+            self.data.ordered or predicts_scores(self.task) or self._monitored not in ORDERED_METRICS,
             f"trainer.monitor={self.trainer.monitor} measures classes that are ordered: set data.ordered=true.",
+        )
+        require(
+            predicts_scores(self.task) or self._monitored not in set(SCORE_METRICS) - set(ORDERED_METRICS),
+            f"trainer.monitor={self.trainer.monitor} measures scores: set task.loss=regression.",
         )
         require(
             self.trainer.max_tokens is None or self.data.sampling is Sampling.natural,
             f"trainer.max_tokens={self.trainer.max_tokens} needs as many tokens in every epoch, and data.sampling="
             f"{self.data.sampling.name} draws rows anew: use trainer.batch_size, or data.sampling=natural.",
+        )
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The metrics of every split."""
+        if predicts_scores(self.task):
+            return RUN_SCORE_METRICS
+        return (*METRICS, *ORDERED_METRICS) if self.data.ordered else METRICS
+
+    @property
+    def _monitored(self) -> str:
+        return self.trainer.monitor.removeprefix("validation/")
+
+    def _check_scores(self) -> None:
+        """Scores are no classes: what weighs, draws, orders or counts these has no meaning."""
+        of_classes = {
+            "task.focal_gamma": self.task.focal_gamma,
+            "task.label_smoothing": self.task.label_smoothing,
+            "task.r_drop": self.task.r_drop,
+            "data.class_weights": self.data.class_weights,
+            "data.ordered": self.data.ordered,
+            "data.sampling": self.data.sampling.name if self.data.sampling is Sampling.balanced_labels else None,
+        }
+        instead = {key: "0" for key in of_classes if key.startswith("task.")}
+        instead |= {"data.ordered": "false", "data.sampling": "natural"}
+        wrong = next((key for key, value in of_classes.items() if value), "")
+        require(
+            not wrong,
+            f"{wrong}={of_classes.get(wrong)} is for classes, and task.loss=regression learns scores: set {wrong}="
+            f"{instead.get(wrong, 'null')}.",
+        )
+        require(
+            self._monitored in self.measured,
+            f"trainer.monitor={self.trainer.monitor} measures classes, and task.loss=regression learns scores: use "
+            f"{', '.join(f'validation/{name}' for name in self.measured)}.",
         )
 
     def _check_sharding(self) -> None:

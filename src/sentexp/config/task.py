@@ -34,6 +34,19 @@ class HeadInit(Enum):
     label_words = "label_words"
 
 
+class HeadLoss(Enum):
+    """What the head of `task=seq_cls` learns: classes, classes in their order by cumulative logits, or scores."""
+
+    cross_entropy = "cross_entropy"
+    ordinal = "ordinal"
+    regression = "regression"
+
+
+def predicts_scores(task: "TaskConfig") -> bool:
+    """Tell whether a task predicts scores instead of classes."""
+    return getattr(task, "loss", None) is HeadLoss.regression
+
+
 class AnswerLoss(Enum):
     """What `task=causal_lm` learns from: the answer's tokens, the choice among the label words, or the whole text."""
 
@@ -78,10 +91,16 @@ class SequenceClassification(TaskConfig):
 
     template: str
     head_init: HeadInit
+    loss: HeadLoss
 
     def __post_init__(self) -> None:
-        """The text must appear once."""
+        """The text must appear once, and an ordinal head starts at no words."""
         TaskConfig.__post_init__(self)
+        require(
+            self.loss is HeadLoss.cross_entropy or self.head_init is not HeadInit.label_words,
+            f"task.head_init=label_words gives each class a row of the head, and those of task.loss={self.loss.name} "
+            "are no classes: leave it auto.",
+        )
         if self.template != AUTO:
             _require_text_slot("task.template", self.template)
 

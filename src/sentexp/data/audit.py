@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sentexp.config.metric_names import is_score
 from sentexp.data.findings import GROUPED, MOJIBAKE, SIGNS, Finding, find_faults
 from sentexp.data.splits import NAMES, Examples
 from sentexp.data.tokens import TokenRows
@@ -100,13 +101,20 @@ def _histogram(tokens: dict[str, TokenRows]) -> tuple[list[int], dict[str, list[
 
 def _warnings(result: DataAudit, examples: Examples) -> list[str]:
     """Return what a person should know before spending training time, as sentences."""
-    return [*examples.notes, *_label_warnings(result), *_duplicate_warnings(result), *_text_warnings(result)]
+    return [
+        *examples.notes,
+        *_label_warnings(result, is_score(examples.labels)),
+        *_duplicate_warnings(result),
+        *_text_warnings(result),
+    ]
 
 
-def _label_warnings(result: DataAudit) -> Iterator[str]:
+def _label_warnings(result: DataAudit, scores: bool) -> Iterator[str]:
     for split, reasons in result.left_out.items():
         reasons_text = ", ".join(f"{count:,} ({reason})" for reason, count in reasons.items())
         yield f"Rows left out of the source's {split} split: {reasons_text}."
+    if scores:
+        return
     for split, counts in result.labels.items():
         if missing := [label for label, count in counts.items() if count == 0]:
             why = "it cannot be learnt" if split == "train" else "no metric of it can be measured there"

@@ -27,7 +27,7 @@ class Rows(Protocol):
         """Tokens of each row, shape (rows,)."""
 
     labels: Any
-    """Class indices, shape (rows,): an array, which can be indexed by a list."""
+    """Class indices, or scores, shape (rows,): an array, which can be indexed by a list."""
 
     @property
     def prefix(self) -> int:
@@ -146,7 +146,8 @@ class _Batches(Dataset[Batch]):
         numbers, step_rows = item
         shard = processes.shard_rows(numbers)
         rows = shard or numbers[:1]
-        ids, labels = self.rows.ids(rows), torch.as_tensor(self.rows.labels[rows], dtype=torch.long)
+        ids, labels = self.rows.ids(rows), torch.as_tensor(self.rows.labels[rows])
+        labels = labels.float() if labels.is_floating_point() else labels.long()
         filler = [] if self.filler is None else self.filler(ids, labels.tolist())
         fill = partial(nn.functional.pad, pad=(0, len(filler)))
         return Batch(

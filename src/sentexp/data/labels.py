@@ -35,10 +35,11 @@ def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> tuple[list[st
     for word in sorted(values - {"", header}, key=_order):
         forms.setdefault(word.casefold(), []).append(word)
     words = [alike[0] for alike in forms.values()]
+    numbers = ", or learn them as scores with task.loss=regression" if all(map(_is_number, words)) else ""
     require(
         len(words) <= MOST_CLASSES,
         f"data={data.name} has {len(words):,} different labels ({', '.join(words[:3])}, ...): more than {MOST_CLASSES} "
-        "classes are probably no classes; check data.label, or map them with data.labels={value: class, ...}.",
+        f"classes are probably no classes; check data.label, map them with data.labels={{value: class, ...}}{numbers}.",
     )
     require(
         len(words) > 1,
@@ -76,6 +77,8 @@ class LabelEncoder:
         classes: class names in the order of their indices.
     """
 
+    dtype: Any = np.int32
+
     def __init__(self, data: DataConfig, classes: list[str]) -> None:
         self.data = data
         self.classes = classes
@@ -103,13 +106,13 @@ class LabelEncoder:
         """
         labels = self._label_indices(table.column("label"))
         empty, changed = _look_at(table.column("text"))
-        unknown = labels == UNKNOWN
+        unknown, dropped = self._unknown(labels), self._left_out(labels)
         if self.data.on_bad_rows is BadRows.error:
             self._refuse_bad_rows(table, empty, unknown, where)
-        unmapped = (labels == LEFT_OUT) & ~empty
+        unmapped = dropped & ~empty
         reasons = {"empty text": empty, "unknown label": unknown & ~empty, "left out by data.labels": unmapped}
         left_out = {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
-        encoded = concat_or_spill(self._pieces(table, labels, (labels >= 0) & ~empty))
+        encoded = concat_or_spill(self._pieces(table, labels, ~(unknown | dropped | empty)))
         return encoded, left_out, changed if self.data.strip else 0
 
     def _pieces(self, table: "pa.Table", labels: Any, kept: Any) -> Iterator["pa.Table"]:
@@ -124,20 +127,26 @@ class LabelEncoder:
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             if self.data.strip:
                 columns["text"] = pc.utf8_trim_whitespace(columns["text"])
-            columns["label"] = pa.array(labels[rows], pa.int32())
+            columns["label"] = pa.array(labels[rows])
             yield pa.table(columns).filter(pa.array(kept[rows]))
 
-    def _label_indices(self, labels: "pa.ChunkedArray") -> "np.ndarray[Any, np.dtype[np.int32]]":
-        """Return the class index of each label; each different value is looked at once."""
+    def _label_indices(self, labels: "pa.ChunkedArray") -> Any:
+        """Return the class index of each label, shape (rows,); each different value is looked at once."""
         encoded = labels.dictionary_encode(null_encoding="encode").combine_chunks()
         parts: Iterable[Any] = encoded.chunks if hasattr(encoded, "chunks") else [encoded]
-        pieces = [np.zeros(0, np.int32)]
+        pieces = [np.zeros(0, self.dtype)]
         for part in parts:
-            values = np.array([self._index(value) for value in part.dictionary.to_pylist()], np.int32)
+            values = np.array([self._index(value) for value in part.dictionary.to_pylist()], self.dtype)
             pieces.append(values[np.asarray(part.indices)])
         return np.concatenate(pieces)
 
-    def _index(self, value: str | None) -> int:
+    def _unknown(self, labels: Any) -> Any:
+        return labels == UNKNOWN
+
+    def _left_out(self, labels: Any) -> Any:
+        return labels == LEFT_OUT
+
+    def _index(self, value: str | None) -> float:
         word = _word(value)
         if (by_name := self._indices.get(word.casefold())) is not None:
             return by_name
@@ -158,14 +167,18 @@ class LabelEncoder:
         word = _word(table.column("label")[row - 1].as_py())
         if word == "" and self.data.labels is None:
             raise UserError(f"Row {row} of {where} has no label{_more(unknown)}: fill it in, {skip}.")
+        raise UserError(
+            f"Row {row} of {where} has the label {word[:60]!r}, which is {self._legal(word)}{_more(unknown)}: fix it, "
+            f"{'' if self.dtype is np.float64 else 'map it with data.labels={value: class, ...}, '}{skip}."
+        )
+
+    def _legal(self, word: str) -> str:
+        """Return what a label that is refused is not."""
         hint = " (-1 marks hidden labels: name a labelled split with data.splits.test)" if word == "-1" else ""
         legal = f"none of data.labels={self.data.labels or self.classes}"
         if self._numbered:
             legal += f" and no number from 0 to {len(self.classes) - 1}"
-        raise UserError(
-            f"Row {row} of {where} has the label {word[:60]!r}, which is {legal}{hint}{_more(unknown)}: fix it, map "
-            f"it with data.labels={{value: class, ...}}, {skip}."
-        )
+        return legal + hint
 
 
 def _look_at(texts: "pa.ChunkedArray") -> tuple[Any, int]:

@@ -74,6 +74,11 @@ class Prompt:
         """Return the text in its frame, those of a pair with what separates them."""
         return self.head + text.replace(PAIR, self.between) + self.tail
 
+    @property
+    def template(self) -> str:
+        """The frame with `{text}` in the place of the text, and `{text_pair}` in that of a second one."""
+        return self.frame("{text}" + (PAIR + PAIR_SLOT if self.between else ""))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the prompt as JSON values, under the names that identities and saved models have for its fields."""
         values = {STORED.get(name, name): value for name, value in asdict(self).items()}

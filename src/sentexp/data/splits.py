@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sentexp.config import AGREEMENT_LEVELS, DataConfig, PhraseBank
+from sentexp.config.metric_names import is_score
 from sentexp.data.arrow_spill import concat_or_spill
+from sentexp.data.scores import score_counts
 from sentexp.data.sources import SLICE, Source, load_source
 from sentexp.data.stratification import group_units, most_frequent, numbered, strata_of, stratified_position
 from sentexp.data.text_hash import KEY, Numbers, column_hashes, split_digest, text_keys
@@ -47,11 +49,20 @@ class Examples:
         return getattr(self, name)
 
     def targets(self, name: str) -> Numbers:
-        """Return the class indices of a split, shape (rows,)."""
+        """Return the class indices of a split, or its scores, shape (rows,)."""
         return np.asarray(self.split(name).column("label"))
 
+    def scale(self) -> tuple[float, float] | None:
+        """Return mean and standard deviation of the training scores; None of classes."""
+        if not is_score(self.labels):
+            return None
+        scores = self.targets("train")
+        return float(scores.mean()), float(scores.std())
+
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return the number of rows per class, for each split."""
+        """Return the number of rows per class, or per score or range of scores, for each split."""
+        if is_score(self.labels):
+            return score_counts({name: self.targets(name) for name in NAMES})
         counts_of = {name: np.bincount(self.targets(name), minlength=len(self.labels)) for name in NAMES}
         return {name: dict(zip(self.labels, map(int, counts), strict=True)) for name, counts in counts_of.items()}
 
@@ -69,18 +80,21 @@ class Examples:
         return hashlib.sha256("".join(split_digest(self.split(name)) for name in NAMES).encode()).hexdigest()
 
 
-def load_examples(data: DataConfig, whole: bool = False, needed: Sequence[str] = NAMES) -> Examples:
+def load_examples(
+    data: DataConfig, whole: bool = False, needed: Sequence[str] = NAMES, scores: bool = False
+) -> Examples:
     """Load the source and apply the split laws: carve what the source lacks, then take the subsets.
 
     Args:
         data: the source, its splits and subsets.
         whole: leave the subsets out.
         needed: splits that must have rows.
+        scores: whether labels are scores instead of classes.
 
     Raises:
         UserError: a fault in the source, a needed split without rows, or a train split with one class.
     """
-    source = load_source(data)
+    source = load_source(data, scores)
     splits = {name: rows.append_column(KEY, [text_keys(rows)]) for name, rows in source.splits.items()}
     if missing := [name for name in NAMES if name not in splits]:
         splits |= carve(splits["train"], {name: getattr(data, f"{name}_fraction") for name in missing}, data.split_seed)
@@ -96,11 +110,8 @@ def load_examples(data: DataConfig, whole: bool = False, needed: Sequence[str] =
     for name, size in (("train", data.train_subset), ("validation", data.validation_subset)):
         if size is not None and not whole:
             splits[name] = _take(splits[name], subset(splits[name], size, data.subset_seed, f"data.{name}_subset"))
-    classes = {source.labels[label] for label in np.unique(splits["train"].column("label").to_numpy())}
-    require(
-        len(classes) > 1 or "train" not in needed,
-        f"data={data.name} has one class in its train split, {', '.join(classes)}: a classifier needs at least two.",
-    )
+    if "train" in needed:
+        _require_several(splits["train"], source.labels, data)
     return Examples(
         **{name: splits[name] for name in NAMES},
         labels=source.labels,
@@ -109,6 +120,18 @@ def load_examples(data: DataConfig, whole: bool = False, needed: Sequence[str] =
         left_out=source.left_out,
         stripped=source.stripped,
         notes=source.notes,
+    )
+
+
+def _require_several(train: "pa.Table", labels: list[str], data: DataConfig) -> None:
+    values = np.unique(train.column("label").to_numpy())
+    if is_score(labels):
+        require(len(values) > 1, f"data={data.name} has one score in its train split: there is nothing to learn.")
+        return
+    classes = {labels[label] for label in values}
+    require(
+        len(classes) > 1,
+        f"data={data.name} has one class in its train split, {', '.join(classes)}: a classifier needs at least two.",
     )
 
 

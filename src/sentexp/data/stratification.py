@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sentexp.data.scores import is_scored, quantile_bins
 from sentexp.data.sources import SLICE
 from sentexp.data.text_hash import Numbers
 
@@ -39,9 +40,10 @@ def stratified_position(hashes: Numbers, strata: Sequence[Numbers], sizes: Numbe
 
 
 def strata_of(rows: "pa.Table") -> list[Numbers]:
-    """Return the levels of stratification: the class, then the slices."""
+    """Return the levels of stratification: the class, or the tenth that a score is in, then the slices."""
     slices = [name for name in rows.column_names if name.startswith(SLICE)]
-    return [np.asarray(rows.column("label")), *(numbered(rows.column(name))[1] for name in slices)]
+    labels = np.asarray(rows.column("label"))
+    return [quantile_bins(labels) if is_scored(rows) else labels, *(numbered(rows.column(name))[1] for name in slices)]
 
 
 def numbered(column: "pa.ChunkedArray") -> tuple[list[str], Numbers]:

@@ -1,5 +1,6 @@
 """Texts of several columns: what a template makes of the rows of a table."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sentexp.config import TextTemplate
@@ -25,6 +26,15 @@ def pair_texts(texts: "pa.ChunkedArray", others: "pa.ChunkedArray") -> "pa.Chunk
     is_empty = pc.or_(*(pc.equal(pc.utf8_trim_whitespace(part), "") for part in (first, second)))
     joined = pc.binary_join_element_wise(first, second, mark)
     return pc.if_else(is_empty, pa.scalar(None, pa.large_string()), joined)
+
+
+def join_pairs(texts: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return pairs of texts of which none is empty; see `pair_texts`."""
+    import pyarrow as pa
+
+    columns = [pa.chunked_array([pa.array(part, pa.large_string())]) for part in (texts, others)]
+    pairs: list[str] = pair_texts(*columns).to_pylist()
+    return pairs
 
 
 def shorten(text: str, most: int) -> str:

@@ -235,7 +235,7 @@ def _write(
     from tqdm import tqdm
 
     schema = pa.schema(
-        {"input_ids": pa.list_(pa.int32()), "full_length": pa.int32(), "label": pa.int32()},
+        {"input_ids": pa.list_(pa.int32()), "full_length": pa.int32(), "label": rows.schema.field("label").type},
         metadata={"limit": str(sizes[0]), "frame": str(sizes[1])},
     )
     bar = tqdm(total=rows.num_rows, desc="Tokenising", unit="row", disable=not progress, file=sys.stderr, leave=False)

@@ -8,10 +8,10 @@ import torch
 
 from sentexp.config import AUTO, ExportConfig, ExportFormat, Precision
 from sentexp.errors import UserError, require
-from sentexp.export.exporters import write
+from sentexp.export.exporters import as_given, write
 from sentexp.export.model_card import is_export, write_card
 from sentexp.export.verify import expected, tolerance_of, verify_export
-from sentexp.inference.run_lookup import chosen_run, require_single_texts
+from sentexp.inference.run_lookup import chosen_run
 from sentexp.inference.scorer import Scorer
 from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import find_base
@@ -30,7 +30,6 @@ def export(config: ExportConfig) -> Path:
     """
     assert config.format is not None
     finished = chosen_run(config)
-    require_single_texts(finished, "export")
     form, trained = config.format.name, finished.trained
     folder = Path(config.output or Path(EXPORTS) / f"{trained.identity}-{form}").expanduser()
     require(
@@ -52,6 +51,7 @@ def export(config: ExportConfig) -> Path:
         write(config.format, trained, base, config.dtype, unfinished, device)
         place = "gpu" if device.type == "cuda" else "cpu"
         texts, wanted = expected(Scorer(trained, config.base, place, precision=Precision.fp32))
+        texts = as_given(config.format, trained, texts)
         release_memory()
         arguments = [form, str(unfinished), place, *([config.base] if config.base else [])]
         try:

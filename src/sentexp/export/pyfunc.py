@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from sentexp.config.metric_names import SCORE, is_score
+from sentexp.data.text_parts import join_pairs
 from sentexp.inference.batching import Batcher
 from sentexp.inference.scorer import LABEL, PROBABILITY, Scorer
 from sentexp.models.pretrained import Backbone
@@ -18,7 +20,7 @@ from sentexp.models.saved import read_trained
 if TYPE_CHECKING:
     import pandas as pd
 
-TEXT = "text"
+TEXT, TEXT_PAIR = "text", "text_pair"
 WEIGHTS, BASE, CALIBRATED = "weights", "base", "calibrated"
 CODE = f'''"""MLflow runs this file, so that nothing is unpickled."""
 
@@ -43,6 +45,8 @@ def quiet_pyfunc() -> Iterator[Any]:
 def python_model() -> Any:
     """Return a finished run as MLflow's `PythonModel`: the column `text` in, labels and probabilities out.
 
+    Where the run reads pairs, the second text is in `text_pair`.
+
     Its `most_rows` are the texts of a call, where more are to be refused. `accelerator` and `max_tokens` are its model
     configuration, as MLflow calls what `load_model` may change; see `Scorer`.
     """
@@ -59,6 +63,7 @@ def python_model() -> Any:
             carried = context.artifacts.get(BASE)
             base = None if carried is None else Backbone(folder=Path(carried), revision=trained.revision)
             self.scorer = Scorer(trained, base, **context.model_config)
+            self.reads_pairs = trained.text_pair is not None
             self.plain = Batcher(self.scorer.probabilities)
             self.calibrated = Batcher(lambda texts: self.scorer.probabilities(texts, calibrated=True))
 
@@ -66,20 +71,21 @@ def python_model() -> Any:
             self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
         ) -> pd.DataFrame:
             del context
-            texts = read_texts(model_input, self.scorer.trained.strip, self.most_rows)
+            texts = read_texts(model_input, self.scorer.trained.strip, self.most_rows, self.reads_pairs)
             score = self.calibrated if (params or {}).get(CALIBRATED) else self.plain
             return to_frame(score(texts), self.scorer.labels)
 
     return SentimentModel()
 
 
-def read_texts(table: "pd.DataFrame", strip: bool, most: int | None = None) -> list[str]:
+def read_texts(table: "pd.DataFrame", strip: bool, most: int | None = None, pairs: bool = False) -> list[str]:
     """Return the texts of a request.
 
     Args:
-        table: with a column `text`.
+        table: with a column `text`, and `text_pair` where texts are pairs.
         strip: take surrounding blanks off, as the run did.
         most: rows; more are refused.
+        pairs: whether the run reads pairs.
 
     Raises:
         MlflowException: no rows, too many, or one without a text; a server answers it with the status 400.
@@ -92,18 +98,21 @@ def read_texts(table: "pd.DataFrame", strip: bool, most: int | None = None) -> l
         raise refuse("There is no text: give one row at least.")
     if most is not None and count > most:
         raise refuse(f"There are {count:,} texts, and {most:,} are allowed: send them in several requests.")
-    texts = []
-    for number, text in enumerate(table[TEXT].tolist(), start=1):
-        if not isinstance(text, str) or not text.strip():
-            raise refuse(f"Row {number} has no text: leave it out.")
-        texts.append(text.strip() if strip else text)
-    return texts
+    columns = {name: table[name].tolist() for name in ([TEXT, TEXT_PAIR] if pairs else [TEXT])}
+    for name, values in columns.items():
+        for number, text in enumerate(values, start=1):
+            if not isinstance(text, str) or not text.strip():
+                raise refuse(f"Row {number} has no {name}: leave it out.")
+    texts = join_pairs(columns[TEXT], columns[TEXT_PAIR]) if pairs else columns[TEXT]
+    return [text.strip() for text in texts] if strip else texts
 
 
 def to_frame(probabilities: NDArray[Any], labels: Sequence[str]) -> "pd.DataFrame":
-    """Return labels and probabilities as the columns of a model's output."""
+    """Return labels and probabilities, or scores, as the columns of a model's output."""
     import pandas as pd
 
+    if is_score(labels):
+        return pd.DataFrame({SCORE: probabilities[:, 0]})
     columns: dict[str, Any] = {LABEL: [labels[best] for best in probabilities.argmax(1)]}
     columns |= {PROBABILITY + label: probabilities[:, place] for place, label in enumerate(labels)}
     return pd.DataFrame(columns)

@@ -10,6 +10,7 @@ import torch
 
 from sentexp.compare.comparison import FEWEST_ROWS
 from sentexp.config import EvaluateConfig, EvaluatedRows, TrackingBackend, flatten
+from sentexp.config.metric_names import is_score
 from sentexp.data.splits import NAMES, Examples, load_examples
 from sentexp.data.text_hash import split_digest
 from sentexp.errors import require
@@ -17,7 +18,8 @@ from sentexp.inference.progress import Meter
 from sentexp.inference.run_lookup import Finished, chosen_run
 from sentexp.inference.scorer import Scorer
 from sentexp.metrics.generated_answers import answer_metrics
-from sentexp.metrics.split_metrics import confusion_matrix, slice_scores, split_metrics
+from sentexp.metrics.split_metrics import slice_scores, target_tensor
+from sentexp.metrics.target import target_of
 from sentexp.models.sequence_classifier import Scores
 from sentexp.run import report
 from sentexp.system.console import say
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 RESULT_FILE = "evaluation.json"
 IDENTITY = "evaluation.identity"
 """The tag that holds the digest of all that an evaluation depends on."""
-CALIBRATED = ("loss", "ece", "brier")
 COPIED = ("train/seconds", "parameters/trainable", "parameters/total", "temperature", "saved_mib", "peak_memory_gib")
 """Metrics of the run that are the evaluation's as well: what a comparison shows of its costs."""
 PIECE = 4096
@@ -69,8 +70,11 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         f"{'single texts: leave it out' if pair is not None else 'pairs: name the column of the second texts'}.",
     )
     needed = [] if config.split is EvaluatedRows.all else [config.split.name]
-    examples = chosen_rows(load_examples(config.dataset, whole=True, needed=needed), config.split)
-    examples = as_labelled(examples, finished, config)
+    scores = is_score(finished.trained.labels)
+    loaded = load_examples(config.dataset, whole=True, needed=needed, scores=scores)
+    examples = chosen_rows(loaded, config.split)
+    if not scores:
+        examples = as_labelled(examples, finished, config)
     require(examples.test.num_rows > 0, f"data={config.dataset.name} has no rows: give it some.")
     identity = _identify(finished, examples, config)
     folder = Path(config.output_dir) / f"{EVALUATION}-{identity}"
@@ -170,23 +174,22 @@ def _measure(finished: Finished, examples: Examples, config: EvaluateConfig, ide
     """Score the rows, keep the predictions, and measure it as a run measures its test split."""
     scorer = Scorer(finished.trained, config.base, config.accelerator, config.max_tokens)
     scores = _scores(scorer, examples.test)
-    targets = torch.tensor(examples.targets("test")).long()
+    targets = target_tensor(examples.targets("test"))
     extras = {}
     if scores.outside is not None and scores.irregular is not None:
         extras = {"off_label_mass": scores.outside.float().numpy(), "irregular": scores.irregular.bool().numpy()}
     probabilities = scorer.probabilities_of(scores)
     write_predictions(examples.test, examples.labels, probabilities, folder / file_name("test"), extras)
-    ordered = _is_ordered(finished, config)
-    metrics = split_metrics(examples.labels, scores.logits, targets, per_class=True, ordered=ordered)
+    target = target_of(examples.labels, _is_ordered(finished, config), finished.trained.scale)
+    metrics = target.measure(scores.logits, targets, per_class=True)
     metrics |= answer_metrics(scores.outside, scores.irregular)
-    cooled = split_metrics(examples.labels, scores.logits / finished.trained.temperature, targets)
-    metrics |= {f"{name}_calibrated": cooled[name] for name in CALIBRATED}
+    metrics |= target.calibrated(scores.logits, targets, finished.trained.temperature)
     return Evaluated(
         identity=identity,
         run_id=None,
         metrics={f"test/{name}": value for name, value in metrics.items()} | slice_scores(examples, scores.logits),
         labels=examples.labels,
-        confusion=confusion_matrix(examples.labels, scores.logits, targets),
+        confusion=target.confusion(scores.logits, targets),
     )
 
 

@@ -16,13 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from sentexp.config import PredictConfig
+from sentexp.config.metric_names import is_score
 from sentexp.data.delimited import TextFormat
 from sentexp.errors import require
 from sentexp.inference.progress import Meter, tell
 from sentexp.inference.readers import PIECE, STANDARD, format_of, input_files, open_source
 from sentexp.inference.row_formats import Chunk
-from sentexp.inference.run_lookup import Finished, chosen_run, require_single_texts
-from sentexp.inference.scorer import LABEL, PROBABILITY, Scorer
+from sentexp.inference.run_lookup import Finished, chosen_run
+from sentexp.inference.scorer import Scorer, output_columns
 from sentexp.inference.source import Source
 from sentexp.inference.writers import Output, Predictions, open_output
 from sentexp.system.console import OUT
@@ -53,8 +54,17 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
     else:
         require(bool(sentence.strip()), "--text is empty: give it a sentence.")
     finished = chosen_run(config)
+    require(
+        not (config.calibrated and is_score(finished.trained.labels)),
+        f"calibrated=true corrects probabilities, and run {finished.trained.identity} predicts scores: leave it out.",
+    )
     if sentence is not None:
-        require_single_texts(finished, "predict --text")
+        trained = finished.trained
+        require(
+            trained.text_pair is None,
+            f"--text takes a single text, and run {trained.identity} reads pairs (data.text_pair={trained.text_pair}): "
+            "use input=<file>, or serve.",
+        )
         if config.run is not None:
             tell(f"run {finished.name}")
         _print_sentence(_scorer(finished, config), sentence, config.calibrated)
@@ -72,7 +82,7 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
 def _predict_table(finished: Finished, config: PredictConfig, source: Source) -> None:
     column = source.choose_text(config.text, finished.trained.text)
     pair = source.choose_pair(config.text_pair, finished.trained.text_pair)
-    names = (LABEL, *(PROBABILITY + label for label in finished.trained.labels))
+    names = output_columns(finished.trained.labels)
     if not config.prefix and (kept := [name for name in names if name in source.columns]):
         tell(f"{source.name} has a column {' and '.join(kept)}, which stays: the new ones begin with {PREFIX}.")
         config = replace(config, prefix=PREFIX)
@@ -104,7 +114,8 @@ def _predict_table(finished: Finished, config: PredictConfig, source: Source) ->
         output.close()
     if output.empty:
         whose = "1 row has no text: its" if output.empty == 1 else f"{output.empty:,} rows have no text: their"
-        tell(f"{whose} label and probabilities are empty.")
+        what = "score is" if is_score(finished.trained.labels) else "label and probabilities are"
+        tell(f"{whose} {what} empty.")
     where = "on standard output" if config.output == STANDARD else f"in {config.output}"
     speed = f"; {meter.rows:,} took {seconds:.1f} s, {meter.rows / seconds:,.1f} rows/s" if meter.rows else ""
     are = "1 row is" if output.rows == 1 else f"{output.rows:,} rows are"
@@ -133,7 +144,7 @@ def _score_all(
 def score_chunk(
     scorer: Scorer, chunk: Chunk, calibrated: bool = False, done: Callable[[int], object] = lambda _: None
 ) -> Predictions:
-    """Return label and probabilities of each row of a chunk, null without a text.
+    """Return label and probabilities, or the score, of each row of a chunk, null without a text.
 
     Args:
         scorer: of the run.
@@ -146,12 +157,10 @@ def score_chunk(
     scores = scorer.score([texts[number] or "" for number in kept], done)
     done(len(texts) - len(kept))
     probabilities = scorer.probabilities_of(scores, calibrated)
-    predictions: Predictions = [[None] * (1 + len(scorer.labels)) for _ in texts]
+    predictions: Predictions = [[None] * len(output_columns(scorer.labels)) for _ in texts]
     for number, row, best in zip(kept, probabilities, probabilities.argmax(1).tolist(), strict=True):
-        predictions[number] = [
-            scorer.labels[best],
-            *(float(str(value)) for value in row),
-        ]  # the shortest number that is it
+        label = [] if is_score(scorer.labels) else [scorer.labels[best]]
+        predictions[number] = [*label, *(float(str(value)) for value in row)]  # the shortest number that is it
     return predictions
 
 
@@ -233,7 +242,11 @@ def _weights(finished: Finished) -> list[Path]:
 
 
 def _print_sentence(scorer: Scorer, sentence: str, calibrated: bool) -> None:
-    label, *probabilities = score_chunk(scorer, Chunk(rows=[], texts=[sentence]), calibrated)[0]
+    said = score_chunk(scorer, Chunk(rows=[], texts=[sentence]), calibrated)[0]
+    if is_score(scorer.labels):
+        OUT.print(f"score {said[0]:.4f}")
+        return
+    label, *probabilities = said
     table = Table("label", "probability", title=label, title_justify="left")
     for name, value in zip(scorer.labels, probabilities, strict=True):
         table.add_row(Text(name), f"{value:.4f}")

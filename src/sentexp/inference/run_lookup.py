@@ -102,15 +102,6 @@ def _unknown(wanted: str, path: Path, store: Store | None, tracking: TrackingCon
     )
 
 
-def require_single_texts(finished: Finished, command: str) -> None:
-    """Refuse a run that reads pairs of texts, where a command knows single ones only."""
-    require(
-        finished.trained.text_pair is None,
-        f"{command} takes single texts, and run {finished.trained.identity} reads pairs (data.text_pair="
-        f"{finished.trained.text_pair}): use predict with an input, or evaluate.",
-    )
-
-
 def _latest(wanted: str, what: str, store: Store | None, tracking: TrackingConfig, output_dir: str) -> Finished:
     """Return the run that ended last; `what` is added to its name."""
     last = next(ended_runs(store, output_dir), None)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sentexp.config import Precision
+from sentexp.config.metric_names import SCORE, is_score
 from sentexp.data.batch import Texts, move, pad
 from sentexp.data.prompts import pair_separator
 from sentexp.data.text_parts import shorten
@@ -19,6 +20,7 @@ from sentexp.models.encoder_classifier import classifier_over
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import packer_for
 from sentexp.models.label_scorer import LabelScorer, without_prior
+from sentexp.models.links import link_of, said
 from sentexp.models.loading import DTYPES
 from sentexp.models.pretrained import Backbone
 from sentexp.models.saved import Trained, find_base, load_trained, scoring_task
@@ -34,6 +36,13 @@ if TYPE_CHECKING:
 
 LABEL, PROBABILITY = "label", "probability_"
 """Names of the columns of predictions; the second precedes each label."""
+
+
+def output_columns(labels: Sequence[str]) -> list[str]:
+    """Return the columns of predictions: label and probabilities, or the score."""
+    return [SCORE] if is_score(labels) else [LABEL, *(PROBABILITY + label for label in labels)]
+
+
 MAX_TOKENS = 4096
 """Of a batch, padding counted: enough to fill two cores, little enough for any memory."""
 CHARACTERS = 64
@@ -83,7 +92,9 @@ class Scorer:
         self.classifier: SequenceClassifier | LabelScorer = (
             LabelScorer(model, prompt.answers, prompt.end, scoring_task(trained), pad_id, prompt.max_answer_tokens)
             if trained.answers
-            else classifier_over(model, separator=pair_separator(prompt, self.tokenizer))
+            else classifier_over(
+                model, separator=pair_separator(prompt, self.tokenizer), link=link_of(trained.loss, trained.scale)
+            )
         ).train(False)
         records = self.device.type == "cuda" and self.packer is not None and self.packer.causal
         self.graphs = ScoringGraphs(self.classifier) if records else None
@@ -100,10 +111,11 @@ class Scorer:
         return self.probabilities_of(self.score(texts), calibrated)
 
     def probabilities_of(self, scores: Scores, calibrated: bool = False) -> NDArray[Any]:
-        """Return the probabilities of scores; calibrated ones are those at the temperature that the run has fitted."""
-        logits = scores.logits / self.trained.temperature if calibrated else scores.logits
-        probabilities: NDArray[Any] = logits.softmax(-1).numpy()
-        return probabilities
+        """Return the probabilities of scores; calibrated ones are those at the temperature that the run has fitted.
+
+        Where the run predicts scores, these are returned, shape (texts, 1).
+        """
+        return said(self.labels, scores.logits / self.trained.temperature if calibrated else scores.logits)
 
     def score(self, texts: Sequence[str], done: Callable[[int], object] = lambda _: None) -> Scores:
         """Return the scores of texts, none of them empty, in their order and on the CPU, the prior divided out.
@@ -130,6 +142,10 @@ class Scorer:
         if self.trained.prior is None:
             return scores
         return scores._replace(logits=without_prior(scores.logits, torch.tensor(self.trained.prior)))
+
+    def whole(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts that are read whole, none of their tokens cut."""
+        return [text for text, row in zip(texts, self._encode(texts), strict=True) if len(row) < self.limit]
 
     def _read(self, rows: list[list[int]], prefix: int, beginning: PrefixCache) -> list[tuple[Tensor | None, ...]]:
         """Return the scores of a batch, in halves where it does not fit into memory."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Predictions = list[list[Any]]
-"""For each row the label and the probabilities, null where there is no text."""
+"""For each row the label and the probabilities, or the score, null where there is no text."""
 
 
 class Output(ABC):
@@ -254,7 +254,8 @@ def _with_predictions(rows: "pa.Table", added: Sequence[str], predictions: Predi
 
     columns: list[Sequence[Any]] = list(zip(*predictions, strict=True)) if predictions else [[] for _ in added]
     for place, (name, values) in enumerate(zip(added, columns, strict=True)):
-        rows = rows.append_column(name, pa.array(values, pa.string() if place == 0 else pa.float32()))
+        is_label = place == 0 and len(added) > 1  # a score is alone
+        rows = rows.append_column(name, pa.array(values, pa.string() if is_label else pa.float32()))
     return rows
 
 

@@ -19,9 +19,11 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from sentexp.config.metric_names import BINS, SLICE_METRICS, safe_classes, safe_names
+from sentexp.config.metric_names import BINS, is_score, safe_classes, safe_names, short_metrics
 from sentexp.data.splits import Examples, duplicate_free
+from sentexp.data.text_hash import Numbers
 from sentexp.metrics.ordered_metrics import ordered_metrics
+from sentexp.metrics.score_metrics import score_metrics
 
 ALONE: dict[str, Any] = {"sync_on_compute": False}
 """Of every metric: the rows of all processes are here already, and torchmetrics would count them once per process."""
@@ -122,8 +124,14 @@ def slice_scores(examples: Examples, logits: Tensor) -> dict[str, float]:
     for column, values in examples.slices("test").items():
         safe = safe_names(values)
         masks |= {f"{column}/{safe[value]}": torch.from_numpy(mask) for value, mask in values.items()}
-    targets = torch.tensor(examples.targets("test")).long()
+    targets = target_tensor(examples.targets("test"))
     return {f"test/{k}": v for k, v in slice_metrics(examples.labels, logits, targets, masks).items()}
+
+
+def target_tensor(targets: Numbers) -> Tensor:
+    """Return class indices as integers, and scores as float32 numbers."""
+    tensor = torch.tensor(targets)
+    return tensor.float() if tensor.is_floating_point() else tensor.long()
 
 
 def slice_metrics(labels: list[str], logits: Tensor, targets: Tensor, slices: Mapping[str, Tensor]) -> dict[str, float]:
@@ -132,13 +140,15 @@ def slice_metrics(labels: list[str], logits: Tensor, targets: Tensor, slices: Ma
     Args:
         labels: class names, in the order of the logits.
         logits: float32, shape (rows, classes).
-        targets: class indices, shape (rows,).
+        targets: class indices, or scores, shape (rows,).
         slices: by name, the mask of its rows, shape (rows,).
     """
     values: dict[str, float] = {}
+    short = short_metrics(labels)
     for name, mask in slices.items():
         values[f"{name}/rows"] = float(mask.sum())
         if mask.any():
-            computed = split_metrics(labels, logits[mask], targets[mask])
-            values |= {f"{name}/{key}": computed[key] for key in SLICE_METRICS if math.isfinite(computed[key])}
+            measure = score_metrics(logits[mask][:, 0], targets[mask]) if is_score(labels) else None
+            computed = split_metrics(labels, logits[mask], targets[mask]) if measure is None else measure
+            values |= {f"{name}/{key}": computed[key] for key in short if math.isfinite(computed.get(key, math.nan))}
     return values

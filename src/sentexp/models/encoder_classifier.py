@@ -10,6 +10,7 @@ from sentexp.data.packing import Packed
 from sentexp.models.encoders import encoder_of, first_position, mean_of_tokens, pool, pooling_of
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.feature_cache import FeatureCache
+from sentexp.models.links import UNCHANGED, Link
 from sentexp.models.sequence_classifier import Scores, SequenceClassifier
 from sentexp.models.structure import base_of
 from sentexp.models.virtual_tokens import columns_ahead, inputs_of
@@ -26,10 +27,13 @@ class EncoderClassifier(SequenceClassifier):
         compiled: see `PaddingFreeModel`.
         separator: the id of the token behind the first text of a pair, where rows are pairs: what follows it is the
             second segment, in architectures that know segments.
+        link: see `SequenceClassifier`.
     """
 
-    def __init__(self, model: nn.Module, compiled: bool = False, separator: int | None = None) -> None:
-        super().__init__(model, compiled)
+    def __init__(
+        self, model: nn.Module, compiled: bool = False, separator: int | None = None, link: Link = UNCHANGED
+    ) -> None:
+        super().__init__(model, compiled, link=link)
         base = base_of(model)
         self.separator = separator if getattr(base.config, "type_vocab_size", 0) > 1 else None
         self.encoder = encoder_of(base.config)
@@ -46,7 +50,7 @@ class EncoderClassifier(SequenceClassifier):
             logits = self.encoder.logits(base, read.flatten(0, -2))
             if late:
                 logits = mean_of_tokens(logits.unflatten(0, read.shape[:2]), self._mask(texts))
-        return Scores(logits)
+        return Scores(self.link(logits))
 
     def features(self, texts: Texts, cache: PrefixCache | None = None) -> Tensor:
         """Return float32 states of rows, shape (rows, hidden): what the head reads, or their mean where it pools."""
@@ -116,6 +120,7 @@ def classifier_over(
     compiled: bool = False,
     feature_cache: FeatureCache | None = None,
     separator: int | None = None,
+    link: Link = UNCHANGED,
 ) -> SequenceClassifier:
     """Return what scores texts by the head of a model.
 
@@ -124,7 +129,8 @@ def classifier_over(
         compiled: see `PaddingFreeModel`.
         feature_cache: keeps the features of texts, where no training changes them and a decoder has no dropout.
         separator: see `EncoderClassifier`.
+        link: see `SequenceClassifier`.
     """
     if encoder_of(base_of(model).config) is not None:
-        return EncoderClassifier(model, compiled, separator)
-    return SequenceClassifier(model, compiled, feature_cache)
+        return EncoderClassifier(model, compiled, separator, link)
+    return SequenceClassifier(model, compiled, feature_cache, link)

@@ -20,6 +20,7 @@ from sentexp.config import (
     Precision,
     Quantization,
 )
+from sentexp.config.metric_names import is_score
 from sentexp.errors import UserError, require
 from sentexp.models.architecture import is_classifier, read_config
 from sentexp.models.dequantize import unpack
@@ -108,7 +109,8 @@ def load_classifier(
         "id2label": named,
         "label2id": {name: index for index, name in named.items()},
     }
-    options["problem_type"] = ONE_OF_THE_LABELS  # of a checkpoint that classifies otherwise as well
+    # of a checkpoint that classifies otherwise as well
+    options["problem_type"] = "regression" if is_score(labels) else ONE_OF_THE_LABELS
     config = read_config(backbone)
     with torch.random.fork_rng(devices=[], enabled=encoder_of(config) is not None):  # its head is drawn below
         model, report = _load(

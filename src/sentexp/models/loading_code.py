@@ -1,9 +1,26 @@
 """The lines of plain PEFT or transformers that give the probabilities of a folder of weights; cards hold them."""
 
-from sentexp.config import HeadStart
-from sentexp.models.saved import Trained
+from sentexp.config import HeadLoss, HeadStart
+from sentexp.data.prompts import pair_separator
+from sentexp.data.text_parts import PAIR
+from sentexp.errors import UserError
+from sentexp.models.architecture import read_config
+from sentexp.models.loading import load_tokenizer
+from sentexp.models.pretrained import Backbone
+from sentexp.models.saved import Trained, find_base
 
-EXAMPLE = "a warm and funny film"
+EXAMPLE, EXAMPLE_PAIR = "a warm and funny film", "the cast"
+
+
+ANSWERS = {
+    HeadLoss.cross_entropy: ["probabilities = model(**rows).logits.softmax(-1)[0]"],
+    HeadLoss.ordinal: [
+        "z = model(**rows).logits[0]",
+        "above = (z[0] + len(z) / 2 * torch.tensor(2).log() - torch.nn.functional.softplus(z[1:]).cumsum(0)).sigmoid()",
+        "probabilities = -torch.cat([torch.ones(1), above, torch.zeros(1)]).diff()",
+    ],
+}
+"""The lines from the outputs of a head to probabilities; see `sentexp.models.links`."""
 
 
 def loading_code(trained: Trained, base: str) -> str:
@@ -26,20 +43,52 @@ def loading_code(trained: Trained, base: str) -> str:
     return "\n".join(["import torch", *begin, tokenizer, *lines])
 
 
+def _answers(trained: Trained) -> list[str]:
+    """Return the lines from the outputs of a head to probabilities, or to a score."""
+    if trained.scale is not None:
+        mean, std = trained.scale
+        return [f"score = {mean!r} + {std!r} * model(**rows).logits[0, 0]"]
+    return ANSWERS[trained.loss]
+
+
+def _example(trained: Trained) -> str:
+    return EXAMPLE if trained.text_pair is None else f"{EXAMPLE}{PAIR}{EXAMPLE_PAIR}"
+
+
+def _rows(trained: Trained) -> str:
+    """Return what the tokenizer is called with: a text in its frame, or the two of a pair where it divides them."""
+    framed = trained.prompt.frame(_example(trained))
+    if trained.text_pair is None:
+        return f"[{framed!r}]"
+    tokenizer = load_tokenizer(Backbone(folder=trained.folder, revision=""))
+    if pair_separator(trained.prompt, tokenizer) is None:
+        return f"[{framed!r}]"
+    segments = ", return_token_type_ids=True" if _knows_segments(trained) else ""
+    return f"[{trained.prompt.head + EXAMPLE!r}], [{EXAMPLE_PAIR + trained.prompt.tail!r}]{segments}"
+
+
+def _knows_segments(trained: Trained) -> bool:
+    """Tell whether the model is to be given the segments of a pair; where its base is gone, its tokenizer decides."""
+    try:
+        return int(getattr(read_config(find_base(trained)), "type_vocab_size", 0)) > 1
+    except UserError:
+        return False
+
+
 def _classifying(trained: Trained, kind: str, place: str) -> list[str]:
     options = f"num_labels={len(trained.labels)}, pad_token_id=tokenizer.pad_token_id, dtype=torch.float32"
     if trained.model.head is HeadStart.new:  # the base has a head for other labels
         options += ", ignore_mismatched_sizes=True"
     return [
         f"model = {kind}.from_pretrained({place!r}, {options}).train(False)",
-        f"rows = tokenizer([{trained.prompt.frame(EXAMPLE)!r}], padding=True, return_tensors='pt')",
-        "probabilities = model(**rows).logits.softmax(-1)[0]",
+        f"rows = tokenizer({_rows(trained)}, padding=True, return_tensors='pt')",
+        *_answers(trained),
     ]
 
 
 def _answering(trained: Trained, kind: str, place: str) -> list[str]:
     prompt = trained.prompt
-    framed = prompt.frame(EXAMPLE) + prompt.example_answer
+    framed = prompt.frame(_example(trained)) + prompt.example_answer
     kept = f"[:-{prompt.answer_token_count}]"
     total = "mean" if trained.length_normalization else "sum"
     prior = "" if trained.prior is None else f" - torch.tensor({trained.prior}).log()"

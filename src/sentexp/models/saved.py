@@ -13,6 +13,7 @@ from torch import nn
 from sentexp.config import (
     Attention,
     CausalLM,
+    HeadLoss,
     HeadStart,
     ModelConfig,
     PackageFile,
@@ -49,13 +50,16 @@ class Trained:
     `labels` are in the order of the logits; `prior` is divided out of the probabilities, `temperature` divides logits
     where calibrated probabilities are wanted; `revision` is that of the base `model`. `text` is the column that the
     run's texts were in, or the template that made them, and `strip` says whether surrounding blanks were removed;
-    `text_pair` is that of the second texts, where the run reads pairs.
+    `text_pair` is that of the second texts, where the run reads pairs. `loss` is what a head has learned with, and
+    `scale` mean and standard deviation of the training scores, where it has learned scores.
     """
 
     folder: Path
     identity: str
     run_id: str | None
     answers: bool
+    loss: HeadLoss
+    scale: tuple[float, float] | None
     length_normalization: bool
     labels: list[str]
     prompt: Prompt
@@ -88,10 +92,12 @@ def read_trained(folder: Path) -> Trained:
     require(file.is_file(), f"{folder} holds no {FACTS}, so it is not a folder of weights that sentexp has saved.")
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
-        storage = facts["storage"]
+        storage, answers = facts["storage"], facts["kind"] == "causal_lm"
         return Trained(
             folder=folder,
-            answers=facts["kind"] == "causal_lm",
+            answers=answers,
+            loss=HeadLoss[HeadLoss.cross_entropy.name if answers else facts["task"].get("loss", "cross_entropy")],
+            scale=None if facts.get("scale") is None else (facts["scale"][0], facts["scale"][1]),
             length_normalization=facts["task"].get("length_normalization", False),
             prompt=Prompt.from_dict(facts["prompt"]),
             model=_model(facts["model"]),

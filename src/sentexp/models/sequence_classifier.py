@@ -10,6 +10,7 @@ from sentexp.data.packing import Packed
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import PaddingFreeModel
 from sentexp.models.feature_cache import FeatureCache
+from sentexp.models.links import UNCHANGED, Link
 from sentexp.models.pretrained import Backbone
 from sentexp.models.structure import base_of, head_of
 from sentexp.models.virtual_tokens import inputs_of
@@ -41,11 +42,19 @@ class SequenceClassifier(nn.Module):
         model: transformers' sequence classifier, with or without a PEFT adapter.
         compiled: see `PaddingFreeModel`.
         feature_cache: keeps the features of texts, where no training changes them.
+        link: from the outputs of the head to logits.
     """
 
-    def __init__(self, model: nn.Module, compiled: bool = False, feature_cache: FeatureCache | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        compiled: bool = False,
+        feature_cache: FeatureCache | None = None,
+        link: Link = UNCHANGED,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.link = link
         self.feature_cache = feature_cache
         self.packed = PaddingFreeModel(model, compiled)
 
@@ -58,7 +67,7 @@ class SequenceClassifier(nn.Module):
         """
         pooled = self.features(texts, cache)
         with torch.autocast(pooled.device.type, enabled=False):
-            logits: Tensor = head_of(base_of(self.model))(pooled)
+            logits: Tensor = self.link(head_of(base_of(self.model))(pooled))
         return Scores(logits)
 
     def features(self, texts: Texts, cache: PrefixCache | None = None) -> Tensor:
@@ -74,8 +83,8 @@ class SequenceClassifier(nn.Module):
         return hidden[torch.arange(len(last), device=last.device), last].float()  # type: ignore[no-any-return]
 
     def losses(self, texts: Texts, targets: Tensor) -> Tensor:
-        """Return the cross-entropy of each row, shape (rows,)."""
-        return nn.functional.cross_entropy(self.choices(texts), targets, reduction="none")
+        """Return the loss of each row, shape (rows,): of classes the cross-entropy."""
+        return self.link.losses(self.choices(texts), targets)
 
     def choices(self, texts: Texts) -> Tensor:
         """Return the logits of the classes that the training learns, shape (rows, classes)."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from sentexp.compare.sample_size import detectable, rows_needed, standard_error
 from sentexp.config import Lora, Precision, Quantization, TableData
+from sentexp.config.metric_names import is_score
 from sentexp.data.audit import NOTED_CUT
 from sentexp.plan.run_states import Costs, Planned
 from sentexp.system.console import duration
@@ -31,7 +32,8 @@ class Outlook:
 
 def outlook(runs: list[Planned]) -> Outlook:
     """Return the test accuracy that finished runs have on the average, else `USUAL_ACCURACY`."""
-    seen = [run.result.metrics["test/accuracy"] for run in runs if run.result is not None]
+    results = [run.result.metrics for run in runs if run.result is not None]
+    seen = [metrics["test/accuracy"] for metrics in results if "test/accuracy" in metrics]
     return Outlook(accuracy=fmean(seen) if seen else USUAL_ACCURACY, seen=bool(seen))
 
 
@@ -158,6 +160,8 @@ def cut_texts(run: Costs, _: Outlook) -> str | None:
 
 def few_test_rows(run: Costs, expected: Outlook) -> str | None:
     """The test split cannot separate one point of accuracy."""
+    if is_score(run.spec.examples.labels):
+        return None
     rows, accuracy = int(run.work.test.rows.sum()), expected.accuracy
     disagreement = _disagreement(accuracy)
     smallest = detectable(rows, disagreement)
@@ -188,7 +192,12 @@ def few_validation_rows(run: Costs, expected: Outlook) -> str | None:
     """The best checkpoint and the best run are chosen on a part of the validation rows."""
     rows, available = int(run.work.validation.rows.sum()), run.spec.examples.available["validation"]
     error = standard_error(expected.accuracy, rows)
-    if rows >= available or error <= POINT or long_evaluations(run, expected) is not None:
+    if (
+        is_score(run.spec.examples.labels)
+        or rows >= available
+        or error <= POINT
+        or long_evaluations(run, expected) is not None
+    ):
         return None
     return (
         f"Checkpoints and runs are chosen on {rows:,} validation rows, where the standard error of an accuracy of "

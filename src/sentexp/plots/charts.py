@@ -42,6 +42,18 @@ def draw_confusion(axes: "Axes", counts: NDArray[Any], labels: Sequence[str]) ->
     axes.spines[:].set_visible(True)
 
 
+MOST_POINTS = 5_000
+"""Points of a scatter plot; of more rows these are drawn, evenly chosen."""
+
+
+def draw_scores(axes: "Axes", true: NDArray[Any], predicted: NDArray[Any]) -> None:
+    """Draw predicted scores over true ones, shape (rows,), and the diagonal."""
+    step = -(-len(true) // MOST_POINTS)
+    low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
+    axes.plot((low, high), (low, high), color="darkgrey", linewidth=0.8)
+    axes.plot(true[::step], predicted[::step], "o", color="black", fillstyle="none", markersize=3, alpha=0.5)
+
+
 def draw_reliability(top: "Axes", bottom: "Axes", curves: Mapping[str, Reliability], least: float = 0) -> None:
     """Draw accuracy over confidence, and below it how many rows have that confidence.
 

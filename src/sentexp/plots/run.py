@@ -3,9 +3,10 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sentexp.plots import charts
 from sentexp.plots.style import plain
@@ -16,26 +17,36 @@ if TYPE_CHECKING:
 Curve = Sequence[tuple[int, float]]
 
 
-def draw_learning_curve(train_loss: Curve, validation_loss: Curve, accuracy: Curve, file: Path) -> None:
-    """Draw loss and validation accuracy over optimizer steps.
+def draw_learning_curve(
+    train_loss: Curve, validation_loss: Curve, accuracy: Curve, file: Path, metric: str = "accuracy"
+) -> None:
+    """Draw loss and validation accuracy, or another metric, over optimizer steps.
 
     Args:
         train_loss: (step, value) pairs.
         validation_loss: (step, value) pairs.
         accuracy: (step, value) pairs of the validation split.
         file: the PNG to write.
+        metric: the name of what is in the place of the accuracy.
     """
     from matplotlib.figure import Figure
 
+    counts = metric == "accuracy"
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True)
     _line(left, train_loss, "train", "-", None)
     _line(left, validation_loss, "validation", "--", "o")
-    left.set(title="Loss", xlabel="optimizer step", ylabel="cross-entropy", ylim=(0, None))
+    left.set(
+        title="Loss",
+        xlabel="optimizer step",
+        ylabel="cross-entropy" if counts else "squared error / variance",
+        ylim=(0, None),
+    )
     if train_loss or validation_loss:
         left.legend()
     _line(right, accuracy, "validation", "--", "o")
-    right.set(title="Validation accuracy", xlabel="optimizer step", ylim=(None, 1))
+    limits = (None, 1) if counts else (0, None)
+    right.set(title=f"Validation {metric}", xlabel="optimizer step", ylim=limits)
     figure.savefig(file, dpi=120)
 
 
@@ -48,6 +59,17 @@ def draw_confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str]
     axes = figure.subplots()
     charts.draw_confusion(axes, np.array(counts), labels)
     axes.set(xlabel="predicted", ylabel="true", title="Test split")
+    figure.savefig(file, dpi=120)
+
+
+def draw_scores(true: NDArray[Any], predicted: NDArray[Any], file: Path) -> None:
+    """Draw predicted scores over true ones, shape (rows,); on the diagonal they are equal."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    charts.draw_scores(axes, true, predicted)
+    axes.set(xlabel="true score", ylabel="predicted score", title="Test split")
     figure.savefig(file, dpi=120)
 
 
@@ -131,8 +153,9 @@ def draw_data(
         middles = [index + (place - (len(counts) - 1) / 2) * width for index in range(len(labels))]
         shares = [count / total for count in labels.values()]
         left.bar(middles, shares, width, color=styles[split][0], label=f"{split} ({total:,})")
-    names = list(next(iter(counts.values())))
-    left.set_xticks(range(len(names)), list(map(plain, names)), rotation=30 if len(names) > 5 else 0)  # noqa: PLR2004 (fits the width)
+    names = list(map(plain, next(iter(counts.values()))))
+    fits = len(names) <= 5 and sum(map(len, names)) <= 40  # noqa: PLR2004 (letters of the width)
+    left.set_xticks(range(len(names)), names, rotation=0 if fits else 30)
     left.set(title="Labels", ylabel="share of the split", ylim=(0, 1.25 * left.get_ylim()[1]))
     left.legend(loc="upper center", ncols=3, fontsize="small", handlelength=1, columnspacing=1)
     for split, histogram in histograms.items():

@@ -80,7 +80,7 @@ def try_out(inputs: RunInputs, work: Workload, folder: Path) -> Trial:
     accelerator = "gpu" if inputs.device.type == "cuda" else "cpu"
     read = _difference(Scorer(trained, base, accelerator), texts, wanted, "read again")
     release_memory()
-    unmerged = _why_unmerged(trained, base, inputs)
+    unmerged = _why_unmerged(base, inputs)
     merged = None if unmerged else _merged(trained, base, inputs, texts, wanted)
     release_memory()
     return Trial(
@@ -99,10 +99,8 @@ def _merged(
     return _difference(scorer, texts, wanted, "merged")
 
 
-def _why_unmerged(trained: Trained, base: Backbone, inputs: RunInputs) -> str:
+def _why_unmerged(base: Backbone, inputs: RunInputs) -> str:
     """Return why merging is not tried; nothing where it is."""
-    if trained.text_pair is not None:
-        return "runs on pairs of texts are not exported"
     method = inputs.config.peft.type if isinstance(inputs.config.peft, PeftMethod) else ""
     if method in NOT_MERGEABLE:
         return f"PEFT cannot merge {method}"
@@ -119,7 +117,7 @@ def _difference(scorer: Scorer, texts: list[str], wanted: NDArray[np.float32], h
     """
     trained = scorer.trained
     exact = trained.precision is Precision.fp32 and trained.storage.quantization is Quantization.none
-    tolerance = EXACT if exact else ROUNDED
+    tolerance = (EXACT if exact else ROUNDED) * (1.0 if trained.scale is None else trained.scale[1])
     difference = float(np.abs(scorer.probabilities(texts) - wanted).max())
     require(
         difference <= tolerance,

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sentexp.config import BiasOnly, CausalLM, FullFineTuning, Precision, PriorCorrection, Quantization, Untuned
+from sentexp.config.metric_names import SCORE, is_score
 from sentexp.data.text_hash import split_digest
 from sentexp.run.inputs import RunInputs
 from sentexp.tracking.identity import digest_of
@@ -12,12 +13,13 @@ WORD = r"(?u)[\u3040-\u30ff\u3400-\u9fff]|\w+"  # Chinese and Japanese are writt
 
 def baseline_identities(inputs: RunInputs, base: RunInputs) -> dict[str, tuple[str, str]]:
     """Return titles and identities of the baselines of a run, by name; its untuned base reads the prompts of `base`."""
+    scored = [SCORE] if is_score(inputs.examples.labels) else []
     depends_on: dict[str, tuple[str, list[Any]]] = {
-        "majority": ("majority class", []),
-        "tfidf": ("TF-IDF + logistic regression", [WORD]),
+        "majority": ("mean score" if scored else "majority class", scored),
+        "tfidf": (f"TF-IDF + {'ridge' if scored else 'logistic'} regression", [WORD, *scored]),
     }
     if not isinstance(inputs.config.task, CausalLM):
-        depends_on["linear_probe"] = ("linear probe", _model_parts(inputs))
+        depends_on["linear_probe"] = ("linear probe", [*_model_parts(inputs), *scored])
     elif not isinstance(inputs.config.peft, Untuned):
         shots = f" ({inputs.config.task.shots} shots)" if base is not inputs else ""
         depends_on["untuned"] = (f"untuned base{shots}", _untuned_parts(base))

@@ -18,10 +18,10 @@ from sentexp.config import PriorCorrection, TrackingBackend, TrackingConfig, fla
 from sentexp.data.splits import NAMES
 from sentexp.data.text_hash import Numbers
 from sentexp.distributed.processes import main_process_only, main_process_writes
-from sentexp.metrics.split_metrics import slice_scores, split_metrics
+from sentexp.metrics.split_metrics import slice_scores, target_tensor
 from sentexp.models.fast.fusion_context import unfused
 from sentexp.run.baseline_identity import WORD, baseline_identities
-from sentexp.run.build import build_data, build_module
+from sentexp.run.build import build_data, build_module, run_target
 from sentexp.run.inputs import RunInputs, with_shots
 from sentexp.run.recording import save_predictions, track_run
 from sentexp.run.result import Baseline
@@ -158,14 +158,16 @@ def _score(inputs: RunInputs, logits: Tensor, folder: Path) -> dict[str, float]:
     """Return the test metrics of logits of the test rows, and save the predictions."""
     examples = inputs.examples
     save_predictions(inputs, None, logits, folder)
-    targets, ordered = torch.tensor(examples.targets("test")).long(), inputs.config.data.ordered
-    metrics = split_metrics(examples.labels, logits, targets, per_class=True, ordered=ordered)
+    targets = target_tensor(examples.targets("test"))
+    metrics = run_target(inputs).measure(logits, targets, per_class=True)
     return {f"test/{name}": value for name, value in metrics.items()} | slice_scores(examples, logits)
 
 
 def _majority(inputs: RunInputs) -> Tensor:
-    """Return the log-frequency of the classes in train, for every test row."""
+    """Return the log-frequency of the classes in train, or the mean of its scores, for every test row."""
     examples = inputs.examples
+    if (scale := examples.scale()) is not None:
+        return torch.full((examples.test.num_rows, 1), scale[0])
     counts = np.bincount(examples.targets("train"), minlength=len(examples.labels))
     return torch.from_numpy(counts / counts.sum()).float().clamp(min=1e-6).log().repeat(examples.test.num_rows, 1)
 
@@ -210,8 +212,11 @@ def _regression(
 ) -> Tensor:
     """Return log-probabilities, shape (test rows, classes), of a logistic regression fitted on train.
 
-    Its strength, the inverse of the penalty, is the one with the least loss on validation.
+    Its strength, the inverse of the penalty, is the one with the least loss on validation. Of one class, a score, they
+    are the scores of a ridge regression.
     """
+    if classes == 1:
+        return _ridge(features, targets, strengths)
     from sklearn.linear_model import LogisticRegression
 
     def score(fitted: Any, split: str) -> Tensor:
@@ -224,3 +229,15 @@ def _regression(
 
     fits = [LogisticRegression(C=c, max_iter=1000).fit(features["train"], targets["train"]) for c in strengths]
     return score(min(fits, key=loss), "test")
+
+
+def _ridge(features: dict[str, Any], targets: dict[str, Numbers], strengths: tuple[float, ...]) -> Tensor:
+    """Return scores, shape (test rows, 1), of the ridge regression with the least squared error on validation."""
+    from sklearn.linear_model import Ridge
+
+    def error(fitted: Any) -> float:
+        return float(np.square(fitted.predict(features["validation"]) - targets["validation"]).mean())
+
+    # half the inverse, as scikit-learn's logistic loss is a sum over rows and its ridge penalty has no half
+    fits = [Ridge(alpha=1 / (2 * c)).fit(features["train"], targets["train"]) for c in strengths]
+    return torch.from_numpy(min(fits, key=error).predict(features["test"])).float()[:, None]

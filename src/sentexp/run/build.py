@@ -31,11 +31,13 @@ from sentexp.data.prompts import CONTENT_FREE, pair_separator
 from sentexp.data.tokens import encode
 from sentexp.distributed.sharding import shard
 from sentexp.errors import UserError, require
+from sentexp.metrics.target import Target, target_of
 from sentexp.models.adapters import ParameterAudit, attach
 from sentexp.models.encoder_classifier import classifier_over
 from sentexp.models.fast.fusion_context import fused_run
 from sentexp.models.feature_cache import FeatureCache
 from sentexp.models.label_scorer import LabelScorer
+from sentexp.models.links import link_of
 from sentexp.models.loading import (
     Loading,
     build_on_meta,
@@ -209,7 +211,7 @@ def build_module(inputs: RunInputs, model: nn.Module) -> ClassifierModule:
         content_free,
         generates=answering is not None and answering.generate,
         cuda_graphs=inputs.cuda_graphs,
-        ordered=config.data.ordered,
+        target=run_target(inputs),
     )
 
 
@@ -228,11 +230,18 @@ def _row_loss(inputs: RunInputs, model: nn.Module) -> RowLoss:
 def _classifier(inputs: RunInputs, model: nn.Module) -> SequenceClassifier | LabelScorer:
     """Return what scores rows as the task and the prompt say."""
     task, prompt, compiled = inputs.config.task, inputs.prompt, inputs.config.trainer.compile
-    if not isinstance(task, CausalLM):
+    if isinstance(task, SequenceClassification):
         separator = pair_separator(prompt, inputs.tokenizer)
-        return classifier_over(model, compiled, _known_features(inputs), separator)
+        link = link_of(task.loss, inputs.examples.scale())
+        return classifier_over(model, compiled, _known_features(inputs), separator, link)
     pad_id = inputs.tokenizer.pad_token_id
+    assert isinstance(task, CausalLM)
     return LabelScorer(model, prompt.answers, prompt.end, task, pad_id, prompt.max_answer_tokens, compiled)
+
+
+def run_target(inputs: RunSpec) -> Target:
+    """Return the kind of target of a run."""
+    return target_of(inputs.examples.labels, inputs.config.data.ordered, inputs.examples.scale())
 
 
 def build_data(inputs: RunInputs, batches: BatchPlan | None = None) -> DataModule:

@@ -58,7 +58,7 @@ def fit_and_test(
     if module.recorded_graphs:
         logger.set_tags({"cuda_graphs": module.recorded_graphs})
     summary = summarise_test(inputs, module.validation, module.test)
-    summary.metrics |= differences(metrics, baselines)
+    summary.metrics |= differences(metrics, baselines, inputs.examples.labels)
     save_predictions(inputs, module.validation[0], module.test, run_dir.path)
     record_summary(logger, summary, trainer.global_step)
     metrics |= summary.metrics | best_metrics(run_dir, checkpoints.best_step)

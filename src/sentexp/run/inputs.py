@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sentexp.config import AnswerLoss, CausalLM, Config, Precision, TableData, Untuned, flatten, task_name
+from sentexp.config import (
+    AnswerLoss,
+    CausalLM,
+    Config,
+    Precision,
+    TableData,
+    Untuned,
+    flatten,
+    predicts_scores,
+    task_name,
+)
 from sentexp.data.audit import DataAudit, audit
 from sentexp.data.packing import Packer
 from sentexp.data.prompts import Prompt, build_prompt, choose_shots, holding_special_tokens
@@ -72,7 +82,12 @@ def resolve_inputs(config: Config, whole: bool = False) -> RunSpec:
     Raises:
         UserError: anything in the configuration or the data that the user can fix.
     """
-    examples, digest = cached(config, "examples", [flatten(config.data), whole], lambda: _examples(config, whole))
+    examples, digest = cached(
+        config,
+        "examples",
+        [flatten(config.data), whole, predicts_scores(config.task)],
+        lambda: _examples(config, whole),
+    )
     backbone, tokenizer, positions = cached(
         config, "backbone", [flatten(config.model), task_name(config.task)], lambda: _backbone(config)
     )
@@ -182,6 +197,7 @@ def scoring_facts(inputs: RunInputs) -> dict[str, Any]:
         "kind": task_name(config.task),
         "task": flatten(config.task),
         "labels": inputs.examples.labels,
+        **({"scale": scale} if (scale := inputs.examples.scale()) is not None else {}),
         "prompt": inputs.prompt.to_dict(),
         "max_length": config.data.max_length,
         "positions": inputs.positions,
@@ -228,7 +244,7 @@ def build_packer(spec: RunSpec) -> Packer | None:
 
 def _examples(config: Config, whole: bool) -> tuple[Examples, str]:
     hint(f"Reading the data, {config.data.title}")
-    examples = load_examples(config.data, whole)
+    examples = load_examples(config.data, whole, scores=predicts_scores(config.task))
     return examples, examples.digest()
 
 

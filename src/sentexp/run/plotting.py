@@ -4,23 +4,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sentexp.config import Config
+from sentexp.config.metric_names import is_score, short_metrics
 from sentexp.distributed import processes
-from sentexp.plots.run import draw_confusion_matrix, draw_data, draw_learning_curve, draw_reliability
+from sentexp.plots.run import draw_confusion_matrix, draw_data, draw_learning_curve, draw_reliability, draw_scores
 from sentexp.run.result import Result
 from sentexp.system.console import say
 from sentexp.system.json_files import read_json
+from sentexp.tracking.predictions import file_name, read_predictions
 from sentexp.tracking.run_dir import METRICS_FILE, RESULT, STATE, RunDir
 from sentexp.tracking.store import open_store
 
 AUDIT = "data_audit.json"
 """The audit of the data, which is drawn as `DATA_PLOT`."""
-DATA_PLOT, LEARNING_CURVE, CONFUSION_MATRIX, RELIABILITY = PLOTS = (
+DATA_PLOT, LEARNING_CURVE, CONFUSION_MATRIX, RELIABILITY, SCATTER = PLOTS = (
     "data_audit.png",
     "learning_curve.png",
     "confusion_matrix.png",
     "reliability.png",
+    "scores.png",
 )
-"""The plots of a run, in its folder."""
+"""The plots that a run may have, in its folder."""
+
+
+def plots_of(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the plots of a run with these labels: of scores a scatter plot in the place of what shows classes."""
+    of_scores, of_classes = (SCATTER,), (CONFUSION_MATRIX, RELIABILITY)
+    left_out = of_classes if is_score(labels) else of_scores
+    return tuple(name for name in PLOTS if name not in left_out)
 
 
 def plot_data(folder: Path) -> None:
@@ -45,7 +55,13 @@ def plot_run(
     """
     plot_data(run_dir.path)
     losses = run_dir.history("train/loss"), run_dir.history("validation/loss")
-    draw_learning_curve(*losses, run_dir.history("validation/accuracy"), run_dir.path / LEARNING_CURVE)
+    headline = short_metrics(labels)[0]
+    curve = run_dir.history(f"validation/{headline}")
+    draw_learning_curve(*losses, curve, run_dir.path / LEARNING_CURVE, headline)
+    if is_score(labels):
+        predictions = read_predictions(run_dir.path / file_name("test"))
+        draw_scores(predictions.targets, predictions.probabilities[:, 0], run_dir.path / SCATTER)
+        return
     draw_confusion_matrix(confusion, labels, run_dir.path / CONFUSION_MATRIX)
     draw_reliability(curves, run_dir.path / RELIABILITY)
 
@@ -66,11 +82,11 @@ def plot_finished(result: Result, config: Config) -> None:
     folder = result.folder
     present = {name for name in (RESULT, AUDIT, METRICS_FILE, STATE, *PLOTS) if (folder / name).is_file()}
     is_whole = {RESULT, AUDIT, METRICS_FILE} <= present and STATE not in present  # else another attempt is under way
-    if not config.plots or present.issuperset(PLOTS) or not is_whole:
+    if not config.plots or present.issuperset(plots_of(result.labels)) or not is_whole:
         return
     if read_json(folder / RESULT)["run_id"] != result.run_id or not plot_result(result):
         return
     if result.run_id is not None:
         store = open_store(config.tracking)
-        for name in PLOTS:
+        for name in plots_of(result.labels):
             store.client.log_artifact(result.run_id, str(folder / name))

@@ -14,15 +14,15 @@ from typing import Self
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from sentexp.config import PAIR_SLOT, CausalLM, Config, Untuned, flatten, method_name, task_name
+from sentexp.config import CausalLM, Config, Untuned, flatten, method_name, task_name
 from sentexp.config.metric_names import safe_names
 from sentexp.data.class_balance import class_weights
-from sentexp.data.text_parts import PAIR
 from sentexp.distributed import processes
 from sentexp.errors import UserError
+from sentexp.models.links import said
 from sentexp.run.baseline_identity import untuned_identity
 from sentexp.run.inputs import RunInputs
-from sentexp.run.plotting import AUDIT, PLOTS, plot_result
+from sentexp.run.plotting import AUDIT, PLOTS, plot_result, plots_of
 from sentexp.run.result import Result
 from sentexp.run.summary import TestSummary
 from sentexp.system.console import say
@@ -167,8 +167,7 @@ def record_inputs(logger: RunLogger, inputs: RunInputs, folder: Path) -> None:
     logger.log_params({**_params(config), **derived})
     if inputs.prompt.answers:
         logger.log_text(
-            inputs.prompt.frame("{text}" + (f"{PAIR}{PAIR_SLOT}" if inputs.prompt.between else ""))
-            + inputs.tokenizer.decode(inputs.prompt.answer_prefix_ids),
+            inputs.prompt.template + inputs.tokenizer.decode(inputs.prompt.answer_prefix_ids),
             "prompt.txt",
         )
     environment = {"libraries": library_versions(), "machine": describe(inputs.device)}
@@ -256,8 +255,8 @@ def save_predictions(inputs: RunInputs, validation: Tensor | None, test: Evaluat
     logits = test.logits if isinstance(test, Evaluation) else test
     for split, scores, more in (("validation", validation, {}), ("test", logits, extras)):
         if scores is not None:
-            probabilities = scores.float().softmax(-1).numpy()
-            write_predictions(examples.split(split), examples.labels, probabilities, folder / file_name(split), more)
+            answers = said(examples.labels, scores)
+            write_predictions(examples.split(split), examples.labels, answers, folder / file_name(split), more)
 
 
 @processes.main_process_only
@@ -277,7 +276,7 @@ def record_result(logger: RunLogger, result: Result, config: Config, started: fl
     logger.log_files(result.folder / RESULT)
     for part in (result.weights, result.folder / PREDICTIONS):
         logger.log_files(part, part.name)
-    for name in PLOTS if config.plots and plot_result(result) else ():
+    for name in plots_of(result.labels) if config.plots and plot_result(result) else ():
         logger.log_files(result.folder / name)
     return result
 

@@ -1,6 +1,6 @@
 """What a run prints: its data, the audit of its parameters, its result and what to do next."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +9,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sentexp.config import Config, TrackingConfig
-from sentexp.config.metric_names import SLICE_METRICS, shown_names
+from sentexp.config.metric_names import SLICE_METRICS, is_better_higher, short_metrics, shown_names
 from sentexp.data.audit import DataAudit
 from sentexp.data.splits import NAMES
 from sentexp.run.proposals import next_commands
-from sentexp.run.symptoms import symptoms
+from sentexp.run.symptoms import score_symptoms, symptoms
 from sentexp.system.console import OUT, say
 from sentexp.tracking.next_steps import say_next, say_recorded
 
@@ -73,10 +73,12 @@ def print_parameters(method: str, audit: "ParameterAudit") -> None:
 def print_run(result: "Result", config: Config) -> None:
     """Print the result of a run, and where it is."""
     print_result(result.metrics, result.labels, result.confusion)
-    for sentence in symptoms(result.labels, result.confusion, config):
+    found = symptoms(result.labels, result.confusion, config) if result.confusion else score_symptoms(result, config)
+    for sentence in found:
         say(f"Note: {sentence}")
     print_answers(result.answers)
-    print_comparison(result.metrics, {baseline.title: baseline.metrics for baseline in result.baselines.values()})
+    theirs = {baseline.title: baseline.metrics for baseline in result.baselines.values()}
+    print_comparison(result.metrics, theirs, short_metrics(result.labels))
     print_costs(result.metrics)
     print_whereabouts(result, config)
 
@@ -90,7 +92,7 @@ def print_result(metrics: Mapping[str, float], labels: list[str], confusion: lis
         table.add_row(Text(shown.get(name, name)), *(_number(name, value) for value in values))
     OUT.print(table)
     _print_confusion(labels, confusion)
-    _print_slices(metrics)
+    _print_slices(metrics, short_metrics(labels))
 
 
 def print_evaluation(
@@ -109,7 +111,7 @@ def print_evaluation(
         table.add_row(Text(shown.get(name, name)), *(_number(name, value) for value in values))
     OUT.print(table)
     _print_confusion(labels, confusion)
-    _print_slices(metrics)
+    _print_slices(metrics, short_metrics(labels))
 
 
 def _plain_names(metrics: Mapping[str, float]) -> list[str]:
@@ -127,19 +129,31 @@ def print_answers(counts: Mapping[str, str]) -> None:
         say(f"{titles[name]}: {counted}")
 
 
-def print_comparison(metrics: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> None:
-    """Print the run beside its baselines, by their titles, on the same test rows, and how far its accuracy is above."""
+def print_comparison(
+    metrics: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]], short: Sequence[str] = SLICE_METRICS
+) -> None:
+    """Print the run beside its baselines, by their titles, on the same test rows, and how far its accuracy is above.
+
+    Args:
+        metrics: of the run.
+        baselines: by title.
+        short: the metrics to show; the first is compared.
+    """
     if not baselines:
         return
-    beside = dict(sorted(baselines.items(), key=lambda item: item[1]["test/accuracy"])) | {"this run": metrics}
-    title = "beside the baselines (difference: accuracy of this run minus theirs)"
+    first = short[0]
+    worst_first = sorted(
+        baselines.items(), key=lambda item: item[1][f"test/{first}"], reverse=not is_better_higher(first)
+    )
+    beside = dict(worst_first) | {"this run": metrics}
+    title = f"beside the baselines (difference: {first} of this run minus theirs)"
     table = Table(Column("test split", no_wrap=True), *beside, title=title, title_justify="left")
-    for metric in (*SLICE_METRICS, "off_label_mass", "irregular_outputs"):
+    for metric in (*short, "off_label_mass", "irregular_outputs"):
         values = [_number(metric, scores.get(f"test/{metric}")) for scores in beside.values()]
         if any(values):
             table.add_row(metric, *values)
     table.add_section()
-    ahead = [f"{metrics['test/accuracy'] - scores['test/accuracy']:+.4f}" for scores in list(beside.values())[:-1]]
+    ahead = [f"{metrics[f'test/{first}'] - scores[f'test/{first}']:+.4f}" for scores in list(beside.values())[:-1]]
     table.add_row("difference", *ahead, "")
     OUT.print(table)
 
@@ -151,7 +165,9 @@ def _number(metric: str, value: float | None) -> str:
 
 
 def _print_confusion(labels: list[str], confusion: list[list[int]]) -> None:
-    """Print the confusion matrix, unless it has too many columns for a terminal."""
+    """Print the confusion matrix, unless it has too many columns for a terminal; scores have none."""
+    if not confusion:
+        return
     if len(labels) > MOST_COLUMNS:
         say(f"The confusion matrix of {len(labels)} classes is in result.json.")
         return
@@ -161,16 +177,16 @@ def _print_confusion(labels: list[str], confusion: list[list[int]]) -> None:
     OUT.print(matrix)
 
 
-def _print_slices(metrics: Mapping[str, float]) -> None:
+def _print_slices(metrics: Mapping[str, float], short: Sequence[str]) -> None:
     """Print the test metrics of each slice, and of the rows whose text is nowhere else."""
     slices: dict[str, dict[str, float]] = {}
     for key, value in metrics.items():
         name, _, metric = key.removeprefix("test/").rpartition("/")
         if key.startswith("test/") and name:
             slices.setdefault(name, {})[metric] = value
-    table = Table("slice", "rows", *SLICE_METRICS, title="test split by slice", title_justify="left")
+    table = Table("slice", "rows", *short, title="test split by slice", title_justify="left")
     for name, values in slices.items():
-        scores = [f"{values[metric]:.4f}" if metric in values else "" for metric in SLICE_METRICS]
+        scores = [f"{values[metric]:.4f}" if metric in values else "" for metric in short]
         table.add_row(Text(name), f"{values['rows']:,.0f}", *scores)
     if slices:
         OUT.print(table)

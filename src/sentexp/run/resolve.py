@@ -3,7 +3,18 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sentexp.config import ASKING, AUTO, BARE, CausalLM, Config, HeadInit, SequenceClassification, Strategy, TaskConfig
+from sentexp.config import (
+    ASKING,
+    AUTO,
+    BARE,
+    CausalLM,
+    Config,
+    HeadInit,
+    HeadLoss,
+    SequenceClassification,
+    Strategy,
+    TaskConfig,
+)
 from sentexp.data.prompts import resolve_template
 from sentexp.distributed.launch import current_launch
 from sentexp.errors import require
@@ -53,8 +64,14 @@ def resolve_task(
         f"{config.model.given_as} {'has a head' if has_head else f'is {kind}, an encoder'}: leave it auto"
         f"{', or give model.head=new' if has_head else ''}.",
     )
+    other = task.loss is not HeadLoss.cross_entropy
+    require(
+        not (other and has_head),
+        f"task.loss={task.loss.name} needs a head of its own, and that of {config.model.given_as} has a row for each "
+        "class: give model.head=new.",
+    )
     template = ASKING if reads_words else BARE
-    start = HeadInit.label_words if reads_words else HeadInit.normal
+    start = HeadInit.label_words if reads_words and not other else HeadInit.normal
     return replace(
         task,
         template=template if task.template == AUTO else task.template,

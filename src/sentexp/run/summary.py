@@ -1,19 +1,19 @@
 """What the evaluations of a run come to: answers, calibrated metrics, the best checkpoint, baselines."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from sentexp.config.metric_names import METRICS, ORDERED_METRICS, SLICE_METRICS
+from sentexp.config.metric_names import METRICS, ORDERED_METRICS, SCORE_METRICS, short_metrics
 from sentexp.distributed import processes
 from sentexp.metrics.generated_answers import irregular_tokens, read_answers
-from sentexp.metrics.split_metrics import confusion_matrix, slice_scores, split_metrics
+from sentexp.metrics.split_metrics import slice_scores
+from sentexp.run.build import run_target
 from sentexp.run.inputs import RunInputs
 from sentexp.run.result import Baseline
 from sentexp.tracking.run_dir import RunDir
-from sentexp.training.calibration import fit_temperature, reliability
 from sentexp.training.evaluation import Evaluation
 
 
@@ -42,20 +42,18 @@ class TestSummary:
 @processes.main_process_only
 def summarise_test(inputs: RunInputs, validation: tuple[Tensor, Tensor], test: Evaluation) -> TestSummary:
     """Fit the temperature on validation logits and targets, and measure the test split after it, and its slices."""
-    temperature = fit_temperature(*validation)
+    target = run_target(inputs)
+    temperature = target.temperature(*validation)
     answers = count_answers(inputs, test)
-    calibrated = split_metrics(inputs.examples.labels, test.logits / temperature, test.targets)
-    metrics = answers.metrics | {f"test/{name}_calibrated": calibrated[name] for name in ("loss", "ece", "brier")}
+    calibrated = target.calibrated(test.logits, test.targets, temperature)
+    metrics = answers.metrics | {f"test/{name}": value for name, value in calibrated.items()}
     metrics |= {"temperature": temperature} | slice_scores(inputs.examples, test.logits)
     return TestSummary(
         temperature=temperature,
         answers=answers.tags,
         metrics=metrics,
-        confusion=confusion_matrix(inputs.examples.labels, test.logits, test.targets),
-        reliability={
-            "as it is": reliability(test.logits, test.targets),
-            f"at temperature {temperature:.2f}": reliability(test.logits / temperature, test.targets),
-        },
+        confusion=target.confusion(test.logits, test.targets),
+        reliability=target.reliability(test.logits, test.targets, temperature),
     )
 
 
@@ -74,20 +72,29 @@ def count_answers(inputs: RunInputs, test: Evaluation) -> AnswerCounts:
     return counts
 
 
-def differences(metrics: Mapping[str, float], baselines: Mapping[str, Baseline]) -> dict[str, float]:
-    """Return by how much the run's test metrics are above those of each baseline, and these themselves."""
+def differences(
+    metrics: Mapping[str, float], baselines: Mapping[str, Baseline], labels: Sequence[str]
+) -> dict[str, float]:
+    """Return by how much the run's test metrics are above those of each baseline, and these themselves.
+
+    Args:
+        metrics: of the run.
+        baselines: by name.
+        labels: of the run, which say what is measured.
+    """
+    short = short_metrics(labels)
     values = {}
     for name, baseline in baselines.items():
-        for metric in SLICE_METRICS:
+        for metric in short:
             theirs = baseline.metrics.get(f"test/{metric}", math.nan)
             values[f"baseline/{name}/{metric}"] = theirs
-            values[f"difference/{name}/{metric}"] = metrics[f"test/{metric}"] - theirs
+            values[f"difference/{name}/{metric}"] = metrics.get(f"test/{metric}", math.nan) - theirs
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 @processes.main_process_only
 def best_metrics(run_dir: RunDir, step: int) -> dict[str, float]:
     """Return the validation metrics at the best checkpoint, and its step."""
-    names = (*METRICS, *ORDERED_METRICS, "off_label_mass", "irregular_outputs")
+    names = (*METRICS, *ORDERED_METRICS, *SCORE_METRICS, "off_label_mass", "irregular_outputs")
     values = {f"best/{name}": dict(run_dir.history(f"validation/{name}")) for name in names}
     return {name: points[step] for name, points in values.items() if step in points} | {"best/step": step}

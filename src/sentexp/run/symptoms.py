@@ -1,8 +1,12 @@
 """What the test rows show to have gone wrong, a line each, with what to try."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sentexp.config import Config, Untuned
+
+if TYPE_CHECKING:
+    from sentexp.run.result import Result
 
 MOST_LISTED = 3
 
@@ -35,6 +39,17 @@ def symptoms(labels: Sequence[str], confusion: Sequence[Sequence[int]], config: 
         listed = ", ".join(never[:MOST_LISTED]) + (", ..." if len(never) > MOST_LISTED else "")
         found.append(f"No test row is called {listed}: {_try_balance(config)}.")
     return found
+
+
+def score_symptoms(result: "Result", config: Config) -> list[str]:
+    """Return a sentence where the scores of the test rows are no better than the mean of the training scores."""
+    loss = result.metrics["test/loss"]
+    if loss < 1:
+        return []
+    return [
+        f"The mean squared error of the test rows is {loss:.2f} times the variance of the training scores, and always "
+        f"saying their mean has about 1: {_try_other_steps(config)}."
+    ]
 
 
 def _try_other_steps(config: Config) -> str:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from sentexp.config import Config
+from sentexp.config.metric_names import SCORE_METRICS
 from sentexp.data.audit import DataAudit
 from sentexp.distributed import processes
 from sentexp.models.loading_code import loading_code
@@ -15,7 +16,7 @@ from sentexp.system.json_files import read_json
 from sentexp.tracking.provenance import command
 
 CARD = "README.md"
-SHOWN = ("accuracy", "f1_macro", "auroc_macro", "loss", "ece", "brier")
+SHOWN = ("accuracy", "f1_macro", "auroc_macro", "loss", "ece", "brier", *SCORE_METRICS)
 
 
 @processes.main_process_writes
@@ -41,7 +42,7 @@ def write_weights_card(result: Result, config: Config, audit: DataAudit, config_
         + ".",
         _measured(result, audit.rows["test"]),
         "## Intended use and limits\n\nTexts like those above; of other kinds, times and languages nothing is known. "
-        f"Whatever a text says, the answer is one of {', '.join(trained.labels)}. Decide nothing about people by it.",
+        f"Whatever a text says, the answer is {_answer(trained)}. Decide nothing about people by it.",
         f"## Licences\n\n- base model: {model_origin(trained)}\n- data: {data_origin(config_file)}",
         f"## How to repeat it\n\n    {command()}\n\nRun {result.identity}"
         + (f", MLflow run {result.run_id}." if result.run_id else "."),
@@ -75,17 +76,28 @@ def _about(trained: Trained, base: str) -> str:
             f"- weights: {kind} over {trained.model.title}, revision {trained.revision[:12]}{packed}",
             f"- base model at: {base}",
             f"- task: sentiment of a text, by {how}",
-            f"- labels, in the order of the probabilities: {', '.join(trained.labels)}",
-            f"- template: `{_plain(trained.prompt.frame('{text}'))}`",
+            f"- labels, in the order of the probabilities: {', '.join(trained.labels)}"
+            if trained.scale is None
+            else "- output: a score, as the numbers of the data",
+            f"- template: `{_plain(trained.prompt.template)}`",
         ]
     )
 
 
+def _answer(trained: Trained) -> str:
+    return "a number" if trained.scale is not None else f"one of {', '.join(trained.labels)}"
+
+
 def _frame(trained: Trained) -> str:
     blanks = "Blanks around a text were removed. " if trained.strip else ""
+    whole = "text" if trained.text_pair is None else "pair"
+    lost = "its end" if trained.text_pair is None else "the end of its first text"
+    without = f"Without the template the {'scores' if trained.scale is not None else 'probabilities'} differ. {blanks}"
+    if trained.scale is not None:
+        return f"{without}A {whole} of more than {trained.max_length} tokens lost {lost}, before the template."
     return (
-        f"Without the template the probabilities differ. {blanks}A text of more than {trained.max_length} tokens "
-        f"lost its end, before the template. At the temperature {trained.temperature:.3f} (logits divided by it) the "
+        f"{without}A {whole} of more than {trained.max_length} tokens "
+        f"lost {lost}, before the template. At the temperature {trained.temperature:.3f} (logits divided by it) the "
         "probabilities are calibrated."
     )
 
@@ -96,13 +108,14 @@ def _plain(text: str) -> str:
 
 
 def _measured(result: Result, rows: int) -> str:
-    """Return the test metrics, the accuracy with its interval (Wilson 1927)."""
+    """Return the test metrics, the accuracy of classes with its interval (Wilson 1927)."""
+    lines = [f"| {name} | {result.metrics[f'test/{name}']:.4f} |" for name in SHOWN if f"test/{name}" in result.metrics]
+    table = "| metric | value |\n| --- | ---: |\n" + "\n".join(lines)
+    if not result.confusion:
+        return f"## Measured\n\nOn {rows:,} test rows.\n\n{table}"
     from statsmodels.stats.proportion import proportion_confint
 
     right = sum(result.confusion[number][number] for number in range(len(result.labels)))
     low, high = proportion_confint(right, rows, method="wilson")
-    lines = [f"| {name} | {result.metrics[f'test/{name}']:.4f} |" for name in SHOWN if f"test/{name}" in result.metrics]
-    return (
-        f"## Measured\n\nOn {rows:,} test rows; the 95 % interval of accuracy is {low:.4f} to {high:.4f}.\n\n"
-        "| metric | value |\n| --- | ---: |\n" + "\n".join(lines)
-    )
+    interval = f"the 95 % interval of accuracy is {low:.4f} to {high:.4f}"
+    return f"## Measured\n\nOn {rows:,} test rows; {interval}.\n\n{table}"

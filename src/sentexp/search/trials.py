@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sentexp.config import Config, Sampler, SearchConfig
-from sentexp.errors import UserError, complain
+from sentexp.config.metric_names import COSTS
+from sentexp.errors import UserError, complain, require
 from sentexp.plots.run import draw_search
 from sentexp.run.inputs import resolve_inputs, run_identity
 from sentexp.run.recording import track_run
@@ -56,6 +57,12 @@ class Search:
     ) -> None:
         self.sweeper, self.options, self.space, self.config, self.words = sweeper, options, space, config, words
         self.objectives = options.objectives or [config.trainer.monitor]
+        legal = (*(f"validation/{name}" for name in config.measured), *COSTS)
+        for name in self.objectives:
+            require(
+                name in legal,
+                f"hydra.sweeper.objectives holds {name}, which these runs do not measure: use {', '.join(legal)}.",
+            )
         self.url = storage_url(options, config.tracking)
         self.name = digest_of("search", run_identity(resolve_inputs(config)), space.describe(), self.objectives)
         self.study: Study

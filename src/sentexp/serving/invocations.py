@@ -2,12 +2,12 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, StrictBool, StrictStr, Tag, ValidationError, model_validator
 
-from sentexp.export.pyfunc import CALIBRATED, TEXT
+from sentexp.export.pyfunc import CALIBRATED, TEXT, TEXT_PAIR
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
 FORMS = ("dataframe_records", "dataframe_split", "instances", "inputs")
-EXAMPLE = 'send {"dataframe_records": [{"text": "a warm and funny film"}]}'
+EXAMPLES = {
+    False: 'send {"dataframe_records": [{"text": "a warm and funny film"}]}',
+    True: 'send {"dataframe_records": [{"text": "a warm and funny film", "text_pair": "the cast"}]}',
+}
+"""Requests for a run that reads single texts, and for one that reads pairs."""
 DRAINED = 64
 """Times the limit: as much of a request that is too large is read and dropped, so that its sender gets the answer."""
 
@@ -39,15 +43,24 @@ def refusal(error: Refused) -> "Response":
 
 
 class Row(BaseModel):
-    """A row; other columns do not count."""
+    """A row, with a second text where the run reads pairs; other columns do not count."""
 
     text: StrictStr
+    text_pair: StrictStr | None = None
 
 
 class Columns(BaseModel):
-    """A column of texts; other columns do not count."""
+    """A column of texts, with one of second texts where the run reads pairs; other columns do not count."""
 
     text: StrictStr | list[StrictStr]
+    text_pair: StrictStr | list[StrictStr] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Columns":
+        lengths = {isinstance(one, list) and len(one) for one in (self.text, self.text_pair) if one is not None}
+        if len(lengths) > 1:
+            raise ValueError(f"must have as many values of {TEXT_PAIR} as of {TEXT}")
+        return self
 
 
 class Split(BaseModel):
@@ -98,15 +111,16 @@ class Invocation(BaseModel):
             raise ValueError(f"must be an object with one of {', '.join(FORMS)}")
         return self
 
-    def texts(self) -> list[Any]:
-        """Return the texts; those of `dataframe_split` may be other values."""
+    def column(self, name: str) -> list[Any]:
+        """Return the texts of a column, None where it is missing; those of `dataframe_split` may be other values."""
         if "dataframe_split" in self.model_fields_set:
-            place = self.dataframe_split.columns.index(TEXT)
-            return [row[place] for row in self.dataframe_split.data]
+            columns, data = self.dataframe_split.columns, self.dataframe_split.data
+            return [row[columns.index(name)] if name in columns else None for row in data]
         given: Any = self.dataframe_records or self.instances or self.inputs
         if isinstance(given, Columns):
-            return given.text if isinstance(given.text, list) else [given.text]
-        return [row.text if isinstance(row, Row) else row for row in given]
+            values, rows = getattr(given, name), len(given.text) if isinstance(given.text, list) else 1
+            return values if isinstance(values, list) else [values] * rows
+        return [getattr(row, name) if isinstance(row, Row) else (row if name == TEXT else None) for row in given]
 
 
 async def read_body(request: "Request", most: int) -> bytes:
@@ -140,12 +154,13 @@ async def read_body(request: "Request", most: int) -> bytes:
     return bytes(body)
 
 
-def read_request(body: bytes, content_type: str) -> tuple["pd.DataFrame", dict[str, Any]]:
+def read_request(body: bytes, content_type: str, pairs: bool = False) -> tuple["pd.DataFrame", dict[str, Any]]:
     """Return the texts of a request as a table, and the parameters of the model.
 
     Args:
         body: of the request.
         content_type: its header.
+        pairs: whether the run reads pairs, which have a column `text_pair` as well.
 
     Raises:
         Refused: with the status 400, or 415 for a type that is not one of these.
@@ -158,28 +173,32 @@ def read_request(body: bytes, content_type: str) -> tuple["pd.DataFrame", dict[s
         given = f"is {content_type}" if content_type else "is missing"
         raise Refused(415, f"Content-Type {given}: it must be {JSON}, {CSV} or {PARQUET}, in UTF-8.")
     if not body.strip():
-        raise Refused(400, f"The request is empty: {EXAMPLE}.")
+        raise Refused(400, f"The request is empty: {EXAMPLES[pairs]}.")
+    columns = (TEXT, TEXT_PAIR) if pairs else (TEXT,)
     if kind == CSV:
-        return _read_table("CSV", lambda: pd.read_csv(io.BytesIO(body), dtype={TEXT: object})), {}
+        types: Any = dict.fromkeys(columns, object)
+        return _read_table("CSV", columns, lambda: pd.read_csv(io.BytesIO(body), dtype=types)), {}
     if kind == PARQUET:
-        return _read_table("Parquet", lambda: pd.read_parquet(io.BytesIO(body))), {}
+        return _read_table("Parquet", columns, lambda: pd.read_parquet(io.BytesIO(body))), {}
     try:
         invocation = Invocation.model_validate_json(body)
     except ValidationError as error:
-        raise Refused(400, f"{_reason(error)}: {EXAMPLE}.") from None
+        raise Refused(400, f"{_reason(error)}: {EXAMPLES[pairs]}.") from None
     params = {CALIBRATED: invocation.params.calibrated} if invocation.params else {}
-    return pd.DataFrame({TEXT: invocation.texts()}, dtype=object), params
+    return pd.DataFrame({name: invocation.column(name) for name in columns}, dtype=object), params
 
 
-def _read_table(name: str, read: "Callable[[], pd.DataFrame]") -> "pd.DataFrame":
-    """Return a table with a column of texts."""
+def _read_table(name: str, columns: Sequence[str], read: "Callable[[], pd.DataFrame]") -> "pd.DataFrame":
+    """Return a table with these columns of texts."""
     try:
         table = read()
     except (ValueError, OSError) as error:  # UnicodeError, the errors of pandas' parser and of Arrow are ValueErrors
         reason = str(error).strip().splitlines()[0][:200]
         raise Refused(400, f"The request cannot be read as {name} ({reason}).") from None
-    if list(table.columns).count(TEXT) != 1:
-        raise Refused(400, f"The request must have one column {TEXT}; its columns are {', '.join(map(str, table))}.")
+    for column in columns:
+        if list(table.columns).count(column) != 1:
+            have = ", ".join(map(str, table))
+            raise Refused(400, f"The request must have one column {column}; its columns are {have}.")
     return table
 
 

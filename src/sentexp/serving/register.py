@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentexp.compare.comparison import load
+from sentexp.compare.leaderboard import metrics_of
 from sentexp.compare.statistics import measure_configurations
 from sentexp.config import CompareConfig, RegisterConfig, from_conf
 from sentexp.config.metric_names import is_better_higher
@@ -15,7 +16,7 @@ from sentexp.errors import UserError, require
 from sentexp.export.mlflow_model import save_model
 from sentexp.export.model_card import write_card
 from sentexp.export.verify import EXACT, expected, verify_export
-from sentexp.inference.run_lookup import Finished, chosen_run, require_single_texts
+from sentexp.inference.run_lookup import Finished, chosen_run
 from sentexp.inference.scorer import Scorer
 from sentexp.system.console import say
 from sentexp.tracking.next_steps import place_words, say_next, sentexp_command
@@ -46,7 +47,6 @@ def register(config: RegisterConfig) -> str:
         UserError: there is no such run, the rows do not show that it is better, or the model fails its check.
     """
     finished = chosen_run(config)
-    require_single_texts(finished, "register")
     run = finished.run
     if run is None:
         raise UserError(
@@ -111,6 +111,7 @@ def _judge(config: RegisterConfig, store: Store, run: "Run", champion: Any) -> G
     )
     try:
         comparison = load(wanted)
+        metrics_of(comparison, config.metric)
     except UserError as error:
         return Gate(passed=False, reason=f"It cannot be compared with {config.name}@{config.alias}: {error}")
     sides = [comparison.find("runs", one) for one in ids]

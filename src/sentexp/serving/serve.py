@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentexp.config import ServeConfig
+from sentexp.config.metric_names import is_score
 from sentexp.errors import UserError
 from sentexp.export.mlflow_model import save_model
-from sentexp.export.pyfunc import quiet_pyfunc
-from sentexp.inference.run_lookup import chosen_run, require_single_texts
+from sentexp.export.pyfunc import CALIBRATED, quiet_pyfunc
+from sentexp.inference.run_lookup import chosen_run
 from sentexp.serving.invocations import Refused, read_body, read_request, refusal
 from sentexp.serving.page import page
 from sentexp.serving.request_timeout import with_request_timeout
@@ -42,7 +43,6 @@ def serve(config: ServeConfig) -> None:
     import uvicorn
 
     finished = chosen_run(config)
-    require_single_texts(finished, "serve")
     listening = _listen(config.host, config.port)
     with tempfile.TemporaryDirectory() as place, listening:
         folder = Path(place) / "model"
@@ -76,7 +76,7 @@ def build_app(folder: Path, config: ServeConfig, name: str) -> "FastAPI":
     seconds = MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get()
     app = FastAPI(openapi_url=None)  # nor its pages, which load scripts from elsewhere
     app.add_exception_handler(Exception, lambda *_: refusal(Refused(500, "The request cannot be answered.")))
-    _add_pages(app, name, model.scorer.labels)
+    _add_pages(app, name, model)
 
     @app.post("/invocations")
     async def invocations(request: Request) -> Response:
@@ -92,13 +92,13 @@ def build_app(folder: Path, config: ServeConfig, name: str) -> "FastAPI":
     return app
 
 
-def _add_pages(app: "FastAPI", name: str, labels: list[str]) -> None:
+def _add_pages(app: "FastAPI", name: str, model: Any) -> None:
     """Add the page for people, and what MLflow's server tells of itself."""
     from fastapi import Response
     from fastapi.responses import HTMLResponse
     from mlflow.version import VERSION
 
-    text, headers = page(name, labels)
+    text, headers = page(name, model.scorer.labels, model.reads_pairs)
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> HTMLResponse:
@@ -128,7 +128,9 @@ def _answer(model: Any, body: bytes, content_type: str) -> "Response":
     from fastapi.responses import JSONResponse
     from mlflow.exceptions import MlflowException
 
-    table, params = read_request(body, content_type)
+    table, params = read_request(body, content_type, model.reads_pairs)
+    if params.get(CALIBRATED) and is_score(model.scorer.labels):
+        raise Refused(400, "params.calibrated corrects probabilities, and this run predicts scores: leave it out.")
     try:
         predictions = model.predict(None, table, params)
     except MlflowException as error:

@@ -7,6 +7,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sentexp.config import Config
+from sentexp.config.metric_names import SCORE_SLICE_METRICS
 from sentexp.sweeps.sweep_dir import Outcome, Progress, State, best_of
 from sentexp.system.console import OUT, duration, say
 from sentexp.tracking.next_steps import EXAMPLE, override, place_words, sentexp_command
@@ -38,14 +39,16 @@ def print_progress(outcome: Outcome, progress: Progress, monitor: str) -> None:
 
 def print_outcomes(outcomes: list[Outcome], monitor: str) -> None:
     """Print the table of all runs, and below it why runs failed."""
-    numbers = [monitor.replace("/", "\n"), *(f"test\n{name.replace('_', ' ')}" for name in METRICS), "seconds"]
+    found = {key for outcome in outcomes for key in outcome.metrics}
+    metrics = SCORE_SLICE_METRICS if "test/rmse" in found else METRICS
+    numbers = [monitor.replace("/", "\n"), *(f"test\n{name.replace('_', ' ')}" for name in metrics), "seconds"]
     table = Table(
         Column("run", no_wrap=True, max_width=LONGEST_NAME), Column("state", no_wrap=True), *numbers, title="sweep"
     )
     table.title_justify = "left"
     best = best_of(outcomes, monitor)
     for outcome in outcomes:
-        values = [outcome.objective, *(outcome.metrics.get(f"test/{name}", math.nan) for name in METRICS)]
+        values = [outcome.objective, *(outcome.metrics.get(f"test/{name}", math.nan) for name in metrics)]
         seconds = outcome.metrics.get("seconds")
         table.add_row(
             Text(outcome.name),

@@ -21,6 +21,7 @@ LATER: dict[str, Any] = {
     "data.ordered": False,
     "data.text_pair": None,
     "model.labels": None,
+    "task.loss": "cross_entropy",
     "peft.init": "default",
     "task.label_smoothing": 0.0,
     "task.r_drop": 0.0,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sentexp.config.metric_names import is_score
 from sentexp.errors import UserError
 from sentexp.system.atomic_write import replacing
 
@@ -30,8 +31,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Predictions:
     """The predictions of a run for a split.
 
-    `ids` identify a row by its text wherever it is, shape (rows,); `targets` are class indices, shape (rows,);
-    `probabilities` are float32, shape (rows, classes), in the order of `labels`; `slices` are numbers of values and
+    `ids` identify a row by its text wherever it is, shape (rows,); `targets` are class indices, or scores, shape
+    (rows,); `probabilities` are float32, shape (rows, classes), in the order of `labels`; of scores these are the
+    predicted ones, shape (rows, 1). `slices` are numbers of values and
     the values, by slice column.
     """
 
@@ -55,6 +57,8 @@ def write_predictions(
     extras: Mapping[str, Array] | None = None,
 ) -> None:
     """Write one row for each example: id, text, true and predicted label, probabilities, slices.
+
+    Of scores the labels are numbers, and there are no probabilities.
 
     Args:
         rows: of the split, with `text`, `label` (class indices), `key` (a digest of the text) and `slice.<name>`.
@@ -89,9 +93,13 @@ def _block(
     names, scores = pa.array(list(labels), pa.string()), probabilities.astype(np.float32)
     texts = rows.column("text").combine_chunks()
     table = {"id": pa.array(ids, pa.string()), "text": texts}
-    table["label"] = pa.DictionaryArray.from_arrays(rows.column("label").combine_chunks().cast(pa.int32()), names)
-    table["predicted"] = pa.DictionaryArray.from_arrays(pa.array(scores.argmax(1), pa.int32()), names)
-    table |= {f"{PROBABILITY}{label}": pa.array(scores[:, number]) for number, label in enumerate(labels)}
+    truth = rows.column("label").combine_chunks()
+    if is_score(labels):
+        table |= {"label": truth, "predicted": pa.array(scores[:, 0])}
+    else:
+        table["label"] = pa.DictionaryArray.from_arrays(truth.cast(pa.int32()), names)
+        table["predicted"] = pa.DictionaryArray.from_arrays(pa.array(scores.argmax(1), pa.int32()), names)
+        table |= {f"{PROBABILITY}{label}": pa.array(scores[:, number]) for number, label in enumerate(labels)}
     table |= {name: pa.array(values) for name, values in extras.items()}
     table |= {name: rows.column(name).cast(pa.string()) for name in rows.column_names if name.startswith(SLICE)}
     words = pc.count_substring_regex(texts, WORD).to_numpy()
@@ -113,19 +121,27 @@ def read_predictions(file: Path) -> Predictions:
         opened = pq.ParquetFile(file)
         labels = json.loads(opened.schema_arrow.metadata[b"sentexp"])["labels"]
         slices = [name for name in opened.schema_arrow.names if name.startswith(SLICE)]
-        table = opened.read(["id", "label", *(f"{PROBABILITY}{label}" for label in labels), *slices])
+        said = ["predicted"] if is_score(labels) else [f"{PROBABILITY}{label}" for label in labels]
+        table = opened.read(["id", "label", *said, *slices])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} holds no predictions of sentexp ({str(error).splitlines()[0]}).") from error
-    probabilities = [table.column(f"{PROBABILITY}{label}").to_numpy() for label in labels]
-    order = {label: number for number, label in enumerate(labels)}
-    codes, values = _codes(table.column("label"))
+    probabilities = [table.column(name).to_numpy() for name in said]
     return Predictions(
         ids=table.column("id").to_numpy(),
-        targets=np.array([order[value] for value in values], np.int64)[codes],
+        targets=_targets(table.column("label"), labels),
         probabilities=np.stack(probabilities, 1).astype(np.float32),
         labels=labels,
         slices={name.removeprefix(SLICE): _codes(table.column(name)) for name in slices},
     )
+
+
+def _targets(column: "pa.ChunkedArray", labels: list[str]) -> Array:
+    """Return class indices, or scores, shape (rows,)."""
+    if is_score(labels):
+        return np.asarray(column)
+    order = {label: number for number, label in enumerate(labels)}
+    codes, values = _codes(column)
+    return np.array([order[value] for value in values], np.int64)[codes]
 
 
 def read_rows(file: Path, numbers: Sequence[int]) -> "pa.Table":

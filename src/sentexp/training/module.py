@@ -15,7 +15,7 @@ from sentexp.distributed import processes
 from sentexp.distributed.sharding import is_sharded
 from sentexp.errors import UserError
 from sentexp.metrics.generated_answers import answer_metrics
-from sentexp.metrics.split_metrics import split_metrics
+from sentexp.metrics.target import Classes, Target
 from sentexp.models.adapters import load_trainable_state, trainable_state
 from sentexp.models.cuda_graphs import ScoringGraphs
 from sentexp.models.fast.attention import PrefixCache
@@ -51,6 +51,7 @@ class ClassifierModule(L.LightningModule):
         content_free: texts that say nothing, for `PriorCorrection.contextual`.
         generates: let the model write its answers to the test rows.
         cuda_graphs: record steps and scores, and replay them.
+        target: what rows are measured as; None is classes without an order.
     """
 
     def __init__(
@@ -65,10 +66,10 @@ class ClassifierModule(L.LightningModule):
         content_free: Texts | None = None,
         generates: bool = False,
         cuda_graphs: bool = False,
-        ordered: bool = False,
+        target: Target | None = None,
     ) -> None:
         super().__init__()
-        self.ordered = ordered
+        self.target = target or Classes(labels)
         self.classifier = classifier
         self.optim = optim
         self.seed = seed
@@ -165,12 +166,10 @@ class ClassifierModule(L.LightningModule):
         """Log the validation metrics, and keep the logits as they are: they fit the temperature, and a batch prior."""
         raw = self._outputs.take()
         self.keep_validation(raw.logits, raw.targets)
-        metrics = _measure(self.labels, *self.validation, ordered=self.ordered) | answer_metrics(
-            raw.outside, raw.irregular
-        )
+        metrics = _measure(self.target, *self.validation) | answer_metrics(raw.outside, raw.irregular)
         self._refuse_what_is_no_number(torch.tensor(metrics["loss"]))
         for name, value in metrics.items():
-            self.log(f"validation/{name}", value, prog_bar=name == "accuracy")
+            self.log(f"validation/{name}", value, prog_bar=name == self.target.headline)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch, and let the model write its answers where that is wanted."""
@@ -183,7 +182,7 @@ class ClassifierModule(L.LightningModule):
         """Log the test metrics, per class as well; `test` holds what they are computed from."""
         raw = self._outputs.take()
         self.test = raw._replace(logits=self._corrected(raw.logits))
-        metrics = _measure(self.labels, self.test.logits, raw.targets, per_class=True, ordered=self.ordered)
+        metrics = _measure(self.target, self.test.logits, raw.targets, per_class=True)
         metrics |= answer_metrics(raw.outside, raw.irregular)
         for name, value in metrics.items():
             self.log(f"test/{name}", value)
@@ -277,4 +276,6 @@ class ClassifierModule(L.LightningModule):
             self.log("train/rows_per_second", torch.tensor(self.rows_per_second))  # a tensor, or it goes to the GPU
 
 
-_measure = processes.main_process_only(split_metrics)
+@processes.main_process_only
+def _measure(target: Target, logits: Tensor, targets: Tensor, per_class: bool = False) -> dict[str, float]:
+    return target.measure(logits, targets, per_class)

@@ -7,8 +7,8 @@ from sklearn.metrics import brier_score_loss
 from torch import nn
 
 from sentexp.config.metric_names import BINS
+from sentexp.metrics.calibration import fit_temperature, reliability
 from sentexp.metrics.split_metrics import split_metrics
-from sentexp.training.calibration import fit_temperature, reliability
 
 LABELS = ["negative", "neutral", "positive"]
 
