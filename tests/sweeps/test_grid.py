@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from sentexp.compare import command, comparison
 from sentexp.errors import UserError
 from sentexp.run import build, fitting
-from sentexp.run.plotting import PLOTS
+from sentexp.run.plotting import PLOTS, plots_of
 from sentexp.sweeps import grid, sweeper
 from sentexp.sweeps.sweep_dir import SweepFolder
 from sentexp.tracking.store import PARENT
@@ -161,13 +161,14 @@ def test_finished_runs_are_drawn_when_asked(sentexp, tmp_path, trained):
     code, output, _ = sentexp("--multirun", "peft.r=4,8", "plots=true")
     assert code == 0
     assert "2 finished before, 0 to do" in output
-    assert drawn() == [set(PLOTS), set(PLOTS)]
+    wanted = set(plots_of(["negative", "positive"]))
+    assert drawn() == [wanted, wanted]
     assert len(trained) == 2
     _, children = recorded(tmp_path)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     for run in children.values():
         assert run.info.status == "FINISHED"
-        assert set(PLOTS) <= {file.path for file in client.list_artifacts(run.info.run_id)}
+        assert wanted <= {file.path for file in client.list_artifacts(run.info.run_id)}
 
 
 def test_another_folder_is_the_same_run_and_another_seed_is_not(sentexp, tmp_path, trained):
@@ -377,7 +378,7 @@ def test_a_sweep_loads_data_and_backbone_once(sentexp, monkeypatch, tmp_path):
     loads = []
     for module, name in ((build, "load_classifier"), (sys.modules["sentexp.run.inputs"], "load_examples")):
         original = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, o=original, n=name: loads.append(n) or o(*a))
+        monkeypatch.setattr(module, name, lambda *a, o=original, n=name, **k: loads.append(n) or o(*a, **k))
     assert sentexp("--multirun", "peft.r=4,8,16")[0] == 0
     assert sorted(loads) == ["load_classifier", "load_examples"]
 
