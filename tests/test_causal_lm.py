@@ -55,6 +55,7 @@ def test_every_way_of_training_lowers_every_loss(answer, method, loss):
     assert last < first - 10 * rounding(first)
 
 
+@pytest.mark.slow
 def test_training_on_answers_brings_the_mass_to_the_labels(answer):
     """Rounding decides how far a training comes: over seeds, rates and threads a quarter of the mass may stay out."""
     base = answer("peft=none").metrics

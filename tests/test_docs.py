@@ -157,6 +157,7 @@ def test_yaml_blocks_are_yaml(block):
     assert isinstance(yaml.safe_load(block), dict)
 
 
+@pytest.mark.slow
 def test_python_blocks_run(sentexp, command_line, many_reviews, store, monkeypatch):  # noqa: F811 (fixtures)
     """In a folder with a sweep and a registered model, as the pages say; those of a page one after the other."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)

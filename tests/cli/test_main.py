@@ -194,6 +194,7 @@ def test_a_run_prints_result_audit_and_whereabouts_and_is_recorded(sentexp, tmp_
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_what_a_run_proposes_can_be_given_as_it_stands(sentexp):
     _, output, _ = sentexp("peft.r=3")
     lines = output.partition("Next, for instance:\n")[2].splitlines()

@@ -120,6 +120,7 @@ def test_a_fresh_process_reads_llama_cpps_file(write, language_model, capsys):
 
 
 @GGUF
+@pytest.mark.slow
 def test_llama_cpps_file_says_what_the_run_says(write, language_model, texts):
     folder, result = write(language_model, "gguf")
     (file,) = folder.glob("*.gguf")

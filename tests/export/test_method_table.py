@@ -22,8 +22,6 @@ from sentexp.run.train import train
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{message}") for message in (*HARMLESS, "Sparse invariant checks")]
 OPTIONS = sorted(file.stem for file in (conf_dir() / "peft").glob("*.yaml") if file.stem != "other")
 SMALL = {"adalora": ["trainer.max_epochs=2"], **SMALL}
-ALWAYS = ("lora", "prefix_tuning")
-"""Options that are always run: others are slow tests."""
 
 
 @pytest.fixture
@@ -66,9 +64,8 @@ def is_merged(trained, folder):
     return True
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ALWAYS else [pytest.mark.slow]) for name in OPTIONS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIONS)
 def test_a_row_is_what_happens(name, config, run, encoder, tmp_path):
     words = [f"peft={name}", *SMALL.get(name, []), *(encoder if name == "bitfit" else [])]  # a Llama has no biases
     inputs = prepare_inputs(resolve_inputs(config(*words)))

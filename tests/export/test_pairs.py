@@ -61,7 +61,7 @@ def check(result, folder, form, pairs=PAIRS):
     np.testing.assert_allclose(read(ExportFormat[form], folder, None)(given), wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["peft", "merged", pytest.param("onnx", marks=ONNX)])
+@pytest.mark.parametrize("form", ["peft", "merged", pytest.param("onnx", marks=(ONNX, pytest.mark.slow))])
 @pytest.mark.parametrize("words", [DECODER, ANSWERS], ids=["seq_cls", "causal_lm"])
 def test_decoders_say_what_the_run_says(words, form, paired, exported):
     result = paired(*words)
@@ -73,7 +73,7 @@ def test_decoders_say_what_the_run_says(words, form, paired, exported):
         assert "A pair is one text here" in card
 
 
-@pytest.mark.parametrize("form", ["merged", pytest.param("onnx", marks=ONNX)])
+@pytest.mark.parametrize("form", ["merged", pytest.param("onnx", marks=(ONNX, pytest.mark.slow))])
 @pytest.mark.parametrize("kind", ["bert", "roberta", "deberta-v2", "modernbert"])
 def test_encoders_divide_pairs_themselves(kind, form, encoder, exported):
     result = encoder(kind)

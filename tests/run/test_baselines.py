@@ -114,6 +114,7 @@ def test_what_changes_the_base_measures_it_again(recorded):
     assert kinds(runs) == ["majority", "tfidf", *["untuned"] * len(measured)]
 
 
+@pytest.mark.slow
 def test_what_does_not_change_the_base_does_not(recorded):
     before, _ = recorded()
     for change in ("data.train_subset=16", "task.loss=full", "trainer.max_epochs=2", "peft.bias=all", "peft=full"):

@@ -38,6 +38,7 @@ def table(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_with_such_classes_goes_all_the_way(table, store, command_line, tmp_path):
     quick = [
         "trainer.max_steps=2",

@@ -46,7 +46,7 @@ def test_it_learns_the_order_and_predicts_what_was_tested(rated):
     assert any(said.probabilities.argmax(1) != said.probabilities[:, ::-1].argmax(1))
 
 
-@pytest.mark.parametrize("form", ["peft", "merged", pytest.param("onnx", marks=ONNX)])
+@pytest.mark.parametrize("form", ["peft", "merged", pytest.param("onnx", marks=(ONNX, pytest.mark.slow))])
 @pytest.mark.parametrize("kind", ["decoder", "bert"])
 def test_an_export_says_what_the_run_says(kind, form, rated, tmp_path, tmp_path_factory):
     words = ["peft=lora"]

@@ -20,6 +20,7 @@ def table(tmp_path):
     return ["data=csv", f"data.path={tmp_path / 'stars.csv'}", "data.validation_fraction=0.2", "data.test_fraction=0.2"]
 
 
+@pytest.mark.slow
 def test_ratings_are_measured_all_the_way(table, store, command_line, tmp_path):
     quick = [
         "trainer.max_steps=3",

@@ -104,7 +104,7 @@ def test_an_evaluation_measures_scores(trained, scores, command_line, tmp_path):
     assert [metrics[name] for name in names] == pytest.approx([result.metrics[name] for name in names], rel=1e-3)
 
 
-@pytest.mark.parametrize("form", ["peft", "merged", pytest.param("onnx", marks=ONNX)])
+@pytest.mark.parametrize("form", ["peft", "merged", pytest.param("onnx", marks=(ONNX, pytest.mark.slow))])
 @pytest.mark.parametrize("kind", ["decoder", "bert"])
 def test_an_export_says_what_the_run_says(kind, form, trained, tmp_path, tmp_path_factory):
     words = ["peft=lora"]

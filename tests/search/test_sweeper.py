@@ -156,6 +156,7 @@ def test_several_objectives_end_in_a_front(sentexp, tmp_path):
 
 
 @pytest.mark.usefixtures("trains")
+@pytest.mark.slow
 def test_a_pruned_run_is_marked_and_goes_on_from_its_checkpoint_when_it_is_wanted(sentexp, tmp_path, monkeypatch):
     rule = ("hydra.sweeper.pruner=halving", "hydra.sweeper.reduction_factor=2", "trainer.monitor=validation/loss")
     code, output, errors = sentexp(*TWO, *rule)

@@ -94,16 +94,17 @@ def assert_alike(sentexp, tmp_path, passes, axes, count, *training):
             ],
             4,
         ),
-        (
+        pytest.param(
             [
                 "peft.rank_pattern=null,{v_proj:8}",
                 "peft.alpha_pattern=null,{down_proj:64}",
                 "peft.exclude_modules=q_proj",
             ],
             4,
+            marks=pytest.mark.slow,
         ),
-        (["peft.init=default,eva", "optim.lora_plus_ratio=null,4", "peft.r=4"], 4),
-        (["peft=qlora", "peft.init=default,loftq", "peft.r=4"], 2),
+        pytest.param(["peft.init=default,eva", "optim.lora_plus_ratio=null,4", "peft.r=4"], 4, marks=pytest.mark.slow),
+        pytest.param(["peft=qlora", "peft.init=default,loftq", "peft.r=4"], 2, marks=pytest.mark.slow),
     ],
     ids=["lora", "answers and dora", "qlora", "recipes", "patterns", "eva", "loftq"],
 )
@@ -140,9 +141,17 @@ def together(monkeypatch):
     ("axes", "most"),
     [
         (["peft.r=2,4", "optim.lr=5e-3,1e-2", "peft.dropout=0.2"], 4),
-        (["seed=1,2", "peft.dropout=0,0.2"], 4),
-        (["optim.lora_plus_ratio=null,2,4", "optim.schedule=constant,cosine", "optim.lr=5e-3"], 6),
-        (["task=causal_lm", "task.label_words=[bad,great]", "peft=lora,dora", "trainer.gradient_clip_val=0.05"], 2),
+        pytest.param(["seed=1,2", "peft.dropout=0,0.2"], 4, marks=pytest.mark.slow),
+        pytest.param(
+            ["optim.lora_plus_ratio=null,2,4", "optim.schedule=constant,cosine", "optim.lr=5e-3"],
+            6,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["task=causal_lm", "task.label_words=[bad,great]", "peft=lora,dora", "trainer.gradient_clip_val=0.05"],
+            2,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["lora", "other orders of rows", "lora+", "answers and dora"],
 )

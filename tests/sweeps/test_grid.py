@@ -79,6 +79,7 @@ def test_each_run_keeps_the_command_that_repeats_it_alone(sentexp, tmp_path):
     assert f"Run {children['r=8'].data.tags['identity']} is finished" in output
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_by_comparing_what_is_chosen_on_validation(sentexp, monkeypatch):
     monkeypatch.setattr(comparison, "FEWEST_ROWS", 1)
     axes = ("peft=lora,ia3", "optim.lr_scale=0.3,1,3", "seed=1,2")
