@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from importlib.util import find_spec
 
 import encoders
@@ -20,7 +21,9 @@ from sentexp.export.exporters import read
 from sentexp.export.mlflow_model import read_model, save_model
 from sentexp.inference.run_lookup import resolve_run
 from sentexp.inference.scorer import Scorer
+from sentexp.metrics import target
 from sentexp.models.saved import read_trained
+from sentexp.run.train import train
 from sentexp.serving.serve import build_app
 from sentexp.tracking.predictions import file_name, read_predictions
 
@@ -67,6 +70,16 @@ def test_a_run_learns_scores_and_is_drawn(trained):
     card = (result.weights / "README.md").read_text()
     assert "output: a score" in card
     assert "one of score" not in card
+
+
+def test_a_correlation_that_is_never_defined_chooses_nothing_and_fails_nothing(scores, monkeypatch, tmp_path):
+    measure = target.score_metrics
+    kept = ("rmse", "mae", "spearman")
+    monkeypatch.setattr(target, "score_metrics", lambda *rows: {name: measure(*rows)[name] for name in kept})
+    own = ["model=tiny", "tracking=none", "trainer.max_steps=2", "trainer.progress_bar=false", f"output_dir={tmp_path}"]
+    result = train(load(*scores[1], *OWN, *own, "trainer.monitor=validation/pearson", "data.max_length=60"))
+    assert math.isnan(result.objective)
+    assert math.isfinite(result.metrics["test/rmse"])
 
 
 def test_predictions_are_what_was_tested(trained, scores, command_line, tmp_path):

@@ -1,5 +1,6 @@
 """One attempt at a run: build the model, measure what it is compared with, train it, test its best checkpoint."""
 
+import math
 import time
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def fit_and_test(
         labels=inputs.examples.labels,
         confusion=summary.confusion,
         parameters=parameters,
-        objective=metrics[monitor.replace("validation/", "best/")],
+        objective=metrics.get(monitor.replace("validation/", "best/"), math.nan),
         baselines=baselines,
         shots=shots_of(config),
         answers=summary.answers,

@@ -80,7 +80,7 @@ class Checkpoints(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the weights if they are the best so far; save the state to resume from."""
         assert isinstance(pl_module, ClassifierModule)
-        value = float(trainer.callback_metrics[self.monitor])
+        value = float(trainer.callback_metrics.get(self.monitor, math.nan))  # correlations may not be defined
         score = value if is_better_higher(self.monitor) else -value
         score = -math.inf if math.isnan(score) else score
         self.evaluated_at = trainer.global_step

@@ -1,5 +1,6 @@
 """Pruning: a training that another run has already beaten stops after an evaluation, and keeps its checkpoint."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -65,7 +66,7 @@ class PruningCallback(L.Callback):
         logits, targets = pl_module.validation
         snapshot = EvaluationSnapshot(
             step=trainer.global_step,
-            value=float(trainer.callback_metrics[self.monitor]),
+            value=float(trainer.callback_metrics.get(self.monitor, math.nan)),
             logits=logits,
             targets=targets,
             folder=self.folder,
