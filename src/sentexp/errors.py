@@ -17,6 +17,11 @@ def require(condition: bool, sentence: str) -> None:
         raise UserError(sentence)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error of a library says; the name of its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def complain(sentence: str) -> None:
     """Print a sentence on the console's error stream."""
     print(f"sentexp: {sentence}", file=sys.stderr, flush=True)

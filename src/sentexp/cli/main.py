@@ -18,7 +18,7 @@ from sentexp.cli.completion import complete, is_query
 from sentexp.cli.help import help_of, help_text
 from sentexp.config import ChosenRun, CompareConfig, Config, UiConfig, conf_dir, register_schemas
 from sentexp.distributed import processes
-from sentexp.errors import UserError, complain
+from sentexp.errors import UserError, complain, first_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -267,7 +267,7 @@ def _typed(config: "DictConfig") -> Config | CompareConfig | ChosenRun | UiConfi
     try:
         typed = OmegaConf.to_object(config)
     except (OmegaConfBaseException, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"The configuration does not fit together ({reason}): python -m sentexp --cfg job lists every key."
         ) from error

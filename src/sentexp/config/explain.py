@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sentexp.config import conf_dir, register_schemas
-from sentexp.errors import UserError
+from sentexp.errors import UserError, first_line
 
 OTHER_NAMES = {
     "alpha": ("lora_alpha",),
@@ -103,7 +103,7 @@ def explain(words: list[str], error: Exception, root: str = "config") -> str:
                 (override,) = parser.parse_overrides([text])
             except HydraException as fault:
                 return (
-                    f"{text} is not an override that hydra can read ({str(fault).splitlines()[0]}): write key=value, "
+                    f"{text} is not an override that hydra can read ({first_line(fault)}): write key=value, "
                     "and quote a value with a space, a bracket, ~ or a letter beyond ASCII twice, as in "
                     "\"data.path='~/my films.csv'\"."
                 )

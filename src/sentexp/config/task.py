@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from sentexp.config.checks import AUTO, check_ranges, number
 from sentexp.config.conf_files import conf_dir
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, first_line, require
 
 TEMPLATE_GROUP = "template"
 """The folder of `conf` whose files `task.template` names: not a group of hydra's, so that a plain key chooses."""
@@ -201,7 +201,7 @@ def _read_template(given: str) -> object:
     try:
         return OmegaConf.to_container(OmegaConf.load(folder / f"{given}.yaml" if given in names else own))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"task.template={own} is not a YAML file: {str(error).splitlines()[0]}.") from None
+        raise UserError(f"task.template={own} is not a YAML file: {first_line(error)}.") from None
 
 
 def _require_text_slot(key: str, template: str) -> None:

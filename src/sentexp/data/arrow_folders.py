@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, first_line, require
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,5 +106,5 @@ class ArrowFolder:
         return known
 
     def _unreadable(self, error: Exception) -> UserError:
-        reason = str(error).splitlines()[0][:200]
+        reason = first_line(error)
         return UserError(f"{self.name} cannot be read as a data set of `datasets` ({reason}): save it again.")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sentexp.config import CausalLM, PromptTemplate
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, first_line, require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,6 +107,6 @@ def _apply(
     except (TemplateError, TypeError) as error:
         if messages[0]["role"] == "system":
             raise _NoSystemRole from None
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"task.template: its chat template cannot be rendered ({reason}).") from None
     return str(rendered)

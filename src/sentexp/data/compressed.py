@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, first_line, require
 
 STREAMS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 """Endings of compressed files, and Arrow's names of what undoes them."""
@@ -47,7 +47,7 @@ def decompressed(file: Path, key: str) -> Iterator[tuple[Path, str]]:
                 _copy(stream, out, file, key)
         # RuntimeError: a zip with a password, or compressed in a way that Python does not know
         except (OSError, EOFError, RuntimeError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise UserError(f"{key} cannot be decompressed ({reason}): fetch it again, or decompress it.") from None
         yield plain, Path(name).suffix.lower()
 

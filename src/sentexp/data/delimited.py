@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from sentexp.data.encodings import detect, first_undecodable, marked_encoding, python_name
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, first_line, require
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -252,7 +252,7 @@ class Delimited:
             return UserError(self._first_ragged)
         if "straddling" in str(error):
             return UserError(f"{self.name} has a row of more than {BLOCK >> 20} MiB: shorten it.")
-        return UserError(f"{self.name} cannot be read ({str(error).splitlines()[0][:200]}): fix the file.")
+        return UserError(f"{self.name} cannot be read ({first_line(error)}): fix the file.")
 
 
 LONGEST_NAME = 60

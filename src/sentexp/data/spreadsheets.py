@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentexp.data.delimited import Keys, TextFormat, first_row_hint
 from sentexp.data.open_document import LARGEST, open_document_rows, open_document_sheets
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, first_line, require
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,7 +147,7 @@ class Spreadsheet:
 
     def _unreadable(self, error: Exception) -> UserError:
         cause = error.__cause__ or error
-        reason = str(cause).splitlines()[0][:200] if str(cause) else type(cause).__name__
+        reason = first_line(cause)
         return UserError(f"{self.name} cannot be read as {self.ending} ({reason}): save it again, or as CSV.")
 
 

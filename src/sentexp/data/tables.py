@@ -18,7 +18,7 @@ from sentexp.data.delimited import Delimited, Keys, TextFormat
 from sentexp.data.json_rows import JsonRows
 from sentexp.data.labelled_lines import COLUMNS, LABEL, LabelledLines
 from sentexp.data.spreadsheets import SPREADSHEETS, Spreadsheet
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, first_line, require
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -197,7 +197,7 @@ def open_parquet(source: Any, name: object) -> "ParquetFile":
 
 def unreadable_parquet(name: object, error: Exception) -> UserError:
     """Return what is wrong with a Parquet file."""
-    return UserError(f"{name} cannot be read as .parquet ({str(error).splitlines()[0][:200]}): fix it.")
+    return UserError(f"{name} cannot be read as .parquet ({first_line(error)}): fix it.")
 
 
 def _read_parquet(file: Path, columns: dict[str, str], name: str) -> "pa.Table":

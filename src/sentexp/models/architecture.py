@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, first_line, require
 from sentexp.models.encoders import ENCODERS
 from sentexp.models.fast.padding_free import PADDING_FREE_ARCHITECTURES
 from sentexp.models.fast.support import ARCHITECTURES
@@ -41,7 +41,7 @@ def read_config(backbone: Backbone) -> Any:
         return AutoConfig.from_pretrained(backbone.folder, local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(
-            f"model.path={backbone.folder} has a config.json that transformers cannot read: {_first_line(error)}"
+            f"model.path={backbone.folder} has a config.json that transformers cannot read: {first_line(error)}"
         ) from None
 
 
@@ -159,7 +159,3 @@ def holds(folder: Path, module: str) -> bool:
             if any(name.startswith(f"{module}.") for name in tensors.keys()):  # noqa: SIM118 (not a dict)
                 return True
     return False
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sentexp.data.batch import Texts
 from sentexp.data.packing import Packed
+from sentexp.errors import first_line
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.fusion_context import unfused
 from sentexp.models.label_scorer import LabelScorer
@@ -132,7 +133,7 @@ class Graphs(Generic[T]):
             recorded = Recorded(batch, self._work, self._pool, self._generators)
             self.fault = "" if compare is None else compare(recorded)
         except RuntimeError as error:  # that of CUDA, out of memory included
-            self.fault = f"recording failed: {str(error).splitlines()[0]}"
+            self.fault = f"recording failed: {first_line(error)}"
         if self.fault:
             self.clear()
             say(f"CUDA graphs are off: {self.fault}. Kernels are launched one by one instead.")

@@ -21,7 +21,7 @@ from sentexp.config import (
     Quantization,
 )
 from sentexp.config.metric_names import is_score
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, first_line, require
 from sentexp.models.architecture import is_classifier, read_config
 from sentexp.models.dequantize import unpack
 from sentexp.models.encoders import encoder_of
@@ -67,7 +67,7 @@ def load_tokenizer(backbone: Backbone) -> "PreTrainedTokenizerBase":
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise UserError(
             f"model.path={backbone.folder} holds no tokenizer that transformers can read "
-            f"({str(error).splitlines()[0]}): add tokenizer.json or tokenizer.model with tokenizer_config.json."
+            f"({first_line(error)}): add tokenizer.json or tokenizer.model with tokenizer_config.json."
         ) from None
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
@@ -170,7 +170,7 @@ def build_on_meta(backbone: Backbone, labels: list[str] | None) -> "PreTrainedMo
         with torch.device("meta"):
             return auto.from_config(config)
     except ValueError as error:
-        raise UserError(f"model.path={backbone.folder} cannot be loaded: {str(error).splitlines()[0]}.") from error
+        raise UserError(f"model.path={backbone.folder} cannot be loaded: {first_line(error)}.") from error
 
 
 def is_reusable(peft: PeftConfig) -> bool:
@@ -225,7 +225,7 @@ def _load(
             **options,
         )
     except (ValueError, OSError, ImportError, SafetensorError) as error:
-        raise UserError(f"model.path={backbone.folder} cannot be loaded: {str(error).splitlines()[0]}.") from error
+        raise UserError(f"model.path={backbone.folder} cannot be loaded: {first_line(error)}.") from error
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.use_cache = False
     if load.keeps_dequantized:

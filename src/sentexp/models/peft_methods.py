@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentexp.config import OtherMethod, PeftMethod, Quantization
 from sentexp.config.peft_methods import OPTIONS
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, first_line, require
 from sentexp.models.encoders import encoder_of
 from sentexp.models.structure import find_head, head_paths
 from sentexp.models.targets import has_name, is_inside, shape_of, target_names
@@ -167,7 +167,7 @@ def method_config(peft: PeftMethod, sizes: Sequence[int], **shared: Any) -> "lib
     try:
         return kind(**keys, **{key: value for key, value in shared.items() if key in known})
     except (ValueError, TypeError) as error:
-        raise UserError(f"PEFT refuses the keys of peft.type={peft.type}: {_first_line(error)}") from None
+        raise UserError(f"PEFT refuses the keys of peft.type={peft.type}: {first_line(error)}") from None
 
 
 def largest_divisor(number: int, most: int) -> int:
@@ -191,10 +191,6 @@ def _check_storage(peft: PeftMethod) -> None:
         f"peft.quantization={peft.quantization.name} does not go with {peft.type}: use peft.quantization=none; over "
         f"nf4 and fp4 train {', '.join(OVER_PACKED_WEIGHTS)}.",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def train_biases(model: "PreTrainedModel") -> int:

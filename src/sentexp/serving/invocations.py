@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, StrictBool, StrictStr, Tag, ValidationError, model_validator
 
+from sentexp.errors import first_line
 from sentexp.export.pyfunc import CALIBRATED, TEXT, TEXT_PAIR
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def _read_table(name: str, columns: Sequence[str], read: "Callable[[], pd.DataFr
     try:
         table = read()
     except (ValueError, OSError) as error:  # UnicodeError, the errors of pandas' parser and of Arrow are ValueErrors
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = first_line(error)
         raise Refused(400, f"The request cannot be read as {name} ({reason}).") from None
     for column in columns:
         if list(table.columns).count(column) != 1:

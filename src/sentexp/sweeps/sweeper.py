@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sentexp.config import CompareConfig, Config, from_conf, predicts_scores
 from sentexp.config.explain import COMPOSITION_ERRORS, explain
 from sentexp.distributed.launch import require_one
-from sentexp.errors import UserError, complain
+from sentexp.errors import UserError, complain, first_line
 from sentexp.sweeps.launch import (
     Job,
     check_launcher,
@@ -170,7 +170,7 @@ class RunSweeper(Sweeper):
                 continue
             except (OmegaConfBaseException, AttributeError, TypeError) as error:
                 raise UserError(
-                    f"The configuration does not fit together ({str(error).splitlines()[0]}): python -m sentexp "
+                    f"The configuration does not fit together ({first_line(error)}): python -m sentexp "
                     "--cfg job lists every key."
                 ) from error
             assert isinstance(config, Config)

@@ -6,7 +6,7 @@ from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, first_line, require
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,7 +63,7 @@ def hub_splits(key: str, repo: str, subset: str | None, revision: str | None) ->
             return list(get_dataset_split_names(repo, subset, revision=revision))
         except (ValueError, RuntimeError) as error:
             raise UserError(
-                f"{key}={repo} does not tell its splits ({str(error).splitlines()[0][:300]}): name a subset with "
+                f"{key}={repo} does not tell its splits ({first_line(error)}): name a subset with "
                 "data.subset, or the splits with data.splits."
             ) from None
 
@@ -91,7 +91,7 @@ def hub_tables(
                     repo, subset, split=split, revision=revision, cache_dir=str(cache_dir() / "datasets")
                 )
             except (ValueError, RuntimeError, DatasetGenerationError) as error:
-                reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
+                reason = first_line(error.__cause__ or error).rstrip(".")
                 raise UserError(
                     f"{key}={repo} has no split {split!r} that can be read ({reason[:300]}): name a subset with "
                     "data.subset, the splits with data.splits, or pass a local copy with data.path=<folder>."

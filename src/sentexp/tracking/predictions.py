@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentexp.config.metric_names import is_score
-from sentexp.errors import UserError
+from sentexp.errors import UserError, first_line
 from sentexp.system.atomic_write import replacing
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def read_predictions(file: Path) -> Predictions:
         said = ["predicted"] if is_score(labels) else [f"{PROBABILITY}{label}" for label in labels]
         table = opened.read(["id", "label", *said, *slices])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} holds no predictions of sentexp ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"{file} holds no predictions of sentexp ({first_line(error)}).") from error
     probabilities = [table.column(name).to_numpy() for name in said]
     return Predictions(
         ids=table.column("id").to_numpy(),

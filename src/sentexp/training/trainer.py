@@ -21,7 +21,7 @@ from sentexp.data.batch import Batch
 from sentexp.data.datamodule import DataModule
 from sentexp.distributed import processes
 from sentexp.distributed.strategies import ReplicatedStrategy, ShardedStrategy, SingleStrategy
-from sentexp.errors import OutOfMemory, UserError
+from sentexp.errors import OutOfMemory, UserError, first_line
 from sentexp.system.memory import is_out_of_memory
 from sentexp.training.checkpoint import Checkpoints, ResumableEarlyStopping
 from sentexp.training.module import ClassifierModule
@@ -195,7 +195,7 @@ def _readable(checkpoint: Path) -> Path | None:
     try:
         torch.load(checkpoint, map_location="meta", weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"{checkpoint} cannot be read ({reason}): delete it, and the run starts from its beginning."
         ) from None
@@ -218,7 +218,7 @@ class _out_of_memory:  # noqa: N801 (used as a function)
         if isinstance(error, OutOfMemory):  # another process has told of it
             return
         if error is not None and is_out_of_memory(error):
-            out_of_memory = OutOfMemory(str(error).splitlines()[0])
+            out_of_memory = OutOfMemory(first_line(error))
             processes.tell_out_of_memory(out_of_memory)
             raise out_of_memory from None
 

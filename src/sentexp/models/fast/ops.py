@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sentexp.errors import first_line
 from sentexp.system.console import say
 
 
@@ -122,7 +123,7 @@ def _working_kernels(device: torch.device) -> ModuleType | None:
     try:
         fault = differences(triton_ops, device)
     except Exception as error:  # a compiler or a header is missing, among others
-        fault = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        fault = first_line(error)
     if fault:
         say(f"Triton's kernels are off: {fault}. PyTorch's own are slower.")
     return None if fault else triton_ops
