@@ -70,9 +70,16 @@ def test_gradient_checkpointing_is_live_and_changes_no_number(padding_free, owne
     assert losses(on) == pytest.approx(losses(plain), abs=rounding())
 
 
-@pytest.mark.parametrize("batch_size", [4, 8, 6])
+@pytest.mark.parametrize(
+    ("batch_size", "error"),
+    [
+        (4, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")),
+        (8, MemoryError()),
+        (6, RuntimeError("DefaultCPUAllocator: can't allocate memory")),
+    ],
+)
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
-    batch_size, config, monkeypatch, capsys, tmp_path
+    batch_size, error, config, monkeypatch, capsys, tmp_path
 ):
     words = ("peft=lora", f"trainer.batch_size={batch_size}", "optim.eps=1e-2")
     plain = train(config(*words, f"output_dir={tmp_path / 'plain'}"))
@@ -82,7 +89,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
     def forward(self, texts, *given):
         seen.append(texts.rows)
         if texts.rows > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+            raise error
         return original(self, texts, *given)
 
     monkeypatch.setattr(SequenceClassifier, "forward", forward)
