@@ -101,3 +101,9 @@ def test_the_model_is_left_as_it_was(config, monkeypatch):
 def test_features_that_are_computed_once_have_no_noise(config):
     with pytest.raises(UserError, match="peft=head computes the features of a text once"):
         config("peft=head", "task.neftune_alpha=5")
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_virtual_tokens_get_no_noise(method, config):
+    with pytest.raises(UserError, match="those of virtual tokens are trained"):
+        train(config(f"peft={method}", f"task.neftune_alpha={ALPHA}", "baseline=false"))
