@@ -379,7 +379,7 @@ def test_peft_keeps_the_parts_of_an_adapter_where_they_are_looked_for(tiny, meth
 
 
 def test_peft_keeps_the_head_beside_its_copy_and_merges_what_was_trained(tiny):
-    from peft.utils.integrations import dequantize_module_weight
+    from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight
 
     peft = load_config("model=tiny", "peft=lora").peft
     wrapped, _ = attach(tiny(), peft)
@@ -394,6 +394,7 @@ def test_peft_keeps_the_head_beside_its_copy_and_merges_what_was_trained(tiny):
     assert not [name for name, _ in merged.named_parameters() if "lora_" in name or "original" in name], "merged"
     packed = tiny("peft=qlora").model.layers[0].self_attn.k_proj
     assert tuple(dequantize_module_weight(packed).shape) == (32, 64), "sentexp.models.dequantize"
+    assert tuple(dequantize_bnb_weight(packed.weight).shape) == (32, 64), "sentexp.models.start_from_data"
 
 
 def test_peft_knows_the_layers_of_ia3_and_says_which_do_not_match(tiny):

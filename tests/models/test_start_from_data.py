@@ -122,6 +122,7 @@ def test_loftq_is_the_best_that_a_rank_can_make_up_for_packing(alpha, kept, begu
 
 def test_what_begins_by_loftq_is_read_again_over_the_same_packed_weights(config):
     result = train(config("peft=qlora", "peft.init=loftq", "peft.r=4", "optim.lr=1e-2", "baseline=false"))
+    assert result.parameters.frozen["adapter"] == 0 < result.parameters.frozen["linear layers"]
     trained = read_trained(result.weights)
     texts = prepare_inputs(resolve_inputs(config())).examples.test["text"].to_pylist()
     said = torch.tensor(read_predictions(result.folder / file_name("test")).probabilities)

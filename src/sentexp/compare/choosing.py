@@ -46,7 +46,8 @@ def with_chosen(comparison: Comparison, key: str, metric: str) -> Comparison:
         f"Of configurations that differ in {key} alone, the one with the best {metric} on the validation rows is kept: "
         f"{len(kept)} of {len(configurations)}."
     ]
-    ends = [one.name for one, group in zip(best, groups.values(), strict=True) if _is_at_an_end(one, group, key)]
+    pairs = zip(best, groups.values(), strict=True)
+    ends = [one.name for one, group in pairs if _is_at_an_end(one, group, key) and _is_alone(one, group, metric)]
     if ends:
         notes.append(f"The smallest or the largest {key} was the best for {', '.join(ends)}: one beyond may be better.")
     return replace(comparison, configurations=kept, notes=[*comparison.notes, *notes])
@@ -69,6 +70,11 @@ def _on_validation(one: Configuration, metric: str) -> float:
     )
     mean = fmean(known)
     return mean if math.isfinite(mean) else -math.inf if is_better_higher(metric) else math.inf
+
+
+def _is_alone(one: Configuration, group: Sequence[Configuration], metric: str) -> bool:
+    """Tell whether no other value is as good on validation."""
+    return all(_on_validation(other, metric) != _on_validation(one, metric) for other in group if other is not one)
 
 
 def _is_at_an_end(one: Configuration, group: Sequence[Configuration], key: str) -> bool:

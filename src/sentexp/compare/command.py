@@ -14,12 +14,12 @@ from sentexp.compare.error_analysis import confident_errors, disagreements, head
 from sentexp.compare.leaderboard import Leaderboard, leaderboard
 from sentexp.compare.leaderboard_tables import slice_summary, small, terminal_tables, write_tables
 from sentexp.compare.slices import slice_table, worst_slices
-from sentexp.config import CompareConfig, EvaluatedSplit, TrackingConfig
+from sentexp.config import AUTO, CompareConfig, EvaluatedSplit, TrackingConfig
 from sentexp.config.metric_names import is_score
 from sentexp.errors import UserError
 from sentexp.system.console import OUT, say, waiting
 from sentexp.system.garbage import freeze_imports
-from sentexp.tracking.next_steps import EXAMPLE, override, place_words, say_next, say_ui, sentexp_command
+from sentexp.tracking.next_steps import override, place_words, predict_example, say_next, say_ui, sentexp_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +90,8 @@ def next_commands(analysis: Analysis, config: CompareConfig, tracking: TrackingC
         name = override("name", str(first.settings.get("data.name", "reviews")))
         commands.append(sentexp_command("register", "run=best", name, *place))
     run = first.tags.get("evaluation.of", first.run_id)
-    return [*commands, sentexp_command("predict", f"run={run[:8]}", *place, "--text", EXAMPLE)]
+    pairs = str(first.settings.get("data.text_pair")) not in ("None", "null")
+    return [*commands, *predict_example(f"run={run[:8]}", place, pairs)]
 
 
 def _writable(output: str) -> Path:
@@ -115,13 +116,15 @@ def analyse(config: CompareConfig) -> Analysis:
         UserError: anything in the configuration or the store that the user can fix.
     """
     comparison = load(config)
+    usual = "rmse" if is_score(comparison.labels) else "accuracy"
+    metric = usual if config.metric == AUTO else config.metric
     if config.choose is not None:
-        comparison = with_chosen(comparison, config.choose, config.metric)
+        comparison = with_chosen(comparison, config.choose, metric)
     measured = {"confidence": config.confidence, "resamples": config.resamples, "seed": config.seed}
-    board = leaderboard(comparison, config.metric, base=config.base, **measured)  # type: ignore[arg-type]
+    board = leaderboard(comparison, metric, base=config.base, **measured)  # type: ignore[arg-type]
     ranked = board.table[board.table["rank"].notna()]["configuration"].tolist()
     best = [comparison.find("run", name) for name in ranked[:MOST_SLICED]]
-    slices = slice_table(comparison, config.metric, config.by, best, **measured)  # type: ignore[arg-type]
+    slices = slice_table(comparison, metric, config.by, best, **measured)  # type: ignore[arg-type]
     title = f"{comparison.title}: {len(comparison.targets):,} {comparison.split} rows"
     return Analysis(comparison=comparison, board=board, slices=slices, title=title)
 
@@ -170,11 +173,11 @@ def _print_slices(analysis: Analysis, by: str) -> None:
 
 def _print_pair(analysis: Analysis, a: str, b: str, config: CompareConfig) -> None:
     """Print how two configurations agree, and the clearest rows that one gets right and the other wrong."""
-    counts = head_to_head(analysis.comparison, a, b, config.metric, config.resamples, config.seed)
+    counts = head_to_head(analysis.comparison, a, b, analysis.board.metric, config.resamples, config.seed)
     permuted = (
         ""
         if "permutation_p" not in counts
-        else f", permutation test of {config.metric} p {small(counts['permutation_p'])}"
+        else f", permutation test of {analysis.board.metric} p {small(counts['permutation_p'])}"
     )
     several = any(len(analysis.comparison.find("run", name).runs) > 1 for name in (a, b))
     averaged = " With several seeds, predictions are those of the mean probabilities." if several else ""

@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Any
 
 from sentexp.config.checks import (
+    AUTO,
     check_accelerator,
     check_encoding,
     check_measure,
@@ -92,7 +93,7 @@ class CompareConfig:
         named = [name for name in ("sweep", "runs", "experiment_name", "filter") if getattr(self, name) is not None]
         require(len(named) < 2, f"{' and '.join(named)} both say what to compare: give one of them.")  # noqa: PLR2004
         require(self.runs is None or len(self.runs) > 0, "runs=[] names no run: give ids, as in runs=[1a2b3c,4d5e6f].")
-        check_measure(self.metric, self.confidence, self.resamples)
+        check_measure("accuracy" if self.metric == AUTO else self.metric, self.confidence, self.resamples)
         check_ranges(self)
         require(
             self.choose is None or self.split is EvaluatedSplit.test,

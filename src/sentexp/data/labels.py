@@ -200,7 +200,7 @@ def _first(rows: Any) -> int:
 
 def _more(rows: Any) -> str:
     others = int(rows.sum()) - 1
-    return f" (and {others:,} more rows)" if others else ""
+    return f" (and {others:,} more row{'s' if others > 1 else ''})" if others else ""
 
 
 def _word(value: str | None) -> str:

@@ -102,7 +102,7 @@ def read_texts(table: "pd.DataFrame", strip: bool, most: int | None = None, pair
     for name, values in columns.items():
         for number, text in enumerate(values, start=1):
             if not isinstance(text, str) or not text.strip():
-                raise refuse(f"Row {number} has no {name}: leave it out.")
+                raise refuse(f"Row {number} has no {name}: give it one, or leave the row out.")
     texts = join_pairs(columns[TEXT], columns[TEXT_PAIR]) if pairs else columns[TEXT]
     return [text.strip() for text in texts] if strip else texts
 

@@ -130,9 +130,13 @@ def _components(gram: Tensor, total: Tensor, count: int) -> Tensor:
 @torch.no_grad()
 def _make_up_for_packing(module: Any, whole: Any) -> None:
     """Let s B A be the part of largest singular values of what a weight has lost."""
-    from peft.utils.integrations import dequantize_module_weight
+    from peft.utils.integrations import dequantize_bnb_weight
 
-    packed = dequantize_module_weight(module.get_base_layer()).float()
+    layer = module.get_base_layer()
+    packed = layer.weight.detach()
+    if not packed.dtype.is_floating_point:  # else it was unpacked for the run, as `model.keep_dequantized` says
+        packed = dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
+    packed = packed.float()
     weight = whole.weight.detach().to(packed.device).float()
     lost = (weight.mT if type(whole).__name__ == "Conv1D" else weight) - packed
     left, values, right = torch.linalg.svd(lost, full_matrices=False)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from sentexp.config import Config, Lora, Strategy, Untuned
-from sentexp.tracking.next_steps import EXAMPLE, place_words, sentexp_command
+from sentexp.tracking.next_steps import place_words, predict_example, sentexp_command
 from sentexp.tracking.provenance import given_words
 
 if TYPE_CHECKING:
@@ -14,7 +14,8 @@ def next_commands(result: "Result", config: Config) -> list[str]:
     """Return how a run is used, and the sweep around it; of a run of several processes there is none."""
     place = place_words(config.tracking, config.output_dir)
     run = f"run={result.identity[:8]}"
-    commands = [sentexp_command("predict", run, *place, "--text", EXAMPLE), sentexp_command("serve", run, *place)]
+    pairs = getattr(config.data, "text_pair", None) is not None
+    commands = [*predict_example(run, place, pairs), sentexp_command("serve", run, *place)]
     words = given_words(in_sweep=False)
     if words is not None and config.trainer.strategy is Strategy.single:
         key, values = _axis(config)

@@ -10,7 +10,7 @@ from sentexp.config import Config
 from sentexp.config.metric_names import SCORE_SLICE_METRICS
 from sentexp.sweeps.sweep_dir import Outcome, Progress, State, best_of
 from sentexp.system.console import OUT, duration, say
-from sentexp.tracking.next_steps import EXAMPLE, override, place_words, sentexp_command
+from sentexp.tracking.next_steps import override, place_words, predict_example, sentexp_command
 
 LONGEST_NAME = 36
 METRICS = ("accuracy", "f1_macro", "auroc_macro")
@@ -83,5 +83,5 @@ def next_commands(outcomes: list[Outcome], config: Config, compared: str | None)
         run = f"run={best.identity[:8]}"
         if best.run_id is not None:
             commands.append(sentexp_command("register", run, override("name", config.data.title), *place))
-        commands.append(sentexp_command("predict", run, *place, "--text", EXAMPLE))
+        commands += predict_example(run, place, getattr(config.data, "text_pair", None) is not None)
     return commands

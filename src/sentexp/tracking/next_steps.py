@@ -23,6 +23,17 @@ def sentexp_command(*words: str) -> str:
     return shell_line([_python(), "-m", "sentexp", *words])
 
 
+def predict_example(run: str, place: Sequence[str], pairs: bool) -> list[str]:
+    """Return the command that predicts a sentence; none for pairs, which come from a file.
+
+    Args:
+        run: as an override.
+        place: see `place_words`.
+        pairs: whether the run reads pairs of texts.
+    """
+    return [] if pairs else [sentexp_command("predict", run, *place, "--text", EXAMPLE)]
+
+
 def place_words(tracking: TrackingConfig, output_dir: str = OUTPUT_DIR) -> list[str]:
     """Return the overrides that another command needs to find what is there: none for the usual place.
 
