@@ -67,7 +67,7 @@ def test_a_configuration_in_python_has_the_values_of_its_file():
     assert tracking == load_config("tracking.uri=sqlite:///x.db").tracking
     compared = from_conf(CompareConfig, tracking=tracking, runs=["1a"])
     assert (compared.tracking, compared.runs) == (tracking, ["1a"])
-    assert (compared.metric, compared.split, compared.rows) == ("accuracy", EvaluatedSplit.test, 10)
+    assert (compared.metric, compared.split, compared.rows) == ("auto", EvaluatedSplit.test, 10)
 
 
 def test_what_a_file_leaves_open_must_be_given():

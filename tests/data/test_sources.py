@@ -118,7 +118,7 @@ def test_labels_are_read_by_name_or_number(tmp_path):
         (
             "sentence,label\na,1\nb,7\nc,8\n",
             (),
-            r"has the label '7', .* \(and 1 more rows\): .* map it with data.labels",
+            r"has the label '7', .* \(and 1 more row\): .* map it with data.labels",
         ),
         ("sentence,label\na,-1\n", (), r"-1 marks hidden labels"),
         ("sentence,label\na,1\n  ,0\n", (), r"Row 2 of .* has an empty text: .* data.on_bad_rows=skip"),
