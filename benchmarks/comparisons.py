@@ -8,8 +8,8 @@ where there are several seeds, a deviation of its own. The true metrics of a ski
 - coverage: how often the 95 % intervals of values and of differences hold the truth (93 to 97 % is good);
 - false rejections: how often two equal configurations are declared different at 5 %;
 - power: how often a difference is found, beside how often it should be by the spread that `compare` states;
-- sweeps of eight: how often any equal pair is declared different or any pair is put in the wrong order, with Holm's correction,
-  and how often the truly best configuration has rank 1.
+- sweeps of eight: how often any equal pair is declared different or any pair is put in the wrong order, with Holm's
+  correction, and how often the truly best configuration has rank 1.
 
 Prints shares; writes them with their binomial 95 % intervals (Wilson) to comparisons.json beside this.
 """
