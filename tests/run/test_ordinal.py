@@ -6,12 +6,10 @@ from importlib.util import find_spec
 import encoders
 import numpy as np
 import pytest
-from finished_runs import checked_here, finished, quick_words  # noqa: F401 (fixtures)
+from finished_runs import base_words, checked_here, exported, finished, quick_words  # noqa: F401 (fixtures)
 
-from sentexp.config import ExportConfig, ExportFormat, TrackingBackend, TrackingConfig, from_conf, load_config
+from sentexp.config import TrackingBackend, TrackingConfig, from_conf, load_config
 from sentexp.errors import UserError
-from sentexp.export.command import export
-from sentexp.export.exporters import read
 from sentexp.inference.scorer import Scorer
 from sentexp.models.saved import read_trained
 from sentexp.run.train import train
@@ -48,17 +46,9 @@ def test_it_learns_the_order_and_predicts_what_was_tested(rated):
 
 @pytest.mark.parametrize("form", ["peft", "merged", pytest.param("onnx", marks=(ONNX, pytest.mark.slow))])
 @pytest.mark.parametrize("kind", ["decoder", "bert"])
-def test_an_export_says_what_the_run_says(kind, form, rated, tmp_path, tmp_path_factory):
-    words = ["peft=lora"]
-    if kind != "decoder":
-        base = tmp_path_factory.mktemp(kind)
-        encoders.write_encoder(base, kind)
-        words.append(f"model.path={base}")
-    result = rated(*words)
-    place = {"run": str(result.folder), "output": str(tmp_path / "export"), "accelerator": "cpu"}
-    folder = export(from_conf(ExportConfig, tracking=NONE, format=ExportFormat[form], **place))
-    wanted = Scorer(read_trained(result.weights), None, "cpu").probabilities(TEXTS)
-    np.testing.assert_allclose(read(ExportFormat[form], folder, None)(TEXTS), wanted, atol=1e-4)
+def test_an_export_says_what_the_run_says(kind, form, rated, base_words, exported):  # noqa: F811
+    folder, found, wanted = exported(rated("peft=lora", *base_words(kind)), form, TEXTS)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
     card = (folder / "README.md").read_text()
     assert ("softplus" in card) == (form != "onnx")
 

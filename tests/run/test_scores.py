@@ -5,19 +5,16 @@ import json
 import math
 from importlib.util import find_spec
 
-import encoders
 import numpy as np
 import pandas as pd
 import pytest
-from finished_runs import checked_here, finished, quick_words  # noqa: F401 (fixtures)
+from finished_runs import base_words, checked_here, exported, finished, quick_words  # noqa: F401 (fixtures)
 from sklearn.metrics import root_mean_squared_error
 from starlette.testclient import TestClient
 
-from sentexp.config import ExportConfig, ExportFormat, ServeConfig, TrackingBackend, TrackingConfig, from_conf
+from sentexp.config import ServeConfig, TrackingBackend, TrackingConfig, from_conf
 from sentexp.config import load_config as load
 from sentexp.errors import UserError
-from sentexp.export.command import export
-from sentexp.export.exporters import read
 from sentexp.export.mlflow_model import read_model, save_model
 from sentexp.inference.run_lookup import resolve_run
 from sentexp.inference.scorer import Scorer
@@ -119,18 +116,9 @@ def test_an_evaluation_measures_scores(trained, scores, command_line, tmp_path):
 
 @pytest.mark.parametrize("form", ["peft", "merged", pytest.param("onnx", marks=(ONNX, pytest.mark.slow))])
 @pytest.mark.parametrize("kind", ["decoder", "bert"])
-def test_an_export_says_what_the_run_says(kind, form, trained, tmp_path, tmp_path_factory):
-    words = ["peft=lora"]
-    if kind != "decoder":
-        base = tmp_path_factory.mktemp(kind)
-        encoders.write_encoder(base, kind)
-        words.append(f"model.path={base}")
-    result = trained(*words)
-    place = {"run": str(result.folder), "output": str(tmp_path / "export"), "accelerator": "cpu"}
-    folder = export(from_conf(ExportConfig, tracking=NONE, format=ExportFormat[form], **place))
-    texts = ["cccc film 7", "jjjj film 8"]
-    wanted = Scorer(read_trained(result.weights), None, "cpu").probabilities(texts)
-    np.testing.assert_allclose(read(ExportFormat[form], folder, None)(texts), wanted, rtol=1e-4)
+def test_an_export_says_what_the_run_says(kind, form, trained, base_words, exported):  # noqa: F811
+    folder, found, wanted = exported(trained("peft=lora", *base_words(kind)), form, ["cccc film 7", "jjjj film 8"])
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
     card = (folder / "README.md").read_text()
     assert "| rmse | " in card
     assert "| accuracy | " not in card

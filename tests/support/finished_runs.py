@@ -7,10 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import warm
+from encoders import write_encoder
 
-from sentexp.config import load_config
+from sentexp.config import ExportConfig, ExportFormat, TrackingBackend, TrackingConfig, from_conf, load_config
 from sentexp.export import verify
+from sentexp.export.command import export
+from sentexp.export.exporters import read
+from sentexp.inference.scorer import Scorer
 from sentexp.models.pretrained import locate_backbone
+from sentexp.models.saved import read_trained
 from sentexp.run.train import train as train_run
 
 
@@ -47,6 +52,34 @@ def finished(quick_words, tmp_path_factory):
         return kept[words]
 
     return finished_run
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """Return a function that exports a run, and returns the folder, what it says of texts, and what the run says."""
+
+    def write(result, form, texts):
+        place = {"run": str(result.folder), "output": str(tmp_path / "export"), "accelerator": "cpu"}
+        tracking = from_conf(TrackingConfig, backend=TrackingBackend.none)
+        folder = export(from_conf(ExportConfig, tracking=tracking, format=ExportFormat[form], **place))
+        wanted = Scorer(read_trained(result.weights), None, "cpu").probabilities(texts)
+        return folder, read(ExportFormat[form], folder, None)(texts), wanted
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def base_words(tmp_path_factory):
+    """Return a function from decoder, or a kind of encoder, to the words of a small base model of that kind."""
+
+    def words(kind):
+        if kind == "decoder":
+            return []
+        folder = tmp_path_factory.mktemp(kind)
+        write_encoder(folder, kind)
+        return [f"model.path={folder}"]
+
+    return words
 
 
 @pytest.fixture(scope="module")

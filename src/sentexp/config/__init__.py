@@ -53,8 +53,9 @@ from sentexp.config.peft import (
     Quantization,
     Untuned,
 )
+from sentexp.config.peft_methods import method_name
 from sentexp.config.registry import from_conf, load_config, register_schemas
-from sentexp.config.run import BOOKKEEPING, Config, flatten, method_name
+from sentexp.config.run import BOOKKEEPING, Config, flatten
 from sentexp.config.sweep import Pruner, Sampler, SearchConfig, SweepConfig
 from sentexp.config.task import (
     ASKING,

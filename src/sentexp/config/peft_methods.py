@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from sentexp.config.conf_files import conf_dir
-from sentexp.config.peft import OtherMethod, PeftMethod
+from sentexp.config.lora import FOUR_BIT, Lora
+from sentexp.config.peft import IA3, BiasOnly, FullFineTuning, HeadOnly, OtherMethod, PeftConfig, PeftMethod
 
 LOADER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """A safe loader, and the quick one where PyYAML has it."""
@@ -46,3 +47,15 @@ METHODS = {file.stem: _schema(file, FILES[file]) for file in PRESETS.values()} |
 """The class of each option of `peft` that is a `PeftMethod`."""
 OPTIONS = {kind: file.stem for kind, file in PRESETS.items()} | {"LORA": "lora", "IA3": "ia3"}
 """The option of `peft` for each of PEFT's methods that has one."""
+
+
+def method_name(peft: PeftConfig) -> str:
+    """Return the usual name of a way of training, such as lora, qlora, dora, vera or head."""
+    four_bit = "q" if peft.quantization in FOUR_BIT else ""
+    match peft:
+        case Lora():
+            return four_bit + ("dora" if peft.use_dora else "lora")
+        case PeftMethod():
+            return four_bit + peft.type.lower()
+    names = {IA3: "ia3", FullFineTuning: "full", BiasOnly: "bitfit", HeadOnly: "head"}
+    return names.get(type(peft), "none")

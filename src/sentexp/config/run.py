@@ -6,20 +6,18 @@ from typing import Any
 
 from sentexp.config.checks import check_ranges, seed_number
 from sentexp.config.data import DataConfig, Sampling
-from sentexp.config.lora import FOUR_BIT, READING_ROWS, Lora
+from sentexp.config.lora import READING_ROWS, Lora
 from sentexp.config.metric_names import METRICS, ORDERED_METRICS, RUN_SCORE_METRICS, SCORE_METRICS
 from sentexp.config.model import ModelConfig
 from sentexp.config.optim import OptimConfig, OptimizerName
 from sentexp.config.peft import (
-    IA3,
-    BiasOnly,
-    FullFineTuning,
     HeadOnly,
     PeftConfig,
     PeftMethod,
     Quantization,
     Untuned,
 )
+from sentexp.config.peft_methods import method_name
 from sentexp.config.sweep import SweepConfig
 from sentexp.config.task import CausalLM, HeadLoss, TaskConfig, predicts_scores
 from sentexp.config.tracking import TrackingConfig
@@ -155,12 +153,9 @@ class Config:
             "trainer.average=none.",
         )
         is_adalora = isinstance(self.peft, PeftMethod) and self.peft.type == "ADALORA"
+        averages = average is not Average.none or self.optim.name is OptimizerName.schedule_free
         require(
-            not is_adalora
-            or (
-                (average is Average.none and self.trainer.unfreeze is None)
-                and self.optim.name is not OptimizerName.schedule_free
-            ),
+            not is_adalora or not (averages or self.trainer.unfreeze is not None),
             "peft=adalora chooses ranks by all gradients, and means of weights have ranks that it took away: leave "
             "trainer.average=none, trainer.unfreeze=null and optim=adamw, or use peft=lora.",
         )
@@ -220,15 +215,3 @@ def flatten(config: object, prefix: str = "") -> dict[str, Any]:
         else:
             leaves[key] = value.name if isinstance(value, Enum) else value
     return leaves
-
-
-def method_name(peft: PeftConfig) -> str:
-    """Return the usual name of a way of training, such as lora, qlora, dora, vera or head."""
-    four_bit = "q" if peft.quantization in FOUR_BIT else ""
-    match peft:
-        case Lora():
-            return four_bit + ("dora" if peft.use_dora else "lora")
-        case PeftMethod():
-            return four_bit + peft.type.lower()
-    names = {IA3: "ia3", FullFineTuning: "full", BiasOnly: "bitfit", HeadOnly: "head"}
-    return names.get(type(peft), "none")

@@ -235,8 +235,12 @@ def _read_onnx(folder: Path) -> Reader:
     tokenizer: Any = load_tokenizer(Backbone(folder=folder, revision=""))
     session = onnxruntime.InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
     labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))
-    run = lambda ids, mask: session.run(None, {"input_ids": ids, "attention_mask": mask})[0]  # noqa: E731
-    return _padded(tokenizer, run, labels)
+
+    def logits(ids: NDArray[Any], mask: NDArray[Any]) -> NDArray[Any]:
+        found: NDArray[Any] = session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        return found
+
+    return _padded(tokenizer, logits, labels)
 
 
 def _read_gguf(folder: Path) -> Reader:

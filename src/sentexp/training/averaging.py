@@ -1,5 +1,6 @@
 """Means of the weights of several steps, which are evaluated and saved in place of the last ones."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ def check_interval(interval: int, steps: int) -> None:
     )
 
 
-class WeightAverage(L.Callback):
+class WeightAverage(L.Callback, ABC):
     """Puts a mean of the weights into the model for each evaluation of a training.
 
     It stays there until the next batch: so what is saved as the best is the mean. A state to resume from holds the
@@ -60,9 +61,9 @@ class WeightAverage(L.Callback):
         self._own: Weights = {}
         self._step_before = 0
 
+    @abstractmethod
     def mean(self, trainer: L.Trainer) -> Mapping[str, Tensor]:
         """Return the mean of the weights that have one, by their names."""
-        raise NotImplementedError
 
     def update(self, step: int) -> None:
         """Take the weights after so many optimizer steps into the mean."""
