@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import t
 from statsmodels.stats.multitest import multipletests
 
 from sentexp.compare.bootstrap import half_width
@@ -137,6 +138,14 @@ def test_what_the_rows_do_to_each_seed_counts_once(simulate):
     interval = evidence.difference(0, 1, "loss")
     assert interval.high - interval.value == pytest.approx(expected)
     assert (interval.high - interval.low) / 2 < 0.85 * half_width(by_rows, between / 4, 14, 0.95)
+
+
+def test_few_seeds_show_large_differences_only(simulate):
+    evidence = leaderboard(simulate((("r=1", 1.0, 2), ("r=2", 1.1, 2)), spread=0.2), resamples=300).evidence
+    error, freedom = evidence.standard_error(0, 1, "loss")
+    assert 2 <= freedom < 4
+    assert evidence.detectable(0, 1, "loss") == pytest.approx(error * (t.ppf(0.975, freedom) + t.ppf(0.8, freedom)))
+    assert evidence.detectable(0, 1, "loss") > 1.2 * error * (1.96 + 0.84)
 
 
 def test_more_rows_tell_smaller_differences_apart(simulate):

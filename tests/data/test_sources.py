@@ -480,6 +480,10 @@ def test_a_folder_of_texts_for_each_class_is_read(tmp_path):
     with pytest.raises(UserError, match=r"3.txt is not utf-8: name its encoding with data.encoding"):
         own(tmp_path)
     assert "caf\xe9" in texts(own(tmp_path, "data.encoding=latin-1").splits["train"])
+    (tmp_path / "train/pos/3.txt").unlink()
+    (tmp_path / "train/pos/4.txt").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"4.txt is not a file: a folder of texts may hold no devices, pipes or broken"):
+        own(tmp_path)
 
 
 def test_lines_in_fasttexts_form_are_read(tmp_path):

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from sentexp.config import Attention, HeadOnly, ModelConfig, PackageModel, Precision, from_conf, load_config
 from sentexp.errors import UserError
+from sentexp.models.architecture import read_config
 from sentexp.models.loading import Loading, load_classifier, load_tokenizer
-from sentexp.models.pretrained import locate_backbone
+from sentexp.models.pretrained import Backbone, locate_backbone
 from sentexp.models.structure import head_of
 
 CPU = torch.device("cpu")
@@ -126,3 +127,31 @@ def test_a_folder_without_tokenizer_is_named(tiny, tmp_path):
         shutil.copy(tiny.folder / name, tmp_path)
     with pytest.raises(UserError, match="holds no tokenizer"):
         load_tokenizer(local(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        (
+            {"num_hidden_layers": 10**9},
+            "num_hidden_layers=1000000000, which is not the size of a model: it must be from 1",
+        ),
+        ({"hidden_size": -64}, "hidden_size=-64, which is not"),
+        ({"vocab_size": "many"}, "vocab_size='many', which is not"),
+        ({"text_config": {"vocab_size": 10**12}}, "vocab_size=1000000000000, which is not"),
+        ([1], "config.json must hold a JSON object"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_before_they_are_allocated(facts, sentence, tiny, tmp_path):
+    folder = shutil.copytree(tiny.folder, tmp_path / "model")
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts if isinstance(facts, dict) else facts))
+    with pytest.raises(UserError, match=sentence):
+        read_config(Backbone(folder=folder, revision=""))
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused(tiny, tmp_path):
+    folder = shutil.copytree(tiny.folder, tmp_path / "model")
+    (folder / "tokenizer.json").write_bytes(b"[" * 100_000)
+    with pytest.raises(UserError, match=r"holds no tokenizer that transformers can read"):
+        load_tokenizer(Backbone(folder=folder, revision=""))

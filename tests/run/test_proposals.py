@@ -55,6 +55,11 @@ def test_the_axis_fits_what_was_trained_and_every_value_composes(proposed, words
         load_config(*sweep[2:], f"{key}={value}")
 
 
+def test_pairs_are_predicted_from_a_file_so_that_no_sentence_is_proposed(proposed):
+    lines = proposed("data=csv", "data.path=films.csv", "data.text_pair=aspect")
+    assert [line[0] for line in lines] == ["serve", "--multirun"]
+
+
 def test_several_processes_and_python_propose_no_sweep(proposed):
     assert len(proposed("trainer=ddp")) == 2
     assert [line[0] for line in proposed("tracking=none", "output_dir=mine", known=False)] == ["predict", "serve"]

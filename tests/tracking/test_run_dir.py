@@ -49,3 +49,10 @@ def test_a_repeated_step_counts_once_and_a_cut_line_not_at_all(tmp_path):
         assert folder.history("loss") == [(1, 3.0), (2, 1.0)]  # of the finished run
         folder.save_state(run_id="b")
         assert folder.history("loss") == []
+
+
+@pytest.mark.parametrize("content", [b'{"run_id": ', b"\xff{}"])
+def test_a_damaged_state_is_named_with_what_to_do(content, tmp_path):
+    (tmp_path / "state.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"state.json is damaged, .*: remove .*, and give the command again"):
+        RunDir(tmp_path).__enter__()
