@@ -195,9 +195,8 @@ def _between_seeds(replicates: NDArray[Any], spans: Sequence[range]) -> float:
         replicates: of each run, shape (runs, resamples).
         spans: the runs of each configuration.
     """
-    several = [span for span in spans if len(span) > 1]
-    freedom = sum(len(span) - 1 for span in several)
-    apart = (replicates[span] - replicates[span].mean(0) for span in several)
+    freedom = sum(len(span) - 1 for span in spans)
+    apart = (replicates[span] - replicates[span].mean(0) for span in spans)
     return sum(float(np.nansum(_variance(each))) for each in apart) / freedom if freedom else 0.0
 
 
