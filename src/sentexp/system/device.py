@@ -61,7 +61,7 @@ def choose_precision(precision: Precision, device: torch.device) -> Precision:
 
 @functools.cache
 def _bf16_is_faster() -> bool:
-    """Compare products on the CPU, once in a process: bf16 takes half the time, or several times as much without its kernels."""
+    """Tell whether the CPU takes less time for products in bf16 than in float32, measured once in a process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several wait for each other, and longer where the machine is busy
     try:
