@@ -20,8 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from sentexp.data.packing import Packed
 from sentexp.models.fast.attention import PrefixCache, PrefixKV, attend, join, within
 from sentexp.models.fast.batched_lora import AdapterStack
+from sentexp.models.fast.decoder_layer import Layer, Rotary, feed_forward, project
 from sentexp.models.fast.fused_lora_linear import fused_lora_linear
-from sentexp.models.fast.llama import Layer, LlamaLayers, Rotary, feed_forward, project
+from sentexp.models.fast.llama import LlamaLayers
 
 
 class ForwardInput(NamedTuple):
