@@ -7,6 +7,7 @@ is written out below. In the last layer only the tokens that are read go through
 This is the path of a single run. `fused_forward` passes several runs through the same steps at once.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from sentexp.models.fast.decoder_layer import (
     norms_of,
 )
 from sentexp.models.fast.ops import rms_norm
+from sentexp.models.fast.row_cache import RowCache
 from sentexp.models.fast.stacked_lora import Adapters, Group
 
 
@@ -36,10 +38,12 @@ class LlamaLayers:
     Args:
         backbone: transformers' model without its head, wrapped by PEFT inside or not; see `supports`.
         compiled: let torch.compile make the code of a training layer: one for all layers and lengths.
+        row_cache: keeps the states of rows below the first layer with an adapter.
     """
 
-    def __init__(self, backbone: Any, compiled: bool = False) -> None:
+    def __init__(self, backbone: Any, compiled: bool = False, row_cache: RowCache | None = None) -> None:
         self.backbone = backbone
+        self.row_cache = row_cache
         self.dtype: torch.dtype = backbone.norm.weight.dtype
         self.groups = [_groups(layer) for layer in backbone.layers]
         self._norms: tuple[int, list[Norms]] = -1, []
@@ -55,12 +59,14 @@ class LlamaLayers:
             packed: rows.
             cache: of the prefix of all rows of an evaluation.
         """
+        begin = self.known
+        cache = None if begin else cache  # the prefix is kept with the rows
         packed = within(packed, cache)
         with torch.autocast(packed.ids.device.type, enabled=False):
-            hidden = self.embed(packed.ids)
+            hidden = self.states_before(begin, packed)
             rotary = self.rotary(packed.positions, hidden)
             adapters = self.adapters.convert(self.backbone.training)
-            for number in range(len(self.groups)):
+            for number in range(begin, len(self.groups)):
                 layer = self.layer(number, [[] if one is None else [one] for one in self.of_layer(number, adapters)])
                 read = packed.read if number == len(self.groups) - 1 else None
                 if not self.trains:
@@ -71,6 +77,40 @@ class LlamaLayers:
                 else:
                     hidden = self.train_layer(hidden, layer, rotary[number], packed, read)
             return self.last_norm(hidden)
+
+    def states_before(self, number: int, packed: Packed) -> Tensor:
+        """Return the hidden states of tokens before a layer below which nothing is adapted, shape (tokens, hidden).
+
+        Those of rows that were read before are taken from the cache, where there is one.
+        """
+        if not number or self.row_cache is None:
+            return self._states_before(number, packed)
+        rows = self.row_cache.get(number, packed, lambda missing: self._by_row(number, missing))
+        return torch.cat([rows[0][: packed.prefix], *(row[packed.prefix :] for row in rows)])
+
+    def _states_before(self, number: int, packed: Packed) -> Tensor:
+        hidden = self.embed(packed.ids)
+        rotary = self.rotary(packed.positions, hidden)
+        for below in range(number):
+            layer = self.layer(below, [[]] * len(self.groups[below]))
+            hidden = decoder_layer(hidden, layer, rotary[below], packed, None)
+        return hidden
+
+    def _by_row(self, number: int, packed: Packed) -> list[Tensor]:
+        """Return the states of each row with those of the prefix before them."""
+        states, starts = self._states_before(number, packed), packed.starts.tolist()
+        prefix, rest = states[: packed.prefix], states[packed.prefix :]
+        return [torch.cat([prefix, rest[start:end]]) for start, end in itertools.pairwise(starts)]
+
+    @property
+    def known(self) -> int:
+        """The number of the first layer whose states are not kept with the rows."""
+        return 0 if self.row_cache is None else min(self.unadapted, len(self.groups) - 1)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no layer has an adapter."""
+        return self.unadapted == len(self.groups)
 
     @property
     def trains(self) -> bool:
