@@ -71,9 +71,10 @@ from sentexp.config.task import (
     SequenceClassification,
     TaskConfig,
     load_template,
-    predicts_scores,
+    target_kind,
     task_name,
 )
+from sentexp.config.target_kind import TargetKind, kind_of
 from sentexp.config.text_template import TextTemplate, text_template
 from sentexp.config.tracking import TrackingBackend, TrackingConfig
 from sentexp.config.trainer import Average, Precision, Strategy, TrainerConfig
@@ -146,6 +147,7 @@ __all__ = [
     "SweepConfig",
     "TableData",
     "TableFormat",
+    "TargetKind",
     "TaskConfig",
     "TextTemplate",
     "TrackingBackend",
@@ -157,10 +159,11 @@ __all__ = [
     "conf_dir",
     "flatten",
     "from_conf",
+    "kind_of",
     "load_config",
     "load_template",
     "method_name",
-    "predicts_scores",
+    "target_kind",
     "register_schemas",
     "task_name",
     "text_template",
