@@ -56,8 +56,8 @@ class Configuration:
 class Comparison:
     """Configurations and baselines on the same rows of a split.
 
-    `targets` are class indices or scores, shape (rows,), or sets of labels, shape (rows, labels); `slices` are numbers of values and the values, by slice
-    column.
+    `targets` are class indices or scores, shape (rows,), or sets of labels, shape (rows, labels); `slices` are numbers
+    of values and the values, by slice column.
     """
 
     title: str
@@ -140,14 +140,12 @@ def load(config: CompareConfig) -> Comparison:
 def _require_several(title: str, split: str, rows: Predictions) -> None:
     """Refuse rows that are all alike."""
     kind, first = kind_of(rows.labels, rows.thresholds), rows.targets[0]
-    one, what = {
-        TargetKind.classes: ("class", lambda: rows.labels[first]),
-        TargetKind.scores: ("score", lambda: str(first)),
-        TargetKind.label_sets: ("set of labels", lambda: "labelled alike"),
-    }[kind]
+    one, what = "set of labels", "labelled alike"
+    if kind is not TargetKind.label_sets:
+        one, what = ("score", first) if kind is TargetKind.scores else ("class", rows.labels[first])
     require(
         bool((rows.targets != first).any()),
-        f"{title}: all {len(rows.targets)} {split} rows are {what()}, and with one {one} there is nothing to compare.",
+        f"{title}: all {len(rows.targets)} {split} rows are {what}, and with one {one} there is nothing to compare.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs whose texts have any number of labels: what each label was measured at, and the texts that are missed by most."""
+"""Runs that give a text any number of labels: how well each label does, and the texts with most wrong ones."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

@@ -30,8 +30,8 @@ REFITS = 100
 def learning_curve_picture(board: Leaderboard, target: float = TARGET) -> "Figure | None":
     """Draw the error over the training rows with a power law, and say how many rows the target takes.
 
-    A metric of which less is better gives way to the usual one. None where rows were not swept, or fewer than three sizes,
-    and of scores, whose metrics are no shares.
+    A metric of which less is better gives way to the usual one. None where rows were not swept, or fewer than three
+    sizes, and of scores, whose metrics are no shares.
     """
     if board.kind is TargetKind.scores:
         return None

@@ -70,8 +70,8 @@ class Evidence:
     def p_values(self, metric: str) -> NDArray[Any]:
         """Return the p-values of every two configurations, not corrected, shape (configurations, configurations).
 
-        McNemar's exact test for (subset) accuracies of single runs; else a test of the difference over its standard error, by
-        the paired resamples and, where there are several seeds, by these.
+        McNemar's exact test for (subset) accuracies of single runs; else a test of the difference over its standard
+        error, by the paired resamples and, where there are several seeds, by these.
         """
         if metric in ("accuracy", "subset_accuracy") and self.seed_freedom() == 0:
             return significance.mcnemar(self.right)

@@ -57,6 +57,7 @@ from sentexp.config.peft_methods import method_name
 from sentexp.config.registry import from_conf, load_config, register_schemas
 from sentexp.config.run import BOOKKEEPING, Config, flatten
 from sentexp.config.sweep import Pruner, Sampler, SearchConfig, SweepConfig
+from sentexp.config.target_kind import TargetKind, kind_of
 from sentexp.config.task import (
     ASKING,
     BARE,
@@ -74,7 +75,6 @@ from sentexp.config.task import (
     target_kind,
     task_name,
 )
-from sentexp.config.target_kind import TargetKind, kind_of
 from sentexp.config.text_template import TextTemplate, text_template
 from sentexp.config.tracking import TrackingBackend, TrackingConfig
 from sentexp.config.trainer import Average, Precision, Strategy, TrainerConfig
@@ -163,8 +163,8 @@ __all__ = [
     "load_config",
     "load_template",
     "method_name",
-    "target_kind",
     "register_schemas",
+    "target_kind",
     "task_name",
     "text_template",
 ]

@@ -26,8 +26,8 @@ class DataAudit:
 
     `rows`, `labels` count the rows that are used, `available` those before subsets; `cut` is the share of rows longer
     than `max_length` tokens, `tokens` the histogram of their lengths (counts between consecutive `token_edges`) and
-    `token_quantiles` the 5th, 50th, 95th and 100th percentile. Where a text has any number of labels, `unlabelled` counts
-    the rows without any, and `together` the training rows that have two labels both.
+    `token_quantiles` the 5th, 50th, 95th and 100th percentile. Where a text has any number of labels, `unlabelled`
+    counts the rows without any, and `together` the training rows that have two labels both.
     """
 
     data: str
@@ -134,8 +134,8 @@ def _label_warnings(result: DataAudit, kind: TargetKind) -> Iterator[str]:
             why = "it cannot be learnt" if split == "train" else "no metric of it can be measured there"
             yield f"No row of the {split} split has the label {', '.join(missing)}: {why}."
     if any(result.unlabelled.values()):
-        counts = ", ".join(f"{count:,} of {split}" for split, count in result.unlabelled.items())
-        yield f"Rows without any label, which teach what has none: {counts}."
+        unlabelled = ", ".join(f"{count:,} of {split}" for split, count in result.unlabelled.items())
+        yield f"Rows without any label, which teach what has none: {unlabelled}."
     if result.imbalance > IMBALANCED and kind is TargetKind.label_sets:
         yield (
             f"The most frequent label of the training split has {result.imbalance:.1f} times the rows of the rarest: "

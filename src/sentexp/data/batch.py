@@ -68,5 +68,5 @@ def pad(rows: list[list[int]], pad_id: int, side: str) -> Padded:
 
 def target_tensor(targets: Any) -> Tensor:
     """Return class indices as integers, scores and sets of labels as float32 numbers, of the shape of the array."""
-    tensor = torch.as_tensor(targets)
+    tensor = torch.tensor(targets)
     return tensor.float() if tensor.is_floating_point() or tensor.dim() > 1 else tensor.long()

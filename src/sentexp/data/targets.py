@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from sentexp.config import TargetKind
 from sentexp.data.text_hash import Numbers
 

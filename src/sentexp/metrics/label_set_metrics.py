@@ -3,9 +3,11 @@
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics.functional.classification import (
     multilabel_auroc,
@@ -38,7 +40,7 @@ def best_thresholds(probabilities: Tensor, targets: Tensor) -> list[float]:
     return [_best_threshold(said, true > 0) for said, true in columns]
 
 
-def _best_threshold(said: np.ndarray, true: np.ndarray) -> float:  # type: ignore[type-arg]
+def _best_threshold(said: NDArray[Any], true: NDArray[Any]) -> float:
     if not true.any():
         return USUAL
     order = np.argsort(-said, kind="stable")

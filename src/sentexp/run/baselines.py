@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from sentexp.config import PriorCorrection, TargetKind, TrackingBackend, TrackingConfig, flatten
+from sentexp.data.batch import target_tensor
 from sentexp.data.splits import NAMES
 from sentexp.data.text_hash import Numbers
 from sentexp.distributed.processes import main_process_only, main_process_writes
-from sentexp.data.batch import target_tensor
 from sentexp.metrics.slice_metrics import slice_scores
 from sentexp.models.fast.fusion_context import unfused
 from sentexp.run.baseline_identity import WORD, baseline_identities

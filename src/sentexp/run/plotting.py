@@ -76,12 +76,12 @@ def plot_run(result: Result) -> None:
 
 def _label_scores(result: Result) -> dict[str, tuple[float, float, float]]:
     """Return precision, recall and F1 of the labels that test rows have."""
-    measured = {label: f"_{safe}" for label, safe in safe_classes(result.labels).items()}
-    found = {
-        label: [result.metrics.get(f"test/{name}{ending}") for name in ("precision", "recall", "f1")]
-        for label, ending in measured.items()
+    metrics = result.metrics
+    return {
+        label: (metrics[f"test/precision_{safe}"], metrics[f"test/recall_{safe}"], metrics[f"test/f1_{safe}"])
+        for label, safe in safe_classes(result.labels).items()
+        if f"test/f1_{safe}" in metrics
     }
-    return {label: (p, r, f1) for label, (p, r, f1) in found.items() if None not in (p, r, f1)}
 
 
 def plot_result(result: Result) -> bool:

@@ -66,8 +66,9 @@ class Result:
         write_atomic(self.folder / RESULT, json.dumps(facts | {"weights": self.weights.name}, indent=2) + "\n")
 
     def predictions(self, split: str = "test") -> "pd.DataFrame":
-        """Return the predictions for a split, one row each: id, text, label, predicted (lists, where a text has
-        any number of labels), `p.<label>`, `slice.<name>`.
+        """Return the predictions for a split, one row each: id, text, label, predicted, `p.<label>`, `slice.<name>`.
+
+        Where a text has any number of labels, label and predicted are lists.
 
         Raises:
             UserError: another split than validation or test, or the run's folder no longer holds the predictions.

@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sentexp.config import CompareConfig, Config, from_conf, target_kind
-from sentexp.config.metric_names import ORDERED_METRICS
 from sentexp.config.explain import COMPOSITION_ERRORS, explain
+from sentexp.config.metric_names import ORDERED_METRICS
 from sentexp.distributed.launch import require_one
 from sentexp.errors import UserError, complain, first_line
 from sentexp.sweeps.launch import (

@@ -24,9 +24,10 @@ __all__ = ["SLICE", "Source", "load_source"]
 class Source:
     """The source's own splits, and what reading them showed.
 
-    Each split has the columns `text` (large_string), `label` (int32, an index of `labels`; float64 of scores; of sets of
-    labels a 0 or 1 for each), where there are groups `group`, and for each slice `slice.<name>`. `left_out` counts rows by split and reason, `stripped`
-    texts whose surrounding blanks were removed; `notes` are sentences for the person at the keyboard.
+    Each split has the columns `text` (large_string), `label` (int32, an index of `labels`; float64 of scores; of sets
+    of labels a 0 or 1 for each), where there are groups `group`, and for each slice `slice.<name>`. `left_out` counts
+    rows by split and reason, `stripped` texts whose surrounding blanks were removed; `notes` are sentences for the
+    person at the keyboard.
     """
 
     splits: dict[str, "pa.Table"]
