@@ -133,6 +133,11 @@ def _label_warnings(result: DataAudit, kind: TargetKind) -> Iterator[str]:
         if missing := [label for label, count in counts.items() if count == 0]:
             why = "it cannot be learnt" if split == "train" else "no metric of it can be measured there"
             yield f"No row of the {split} split has the label {', '.join(missing)}: {why}."
+    if kind is TargetKind.label_sets and sum(result.labels["train"].values()) == _labelled_rows(result):
+        yield (
+            "No training row has more than one label: classes of which each text has one are learned by "
+            "task.loss=cross_entropy."
+        )
     if any(result.unlabelled.values()):
         unlabelled = ", ".join(f"{count:,} of {split}" for split, count in result.unlabelled.items())
         yield f"Rows without any label, which teach what has none: {unlabelled}."
@@ -146,6 +151,10 @@ def _label_warnings(result: DataAudit, kind: TargetKind) -> Iterator[str]:
             f"The largest class of the training split has {result.imbalance:.1f} times the rows of the smallest: "
             "accuracy hides the small one; read f1_macro, or try data.class_weights=balanced."
         )
+
+
+def _labelled_rows(result: DataAudit) -> int:
+    return result.rows["train"] - result.unlabelled["train"]
 
 
 def _duplicate_warnings(result: DataAudit) -> Iterator[str]:
