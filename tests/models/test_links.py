@@ -59,3 +59,12 @@ def test_a_score_is_on_its_scale_and_its_loss_is_not():
     scores = link(torch.tensor([[0.0], [1.5]]))
     assert scores.tolist() == [[100], [130]]
     assert link.losses(scores, torch.tensor([100.0, 90.0])).tolist() == [0, 4]
+
+
+def test_labels_of_a_set_have_probabilities_and_losses_of_their_own():
+    link = link_of(HeadLoss.multi_label)
+    logits, targets = torch.tensor([[0.0, 2.0], [-1.0, 3.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert torch.equal(link(logits), logits)
+    chances = torch.where(targets > 0, logits.sigmoid(), 1 - logits.sigmoid())
+    torch.testing.assert_close(link.losses(logits, targets), -chances.log().mean(1))
+    np.testing.assert_allclose(said(TargetKind.label_sets, logits), logits.sigmoid().numpy())

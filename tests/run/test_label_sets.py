@@ -1,4 +1,4 @@
-"""Runs that give a text any number of labels: from the training to the report, and what they cannot do in a sentence."""
+"""Runs that give a text any number of labels, from the training to the report, and what they refuse."""
 
 import csv
 import json
@@ -99,7 +99,7 @@ def test_the_baselines_are_a_constant_set_and_regressions(trained):
     assert titles["majority"] == "most frequent set"
     assert titles["tfidf"] == "TF-IDF + logistic regressions"
     true = members(result.predictions()["label"])
-    sets_, counts = np.unique(true, axis=0, return_counts=True)
+    _, counts = np.unique(true, axis=0, return_counts=True)
     majority, tfidf = (result.baselines[name].metrics for name in ("majority", "tfidf"))
     constants = [float(count) / len(true) for count in counts]
     assert min(abs(majority["test/subset_accuracy"] - share) for share in [0.0, *constants]) < 1e-6
