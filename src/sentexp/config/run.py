@@ -25,6 +25,9 @@ from sentexp.config.tracking import TrackingConfig
 from sentexp.config.trainer import Average, Precision, Strategy, TrainerConfig
 from sentexp.errors import require
 
+LOSSES = {TargetKind.scores: "regression", TargetKind.label_sets: "multi_label"}
+"""The `task.loss` that learns something else than classes."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Config:
@@ -82,19 +85,16 @@ class Config:
             self._check_no_classes(kind)
         monitored = self.trainer.monitor.removeprefix("validation/")
         measures = measured_kind(monitored)
-        advice = {
-            TargetKind.classes: "classes that are ordered: set data.ordered=true",
-            TargetKind.scores: "scores: set task.loss=regression",
-            TargetKind.label_sets: "sets of labels: set task.loss=multi_label",
-        }
         if kind is not TargetKind.classes:
-            usable = ", ".join(f"validation/{name}" for name in self.measured)
-            advice[measures] = f"{measures.value}, and task.loss={self._loss} learns {kind.value}: use {usable}"
-        require(monitored in self.measured, f"trainer.monitor={self.trainer.monitor} measures {advice[measures]}.")
-
-    @property
-    def _loss(self) -> str:
-        return str(getattr(self.task, "loss").name)  # noqa: B009 (tasks of their own have it)
+            advice = f", and task.loss={LOSSES[kind]} learns {kind.value}: use "
+            advice += ", ".join(f"validation/{name}" for name in self.measured)
+        elif measures is TargetKind.classes:
+            advice = " that are ordered: set data.ordered=true"
+        else:
+            advice = f": set task.loss={LOSSES[measures]}"
+        require(
+            monitored in self.measured, f"trainer.monitor={self.trainer.monitor} measures {measures.value}{advice}."
+        )
 
     def _check_no_classes(self, kind: TargetKind) -> None:
         """Scores and sets of labels are no classes: what weighs, draws, orders or counts these has no meaning."""
@@ -111,7 +111,7 @@ class Config:
         wrong = next((key for key, value in of_classes.items() if value), "")
         require(
             not wrong,
-            f"{wrong}={of_classes.get(wrong)} is for classes, and task.loss={self._loss} learns {kind.value}: set "
+            f"{wrong}={of_classes.get(wrong)} is for classes, and task.loss={LOSSES[kind]} learns {kind.value}: set "
             f"{wrong}={instead.get(wrong, 'null')}.",
         )
         require(
