@@ -35,7 +35,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from sentexp.config import CausalLM, Lora, Quantization
+from sentexp.config import CausalLM, Lora, Precision, Quantization
 from sentexp.data.batch import pad
 from sentexp.data.batching import MEGABATCH, RowBatches
 from sentexp.data.datamodule import DataModule
@@ -44,6 +44,7 @@ from sentexp.models.encoders import encoder_of, pooling_of
 from sentexp.models.loading import DTYPES
 from sentexp.run.build import build_data, build_model, build_module
 from sentexp.run.inputs import RunInputs
+from sentexp.system.device import choose_precision
 from sentexp.system.memory import peak_memory_gib, release_memory, reset_peak_memory
 from sentexp.tracking.run_logger import RunLogger
 from sentexp.training.module import ClassifierModule
@@ -271,9 +272,9 @@ class HuggingFace:
     """transformers' Trainer with PEFT: as in their examples, or as an expert tunes it.
 
     The examples load float32 weights, shuffle the rows and pad them; with 4 bits they call
-    `prepare_model_for_kbit_training`, which checkpoints gradients. An expert has bfloat16 weights and arithmetic, rows
-    of like length together, no checkpointing, the batch size that is fastest, and asks for the last logits only where
-    a language model is evaluated.
+    `prepare_model_for_kbit_training`, which checkpoints gradients. An expert has weights and arithmetic in bfloat16
+    where that is faster than float32, rows of like length together, no checkpointing, the batch size that is fastest,
+    and asks for the last logits only where a language model is evaluated.
     """
 
     ground: Ground
@@ -287,7 +288,7 @@ class HuggingFace:
             collator = DataCollatorForSeq2Seq if self.ground.answers else DataCollatorWithPadding
             trainer = Trainer(
                 model=get_peft_model(self._load(), lora(self.ground)),
-                args=TrainingArguments(folder, bf16=self.tuned, **_arguments(self.ground, self.batch_size)),
+                args=TrainingArguments(folder, bf16=self._halved, **_arguments(self.ground, self.batch_size)),
                 train_dataset=Dataset.from_list(examples),
                 data_collator=collator(self.ground.inputs.tokenizer),
             )
@@ -295,8 +296,12 @@ class HuggingFace:
             peak = peak_memory_gib(self.ground.device)
             return Turn(seconds, self._evaluate(trainer, rows), peak)
 
+    @property
+    def _halved(self) -> bool:
+        return self.tuned and choose_precision(Precision.auto, self.ground.device) is Precision.bf16
+
     def _load(self) -> Any:
-        model = load(self.ground, torch.bfloat16 if self.tuned else torch.float32)
+        model = load(self.ground, torch.bfloat16 if self._halved else torch.float32)
         if self.ground.four_bit and not self.tuned:
             return prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
         return model

@@ -45,7 +45,9 @@ def evaluations(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "full", "ia3", "qlora"])
+@pytest.mark.parametrize(
+    "method", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dora", "full", "ia3", "qlora"))]
+)
 @pytest.mark.parametrize("loss", ["answer", "label_words", "full"])
 def test_every_way_of_training_lowers_every_loss(answer, method, loss):
     result = answer(f"peft={method}", f"task.loss={loss}", "optim.lr=1e-2", "trainer.max_epochs=4", *STEADY)
@@ -135,6 +137,7 @@ def test_a_run_that_was_killed_ends_with_the_numbers_of_one_that_was_not(answer,
         assert resumed.metrics[name] == whole.metrics[name], name
 
 
+@pytest.mark.slow
 def test_accumulation_does_not_change_the_loss_of_a_step(answer, tmp_path):
     for loss in ("answer", "full"):
         found = [
@@ -147,6 +150,7 @@ def test_accumulation_does_not_change_the_loss_of_a_step(answer, tmp_path):
         assert found[0] == pytest.approx(found[1], abs=rounding(found[1]) + drift(1e-3, 4, eps=1e-2))
 
 
+@pytest.mark.slow
 def test_class_weights_and_gamma_reach_the_answers(answer, tmp_path):
     plain = answer(f"output_dir={tmp_path / 'plain'}", "optim.lr=1e-2").metrics["test/loss"]
     for change in ("data.class_weights=[1,9]", "task.focal_gamma=2"):
@@ -206,6 +210,7 @@ def test_contextual_calibration_takes_the_prior_of_texts_that_say_nothing(answer
     near(evaluations[1].logits, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["batch", "contextual"])
 def test_the_prior_is_saved_with_the_weights(answer, evaluations, kind):
     answer("optim.lr=1e-2")
@@ -252,6 +257,7 @@ def test_the_temperature_is_fitted_on_validation_and_told_for_the_test_split(ans
     assert set(result.reliability) == {"as it is", f"at temperature {result.metrics['temperature']:.2f}"}
 
 
+@pytest.mark.slow
 def test_long_texts_lose_their_end_and_are_counted(config, tmp_path, llama, capsys):
     """The instruction and the answer's place stay, and what the model can read is not exceeded."""
     model = [f"model.path={llama}", "task.label_words=[down,up]", "data.max_length=512"]

@@ -201,6 +201,7 @@ def test_nothing_unsafe_is_called(file):
             assert "weights_only=True" in ast.unparse(node)
 
 
+@pytest.mark.slow
 def test_the_training_core_runs_on_a_bare_machine(tmp_path):
     """Law 12: torch, transformers, peft, lightning, torchmetrics, hydra and omegaconf are enough to train."""
     code = """

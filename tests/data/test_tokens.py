@@ -198,6 +198,7 @@ except ChildProcessError:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_tokenisation_is_done_again_and_two_at_once_do_it_once(tokenizer, command_environment, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     environment = {**command_environment, "SENTEXP_CACHE": str(tmp_path)}

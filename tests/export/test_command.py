@@ -62,14 +62,14 @@ def write(finished, config, tmp_path):
 FRESH = "in a fresh process its probabilities of 8 rows differ from the run's by"
 FORMS = [
     pytest.param("lora", "peft"),
-    pytest.param("ia3", "peft"),
+    pytest.param("ia3", "peft", marks=pytest.mark.slow),
     pytest.param("lora", "merged"),
-    pytest.param("dora", "merged"),
+    pytest.param("dora", "merged", marks=pytest.mark.slow),
     pytest.param("qlora", "merged"),
-    pytest.param("full", "merged"),
-    pytest.param("head", "merged"),
-    pytest.param("answers", "merged"),
-    pytest.param("lora", "onnx", marks=ONNX),
+    pytest.param("full", "merged", marks=pytest.mark.slow),
+    pytest.param("head", "merged", marks=pytest.mark.slow),
+    pytest.param("answers", "merged", marks=pytest.mark.slow),
+    pytest.param("lora", "onnx", marks=(ONNX, pytest.mark.slow)),
     pytest.param("single", "onnx", marks=(ONNX, pytest.mark.slow)),
 ]
 

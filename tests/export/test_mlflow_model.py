@@ -60,6 +60,7 @@ def test_packed_weights_need_bitsandbytes(finished):
     assert [line for line in needed if line.startswith("bitsandbytes==")]
 
 
+@pytest.mark.slow
 def test_a_base_that_is_carried_may_be_gone_elsewhere(finished, tmp_path, texts, base_model):
     base = shutil.copytree(base_model, tmp_path / "base")
     result = finished("peft=lora", f"model.path={base}", "model.random=null")

@@ -75,6 +75,7 @@ def test_a_card_is_true_and_complete(finished):
         assert abs(accuracy - end) / (end * (1 - end) / rows) ** 0.5 == pytest.approx(1.96, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 @pytest.mark.parametrize(("name", "form"), [("lora", "peft"), ("answers", "peft"), ("answers", "merged")])
 def test_the_lines_of_an_exports_card_do_too(name, form, finished, tmp_path, monkeypatch):

@@ -60,7 +60,9 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=rounding())
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in ("bert", "deberta-v2") else pytest.mark.slow) for kind in ENCODERS]
+)
 def test_a_run_says_the_same_when_it_is_read_again(kind, tuned, texts):
     result = tuned(kind)
     assert said(result).std(0).min() > 10 * rounding(), "every text is answered alike"
@@ -69,14 +71,9 @@ def test_a_run_says_the_same_when_it_is_read_again(kind, tuned, texts):
     close(Scorer(read_trained(result.weights)).probabilities(texts), said(result))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peft", ["qlora", "dora", "ia3", "head", "full", "none"])
-@pytest.mark.parametrize(
-    "kind",
-    [
-        kind if kind in ("bert", "modernbert", "deberta-v2") else pytest.param(kind, marks=pytest.mark.slow)
-        for kind in ENCODERS
-    ],
-)
+@pytest.mark.parametrize("kind", ENCODERS)
 def test_every_way_of_training_is_read_again(kind, peft, tuned, texts):
     result = tuned(kind, f"peft={peft}")
     close(Scorer(read_trained(result.weights)).probabilities(texts), said(result))
@@ -97,6 +94,7 @@ def test_every_method_of_peft_is_read_again(kind, method, tuned, texts):
     close(Scorer(read_trained(result.weights)).probabilities(texts), said(result))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "deberta-v2"])
 def test_a_run_in_bfloat16_is_read_again(kind, tuned, texts):
     result = tuned(kind, "trainer.precision=bf16")
@@ -105,6 +103,7 @@ def test_a_run_in_bfloat16_is_read_again(kind, tuned, texts):
     np.testing.assert_allclose(found, said(result), rtol=0, atol=rounding(0.25, torch.bfloat16, terms=1, sums=4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "eurobert"])
 def test_padded_rows_train_as_packed_ones(kind, pretrained, config, tmp_path):
     def trained(given):

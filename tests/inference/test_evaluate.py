@@ -87,6 +87,7 @@ def test_a_second_evaluation_returns_the_first(recorded, sentexp, table):
     assert len(evaluations(recorded)) == before
 
 
+@pytest.mark.slow
 def test_evaluations_on_the_same_rows_are_compared(recorded, sentexp, table, command_line, tmp_path):
     for result in recorded[2].values():
         assert sentexp(f"run={result.identity}", *table)[0] == 0

@@ -145,6 +145,7 @@ def swept(quick_words, tmp_path_factory, empty_store):
     return tracking, str(folder), results
 
 
+@pytest.mark.slow
 def test_recorded_runs_are_found_by_either_id(swept):
     tracking, folder, results = swept
     for wanted in (results[0].run_id, results[0].run_id[:8], results[0].identity, results[0].identity[:8]):

@@ -123,6 +123,7 @@ def test_targets_that_match_nothing_are_refused(target):
         attach(model, config.peft)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [

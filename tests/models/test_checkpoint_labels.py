@@ -16,7 +16,7 @@ from sentexp.run.build import build_model
 from sentexp.run.inputs import prepare_inputs, resolve_inputs
 from sentexp.tracking.predictions import file_name, read_predictions
 
-KINDS = ["bert", "roberta", "modernbert", "llama"]
+KINDS = ["bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("roberta", "modernbert", "llama"))]
 
 
 def write_llama(folder, config, **named):
@@ -110,6 +110,7 @@ def test_a_new_head_takes_nothing_of_the_old_one(kind, checkpoint, config):
                 assert part.shape != old.get_parameter(name).shape or not torch.equal(part, old.get_parameter(name))
 
 
+@pytest.mark.slow
 def test_a_run_from_its_head_is_read_again(checkpoint, finished, texts):
     result = finished(checkpoint("bert", ["positive", "negative"]), "peft=lora")
     said = read_predictions(result.folder / file_name("test")).probabilities

@@ -36,7 +36,7 @@ from sentexp.training.module import ClassifierModule
 
 CLASSES = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 WORDS = METHODS_OF_PEFT | LORA
-ALWAYS = ("adalora", "vera", "ln_tuning", "pissa", "eva", "beside", "prompt_tuning", "prefix_tuning")
+ALWAYS = ("adalora", "vera", "eva", "prefix_tuning")
 """Methods that are always tried: others are slow tests."""
 EPS = 1e-2
 STEPS = 5
@@ -144,6 +144,7 @@ def said(result):
     return torch.tensor(read_predictions(result.folder / file_name("test")).probabilities)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in WORDS if name != "bitfit"])
 def test_a_plan_knows_its_parameters(name, config):
     words = plus(WORDS[name])
@@ -217,6 +218,7 @@ def test_four_bits_give_the_numbers_of_the_weights_they_hold(name, config):
     torch.testing.assert_close(probabilities(model, inputs), packed, rtol=0, atol=rounding(sums=256))
 
 
+@pytest.mark.slow
 @methods
 def test_runs_of_a_sweep_leave_the_backbone_as_it_is(name, config, tmp_path):
     words = [*plus(WORDS[name]), *PLAIN, "trainer.max_epochs=2"]
@@ -263,6 +265,7 @@ def test_what_does_not_fit_is_one_sentence(overrides, sentence, config):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["pissa", "olora", "corda", "lora_ga"])
 @pytest.mark.parametrize("rslora", ["false", "true"])
 def test_what_begins_with_a_part_of_the_weights_is_saved_as_lora_over_all_of_them(start, rslora, config):

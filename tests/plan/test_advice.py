@@ -53,6 +53,7 @@ def test_a_batch_that_does_not_fit_is_halved_then_recomputed_then_packed(costs):
 
 def test_float32_is_advised_against_where_bfloat16_is_native(costs, monkeypatch):
     slow, auto = costs("trainer.precision=fp32"), costs("trainer.precision=auto")
+    monkeypatch.setattr("sentexp.system.device._bf16_is_faster", lambda: True)
     for native in (True, False):
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda native=native: native)
         monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)

@@ -65,6 +65,7 @@ def rows_of_tables(output):
     return [line for line in output.splitlines() if line.startswith(("┏", "┃", "│"))]
 
 
+@pytest.mark.slow
 def test_another_sweeper_trains_nothing_either(sentexp, tmp_path):
     before = set(tmp_path.rglob("outputs"))
     code, output, _ = sentexp("--multirun", "peft.r=4,8", "sweep.dry_run=true", "hydra/sweeper=basic")
@@ -125,6 +126,7 @@ def timed(monkeypatch):
     return sizes
 
 
+@pytest.mark.slow
 def test_runs_that_cost_the_same_are_timed_once(config, timed):
     cheap = [config(f"seed={seed}", f"optim.lr={lr}") for seed in (1, 2) for lr in (1e-4, 1e-3)]
     cheap += [config("peft.alpha=8", "trainer.max_epochs=3"), config("data.train_subset=24", "data.subset_seed=5")]

@@ -87,6 +87,7 @@ def test_the_base_beside_a_result_is_the_run_without_training(recorded, method):
     assert tuned.metrics["test/loss"] != pytest.approx(base["test/loss"], abs=10 * limit)
 
 
+@pytest.mark.slow
 def test_a_run_of_the_untuned_base_is_the_base_of_later_runs(recorded):
     untuned, _ = recorded("peft=none")
     assert set(untuned.baselines) == {"majority", "tfidf"}
@@ -125,6 +126,7 @@ def test_what_does_not_change_the_base_does_not(recorded):
         assert same == (change != "data.train_subset=16")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_compared_with_baselines_that_are_asked_for_later(recorded, capsys):
     alone, _ = recorded("baseline=false")
     assert alone.baselines == {}
@@ -140,6 +142,7 @@ def test_a_finished_run_is_compared_with_baselines_that_are_asked_for_later(reco
     assert again.metrics == compared.metrics
 
 
+@pytest.mark.slow
 def test_shots_are_for_the_base_only(recorded, store):
     result, _ = recorded("task.shots=2")
     assert result.baselines["untuned"].title == "untuned base (2 shots)"
@@ -185,6 +188,7 @@ def test_a_head_stands_beside_a_linear_probe_where_that_is_asked_for(config):
     )
 
 
+@pytest.mark.slow
 def test_measuring_baselines_does_not_change_the_training(config, tmp_path):
     for task in ([], ANSWERING):
         with_them = train(config("peft.dropout=0.3", "baseline=true", f"output_dir={tmp_path / 'a'}", *task))

@@ -16,6 +16,7 @@ from sentexp.run.train import train
 STEADY = ("optim.lr=1e-2", "optim.eps=1e-2", "peft.dropout=0.0", "trainer.max_epochs=2", "trainer.eval_steps=1000")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [["peft=qlora"], ["peft=dora", "peft.quantization=nf4"]], ids=["lora", "dora"])
 @pytest.mark.parametrize("task", [[], ["task=causal_lm", "task.template=auto", "task.label_words=[bad,good]"]])
 def test_the_numbers_are_those_of_packed_weights(config, tmp_path, extra, task):

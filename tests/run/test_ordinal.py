@@ -33,6 +33,7 @@ def rated(tmp_path_factory, finished):  # noqa: F811
     return lambda *words: finished(*own, "data.test_fraction=0.2", "data.max_length=60", *words)
 
 
+@pytest.mark.slow
 def test_it_learns_the_order_and_predicts_what_was_tested(rated):
     result = rated("peft=lora", "trainer.max_epochs=6")
     said = read_predictions(result.folder / file_name("test"))

@@ -111,6 +111,7 @@ def test_a_store_that_fails_as_well_does_not_hide_the_first_error(logger, tmp_pa
             sinks.log_metrics({"train/loss": 3.0}, 1)
 
 
+@pytest.mark.slow
 def test_mlflow_has_every_step_of_a_run_that_was_killed(
     train, words, store, tmp_path, monkeypatch, no_clock, interrupted_at
 ):

@@ -137,6 +137,7 @@ def test_the_lines_of_a_card_give_the_score(method, trained, monkeypatch):
     assert float(names["score"].detach()) == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_an_mlflow_model_and_a_server_give_scores(trained, tmp_path):
     result = trained("peft=lora")
     save_model(resolve_run(str(result.folder), NONE, "outputs"), tmp_path / "model")
@@ -151,6 +152,7 @@ def test_an_mlflow_model_and_a_server_give_scores(trained, tmp_path):
         assert "It answers with a score" in client.get("/").text
 
 
+@pytest.mark.slow
 def test_a_sweep_is_compared_by_its_errors(scores, store, command_line, tmp_path):
     quick = ["model=tiny", "trainer.max_steps=4", "trainer.progress_bar=false", "tracking.system_metrics=false"]
     record = [f"tracking.uri={store}", f"output_dir={tmp_path / 'runs'}"]

@@ -55,6 +55,7 @@ save_file(said, out)
 """.replace("TEXTS", repr(TEXTS))
 
 
+@pytest.mark.slow
 def test_what_was_trained_loads_in_a_fresh_process_without_sentexp(config, tmp_path, monkeypatch, command_environment):
     trained = []
     original = fitting.save_trained
@@ -256,6 +257,7 @@ def test_many_classes_do_not_fill_the_terminal(config, tmp_path, capsys):
     assert "The confusion matrix of 20 classes is in result.json" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["data=tweets"], ["data=imdb", "data.max_length=64"]])
 def test_the_other_embedded_data_sets_train(config, words, tmp_path):
     subsets = ["data.train_subset=16", "data.validation_subset=8", "data.test_fraction=0.002", "trainer.max_steps=1"]
@@ -273,6 +275,7 @@ def test_the_logits_of_the_test_split_are_in_its_order(config, monkeypatch):
     assert test.logits.shape == (8, 2)
 
 
+@pytest.mark.slow
 def test_weights_and_gamma_change_the_training_and_are_recorded(config, tmp_path, store):
     def losses(*overrides):
         result = train(
@@ -320,6 +323,7 @@ def test_an_audit_is_written_down_and_trains_nothing(config, reviews, tmp_path, 
     assert json.loads((folder / "data_audit.json").read_text())["rows"]["test"] == 10
 
 
+@pytest.mark.slow
 @pytest.mark.draws
 def test_pictures_are_drawn_at_the_end_of_a_single_run_and_of_others_when_asked(config, monkeypatch, tmp_path):
     def drawn(folder):

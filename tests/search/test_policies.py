@@ -54,6 +54,7 @@ def test_halving_stops_what_is_not_in_the_best_third(judges, tmp_path):
     assert said[120] is not None
 
 
+@pytest.mark.slow
 def test_the_median_rule_waits_for_trials_to_end_and_for_the_first_steps(judges, tmp_path):
     for number, right in enumerate((150, 140, 160)):
         judge = judges(Pruner.median, startup_trials=3, min_steps=8)
@@ -70,6 +71,7 @@ def test_the_median_rule_waits_for_trials_to_end_and_for_the_first_steps(judges,
     assert judges(Pruner.median, startup_trials=4)(snapshot(tmp_path / "early", 8, 10)) is None
 
 
+@pytest.mark.slow
 def test_the_confident_rule_stops_only_what_the_rows_tell_from_the_leader(judges, tmp_path):
     def judge():
         return judges(Pruner.confident, confidence=0.99)

@@ -106,6 +106,7 @@ def test_a_search_that_was_stopped_proposes_what_it_would_have_proposed(sentexp,
     assert proposed(tmp_path) == stopped
 
 
+@pytest.mark.slow
 def test_a_trial_that_failed_is_tried_again_by_the_next_start(sentexp, tmp_path, monkeypatch):
     original = fitting.build_model
 
@@ -236,6 +237,7 @@ def test_what_cannot_be_searched_is_refused_in_a_sentence(sentexp, tmp_path, tra
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_search_is_planned_by_the_ends_of_its_space(sentexp, tmp_path, trained):
     code, output, errors = sentexp("plan", *OPTUNA, "peft.r=int(interval(2,8))", "hydra.sweeper.n_trials=7")
     assert code == 0, errors
@@ -246,6 +248,7 @@ def test_a_search_is_planned_by_the_ends_of_its_space(sentexp, tmp_path, trained
     assert not (tmp_path / "multirun").exists()
 
 
+@pytest.mark.slow
 def test_a_search_that_is_over_needs_no_plan(sentexp):
     words = (*OPTUNA, "hydra.sweeper.sampler=grid", "peft.r=2,4")
     assert sentexp(*words)[0] == 0
@@ -301,6 +304,7 @@ def test_a_second_process_at_the_same_search_is_refused(sentexp, tmp_path):
     assert "The same search is in progress in another process" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [Sampler.tpe, Sampler.gp, Sampler.random])
 def test_each_sampler_proposes_and_models_learn_where_the_best_is(sampler):
     study = optuna.create_study(direction="maximize")
@@ -334,6 +338,7 @@ def test_the_storage_stands_beside_mlflows_file(tmp_path, monkeypatch):
     assert storage_url(from_conf(SearchConfig, storage="sqlite:///x.db"), beside) == "sqlite:///x.db"
 
 
+@pytest.mark.slow
 def test_a_launcher_that_runs_one_after_the_other_is_asked_for_one_at_a_time(sentexp, tmp_path, monkeypatch):
     counts = []
     original = OptunaSweeper.compose

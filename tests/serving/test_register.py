@@ -58,6 +58,7 @@ def holder(place, name, alias="champion"):
     return open_store(place[1]).client.get_model_version_by_alias(name, alias)
 
 
+@pytest.mark.slow
 def test_the_better_run_takes_the_alias_and_the_worse_does_not(place, good, bad, ask, capsys):
     assert ask(bad, "reviews") == "1"
     assert holder(place, "reviews").run_id == bad.run_id
@@ -120,6 +121,7 @@ def test_a_model_that_fails_its_check_is_not_registered(place, quick_words, ask,
     assert client.search_model_versions("name='unchecked'") == []
 
 
+@pytest.mark.slow
 def test_an_encoder_is_registered_with_its_base(place, ask, texts, tmp_path):
     encoders.write_encoder(tmp_path / "base", "modernbert")
     result = train(load_config(*place[0], f"model.path={tmp_path / 'base'}"))

@@ -82,6 +82,7 @@ def _trickle(connection):
             time.sleep(SECONDS / 10)
 
 
+@pytest.mark.slow
 def test_a_whole_request_is_answered_however_long_it_takes_and_the_next_has_its_own_time(connect):
     with connect() as connection:
         for _ in range(2):

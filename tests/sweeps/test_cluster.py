@@ -386,6 +386,7 @@ def test_a_cluster_that_can_be_joined_is_taken(monkeypatch):
     launcher.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

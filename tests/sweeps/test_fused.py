@@ -83,9 +83,13 @@ def assert_alike(sentexp, tmp_path, passes, axes, count, *training):
     ("axes", "count"),
     [
         (["peft.r=2,4,8", "peft.dropout=0.2"], 3),
-        (["task=causal_lm", "task.label_words=[bad,great]", "peft=lora,dora", "peft.dropout=0.2"], 2),
+        pytest.param(
+            ["task=causal_lm", "task.label_words=[bad,great]", "peft=lora,dora", "peft.dropout=0.2"],
+            2,
+            marks=pytest.mark.slow,
+        ),
         (["peft=qlora", "peft.r=4,8"], 2),
-        (
+        pytest.param(
             [
                 "trainer.average=ema,none",
                 "trainer.unfreeze=0.5,null",
@@ -93,6 +97,7 @@ def assert_alike(sentexp, tmp_path, passes, axes, count, *training):
                 "task.label_smoothing=0.1",
             ],
             4,
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             [
@@ -136,22 +141,15 @@ def together(monkeypatch):
     return sizes
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("recording")
 @pytest.mark.parametrize(
     ("axes", "most"),
     [
         (["peft.r=2,4", "optim.lr=5e-3,1e-2", "peft.dropout=0.2"], 4),
-        pytest.param(["seed=1,2", "peft.dropout=0,0.2"], 4, marks=pytest.mark.slow),
-        pytest.param(
-            ["optim.lora_plus_ratio=null,2,4", "optim.schedule=constant,cosine", "optim.lr=5e-3"],
-            6,
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["task=causal_lm", "task.label_words=[bad,great]", "peft=lora,dora", "trainer.gradient_clip_val=0.05"],
-            2,
-            marks=pytest.mark.slow,
-        ),
+        (["seed=1,2", "peft.dropout=0,0.2"], 4),
+        (["optim.lora_plus_ratio=null,2,4", "optim.schedule=constant,cosine", "optim.lr=5e-3"], 6),
+        (["task=causal_lm", "task.label_words=[bad,great]", "peft=lora,dora", "trainer.gradient_clip_val=0.05"], 2),
     ],
     ids=["lora", "other orders of rows", "lora+", "answers and dora"],
 )
@@ -262,6 +260,7 @@ def test_a_pruned_run_leaves_the_others(sentexp, tmp_path, passes, worsening):
     assert fused[0] == pytest.approx(plain[0], abs=rounding() + drift(LR, 12, EPS))
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_with_all_of_its_runs(sentexp, tmp_path, monkeypatch):
     words = ("--multirun", "peft.r=2,4", "trainer.max_epochs=2", "trainer.save_steps=3")
     words = (*words, *TRAINING, ONCE, "output_dir=fused")
@@ -289,6 +288,7 @@ def test_an_interrupted_sweep_goes_on_with_all_of_its_runs(sentexp, tmp_path, mo
     assert_same(fused, runs_of(tmp_path / "alone"), 8)
 
 
+@pytest.mark.slow
 def test_head_only_runs_read_each_text_once(sentexp, monkeypatch):
     read = []
     original = PaddingFreeModel.hidden

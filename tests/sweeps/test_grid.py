@@ -69,6 +69,7 @@ def test_runs_are_children_of_the_sweep_and_named_by_what_differs(sentexp, tmp_p
     assert all(name in output for name in children)
 
 
+@pytest.mark.slow
 def test_each_run_keeps_the_command_that_repeats_it_alone(sentexp, tmp_path):
     assert sentexp("--multirun", "peft.r=4,8")[0] == 0
     _, children = recorded(tmp_path)
@@ -91,6 +92,7 @@ def test_a_sweep_ends_by_comparing_what_is_chosen_on_validation(sentexp, monkeyp
     assert re.search(r"sentexp compare sweep=\w+ choose=optim.lr", output)
 
 
+@pytest.mark.slow
 def test_few_rows_are_not_compared(sentexp):
     code, output, errors = sentexp("--multirun", "peft.r=4,8")
     assert code == 0, errors
@@ -137,6 +139,7 @@ def test_the_sweep_folder_holds_configuration_log_and_end_of_each_run(sentexp, t
     assert "runs.json" in names
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again_whatever_the_order_of_the_axes(sentexp, tmp_path, trained):
     assert sentexp("--multirun", "peft.r=4,8", "optim.lr=1e-4,1e-3")[0] == 0
     table = (next(tmp_path.glob("multirun/*/*")) / "runs.json").read_text()
@@ -154,6 +157,7 @@ def test_what_is_finished_is_not_run_again_whatever_the_order_of_the_axes(sentex
     assert [run["metrics"] for run in sorted(again, key=key)] == [run["metrics"] for run in before]
 
 
+@pytest.mark.slow
 def test_finished_runs_are_drawn_when_asked(sentexp, tmp_path, trained):
     def drawn():
         return [{name for name in PLOTS if (folder / name).is_file()} for folder in tmp_path.glob("outputs/*")]
@@ -173,6 +177,7 @@ def test_finished_runs_are_drawn_when_asked(sentexp, tmp_path, trained):
         assert wanted <= {file.path for file in client.list_artifacts(run.info.run_id)}
 
 
+@pytest.mark.slow
 def test_another_folder_is_the_same_run_and_another_seed_is_not(sentexp, tmp_path, trained):
     assert sentexp("--multirun", "peft.r=4,8")[0] == 0
     assert sentexp("--multirun", "peft.r=4,8", "output_dir=elsewhere")[0] == 0
@@ -181,6 +186,7 @@ def test_another_folder_is_the_same_run_and_another_seed_is_not(sentexp, tmp_pat
     assert len(trained) == 4
 
 
+@pytest.mark.slow
 def test_a_single_run_that_is_finished_gives_its_result_and_joins_a_later_sweep(sentexp, tmp_path, trained):
     assert sentexp("peft.r=4")[0] == 0
     code, output, _ = sentexp("peft.r=4")
@@ -194,6 +200,7 @@ def test_a_single_run_that_is_finished_gives_its_result_and_joins_a_later_sweep(
     assert all(run.data.tags[PARENT] == parent.info.run_id for run in children.values())
 
 
+@pytest.mark.slow
 def test_rerun_trains_again(sentexp, tmp_path, trained):
     assert sentexp("peft.r=4")[0] == 0
     assert sentexp("peft.r=4", "sweep.rerun=true")[0] == 0
@@ -224,6 +231,7 @@ def test_a_failure_stays_alone_and_is_tried_again(sentexp, tmp_path, trained, mo
     assert [run.info.status for run in [again, *children.values()]] == ["FINISHED"] * 4
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_before_it_has_an_identity_is_recorded_once(sentexp, tmp_path, quick, reviews):
     quick.remove(f"data.path={reviews}")
     words = ["--multirun", f"data.path={reviews},{tmp_path / 'later'}"]
@@ -240,6 +248,7 @@ def test_a_run_that_fails_before_it_has_an_identity_is_recorded_once(sentexp, tm
     assert [run.info.status for run in children.values()] == ["FINISHED"] * 2
 
 
+@pytest.mark.slow
 def test_max_failures_stops_the_sweep(sentexp, tmp_path, trained, monkeypatch):
     failing_at(monkeypatch, 4)
     code, output, errors = sentexp("--multirun", "peft.r=4,8", "sweep.max_failures=1")
@@ -326,6 +335,7 @@ def test_the_command_line_replaces_axes_of_a_preset_and_adds_others(sentexp, tmp
     assert names(tmp_path) == [runs]
 
 
+@pytest.mark.slow
 def test_an_axis_of_a_preset_that_does_not_fit_is_refused_with_a_sentence(sentexp, tmp_path):
     code, _, errors = sentexp("experiment=rank_sweep", "peft=ia3")
     assert code == 1
@@ -401,6 +411,7 @@ class Breaking:
         return self.launcher.launch(job_overrides, initial_job_idx)
 
 
+@pytest.mark.slow
 def test_a_launcher_that_goes_down_is_started_again_with_what_is_left(sentexp, monkeypatch, trained):
     launchers = []
     original = grid.GridSweeper.setup

@@ -59,6 +59,7 @@ for prepare in (lambda: None, limit_kernel_caches):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_products_of_many_shapes_leave_little_behind():
     environment = {name: value for name, value in os.environ.items() if name not in KERNEL_CACHES}

@@ -104,6 +104,7 @@ def test_the_adapter_and_the_pictures_are_artifacts(recorded):
     assert not any(name.endswith((".bin", ".pt", ".ckpt", ".pkl")) for name in adapter)
 
 
+@pytest.mark.slow
 def test_system_metrics_are_recorded_over_time(recorded, monkeypatch, config, store):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     result = train(config("peft=lora", "tracking=mlflow", f"tracking.uri={store}", "trainer.max_epochs=8"))

@@ -88,6 +88,7 @@ def test_the_training_does_not_notice(kind, config, weights, tmp_path):
     assert all(torch.equal(one[name], other[name]) for one, other in zip(plain, weights, strict=True) for name in one)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_changes_no_mean(config, room_for_two, tmp_path):
     words = ("trainer.average=ema", "trainer.unfreeze=0.5", "optim=lion", "peft.dropout=0")
     cut = ("trainer.batch_size=2", "trainer.accumulate_grad_batches=4", "trainer.eval_batch_size=8")

@@ -67,6 +67,7 @@ def test_r_drop_is_two_losses_and_the_divergence_of_their_passes():
     torch.testing.assert_close(RowLoss(r_drop=0.4)(Fixed(LOGITS, again), None, TARGETS), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "free"),
     [("seq_cls", "true"), ("seq_cls", "false"), ("causal_lm", "true")],

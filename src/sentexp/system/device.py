@@ -1,7 +1,10 @@
 """The device and the arithmetic of a run, and a description of the machine."""
 
+import functools
+import itertools
 import os
 import platform
+import time
 from pathlib import Path
 
 import psutil
@@ -36,7 +39,8 @@ def visible_gpus() -> list[str]:
 def choose_precision(precision: Precision, device: torch.device) -> Precision:
     """Return the arithmetic: `auto` is bf16 where the hardware multiplies it natively, else fp32.
 
-    Natively means CUDA from compute capability 8.0, or a CPU with AMX or AVX512-BF16.
+    Natively means CUDA from compute capability 8.0, or a CPU with AMX or AVX512-BF16 whose products in bf16 are also
+    faster than in float32: oneDNN may be a build without these kernels, or be kept from them (ONEDNN_MAX_CPU_ISA).
 
     Raises:
         UserError: fp16 without a GPU.
@@ -50,8 +54,30 @@ def choose_precision(precision: Precision, device: torch.device) -> Precision:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        instructions = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        native = instructions and _bf16_is_faster()
     return Precision.bf16 if native else Precision.fp32
+
+
+@functools.cache
+def _bf16_is_faster() -> bool:
+    """Tell whether the CPU takes less time for products in bf16 than in float32, measured once in a process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other, and longer where the machine is busy
+    try:
+        return _seconds_of_product(torch.bfloat16) < _seconds_of_product(torch.float32)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _seconds_of_product(dtype: torch.dtype) -> float:
+    """Return the least CPU time of five products of 256 tokens with weights of 768 by 768, in this thread."""
+    tokens, weights = torch.ones(256, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
+    times = []
+    for _ in range(6):  # the first one makes the kernel
+        torch.nn.functional.linear(tokens, weights)
+        times.append(time.thread_time())
+    return min(end - start for start, end in itertools.pairwise(times))
 
 
 def describe(device: torch.device) -> dict[str, str]:

@@ -312,6 +312,7 @@ LLAMA3 = {
 DROPOUT = (*LORA, "peft.dropout=0.2")
 
 
+@pytest.mark.slow
 def test_dropout_is_live_in_training_and_dead_in_evaluation(fast_calls):
     classifier, packer = build("llama", peft=DROPOUT)
     for name, parameter in classifier.named_parameters():
