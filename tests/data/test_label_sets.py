@@ -175,7 +175,7 @@ def test_what_does_not_go_together_is_refused(tmp_path):
         load_config(*place, "data.labels=[a,b]")
     with pytest.raises(UserError, match=r"data.label=\['joy'\] must be a column, or .*: two at least"):
         load_config(*place[:2], "data.label=[joy]")
-    with pytest.raises(UserError, match=r"data.label_delimiter='' must be what stands between two labels"):
+    with pytest.raises(UserError, match=r"data.label_delimiter='' must be the text between two labels"):
         load_config(*place, "data.label_delimiter=''")
     with pytest.raises(UserError, match=r"task.loss=multi_label reads the labels of a table, and data=fpb"):
         load_config("data=fpb", "data.path=x", "task.loss=multi_label")

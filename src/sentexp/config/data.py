@@ -194,7 +194,7 @@ class TableData(DataConfig):
             )
         require(
             bool(self.label_delimiter) and not set(self.label_delimiter) & set("[]\"'"),
-            f'data.label_delimiter={self.label_delimiter!r} must be what stands between two labels, such as ; or ","',
+            f'data.label_delimiter={self.label_delimiter!r} must be the text between two labels, such as ; or ","',
         )
 
     @property

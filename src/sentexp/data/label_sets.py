@@ -61,21 +61,25 @@ class LabelSetEncoder(LabelEncoder):
             members[place, list(numbers)] = 1
         return as_column(members[np.maximum(labels, 0)] if len(members) else np.zeros((len(labels), len(self.classes))))
 
-    def _fault(self, value: str | None) -> tuple[str, str]:
+    def _fault(self, row: int, where: str, value: str | None) -> tuple[str, str]:
+        place = f"Row {row} of {where}"
         if self._by_column:
             name, cell = next(
                 (name, cell) for name, cell in zip(self.classes, _cells(value), strict=True) if cell not in (*YES, *NO)
             )
-            return f"has {cell[:60]!r} in the column {name} of data.label", "write 1 where it has that label, else 0"
+            return (
+                f"{place} has {cell[:60]!r} in the column {name} of data.label",
+                "write 1 where it has that label, else 0",
+            )
         words = split_labels(value, self.table.label_delimiter)
         if value is None:
-            return "has no list of labels", "write an empty one where none holds"
+            return f"{place} has no list of labels", "write an empty one where none holds"
         if words is None:
-            return f"has the labels {value[:60]!r}, which are no list of texts", 'write them as ["joy", "fear"]'
+            return f"{place} has the labels {value[:60]!r}, which are no list of texts", 'write them as ["joy", "fear"]'
         wrong = next(word for word in words if super(LabelSetEncoder, self)._index(word) == UNKNOWN)
         among = "" if len(words) == 1 else f" among {value.strip()[:60]!r}"
         mapped = "fix it, map it with data.labels={value: class, ...}"
-        return f"has the label {wrong[:60]!r}{among}, which is {self._legal(wrong)}", mapped
+        return f"{place} has the label {wrong[:60]!r}{among}, which is {self._legal(wrong)}", mapped
 
 
 def label_set_classes(data: TableData, tables: dict[str, "pa.Table"]) -> tuple[list[str], list[str]]:
@@ -112,7 +116,7 @@ def _printed(text: str) -> list[Any]:
     """Return a list as Python prints it.
 
     Raises:
-        ValueError: it is not, or texts stand beside each other without a comma, as numpy prints them.
+        ValueError: it is not, or texts follow each other without a comma, as numpy prints them.
     """
     tree = ast.parse(text, mode="eval").body
     items = tree.elts if isinstance(tree, ast.List) else [tree]

@@ -183,16 +183,16 @@ class LabelEncoder:
         if not unknown.any():
             return
         row = _first(unknown)
-        what, instead = self._fault(table.column("label")[row - 1].as_py())
-        raise UserError(f"Row {row} of {where} {what}{_more(unknown)}: {instead}, {skip}.")
+        fault, instead = self._fault(row, where, table.column("label")[row - 1].as_py())
+        raise UserError(f"{fault}{_more(unknown)}: {instead}, {skip}.")
 
-    def _fault(self, value: str | None) -> tuple[str, str]:
-        """Return what is wrong with a label that is refused, and what to do."""
+    def _fault(self, row: int, where: str, value: str | None) -> tuple[str, str]:
+        """Return what is wrong with the label of a row, and what to do."""
         word = word_of(value)
         if word == "" and self.data.labels is None:
-            return "has no label", "fill it in"
+            return f"Row {row} of {where} has no label", "fill it in"
         mapped = "" if self.dtype is np.float64 else ", map it with data.labels={value: class, ...}"
-        return f"has the label {word[:60]!r}, which is {self._legal(word)}", f"fix it{mapped}"
+        return f"Row {row} of {where} has the label {word[:60]!r}, which is {self._legal(word)}", f"fix it{mapped}"
 
     def _legal(self, word: str) -> str:
         """Return what a label that is refused is not."""

@@ -145,7 +145,7 @@ def _score_all(
 def score_chunk(
     scorer: Scorer, chunk: Chunk, calibrated: bool = False, done: Callable[[int], object] = lambda _: None
 ) -> Predictions:
-    """Return what is said of each row of a chunk, as `output_columns` has it, null without a text.
+    """Return the columns of `output_columns` for each row of a chunk, null without a text.
 
     Args:
         scorer: of the run.

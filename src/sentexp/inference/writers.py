@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Predictions = list[list[Any]]
-"""For each row what is said of it, null where there is no text; see `sentexp.inference.answers`."""
+"""For each row the columns of `sentexp.inference.answers`, null where there is no text."""
 
 
 class Output(ABC):

@@ -23,7 +23,7 @@ from torchmetrics.functional.classification import (
 from sentexp.config.metric_names import RUN_LABEL_SET_METRICS, safe_classes
 
 USUAL = 0.5
-"""The threshold of a label that validation rows say nothing of."""
+"""The threshold of a label that no validation row has."""
 
 
 def best_thresholds(probabilities: Tensor, targets: Tensor) -> list[float]:
