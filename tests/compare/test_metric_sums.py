@@ -5,7 +5,7 @@ import pytest
 import torch
 from rounding import rounding
 
-from sentexp.compare import metric_sums
+from sentexp.compare import areas
 from sentexp.compare.metric_sums import measured
 from sentexp.metrics.split_metrics import split_metrics
 
@@ -72,7 +72,7 @@ def test_many_rows_leave_out_a_remainder_that_does_not_matter(rows, monkeypatch)
     targets, logits = rows
     weights = np.random.default_rng(2).multinomial(len(targets), np.full(len(targets), 1 / len(targets)), 500)
     exact = measured(targets, logits.softmax(-1).numpy())(weights.astype(np.float32))["auroc_macro"]
-    monkeypatch.setattr(metric_sums, "FEW_ROWS", 1)
+    monkeypatch.setattr(areas, "FEW_ROWS", 1)
     quick = measured(targets, logits.softmax(-1).numpy())
     assert quick.pairs == []
     found = quick(weights.astype(np.float32))["auroc_macro"]

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sentexp.config import load_config
+from sentexp.config import TargetKind, load_config
 from sentexp.data.sources import load_source
 from sentexp.data.splits import load_examples
 from sentexp.errors import UserError
@@ -145,3 +145,8 @@ def test_goemotions(tmp_path):
     assert found.left_out["train"] == {"unknown label": 1}
     examples = load_examples(load_config("data=goemotions", f"data.path={tmp_path}").data)
     assert [examples.split(name).num_rows for name in ("train", "validation", "test")] == [3, 3, 3]
+    config = load_config("data=goemotions", f"data.path={tmp_path}", "task.loss=multi_label")
+    several = load_examples(config.data, kind=TargetKind.label_sets)
+    named = [[several.labels[number] for number in row.nonzero()[0]] for row in several.targets("test")]
+    assert named == [["neutral"], ["anger", "fear"], ["sadness"], ["admiration"]]
+    assert several.left_out["train"] == {}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sentexp.config import load_config
+from sentexp.config import TargetKind, load_config
 from sentexp.data.scores import quantile_bins, score_counts
 from sentexp.data.splits import NAMES, load_examples
 from sentexp.errors import UserError
@@ -18,7 +18,7 @@ def table(tmp_path):
 
 
 def test_more_than_100_values_are_read_as_numbers(table):
-    examples = load_examples(load_config(*table[1]).data, scores=True)
+    examples = load_examples(load_config(*table[1]).data, kind=TargetKind.scores)
     assert examples.labels == ["score"]
     together = np.concatenate([examples.targets(name) for name in NAMES])
     np.testing.assert_allclose(np.sort(together), np.arange(500) / 50 - 3)
@@ -27,7 +27,7 @@ def test_more_than_100_values_are_read_as_numbers(table):
 
 
 def test_splits_and_subsets_hold_every_tenth_alike(table):
-    examples = load_examples(load_config(*table[1], "data.train_subset=40").data, scores=True)
+    examples = load_examples(load_config(*table[1], "data.train_subset=40").data, kind=TargetKind.scores)
     for name, each in (("validation", 5), ("test", 5), ("train", 4)):
         counts = np.histogram(examples.targets(name), np.linspace(-3, 7, 11))[0]
         assert counts.min() >= each - 1, name
@@ -54,15 +54,15 @@ def test_what_is_not_a_number_is_reported_with_its_row(wrong, table):
     with file.open("a") as stream:
         stream.write(f"film,{wrong}\n")
     with pytest.raises(UserError, match=rf"Row 501 of .* has the label '{wrong}', which is not a number such as 3.5"):
-        load_examples(load_config(*words).data, scores=True)
-    examples = load_examples(load_config(*words, "data.on_bad_rows=skip").data, scores=True)
+        load_examples(load_config(*words).data, kind=TargetKind.scores)
+    examples = load_examples(load_config(*words, "data.on_bad_rows=skip").data, kind=TargetKind.scores)
     assert sum(examples.split(name).num_rows for name in NAMES) == 500
 
 
 def test_classes_and_a_single_score_are_refused(table):
     file, words = table
     with pytest.raises(UserError, match=r"data.labels=\['a', 'b'\] makes classes .* set data.labels=null"):
-        load_examples(load_config(*words[:-1], "data.labels=[a,b]").data, scores=True)
+        load_examples(load_config(*words[:-1], "data.labels=[a,b]").data, kind=TargetKind.scores)
     file.write_text("text,label\n" + "".join(f"film {number},3\n" for number in range(40)))
     with pytest.raises(UserError, match=r"has one score in its train split"):
-        load_examples(load_config(*words).data, scores=True)
+        load_examples(load_config(*words).data, kind=TargetKind.scores)

@@ -6,9 +6,10 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
+from sentexp.config import TargetKind
 from sentexp.metrics.score_metrics import score_metrics
-from sentexp.metrics.split_metrics import slice_metrics
-from sentexp.metrics.target import Classes, Scores, target_of
+from sentexp.metrics.slice_metrics import slice_metrics
+from sentexp.metrics.target import Classes, LabelSets, Scores, target_of
 
 
 @pytest.fixture
@@ -47,12 +48,13 @@ def test_the_loss_is_1_for_the_mean():
 def test_slices_are_measured_by_themselves(pairs):
     true, said = map(torch.tensor, pairs)
     mask = torch.arange(100) < 40
-    values = slice_metrics(["score"], said[:, None], true, {"some": mask})
+    values = slice_metrics(Scores(["score"]), said[:, None], true, {"some": mask})
     assert values["some/rows"] == 40
     assert values["some/mae"] == pytest.approx(mean_absolute_error(true[:40], said[:40]), abs=1e-6)
     assert "some/spearman" not in values
 
 
-def test_one_label_is_a_score_and_more_are_classes():
-    assert isinstance(target_of(["score"], scale=(1.0, 2.0)), Scores)
-    assert isinstance(target_of(["a", "b"]), Classes)
+def test_rows_are_measured_as_what_is_predicted():
+    assert isinstance(target_of(TargetKind.scores, ["score"], scale=(1.0, 2.0)), Scores)
+    assert isinstance(target_of(TargetKind.classes, ["a", "b"]), Classes)
+    assert isinstance(target_of(TargetKind.label_sets, ["a", "b"]), LabelSets)

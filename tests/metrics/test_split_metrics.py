@@ -8,7 +8,9 @@ import torch
 from rounding import rounding
 from sklearn import metrics as reference
 
-from sentexp.metrics.split_metrics import SplitMetrics, slice_metrics
+from sentexp.metrics.slice_metrics import slice_metrics
+from sentexp.metrics.split_metrics import SplitMetrics
+from sentexp.metrics.target import Classes
 
 
 def computed(logits, targets, labels, batch=7):
@@ -76,7 +78,7 @@ def test_slices_are_measured_by_themselves():
     logits = torch.randn(60, 2, generator=generator)
     first, single = torch.arange(60) < 40, targets == 1
     masks = {"place/first": first, "place/nobody": torch.zeros(60, dtype=torch.bool), "only_b": single}
-    values = slice_metrics(["a", "b"], logits, targets, masks)
+    values = slice_metrics(Classes(["a", "b"]), logits, targets, masks)
     assert values["place/first/rows"] == 40
     assert values["place/first/accuracy"] == pytest.approx(
         reference.accuracy_score(targets[first], logits[first].argmax(-1))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, softplus
 
-from sentexp.config import HeadLoss
+from sentexp.config import HeadLoss, TargetKind
 from sentexp.models.links import cumulative, link_of, said
 
 OUTPUTS = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=7)
@@ -50,8 +50,8 @@ def test_the_likelihood_and_its_gradient_are_numbers_far_out(location):
 
 
 def test_classes_have_probabilities_and_scores_are_themselves():
-    np.testing.assert_array_equal(said(["score"], torch.tensor([[1.5], [2.5]])), [[1.5], [2.5]])
-    np.testing.assert_allclose(said(["a", "b"], torch.tensor([[0.0, 0.0]])), [[0.5, 0.5]])
+    np.testing.assert_array_equal(said(TargetKind.scores, torch.tensor([[1.5], [2.5]])), [[1.5], [2.5]])
+    np.testing.assert_allclose(said(TargetKind.classes, torch.tensor([[0.0, 0.0]])), [[0.5, 0.5]])
 
 
 def test_a_score_is_on_its_scale_and_its_loss_is_not():
@@ -59,3 +59,12 @@ def test_a_score_is_on_its_scale_and_its_loss_is_not():
     scores = link(torch.tensor([[0.0], [1.5]]))
     assert scores.tolist() == [[100], [130]]
     assert link.losses(scores, torch.tensor([100.0, 90.0])).tolist() == [0, 4]
+
+
+def test_labels_of_a_set_have_probabilities_and_losses_of_their_own():
+    link = link_of(HeadLoss.multi_label)
+    logits, targets = torch.tensor([[0.0, 2.0], [-1.0, 3.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert torch.equal(link(logits), logits)
+    chances = torch.where(targets > 0, logits.sigmoid(), 1 - logits.sigmoid())
+    torch.testing.assert_close(link.losses(logits, targets), -chances.log().mean(1))
+    np.testing.assert_allclose(said(TargetKind.label_sets, logits), logits.sigmoid().numpy())

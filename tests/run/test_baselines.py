@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from sentexp.compare.metric_sums import measured
 from sentexp.run import baselines
+from sentexp.run.baseline_models import regression
 from sentexp.run.train import train
 from sentexp.tracking.predictions import read_predictions, read_rows
 
@@ -241,7 +242,7 @@ def test_a_penalty_is_chosen_on_validation():
     side = np.array([[-1.0], [1.0]] * 10, dtype=np.float32)
     targets = np.array([0, 1] * 10)
     turned = {"train": targets, "validation": 1 - targets, "test": targets}  # validation wants the strongest penalty
-    found = baselines._regression(dict.fromkeys(turned, side), turned, (0.01, 1.0, 100.0), 2)
+    found = regression(dict.fromkeys(turned, side), turned, (0.01, 1.0, 100.0), 2)["test"]
     mild = LogisticRegression(C=0.01, max_iter=1000).fit(side, targets).predict_log_proba(side)
     torch.testing.assert_close(found, torch.tensor(mild).float(), atol=1e-4, rtol=0)
 
@@ -256,7 +257,7 @@ def test_a_language_without_blanks_has_words(config):
 def test_a_class_that_train_lacks_has_no_chance_and_no_error():
     features = {name: np.eye(6, dtype=np.float32)[:4] for name in ("train", "validation", "test")}
     targets = {"train": np.array([0, 2, 0, 2]), "validation": np.array([0, 2, 1, 0]), "test": np.zeros(4, int)}
-    found = baselines._regression(features, targets, (1.0,), 3)
+    found = regression(features, targets, (1.0,), 3)["test"]
     assert found.shape == (4, 3)
     assert torch.isfinite(found).all()
     assert (found.argmax(-1) != 1).all()
@@ -265,8 +266,9 @@ def test_a_class_that_train_lacks_has_no_chance_and_no_error():
 def test_the_probe_reads_the_rows_in_their_order(config, monkeypatch):
     """The features of a split are sorted by length while they are computed."""
     seen = {}
+    none = {"validation": torch.zeros(8, 2), "test": torch.zeros(8, 2)}
     monkeypatch.setattr(
-        baselines, "_regression", lambda features, targets, *_: seen.update(f=features, t=targets) or torch.zeros(8, 2)
+        baselines, "regression", lambda features, targets, *_: seen.update(f=features, t=targets) or none
     )
     train(config("baseline=true", "peft=none", "trainer.eval_batch_size=3"))
     from sentexp.data.splits import load_examples

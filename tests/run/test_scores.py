@@ -100,7 +100,7 @@ def test_predictions_are_what_was_tested(trained, scores, command_line, tmp_path
     assert f"score {said.probabilities[0, 0]:.2f}" in output
     code, _, errors = command_line("predict", *words, "calibrated=true", "overwrite=true")
     assert code == 1
-    assert "calibrated=true corrects probabilities, and run" in errors
+    assert "calibrated=true corrects probabilities of classes, and run" in errors
 
 
 def test_an_evaluation_measures_scores(trained, scores, command_line, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from sentexp.config import load_config
-from sentexp.run import report
+from sentexp.run import symptoms as symptoms_module
 from sentexp.run.symptoms import symptoms
 
 THREE = ["negative", "neutral", "positive"]
@@ -61,6 +61,8 @@ def test_an_untuned_model_is_not_told_to_train_longer(told):
 
 
 def test_a_run_prints_them(monkeypatch, train, capsys):
-    monkeypatch.setattr(report, "symptoms", lambda labels, confusion, _: [f"{labels} {sum(map(sum, confusion))}"])
+    monkeypatch.setattr(
+        symptoms_module, "symptoms", lambda labels, confusion, _: [f"{labels} {sum(map(sum, confusion))}"]
+    )
     train()
     assert "Note: ['negative', 'positive'] 8\n" in capsys.readouterr().out

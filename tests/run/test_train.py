@@ -334,19 +334,19 @@ def test_pictures_are_drawn_at_the_end_of_a_single_run_and_of_others_when_asked(
     assert not any((result.folder / name).exists() for name in PLOTS)
     monkeypatch.setattr("sentexp.run.train.fit_and_test", None)  # from here on nothing is trained
     train(config(*swept, "plots=true"))
-    assert drawn(result.folder) == set(plots_of(result.labels))
-    for name in plots_of(result.labels):
+    assert drawn(result.folder) == set(plots_of(result.kind))
+    for name in plots_of(result.kind):
         (result.folder / name).unlink()
     train(config("plots=false"))
     assert drawn(result.folder) == set()
     train(config("plots=null"))
-    assert drawn(result.folder) == set(plots_of(result.labels))
+    assert drawn(result.folder) == set(plots_of(result.kind))
 
 
 def test_a_run_that_trains_again_leaves_no_plots_of_before(config):
     swept = ("sweep.name=x", "baseline=false")
     result = train(config(*swept, "plots=true"))
-    assert all((result.folder / name).is_file() for name in plots_of(result.labels))
+    assert all((result.folder / name).is_file() for name in plots_of(result.kind))
     train(config(*swept, "sweep.rerun=true", "plots=null"))
     assert not any((result.folder / name).exists() for name in PLOTS)
 

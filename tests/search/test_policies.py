@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 
 from sentexp.config import Pruner, SearchConfig, from_conf
+from sentexp.metrics.label_set_metrics import label_set_metrics
 from sentexp.metrics.split_metrics import split_metrics
 from sentexp.search.policies import TrialJudge, compare, paired_gap, row_scores
 from sentexp.search.study import open_study, storage_url
@@ -142,3 +143,12 @@ def test_row_scores_are_the_metric_row_by_row(metric):
 def test_the_rows_of_scores_are_measured_by_their_squared_errors():
     scores = row_scores(torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, 1.0]), "validation/loss")
     assert scores.tolist() == [0, -4]
+
+
+def test_the_rows_of_sets_of_labels_are_measured_by_their_cross_entropy():
+    generator = torch.Generator().manual_seed(1)
+    logits, targets = torch.randn(30, 3, generator=generator), (torch.rand(30, 3, generator=generator) < 0.5).float()
+    scores = row_scores(logits, targets, "validation/loss")
+    assert scores.shape == (30,)
+    wanted = label_set_metrics(["a", "b", "c"], logits, targets, [0.5] * 3)["loss"]
+    assert -float(scores.mean()) == pytest.approx(wanted, rel=1e-5)

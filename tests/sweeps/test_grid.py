@@ -11,6 +11,7 @@ import yaml
 from mlflow import MlflowClient
 
 from sentexp.compare import command, comparison
+from sentexp.config import TargetKind
 from sentexp.errors import UserError
 from sentexp.run import build, fitting
 from sentexp.run.plotting import PLOTS, plots_of
@@ -166,7 +167,7 @@ def test_finished_runs_are_drawn_when_asked(sentexp, tmp_path, trained):
     code, output, _ = sentexp("--multirun", "peft.r=4,8", "plots=true")
     assert code == 0
     assert "2 finished before, 0 to do" in output
-    wanted = set(plots_of(["negative", "positive"]))
+    wanted = set(plots_of(TargetKind.classes))
     assert drawn() == [wanted, wanted]
     assert len(trained) == 2
     _, children = recorded(tmp_path)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Column, Table
 from rich.text import Text
 
-from sentexp.config import Config, TrackingBackend
+from sentexp.config import Config, TargetKind, TrackingBackend
+from sentexp.config.target_kind import kind_of_run
 from sentexp.system.console import OUT, say, waiting
 from sentexp.system.json_files import read_json
 from sentexp.tracking.queries import PRUNED, is_run
@@ -75,8 +76,8 @@ def _in_folder(folder: Path) -> "list[list[str]]":
 
 
 def _numbers(metrics: dict[str, Any]) -> list[str]:
-    of_scores = "test/accuracy" not in metrics and "test/rmse" in metrics
-    first, mark = ("rmse", "rmse ") if of_scores else ("accuracy", "")
+    kind = kind_of_run(metrics)
+    first, mark = kind.headline, "" if kind is TargetKind.classes else f"{kind.headline} "
     values = [metrics.get(f"{split}/{first}", math.nan) for split in SPLITS.values()]
     seconds = metrics.get("seconds")
     return [

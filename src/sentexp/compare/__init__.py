@@ -16,6 +16,7 @@ from sentexp.compare.error_analysis import (
     label_errors,
     largest_errors,
 )
+from sentexp.compare.label_sets import errors_of_sets, label_table
 from sentexp.compare.leaderboard import Leaderboard, leaderboard
 from sentexp.compare.slices import slice_table, worst_slices
 from sentexp.config import CompareConfig, EvaluatedSplit, TrackingBackend, TrackingConfig, from_conf
@@ -26,8 +27,10 @@ __all__ = [
     "Leaderboard",
     "confident_errors",
     "disagreements",
+    "errors_of_sets",
     "head_to_head",
     "label_errors",
+    "label_table",
     "largest_errors",
     "leaderboard",
     "load_runs",

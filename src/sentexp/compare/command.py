@@ -11,11 +11,11 @@ from rich.text import Text
 from sentexp.compare.choosing import with_chosen
 from sentexp.compare.comparison import Comparison, load
 from sentexp.compare.error_analysis import confident_errors, disagreements, head_to_head, label_errors, largest_errors
+from sentexp.compare.label_sets import errors_of_sets, label_table
 from sentexp.compare.leaderboard import Leaderboard, leaderboard
 from sentexp.compare.leaderboard_tables import slice_summary, small, terminal_tables, write_tables
 from sentexp.compare.slices import slice_table, worst_slices
-from sentexp.config import AUTO, CompareConfig, EvaluatedSplit, TrackingConfig
-from sentexp.config.metric_names import is_score
+from sentexp.config import AUTO, CompareConfig, EvaluatedSplit, TargetKind, TrackingConfig
 from sentexp.errors import UserError
 from sentexp.system.console import OUT, say, waiting
 from sentexp.system.garbage import freeze_imports
@@ -61,7 +61,7 @@ def compare(config: CompareConfig) -> None:
     if config.by is not None:
         _print_slices(analysis, config.by)
     names = [one.name for one in analysis.comparison.configurations]
-    if len(names) == 2 and not is_score(analysis.comparison.labels):  # noqa: PLR2004 (run against run)
+    if len(names) == 2 and analysis.comparison.kind is TargetKind.classes:  # noqa: PLR2004 (run against run)
         _print_pair(analysis, names[0], names[1], config)
     with waiting("Writing the report"):
         files = write(analysis, config, folder)
@@ -116,8 +116,7 @@ def analyse(config: CompareConfig) -> Analysis:
         UserError: anything in the configuration or the store that the user can fix.
     """
     comparison = load(config)
-    usual = "rmse" if is_score(comparison.labels) else "accuracy"
-    metric = usual if config.metric == AUTO else config.metric
+    metric = comparison.kind.headline if config.metric == AUTO else config.metric
     if config.choose is not None:
         comparison = with_chosen(comparison, config.choose, metric)
     measured = {"confidence": config.confidence, "resamples": config.resamples, "seed": config.seed}
@@ -147,8 +146,11 @@ def write(analysis: Analysis, config: CompareConfig, folder: Path) -> list[Path]
 
 
 def _row_tables(comparison: Comparison, best: list[str]) -> "list[tuple[str, pd.DataFrame]]":
-    """Return tables of single rows by their titles: of scores the largest errors of the best configuration."""
-    if is_score(comparison.labels):
+    """Return tables of single rows by their titles, and of sets of labels one of the labels."""
+    if comparison.kind is TargetKind.label_sets:
+        errors = errors_of_sets(comparison, best[0])
+        return [("labels", label_table(comparison, best)), (f"{best[0]}: its largest errors", errors)]
+    if comparison.kind is TargetKind.scores:
         return [(f"{best[0]}: its largest errors", largest_errors(comparison, best[0]))]
     tables = [(f"{best[0]}: its most confident errors", confident_errors(comparison, best[0]))]
     if len(comparison.configurations) > 1:

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentexp.compare.run_selection import SHORTEST_ID, Selection, select, settings_of
-from sentexp.config import CompareConfig
-from sentexp.config.metric_names import is_score
+from sentexp.config import CompareConfig, TargetKind, kind_of
 from sentexp.errors import UserError, require
 from sentexp.tracking.predictions import Predictions, file_name, read_predictions
 from sentexp.tracking.run_names import run_names
@@ -28,7 +27,10 @@ BASES = ("untuned", "linear_probe", "tfidf", "majority")
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Scored:
-    """A run and its predictions: `probabilities` float32, shape (rows, classes); `file` holds the texts as well."""
+    """A run and its predictions: `probabilities` float32, shape (rows, classes); `file` holds the texts as well.
+
+    `thresholds` are the probabilities from which each label holds, where a text has any number of them.
+    """
 
     run_id: str
     name: str
@@ -38,6 +40,7 @@ class Scored:
     settings: dict[str, Any]
     metrics: dict[str, float]
     tags: dict[str, str]
+    thresholds: list[float] | None = None
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -53,8 +56,8 @@ class Configuration:
 class Comparison:
     """Configurations and baselines on the same rows of a split.
 
-    `targets` are class indices, or scores, shape (rows,); `slices` are numbers of values and the values, by slice
-    column.
+    `targets` are class indices or scores, shape (rows,), or sets of labels, shape (rows, labels); `slices` are numbers
+    of values and the values, by slice column.
     """
 
     title: str
@@ -68,6 +71,11 @@ class Comparison:
     parent_id: str | None = None
     store: Store | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> TargetKind:
+        """What the runs predict."""
+        return kind_of(self.labels, self.targets if self.targets.ndim > 1 else None)
 
     def everything(self) -> list[Configuration]:
         """Return the configurations and, after them, the baselines."""
@@ -111,13 +119,7 @@ def load(config: CompareConfig) -> Comparison:
         f"{selection.title}: {len(first.targets)} {split} rows are too few to compare runs: at least {FEWEST_ROWS} "
         "are needed, and hundreds to see a difference of some points.",
     )
-    values = np.unique(first.targets)
-    require(
-        len(values) > 1,
-        f"{selection.title}: all {len(first.targets)} {split} rows are "
-        f"{values[0] if is_score(first.labels) else first.labels[values[0]]}, and with one "
-        f"{'score' if is_score(first.labels) else 'class'} there is nothing to compare.",
-    )
+    _require_several(selection.title, split, first)
     comparison = Comparison(
         title=selection.title,
         split=split,
@@ -133,6 +135,18 @@ def load(config: CompareConfig) -> Comparison:
     if split == "test":
         comparison.baselines = _baselines(selection, rows)
     return comparison
+
+
+def _require_several(title: str, split: str, rows: Predictions) -> None:
+    """Refuse rows that are all alike."""
+    kind, first = kind_of(rows.labels, rows.thresholds), rows.targets[0]
+    one, what = "set of labels", "labelled alike"
+    if kind is not TargetKind.label_sets:
+        one, what = ("score", first) if kind is TargetKind.scores else ("class", rows.labels[first])
+    require(
+        bool((rows.targets != first).any()),
+        f"{title}: all {len(rows.targets)} {split} rows are {what}, and with one {one} there is nothing to compare.",
+    )
 
 
 class _Rows:
@@ -178,6 +192,7 @@ class _Rows:
             settings=settings_of(run),
             metrics=dict(run.data.metrics),
             tags=dict(run.data.tags),
+            thresholds=predictions.thresholds,
         )
 
     def require_alike(self) -> None:
@@ -194,7 +209,8 @@ class _Rows:
 
 def _order(reference: Predictions, other: Predictions) -> NDArray[Any] | None:
     """Return where the rows of one are in the other; None where they are not the same rows with the same labels."""
-    if reference.labels != other.labels or len(reference.ids) != len(other.ids):
+    kinds = [kind_of(one.labels, one.thresholds) for one in (reference, other)]
+    if kinds[0] is not kinds[1] or reference.labels != other.labels or len(reference.ids) != len(other.ids):
         return None
     if np.array_equal(reference.ids, other.ids):
         order = np.arange(len(other.ids))

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from sentexp.compare import significance
 from sentexp.compare.comparison import Comparison, Configuration
 from sentexp.compare.metric_sums import AREA, measured
-from sentexp.config import check_measure
-from sentexp.config.metric_names import is_score
+from sentexp.config import TargetKind, check_measure
 from sentexp.data.text_parts import shown
 from sentexp.errors import require
 from sentexp.tracking.predictions import read_rows
@@ -80,7 +79,7 @@ def disagreements(comparison: Comparison, a: str, b: str) -> "pd.DataFrame":
     sure = [_of_truth(comparison, each)[numbers] for each in both]
     order = np.argsort(-np.abs(sure[0] - sure[1]), kind="stable")
     numbers = numbers[order]
-    table = _texts(comparison, numbers)
+    table = texts_of(comparison, numbers)
     for place, (one, each, p) in enumerate(zip((first, second), both, sure, strict=True)):
         table.insert(2 + 2 * place, f"{one.name} says", _labels(comparison, each.argmax(1)[numbers]))
         table.insert(3 + 2 * place, f"{one.name} p", p[order])
@@ -105,7 +104,7 @@ def confident_errors(comparison: Comparison, name: str, most: int = 50) -> "pd.D
     probabilities = _mean_probabilities(comparison.find("name", name))
     wrong = np.flatnonzero(probabilities.argmax(1) != comparison.targets)
     numbers = wrong[np.argsort(-probabilities.max(1)[wrong], kind="stable")][:most]
-    table = _texts(comparison, numbers)
+    table = texts_of(comparison, numbers)
     table.insert(2, "predicted", _labels(comparison, probabilities.argmax(1)[numbers]))
     table.insert(3, "p", probabilities.max(1)[numbers])
     return table
@@ -127,16 +126,15 @@ def largest_errors(comparison: Comparison, name: str, most: int = 50) -> "pd.Dat
     predicted = _mean_probabilities(comparison.find("name", name))[:, 0]
     errors = predicted - comparison.targets
     numbers = np.argsort(-np.abs(errors), kind="stable")[:most]
-    table = _texts(comparison, numbers)
+    table = texts_of(comparison, numbers)
     table.insert(2, "predicted", predicted[numbers])
     table.insert(3, "error", errors[numbers])
     return table
 
 
 def _require_classes(comparison: Comparison, name: str) -> None:
-    require(
-        not is_score(comparison.labels), f"{name} counts classes, and these runs predict scores: use largest_errors."
-    )
+    instead = {TargetKind.scores: "largest_errors", TargetKind.label_sets: "errors_of_sets"}.get(comparison.kind)
+    require(instead is None, f"{name} counts classes, and these runs predict {comparison.kind.value}: use {instead}.")
 
 
 def label_errors(comparison: Comparison, most: int = 50) -> "pd.DataFrame":
@@ -158,7 +156,7 @@ def label_errors(comparison: Comparison, most: int = 50) -> "pd.DataFrame":
     numbers = find_label_issues(
         comparison.targets, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
     )[:most]
-    table = _texts(comparison, numbers)
+    table = texts_of(comparison, numbers)
     table.insert(2, "suggested", _labels(comparison, probabilities.argmax(1)[numbers]))
     table.insert(3, "p", probabilities.max(1)[numbers])
     return table
@@ -179,7 +177,16 @@ def _labels(comparison: Comparison, numbers: NDArray[Any]) -> list[str]:
     return [comparison.labels[number] for number in numbers]
 
 
-def _texts(comparison: Comparison, numbers: NDArray[Any]) -> "pd.DataFrame":
+def _true(comparison: Comparison, targets: NDArray[Any]) -> list[Any]:
+    match comparison.kind:
+        case TargetKind.scores:
+            return list(targets)
+        case TargetKind.label_sets:
+            return [", ".join(_labels(comparison, np.flatnonzero(row))) for row in targets]
+    return _labels(comparison, targets)
+
+
+def texts_of(comparison: Comparison, numbers: NDArray[Any]) -> "pd.DataFrame":
     """Return text, true label, id and slices of some rows."""
     import pandas as pd
 
@@ -187,9 +194,7 @@ def _texts(comparison: Comparison, numbers: NDArray[Any]) -> "pd.DataFrame":
     read = read_rows(file, numbers.tolist())
     table = {
         "text": [shown(text) for text in read.column("text").to_pylist()],
-        "label": list(comparison.targets[numbers])
-        if is_score(comparison.labels)
-        else _labels(comparison, comparison.targets[numbers]),
+        "label": _true(comparison, comparison.targets[numbers]),
     }
     table["id"] = comparison.ids[numbers].tolist()
     for column, (codes, values) in comparison.slices.items():

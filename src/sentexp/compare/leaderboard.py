@@ -10,16 +10,9 @@ from numpy.typing import NDArray
 from sentexp.compare import significance
 from sentexp.compare.comparison import BASES, Comparison, Configuration
 from sentexp.compare.statistics import Evidence, measure_configurations
-from sentexp.config import check_measure
-from sentexp.config.metric_names import (
-    METRICS,
-    ORDERED_METRICS,
-    SCORE_METRICS,
-    SCORE_SLICE_METRICS,
-    SLICE_METRICS,
-    is_better_higher,
-    is_score,
-)
+from sentexp.config import TargetKind, check_measure
+from sentexp.config.metric_names import ORDERED_METRICS, is_better_higher
+from sentexp.config.target_kind import measured_kind
 from sentexp.errors import require
 
 if TYPE_CHECKING:
@@ -55,6 +48,7 @@ class Leaderboard:
     costs, calibration and answers, `run_ids`. `evidence` has the configurations in the order of the comparison.
     """
 
+    kind: TargetKind
     metric: str
     metrics: tuple[str, ...]
     confidence: float
@@ -66,7 +60,7 @@ class Leaderboard:
     @property
     def short(self) -> tuple[str, ...]:
         """The metrics of short tables."""
-        return SCORE_SLICE_METRICS if self.metrics == SCORE_METRICS else SLICE_METRICS
+        return self.kind.short
 
     @property
     def level(self) -> str:
@@ -129,6 +123,7 @@ def leaderboard(
         rows.append(row | _recorded(one) | {"run_ids": [run.run_id for run in one.runs]})
     table = pd.DataFrame(rows).astype({"rank": "Int64"})
     board = Leaderboard(
+        kind=comparison.kind,
         metric=metric,
         metrics=metrics,
         confidence=confidence,
@@ -144,20 +139,21 @@ def metrics_of(comparison: Comparison, metric: str) -> tuple[str, ...]:
     """Return what is measured: also the metrics of ordered classes where one ranks, or where all runs say so.
 
     Raises:
-        UserError: the metric is of classes, and the runs predict scores, or the other way round.
+        UserError: the metric is of classes, for instance, and the runs predict scores.
     """
-    scored = is_score(comparison.labels)
-    legal = SCORE_METRICS if scored else (*METRICS, *ORDERED_METRICS)
+    kind = comparison.kind
+    of_classes = kind is TargetKind.classes
+    legal = (*kind.compared, *ORDERED_METRICS) if of_classes else kind.compared
     require(
         metric in legal,
-        f"metric={metric} measures {'classes' if scored else 'scores'}, and these runs predict "
-        f"{'scores' if scored else 'classes'}: use {', '.join(legal)}.",
+        f"metric={metric} measures {measured_kind(metric).value}, and these runs predict {kind.value}: use "
+        f"{', '.join(legal)}.",
     )
-    if scored:
-        return SCORE_METRICS
+    if not of_classes:
+        return kind.compared
     runs = [run for one in comparison.configurations for run in one.runs]
     ordered = metric in ORDERED_METRICS or all(str(run.settings.get("data.ordered")) == "True" for run in runs)
-    return (*METRICS, *ORDERED_METRICS) if ordered else METRICS
+    return legal if ordered else kind.compared
 
 
 def _difference(evidence: Evidence, number: int, other: int, metric: str, name: str) -> dict[str, float]:

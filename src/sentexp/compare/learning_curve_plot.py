@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from sentexp.compare.leaderboard import Leaderboard, ranked
 from sentexp.compare.power_law import FEWEST_SIZES, PowerLaw, fit_power_law
 from sentexp.compare.settings import lines_along, swept
-from sentexp.config.metric_names import SCORE_METRICS, is_better_higher
+from sentexp.config import TargetKind
+from sentexp.config.metric_names import is_better_higher
 from sentexp.plots.style import FEWEST, STYLES, drawn, is_wide, panels, plain, set_ticks
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ REFITS = 100
 def learning_curve_picture(board: Leaderboard, target: float = TARGET) -> "Figure | None":
     """Draw the error over the training rows with a power law, and say how many rows the target takes.
 
-    A metric of which less is better gives way to accuracy. None where rows were not swept, or fewer than three sizes,
-    and of scores, whose metrics are no shares.
+    A metric of which less is better gives way to the usual one. None where rows were not swept, or fewer than three
+    sizes, and of scores, whose metrics are no shares.
     """
-    if board.metrics == SCORE_METRICS:
+    if board.kind is TargetKind.scores:
         return None
     settings = swept(ranked(board), TRAINING_ROWS)
     axis = next((one for one in settings if one.key == TRAINING_ROWS), None)
@@ -40,7 +41,7 @@ def learning_curve_picture(board: Leaderboard, target: float = TARGET) -> "Figur
     shown = sizes[np.isfinite(sizes)]
     if axis is None or len(np.unique(shown)) < FEWEST or shown.min() < 1:  # below 1 they are shares of unknown rows
         return None
-    metric = board.metric if is_better_higher(board.metric) else "accuracy"
+    metric = board.metric if is_better_higher(board.metric) else board.kind.headline
     lines = lines_along(axis, settings)[: len(STYLES)]
     figure, (panel,) = panels(1, 6.5, 4.2)
     for (name, places), style in zip(lines, STYLES, strict=False):

@@ -2,10 +2,6 @@
 
 Each metric is a function of sums over rows. So a matrix of weights, one row for each resample, times a matrix of what
 each example adds gives the sums of all resamples in one product; the rest is arithmetic on small arrays.
-
-The area under the ROC curve is a mean over pairs of rows. It is split as Hoeffding (1948) does: into means over the
-rows of either side, which are sums like the others, and a remainder over pairs, which is of the order 1 / rows. The
-remainder is computed where the rows are few, and left out where they are many.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -15,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sentexp.compare.areas import Pairs, areas, ratio
+from sentexp.compare.label_set_sums import label_set_parts
 from sentexp.compare.score_sums import from_score_sums, score_features
 from sentexp.config.metric_names import BINS, METRICS
 
 SMALLEST = 1e-30
 """Of a probability, before its logarithm."""
-FEW_ROWS = 2000
-"""Up to here the area's remainder over pairs is computed; beyond, it changes an interval by less than 1 %."""
 AREA = "auroc_macro"
 SUMS = {
     "loss": ("loss",),
@@ -35,6 +31,9 @@ SUMS = {
     "mae": ("distance",),
     "qwk": ("support", "said", "squared"),
     "within_one": ("near",),
+    "f1_micro": ("support", "said", "right"),
+    "subset_accuracy": ("exact",),
+    "hamming": ("wrong",),
 }
 """What each metric is made of, beside the number of rows."""
 
@@ -46,13 +45,13 @@ class Measured:
     `features` are float32, shape (rows, sums); `pairs` hold the area's remainder for each class against the rest.
     The sums are, in order: the rows, the loss, the Brier score; for each class its rows, how often it was predicted,
     and how often rightly; for each class the two sides of its area; for each bin of the calibration error, confidence
-    minus correctness; the distance of the answer in steps of classes, its square, and whether it is one at most. Those
-    that none of `metrics` needs are 0.
+    minus correctness; the distance of the answer in steps of classes, its square, and whether it is one at most; of
+    sets of labels the share of wrong decisions, and whether there is none. Those that none of `metrics` needs are 0.
     """
 
     classes: int
     features: NDArray[Any]
-    pairs: "list[Pairs]"
+    pairs: list[Pairs]
     metrics: tuple[str, ...] = METRICS
 
     def __call__(self, weights: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -72,25 +71,6 @@ class Measured:
         """Return every metric of the rows without one of them, by name, shape (rows,): the jackknife."""
         left = np.subtract(self.features.sum(0, dtype=np.float64), self.features, order="F")
         return from_sums(left, self.classes, self.metrics)
-
-
-@dataclass(kw_only=True, slots=True)
-class Pairs:
-    """What is left of the wins of a class's rows over the rest's, when the mean of each row is taken away.
-
-    `positive` and `negative` are row numbers, `left` has the shape (positive, negative).
-    """
-
-    positive: NDArray[Any]
-    negative: NDArray[Any]
-    left: NDArray[Any]
-
-    def remainder(self, weights: NDArray[Any]) -> NDArray[Any]:
-        """Return what the pairs add to the area of each resample, shape (resamples,)."""
-        ours, theirs = np.take(weights, self.positive, 1), np.take(weights, self.negative, 1)
-        total = ours.sum(1) * theirs.sum(1)
-        added = np.einsum("ij,ij->i", ours @ self.left, theirs)
-        return _over(added, total)
 
 
 def resampled(runs: Sequence[Measured], weights: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -115,48 +95,72 @@ def resampled(runs: Sequence[Measured], weights: NDArray[Any]) -> dict[str, NDAr
     return {name: values.T for name, values in by_metric.items()}
 
 
-def measured(targets: NDArray[Any], probabilities: NDArray[Any], metrics: Collection[str] = METRICS) -> Measured:
+def measured(
+    targets: NDArray[Any],
+    probabilities: NDArray[Any],
+    metrics: Collection[str] = METRICS,
+    thresholds: Sequence[float] | None = None,
+) -> Measured:
     """Return what rows add to the metrics.
 
     Args:
-        targets: class indices, or scores, shape (rows,).
+        targets: class indices or scores, shape (rows,), or sets of labels, shape (rows, labels).
         probabilities: shape (rows, classes); of one class they are scores.
         metrics: that are wanted; others cost nothing.
+        thresholds: from which each label holds, where a text has any number of them.
     """
     rows, classes = probabilities.shape
     if classes == 1:
         features = score_features(targets, probabilities[:, 0])
         return Measured(classes=1, features=features, pairs=[], metrics=tuple(metrics))
-    predicted = probabilities.argmax(1)
-    right = predicted == targets
-    each = np.arange(rows)
-    truth, answered = np.zeros((2, rows, classes), np.float32)
-    truth[each, targets], answered[each, predicted] = 1, 1
-    loss = -np.log(np.maximum(probabilities[each, targets], SMALLEST))
-    brier = np.square(probabilities - truth).sum(1)
-    confidence = probabilities[each, predicted]
-    gaps = np.zeros((rows, BINS + 1), np.float32)
-    edges = np.linspace(0, 1, BINS + 1, dtype=np.float32)
-    gaps[each, np.searchsorted(edges, confidence.astype(np.float32), side="right") - 1] = confidence - right
-    sides, pairs = _areas(targets, probabilities) if AREA in metrics else (np.zeros((rows, 2 * classes)), [])
-    parts = {"loss": loss[:, None], "brier": brier[:, None]}
-    distance = np.abs(predicted - targets)[:, None].astype(np.float32)
-    distances = {"distance": distance, "squared": distance**2, "near": distance <= 1}
-    parts |= {
-        "support": truth,
-        "said": answered,
-        "right": truth * right[:, None],
-        "sides": sides,
-        "gaps": gaps,
-    } | distances
+    members = targets > 0 if targets.ndim > 1 else targets[:, None] == np.arange(classes)
+    sides, pairs = areas(members, probabilities) if AREA in metrics else (np.zeros((rows, 2 * classes)), [])
+    nothing = {name: np.zeros((rows, width)) for name, width in _widths(classes).items()}
+    if thresholds is None:
+        parts = nothing | _class_parts(targets, probabilities) | {"sides": sides}
+    else:
+        parts = nothing | label_set_parts(members, probabilities, thresholds) | {"sides": sides}
     needed = set().union(*(SUMS[name] for name in metrics))
-    kept = [part if name in needed else np.zeros_like(part) for name, part in parts.items()]
+    kept = [parts[name] if name in needed else none for name, none in nothing.items()]
     return Measured(
         classes=classes,
         features=np.concatenate([np.ones((rows, 1)), *kept], 1, dtype=np.float32),
         pairs=pairs,
         metrics=tuple(metrics),
     )
+
+
+def _widths(classes: int) -> dict[str, int]:
+    """Return how many sums there are of each kind, in their order, the rows left out."""
+    each = dict.fromkeys(("support", "said", "right"), classes)
+    last = dict.fromkeys(("distance", "squared", "near", "wrong", "exact"), 1)
+    return {"loss": 1, "brier": 1} | each | {"sides": 2 * classes, "gaps": BINS + 1} | last
+
+
+def _class_parts(targets: NDArray[Any], probabilities: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Return what rows with one class each add, by kind of sum."""
+    rows, classes = probabilities.shape
+    predicted = probabilities.argmax(1)
+    right = predicted == targets
+    each = np.arange(rows)
+    truth, answered = np.zeros((2, rows, classes), np.float32)
+    truth[each, targets], answered[each, predicted] = 1, 1
+    confidence = probabilities[each, predicted]
+    gaps = np.zeros((rows, BINS + 1), np.float32)
+    edges = np.linspace(0, 1, BINS + 1, dtype=np.float32)
+    gaps[each, np.searchsorted(edges, confidence.astype(np.float32), side="right") - 1] = confidence - right
+    distance = np.abs(predicted - targets)[:, None].astype(np.float32)
+    return {
+        "loss": -np.log(np.maximum(probabilities[each, targets], SMALLEST))[:, None],
+        "brier": np.square(probabilities - truth).sum(1)[:, None],
+        "support": truth,
+        "said": answered,
+        "right": truth * right[:, None],
+        "gaps": gaps,
+        "distance": distance,
+        "squared": distance**2,
+        "near": distance <= 1,
+    }
 
 
 def from_sums(
@@ -178,25 +182,28 @@ def from_sums(
     rows, loss, brier = sums[..., 0], sums[..., 1], sums[..., 2]
     support, answered, right, ours, theirs = (sums[..., 3 + n * classes : 3 + (n + 1) * classes] for n in range(5))
     gaps = sums[..., 3 + 5 * classes : 4 + 5 * classes + BINS]
-    distance, squared, near = (sums[..., 4 + 5 * classes + BINS + place] for place in range(3))
+    distance, squared, near, wrong, exact = (sums[..., 4 + 5 * classes + BINS + place] for place in range(5))
     rest = rows[..., None] - support
 
     def area() -> NDArray[Any]:
-        areas = _over(ours, support) + _over(theirs, rest)
+        areas = ratio(ours, support) + ratio(theirs, rest)
         return _mean(areas if remainder is None else areas + remainder, (support > 0) & (rest > 0))
 
     made: dict[str, Callable[[], NDArray[Any]]] = {
         "loss": lambda: loss / rows,
         "accuracy": lambda: right.sum(-1) / rows,
         AREA: area,
-        "f1_macro": lambda: _mean(_over(2 * right, support + answered), support > 0),
-        "precision_macro": lambda: _mean(_over(right, answered), support > 0),
-        "recall_macro": lambda: _mean(_over(right, support), support > 0),
+        "f1_macro": lambda: _mean(ratio(2 * right, support + answered), support > 0),
+        "precision_macro": lambda: _mean(ratio(right, answered), support > 0),
+        "recall_macro": lambda: _mean(ratio(right, support), support > 0),
         "ece": lambda: np.abs(gaps).sum(-1) / rows,
         "brier": lambda: brier / rows,
         "mae": lambda: distance / rows,
         "qwk": lambda: _weighted_kappa(support, answered, squared, rows),
         "within_one": lambda: near / rows,
+        "f1_micro": lambda: ratio(2 * right.sum(-1), (support + answered).sum(-1)),
+        "subset_accuracy": lambda: exact / rows,
+        "hamming": lambda: wrong / rows,
     }
     return {name: made[name]() for name in metrics}
 
@@ -213,55 +220,8 @@ def _weighted_kappa(
     return kappa
 
 
-def _over(above: NDArray[Any], below: NDArray[Any]) -> NDArray[Any]:
-    """Return the ratio; 0 where there is nothing to divide by."""
-    ratio: NDArray[Any] = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
-    return ratio
-
-
 def _mean(values: NDArray[Any], counts: NDArray[Any]) -> NDArray[Any]:
     """Return the mean over the classes that count; not a number where none does."""
     with np.errstate(invalid="ignore"):
         mean: NDArray[Any] = np.where(counts, values, 0).sum(-1) / counts.sum(-1)
     return mean
-
-
-def _areas(targets: NDArray[Any], probabilities: NDArray[Any]) -> tuple[NDArray[Any], list[Pairs]]:
-    """Return the two sides of the area of each class, shape (rows, 2 classes), and its remainders, if rows are few."""
-    rows, classes = probabilities.shape
-    sides = np.zeros((rows, 2 * classes), np.float32)
-    pairs = []
-    for n in range(classes):
-        members, rest = np.flatnonzero(targets == n), np.flatnonzero(targets != n)
-        if len(members) and len(rest):
-            sides[members, n], sides[rest, classes + n] = _sides(probabilities[members, n], probabilities[rest, n])
-            pairs.append(_pairs(probabilities[:, n], members, rest, sides[:, n] + sides[:, classes + n]))
-    complete = [pair for pair in pairs if pair is not None]
-    return sides, complete if len(complete) == classes else []
-
-
-def _sides(ours: NDArray[Any], theirs: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the structural components of the area (DeLong et al. 1988), those of our side less the area.
-
-    They are the share of the other side that a row wins against; by sorting (Sun and Xu 2014).
-    """
-    wins = _wins(ours, theirs)
-    return wins - wins.mean(), 1 - _wins(theirs, ours)
-
-
-def _wins(ours: NDArray[Any], theirs: NDArray[Any]) -> NDArray[Any]:
-    """Return the share of theirs that each of ours wins against, a tie counting half."""
-    order, ordered = np.argsort(ours), np.sort(theirs)  # numbers in order are looked up faster
-    below, through = (np.searchsorted(ordered, ours[order], side=side) for side in ("left", "right"))
-    wins = np.empty(len(ours))
-    wins[order] = (below + through) / (2 * len(theirs))
-    return wins
-
-
-def _pairs(scores: NDArray[Any], members: NDArray[Any], rest: NDArray[Any], sides: NDArray[Any]) -> Pairs | None:
-    if len(scores) > FEW_ROWS:
-        return None
-    ours, theirs = scores[members][:, None], scores[rest][None]
-    wins = (ours > theirs) + 0.5 * (ours == theirs)
-    left = wins - sides[members][:, None] - sides[rest][None]
-    return Pairs(positive=members, negative=rest, left=left.astype(np.float32))

@@ -29,7 +29,7 @@ from sentexp.compare.report_tables import (
     settings_sheet,
 )
 from sentexp.compare.settings import shared
-from sentexp.config.metric_names import is_score
+from sentexp.config import TargetKind
 from sentexp.plots.style import to_svg
 from sentexp.system.atomic_write import write_atomic
 
@@ -182,12 +182,22 @@ def _pictures(board: Leaderboard, comparison: Comparison, seed: int) -> list[Pic
             "What more rows would give; in brackets is its interval over resamples of the test rows. The curve beyond "
             "the points is an extrapolation.",
         ),
-        *(_of_scores(board, comparison) if is_score(comparison.labels) else _of_classes(board, comparison, seed)),
+        *_own_drawings(board, comparison, seed),
     ]
     drawn = [(draw(), alt, caption) for draw, alt, caption in drawings]
     return [
         Picture(svg=_encoded(figure), alt=alt, caption=caption) for figure, alt, caption in drawn if figure is not None
     ]
+
+
+def _own_drawings(board: Leaderboard, comparison: Comparison, seed: int) -> "list[Drawing]":
+    """Return what is drawn of classes or of scores alone; sets of labels have a table of the labels."""
+    match comparison.kind:
+        case TargetKind.scores:
+            return _of_scores(board, comparison)
+        case TargetKind.label_sets:
+            return []
+    return _of_classes(board, comparison, seed)
 
 
 def _of_scores(board: Leaderboard, comparison: Comparison) -> "list[Drawing]":

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from sentexp.compare import significance
 from sentexp.compare.bootstrap import Interval, bca, half_width, percentile, replicate, satterthwaite
-from sentexp.compare.comparison import Comparison, Configuration
+from sentexp.compare.comparison import Comparison, Configuration, Scored
 from sentexp.compare.metric_sums import Measured, measured
 from sentexp.compare.sample_size import ALPHA, POWER
-from sentexp.config.metric_names import METRICS, is_score
+from sentexp.config import TargetKind
+from sentexp.config.metric_names import METRICS
+from sentexp.tracking.predictions import holds
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,10 +70,10 @@ class Evidence:
     def p_values(self, metric: str) -> NDArray[Any]:
         """Return the p-values of every two configurations, not corrected, shape (configurations, configurations).
 
-        McNemar's exact test for accuracies of single runs; else a test of the difference over its standard error, by
-        the paired resamples and, where there are several seeds, by these.
+        McNemar's exact test for (subset) accuracies of single runs; else a test of the difference over its standard
+        error, by the paired resamples and, where there are several seeds, by these.
         """
-        if metric == "accuracy" and self.seed_freedom() == 0:
+        if metric in ("accuracy", "subset_accuracy") and self.seed_freedom() == 0:
             return significance.mcnemar(self.right)
         count = len(self.configurations)
         values = np.array([self.value(number, metric) for number in range(count)])
@@ -160,9 +162,8 @@ def measure_configurations(
     for configuration in configurations:
         for run in configuration.runs:
             probabilities = run.probabilities[chosen]
-            runs.append(measured(targets, probabilities, metrics))
-        said = configuration.runs[0].probabilities[chosen]
-        right.append(np.zeros(len(targets), bool) if is_score(comparison.labels) else said.argmax(1) == targets)
+            runs.append(measured(targets, probabilities, metrics, run.thresholds))
+        right.append(_right(comparison, configuration.runs[0])[chosen])
     by_run = replicate(runs, len(targets), resamples, seed)
     ends = np.cumsum([len(one.runs) for one in configurations])
     spans = [range(end - len(one.runs), end) for one, end in zip(configurations, ends, strict=True)]
@@ -178,6 +179,18 @@ def measure_configurations(
         right=np.stack(right),
         confidence=confidence,
     )
+
+
+def _right(comparison: Comparison, run: Scored) -> NDArray[Any]:
+    """Return which rows a run gets right, of sets of labels those with all of them, shape (rows,)."""
+    targets, said = comparison.targets, run.probabilities
+    if comparison.kind is TargetKind.scores:
+        return np.zeros(len(targets), bool)
+    if run.thresholds is not None:
+        exact: NDArray[Any] = (holds(said, run.thresholds) == targets).all(1)
+        return exact
+    right: NDArray[Any] = said.argmax(1) == targets
+    return right
 
 
 def _variance(replicates: NDArray[Any]) -> NDArray[Any]:

@@ -57,6 +57,7 @@ from sentexp.config.peft_methods import method_name
 from sentexp.config.registry import from_conf, load_config, register_schemas
 from sentexp.config.run import BOOKKEEPING, Config, flatten
 from sentexp.config.sweep import Pruner, Sampler, SearchConfig, SweepConfig
+from sentexp.config.target_kind import TargetKind, kind_of
 from sentexp.config.task import (
     ASKING,
     BARE,
@@ -71,7 +72,7 @@ from sentexp.config.task import (
     SequenceClassification,
     TaskConfig,
     load_template,
-    predicts_scores,
+    target_kind,
     task_name,
 )
 from sentexp.config.text_template import TextTemplate, text_template
@@ -146,6 +147,7 @@ __all__ = [
     "SweepConfig",
     "TableData",
     "TableFormat",
+    "TargetKind",
     "TaskConfig",
     "TextTemplate",
     "TrackingBackend",
@@ -157,11 +159,12 @@ __all__ = [
     "conf_dir",
     "flatten",
     "from_conf",
+    "kind_of",
     "load_config",
     "load_template",
     "method_name",
-    "predicts_scores",
     "register_schemas",
+    "target_kind",
     "task_name",
     "text_template",
 ]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sentexp.config.metric_names import METRICS, ORDERED_METRICS, SCORE_METRICS
+from sentexp.config.metric_names import COMPARED
 from sentexp.errors import UserError, require
 
 Given = TypeVar("Given")
@@ -125,8 +125,7 @@ def read_names(key: str, value: object, legal: str) -> list[str]:
 
 def check_measure(metric: str, confidence: float = 0.95, resamples: int = 2000) -> None:
     """Refuse an unknown metric, an impossible confidence, and too few resamples."""
-    known = tuple(dict.fromkeys((*METRICS, *ORDERED_METRICS, *SCORE_METRICS)))
-    require(metric in known, f"metric={metric} must be one of {', '.join(known)}.")
+    require(metric in COMPARED, f"metric={metric} must be one of {', '.join(COMPARED)}.")
     CONFIDENCE.check("confidence", confidence)
     RESAMPLES.check("resamples", resamples)
 

@@ -154,7 +154,8 @@ class TableData(DataConfig):
     """Rows of a table: `path` if given (file, folder or hub id), else the installed `package`."""
 
     text: Any
-    label: str
+    label: Any
+    label_delimiter: str
     slices: Any
     group: str | None
     subset: str | None
@@ -172,11 +173,34 @@ class TableData(DataConfig):
         _ = self.text_template, self.pair_template
         self.slices = read_names("data.slices", self.slices, "a column or a list of columns such as [language,source]")
         self.columns = read_names("data.columns", self.columns, "a list of the names of all columns, in their order")
+        self._check_label()
         check_encoding("data.encoding", self.encoding, ", and null detects it")
         self.delimiter = read_delimiter(
             "data.delimiter", self.delimiter, ", or null for the one that belongs to the ending of the file"
         )
         DataConfig.__post_init__(self)
+
+    def _check_label(self) -> None:
+        if isinstance(self.label, int | float):
+            self.label = str(self.label)
+        if not isinstance(self.label, str):
+            legal = "a column, or a column of 0 and 1 for each label such as [joy,anger]"
+            self.label = read_names("data.label", self.label, legal)
+            require(len(self.label) > 1, f"data.label={self.label} must be {legal}: two at least.")
+            require(
+                self.labels is None,
+                f"data.labels={self.labels} names classes, and data.label={self.label} has a column for each: set "
+                "data.labels=null.",
+            )
+        require(
+            bool(self.label_delimiter) and not set(self.label_delimiter) & set("[]\"'"),
+            f'data.label_delimiter={self.label_delimiter!r} must be the text between two labels, such as ; or ","',
+        )
+
+    @property
+    def label_columns(self) -> list[str]:
+        """The column of the labels, or a column for each."""
+        return [self.label] if isinstance(self.label, str) else list(self.label)
 
     @property
     def text_template(self) -> TextTemplate:

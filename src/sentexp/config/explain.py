@@ -71,6 +71,7 @@ HINTS = {
     "is not a valid bool": "it must be true or false",
     "not Optional": "it cannot be null",
     "is not a ListConfig, list or tuple": "a list is written [a,b]",
+    "expected one of [answer,": "task=causal_lm answers with words; use task=seq_cls for the losses of a head",
     "DictConfig with ListConfig": "a list takes a list and a mapping takes a mapping here; data=csv takes either",
 }
 

@@ -15,16 +15,44 @@ SCORE_METRICS = ("rmse", "mae", "pearson", "spearman")
 RUN_SCORE_METRICS = ("loss", *SCORE_METRICS)
 """Those of a split; its loss is the mean squared error over the variance of the training scores."""
 
-LOWER_IS_BETTER = ("loss", "ece", "brier", "mae", "rmse")
+LABEL_SET_METRICS = (
+    "f1_macro",
+    "f1_micro",
+    "subset_accuracy",
+    "hamming",
+    "auroc_macro",
+    "precision_macro",
+    "recall_macro",
+    "loss",
+)
+"""The metrics of several labels a text that are compared.
 
-PER_CLASS = ("f1", "precision", "recall")
-"""The metrics of each class: `f1_<class>`, in the safe form of its name."""
+`f1_micro` counts the decisions on all labels together, `subset_accuracy` the texts with all labels right, and `hamming`
+is the share of wrong decisions. The labels that a split does not hold stay out of the macro averages.
+"""
+
+RUN_LABEL_SET_METRICS = (*LABEL_SET_METRICS, "ap_macro")
+"""Those of a split: also the mean over the labels of their average precision (mAP)."""
+
+COMPARED = tuple(dict.fromkeys((*METRICS, *ORDERED_METRICS, *SCORE_METRICS, *LABEL_SET_METRICS)))
+"""Everything that `compare` ranks by."""
+
+MEASURED = tuple(dict.fromkeys((*COMPARED, *RUN_LABEL_SET_METRICS)))
+"""The metrics that any run may have of a split."""
+
+LOWER_IS_BETTER = ("loss", "ece", "brier", "mae", "rmse", "hamming")
+
+PER_CLASS = ("f1", "precision", "recall", "auroc", "ap")
+"""The metrics of each class: `f1_<class>`, in the safe form of its name; the last two where a text has several."""
 
 SLICE_METRICS = ("accuracy", "f1_macro", "auroc_macro")
 """The metrics of a slice, and those that short tables show."""
 
 SCORE_SLICE_METRICS = ("rmse", "mae", "pearson")
 """Those of scores."""
+
+LABEL_SET_SLICE_METRICS = ("f1_macro", "f1_micro", "subset_accuracy")
+"""Those of several labels a text."""
 
 SCORE = "score"
 """The one label of a run that predicts scores."""
@@ -39,16 +67,6 @@ BINS = 15
 def is_better_higher(metric: str) -> bool:
     """Tell whether more of a metric is better; its split may precede its name, as in `validation/loss`."""
     return metric.rpartition("/")[2] not in LOWER_IS_BETTER
-
-
-def is_score(labels: Sequence[str]) -> bool:
-    """Tell whether labels are those of a run that predicts scores: classes are two at least."""
-    return len(labels) == 1
-
-
-def short_metrics(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the metrics of a slice, and those that short tables show."""
-    return SCORE_SLICE_METRICS if is_score(labels) else SLICE_METRICS
 
 
 LONGEST_PART = 200
@@ -75,7 +93,7 @@ def safe_names(names: Iterable[str], taken: Sequence[str] = ()) -> dict[str, str
 
 def safe_classes(labels: Sequence[str]) -> dict[str, str]:
     """Return the safe form of each class; none is called as an average is."""
-    return safe_names(labels, ("macro",))
+    return safe_names(labels, ("macro", "micro"))
 
 
 def shown_names(labels: Sequence[str]) -> dict[str, str]:

@@ -1,13 +1,13 @@
 """`conf/config.yaml`: one run, and the rules between its groups."""
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any
 
-from sentexp.config.checks import check_ranges, seed_number
-from sentexp.config.data import DataConfig, Sampling
+from sentexp.config.checks import AUTO, check_ranges, seed_number
+from sentexp.config.data import DataConfig, Sampling, TableData
 from sentexp.config.lora import READING_ROWS, Lora
-from sentexp.config.metric_names import METRICS, ORDERED_METRICS, RUN_SCORE_METRICS, SCORE_METRICS
+from sentexp.config.metric_names import ORDERED_METRICS
 from sentexp.config.model import ModelConfig
 from sentexp.config.optim import OptimConfig, OptimizerName
 from sentexp.config.peft import (
@@ -19,10 +19,14 @@ from sentexp.config.peft import (
 )
 from sentexp.config.peft_methods import method_name
 from sentexp.config.sweep import SweepConfig
-from sentexp.config.task import CausalLM, HeadLoss, TaskConfig, predicts_scores
+from sentexp.config.target_kind import TargetKind, measured_kind
+from sentexp.config.task import CausalLM, HeadLoss, TaskConfig, target_kind
 from sentexp.config.tracking import TrackingConfig
 from sentexp.config.trainer import Average, Precision, Strategy, TrainerConfig
 from sentexp.errors import require
+
+LOSSES = {TargetKind.scores: "regression", TargetKind.label_sets: "multi_label"}
+"""The `task.loss` that learns something else than classes."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,19 +60,10 @@ class Config:
             self.data.ordered or getattr(self.task, "loss", None) is not HeadLoss.ordinal,
             "task.loss=ordinal learns classes in their order: set data.ordered=true.",
         )
-        if predicts_scores(self.task):
-            self._check_scores()
+        self._check_target()
         if self.trainer.strategy is Strategy.fsdp:
             self._check_sharding()
         self._check_recipes()
-        require(
-            self.data.ordered or predicts_scores(self.task) or self._monitored not in ORDERED_METRICS,
-            f"trainer.monitor={self.trainer.monitor} measures classes that are ordered: set data.ordered=true.",
-        )
-        require(
-            predicts_scores(self.task) or self._monitored not in set(SCORE_METRICS) - set(ORDERED_METRICS),
-            f"trainer.monitor={self.trainer.monitor} measures scores: set task.loss=regression.",
-        )
         require(
             self.trainer.max_tokens is None or self.data.sampling is Sampling.natural,
             f"trainer.max_tokens={self.trainer.max_tokens} needs as many tokens in every epoch, and data.sampling="
@@ -78,16 +73,31 @@ class Config:
     @property
     def measured(self) -> tuple[str, ...]:
         """The metrics of every split."""
-        if predicts_scores(self.task):
-            return RUN_SCORE_METRICS
-        return (*METRICS, *ORDERED_METRICS) if self.data.ordered else METRICS
+        measured = target_kind(self.task).measured
+        return (*measured, *ORDERED_METRICS) if self.data.ordered else measured
 
-    @property
-    def _monitored(self) -> str:
-        return self.trainer.monitor.removeprefix("validation/")
+    def _check_target(self) -> None:
+        """Choose the monitor, where it is open, and refuse what does not go with classes, scores or sets of labels."""
+        kind = target_kind(self.task)
+        if self.trainer.monitor == AUTO:
+            self.trainer = replace(self.trainer, monitor=f"validation/{kind.headline}")
+        if kind is not TargetKind.classes:
+            self._check_no_classes(kind)
+        monitored = self.trainer.monitor.removeprefix("validation/")
+        measures = measured_kind(monitored)
+        if kind is not TargetKind.classes:
+            advice = f", and task.loss={LOSSES[kind]} learns {kind.value}: use "
+            advice += ", ".join(f"validation/{name}" for name in self.measured)
+        elif measures is TargetKind.classes:
+            advice = " that are ordered: set data.ordered=true"
+        else:
+            advice = f": set task.loss={LOSSES[measures]}"
+        require(
+            monitored in self.measured, f"trainer.monitor={self.trainer.monitor} measures {measures.value}{advice}."
+        )
 
-    def _check_scores(self) -> None:
-        """Scores are no classes: what weighs, draws, orders or counts these has no meaning."""
+    def _check_no_classes(self, kind: TargetKind) -> None:
+        """Scores and sets of labels are no classes: what weighs, draws, orders or counts these has no meaning."""
         of_classes = {
             "task.focal_gamma": self.task.focal_gamma,
             "task.label_smoothing": self.task.label_smoothing,
@@ -101,13 +111,13 @@ class Config:
         wrong = next((key for key, value in of_classes.items() if value), "")
         require(
             not wrong,
-            f"{wrong}={of_classes.get(wrong)} is for classes, and task.loss=regression learns scores: set {wrong}="
-            f"{instead.get(wrong, 'null')}.",
+            f"{wrong}={of_classes.get(wrong)} is for classes, and task.loss={LOSSES[kind]} learns {kind.value}: set "
+            f"{wrong}={instead.get(wrong, 'null')}.",
         )
         require(
-            self._monitored in self.measured,
-            f"trainer.monitor={self.trainer.monitor} measures classes, and task.loss=regression learns scores: use "
-            f"{', '.join(f'validation/{name}' for name in self.measured)}.",
+            kind is not TargetKind.label_sets or isinstance(self.data, TableData),
+            f"task.loss=multi_label reads the labels of a table, and data={self.data.name} is a collection with one "
+            "label for each text: use data=csv, or task.loss=cross_entropy.",
         )
 
     def _check_sharding(self) -> None:

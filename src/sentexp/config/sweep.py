@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Any
 
 from sentexp.config.checks import check_ranges, number, seed_number
-from sentexp.config.metric_names import COSTS, METRICS, ORDERED_METRICS, SCORE_METRICS
+from sentexp.config.metric_names import COSTS, MEASURED
 from sentexp.errors import require
 
 
@@ -76,8 +76,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         """Check ranges and names."""
         check_ranges(self, "hydra.sweeper")
-        metrics = dict.fromkeys((*METRICS, *ORDERED_METRICS, *SCORE_METRICS))
-        legal = (*(f"validation/{name}" for name in metrics), *COSTS)
+        legal = (*(f"validation/{name}" for name in MEASURED), *COSTS)
         for name in self.objectives:
             require(
                 name in legal,

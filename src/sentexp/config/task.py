@@ -12,6 +12,7 @@ from yaml import YAMLError
 
 from sentexp.config.checks import AUTO, check_ranges, number
 from sentexp.config.conf_files import conf_dir
+from sentexp.config.target_kind import TargetKind
 from sentexp.errors import UserError, first_line, require
 
 TEMPLATE_GROUP = "template"
@@ -35,16 +36,27 @@ class HeadInit(Enum):
 
 
 class HeadLoss(Enum):
-    """What the head of `task=seq_cls` learns: classes, classes in their order by cumulative logits, or scores."""
+    """What the head of `task=seq_cls` learns.
+
+    They are classes, classes in their order by cumulative logits, scores, or any number of labels for a text.
+    """
 
     cross_entropy = "cross_entropy"
     ordinal = "ordinal"
     regression = "regression"
+    multi_label = "multi_label"
+
+    @property
+    def kind(self) -> TargetKind:
+        """What is predicted."""
+        kinds = {HeadLoss.regression: TargetKind.scores, HeadLoss.multi_label: TargetKind.label_sets}
+        return kinds.get(self, TargetKind.classes)
 
 
-def predicts_scores(task: "TaskConfig") -> bool:
-    """Tell whether a task predicts scores instead of classes."""
-    return getattr(task, "loss", None) is HeadLoss.regression
+def target_kind(task: "TaskConfig") -> TargetKind:
+    """Return what a task predicts."""
+    loss = getattr(task, "loss", None)
+    return loss.kind if isinstance(loss, HeadLoss) else TargetKind.classes
 
 
 class AnswerLoss(Enum):
@@ -98,8 +110,8 @@ class SequenceClassification(TaskConfig):
         TaskConfig.__post_init__(self)
         require(
             self.loss is HeadLoss.cross_entropy or self.head_init is not HeadInit.label_words,
-            f"task.head_init=label_words gives each class a row of the head, and those of task.loss={self.loss.name} "
-            "are no classes: leave it auto.",
+            "task.head_init=label_words gives each class a row of the head, for one answer among all, and task.loss="
+            f"{self.loss.name} answers otherwise: leave it auto.",
         )
         if self.template != AUTO:
             _require_text_slot("task.template", self.template)

@@ -55,9 +55,12 @@ class ArrowFolder:
         )
         self.files = [folder / file for file in names]
         self.classes: dict[str, list[str]] = {
-            column: feature["names"]
+            column: feature["names"] for column, feature in features.items() if _is_class(feature)
+        }
+        self.listed_classes: dict[str, list[str]] = {
+            column: feature["feature"]["names"]
             for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+            if isinstance(feature, dict) and _is_class(feature.get("feature"))
         }
         self.schema: pa.Schema = next(self._streams()).schema
 
@@ -72,19 +75,21 @@ class ArrowFolder:
         except (pa.ArrowInvalid, OSError) as error:
             raise self._unreadable(error) from None
 
-    def named(self, table: "pa.Table", columns: Sequence[str]) -> "pa.Table":
-        """Return a table with the names of its classes; a number that is not a class stays."""
+    def named(self, table: "pa.Table", columns: Sequence[str], lists: Sequence[str] = ()) -> "pa.Table":
+        """Return a table with the names of its classes; a number that is not a class stays.
+
+        Args:
+            table: of the data set.
+            columns: that are wanted.
+            lists: those among them whose values may be lists of classes, which are written in JSON.
+        """
         import pyarrow as pa
 
-        for column in [column for column in columns if column in self.classes]:
-            names = self.classes[column]
-            words = [
-                names[value] if value is not None and 0 <= value < len(names) else value
-                for value in table.column(column).to_pylist()
-            ]
+        known = self.classes | {name: self.listed_classes[name] for name in lists if name in self.listed_classes}
+        for column in [column for column in columns if column in known]:
+            words = [_named(value, known[column]) for value in table.column(column).to_pylist()]
             place = table.column_names.index(column)
-            strings = pa.array([None if word is None else str(word) for word in words], pa.large_string())
-            table = table.set_column(place, column, strings)
+            table = table.set_column(place, column, pa.array(words, pa.large_string()))
         return table
 
     def _streams(self) -> Iterator[Any]:
@@ -108,3 +113,14 @@ class ArrowFolder:
     def _unreadable(self, error: Exception) -> UserError:
         reason = first_line(error)
         return UserError(f"{self.name} cannot be read as a data set of `datasets` ({reason}): save it again.")
+
+
+def _is_class(feature: Any) -> bool:
+    return isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+
+
+def _named(value: Any, names: Sequence[str]) -> str | None:
+    """Return the name of a class, or those of a list in JSON; a number that is not a class stays."""
+    if isinstance(value, list):
+        return json.dumps([_named(one, names) for one in value], ensure_ascii=False)
+    return names[value] if value is not None and 0 <= value < len(names) else None if value is None else str(value)

@@ -6,18 +6,15 @@ space; `near`: the sets of their words are alike (see `near_duplicates`).
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
-from sentexp.config.metric_names import is_score
+from sentexp.config import TargetKind
 from sentexp.data.findings import GROUPED, MOJIBAKE, SIGNS, Finding, find_faults
 from sentexp.data.splits import NAMES, Examples
 from sentexp.data.tokens import TokenRows
-
-if TYPE_CHECKING:
-    pass
 
 IMBALANCED = 3
 NOTED_CUT = 0.01
@@ -29,7 +26,8 @@ class DataAudit:
 
     `rows`, `labels` count the rows that are used, `available` those before subsets; `cut` is the share of rows longer
     than `max_length` tokens, `tokens` the histogram of their lengths (counts between consecutive `token_edges`) and
-    `token_quantiles` the 5th, 50th, 95th and 100th percentile.
+    `token_quantiles` the 5th, 50th, 95th and 100th percentile. Where a text has any number of labels, `unlabelled`
+    counts the rows without any, and `together` the training rows that have two labels both.
     """
 
     data: str
@@ -46,6 +44,8 @@ class DataAudit:
     warnings: list[str]
     left_out: dict[str, dict[str, int]]
     removed_duplicates: int
+    unlabelled: dict[str, int] = field(default_factory=dict)
+    together: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the audit as JSON values."""
@@ -85,9 +85,23 @@ def audit(name: str, examples: Examples, tokens: dict[str, TokenRows], near: boo
         warnings=[],
         left_out={split: reasons for split, reasons in examples.left_out.items() if reasons},
         removed_duplicates=examples.removed,
+        **(_label_sets(examples) if examples.kind is TargetKind.label_sets else {}),
     )
     result.warnings = _warnings(result, examples)
     return result
+
+
+def _label_sets(examples: Examples) -> dict[str, Any]:
+    """Return what there is to count of sets of labels."""
+    members = examples.targets("train").astype(np.int64)
+    pairs = members.T @ members
+    names = examples.labels
+    return {
+        "unlabelled": {split: int((~examples.targets(split).any(1)).sum()) for split in NAMES},
+        "together": {
+            name: dict(zip(names, map(int, row), strict=True)) for name, row in zip(names, pairs, strict=True)
+        },
+    }
 
 
 def _histogram(tokens: dict[str, TokenRows]) -> tuple[list[int], dict[str, list[int]]]:
@@ -103,27 +117,44 @@ def _warnings(result: DataAudit, examples: Examples) -> list[str]:
     """Return what a person should know before spending training time, as sentences."""
     return [
         *examples.notes,
-        *_label_warnings(result, is_score(examples.labels)),
+        *_label_warnings(result, examples.kind),
         *_duplicate_warnings(result),
         *_text_warnings(result),
     ]
 
 
-def _label_warnings(result: DataAudit, scores: bool) -> Iterator[str]:
+def _label_warnings(result: DataAudit, kind: TargetKind) -> Iterator[str]:
     for split, reasons in result.left_out.items():
         reasons_text = ", ".join(f"{count:,} ({reason})" for reason, count in reasons.items())
         yield f"Rows left out of the source's {split} split: {reasons_text}."
-    if scores:
+    if kind is TargetKind.scores:
         return
     for split, counts in result.labels.items():
         if missing := [label for label, count in counts.items() if count == 0]:
             why = "it cannot be learnt" if split == "train" else "no metric of it can be measured there"
             yield f"No row of the {split} split has the label {', '.join(missing)}: {why}."
-    if result.imbalance > IMBALANCED:
+    if kind is TargetKind.label_sets and sum(result.labels["train"].values()) == _labelled_rows(result):
+        yield (
+            "No training row has more than one label: classes of which each text has one are learned by "
+            "task.loss=cross_entropy."
+        )
+    if any(result.unlabelled.values()):
+        unlabelled = ", ".join(f"{count:,} of {split}" for split, count in result.unlabelled.items())
+        yield f"Rows without any label, which teach what has none: {unlabelled}."
+    if result.imbalance > IMBALANCED and kind is TargetKind.label_sets:
+        yield (
+            f"The most frequent label of the training split has {result.imbalance:.1f} times the rows of the rarest: "
+            "f1_micro hides the rare ones; read f1_macro, and the table of the labels."
+        )
+    elif result.imbalance > IMBALANCED:
         yield (
             f"The largest class of the training split has {result.imbalance:.1f} times the rows of the smallest: "
             "accuracy hides the small one; read f1_macro, or try data.class_weights=balanced."
         )
+
+
+def _labelled_rows(result: DataAudit) -> int:
+    return result.rows["train"] - result.unlabelled["train"]
 
 
 def _duplicate_warnings(result: DataAudit) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Batches of rows as a model reads them: padded to the longest, or packed without padding."""
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -64,3 +64,9 @@ def pad(rows: list[list[int]], pad_id: int, side: str) -> Padded:
         ids[index, place] = torch.tensor(row)
         mask[index, place] = 1
     return Padded(ids, mask)
+
+
+def target_tensor(targets: Any) -> Tensor:
+    """Return class indices as integers, scores and sets of labels as float32 numbers, of the shape of the array."""
+    tensor = torch.tensor(targets)
+    return tensor.float() if tensor.is_floating_point() or tensor.dim() > 1 else tensor.long()

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sentexp.config import TrainerConfig
-from sentexp.data.batch import Batch, Texts, pad
+from sentexp.data.batch import Batch, Texts, pad, target_tensor
 from sentexp.data.batching import consecutive, training_order
 from sentexp.data.packing import Packer
 from sentexp.distributed import processes
@@ -27,7 +27,7 @@ class Rows(Protocol):
         """Tokens of each row, shape (rows,)."""
 
     labels: Any
-    """Class indices, or scores, shape (rows,): an array, which can be indexed by a list."""
+    """Class indices or scores, shape (rows,), or sets of labels, shape (rows, labels): an array."""
 
     @property
     def prefix(self) -> int:
@@ -146,15 +146,19 @@ class _Batches(Dataset[Batch]):
         numbers, step_rows = item
         shard = processes.shard_rows(numbers)
         rows = shard or numbers[:1]
-        ids, labels = self.rows.ids(rows), torch.as_tensor(self.rows.labels[rows])
-        labels = labels.float() if labels.is_floating_point() else labels.long()
+        ids, labels = self.rows.ids(rows), target_tensor(self.rows.labels[rows])
         filler = [] if self.filler is None else self.filler(ids, labels.tolist())
-        fill = partial(nn.functional.pad, pad=(0, len(filler)))
         return Batch(
-            texts=self.layout([*ids, *filler], fill(labels).tolist()),
-            labels=fill(labels),
-            rows=fill(torch.tensor(rows)),
+            texts=self.layout([*ids, *filler], _filled(labels, filler).tolist()),
+            labels=_filled(labels, filler),
+            rows=_filled(torch.tensor(rows), filler),
             step_rows=torch.tensor(step_rows),
-            counts=fill(torch.full((len(rows),), bool(shard))),
+            counts=_filled(torch.full((len(rows),), bool(shard)), filler),
             batch_rows=len(numbers),
         )
+
+
+def _filled(values: Tensor, filler: Sequence[object]) -> Tensor:
+    """Return the values of rows, and 0 behind them for each filler row."""
+    padded: Tensor = nn.functional.pad(values, (*[0, 0] * (values.dim() - 1), 0, len(filler)))
+    return padded

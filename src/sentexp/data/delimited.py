@@ -36,6 +36,8 @@ class TextFormat:
     """Of a spreadsheet that has several."""
     named_classes: bool = False
     """Whether the classes of a data set that `datasets` has saved are read by their names."""
+    lists: list[str] = field(default_factory=list)
+    """Columns whose values may be lists, which are read as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

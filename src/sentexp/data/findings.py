@@ -8,6 +8,7 @@ import numpy as np
 
 from sentexp.data.near_duplicates import near_pairs
 from sentexp.data.splits import NAMES, Examples, firsts
+from sentexp.data.targets import as_numbers
 from sentexp.data.text_hash import Numbers
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class _Duplicates:
     def _contradicting(self) -> dict[str, Numbers]:
         """Return the rows whose normalised text has several labels over all splits."""
         keys = np.concatenate([self.keys[name] for name in NAMES])
-        labels = np.concatenate([self.examples.targets(name) for name in NAMES])
+        labels = as_numbers(np.concatenate([self.examples.targets(name) for name in NAMES]))
         order = np.lexsort((labels, keys))
         same_key = keys[order][1:] == keys[order][:-1]
         changes = order[1:][same_key & (labels[order][1:] != labels[order][:-1])]

@@ -1,5 +1,6 @@
 """Lines in fastText's form, `__label__positive a warm film`, as the columns text and label."""
 
+import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -26,10 +27,19 @@ class LabelledLines:
         keys: of the configuration, for the sentences.
         name: of the file, in the sentences.
         unlabelled: let a line be a text without a label.
+        several: read any number of labels before a text, as a list in JSON.
     """
 
-    def __init__(self, file: Path, encoding: str | None, keys: Keys, name: str, unlabelled: bool = False) -> None:
-        self.file, self.keys, self.name, self.unlabelled = file, keys, name, unlabelled
+    def __init__(
+        self,
+        file: Path,
+        encoding: str | None,
+        keys: Keys,
+        name: str,
+        unlabelled: bool = False,
+        several: bool = False,
+    ) -> None:
+        self.file, self.keys, self.name, self.unlabelled, self.several = file, keys, name, unlabelled, several
         self.encoding = text_encoding(file, encoding)
 
     def tables(self) -> "Iterator[pa.Table]":
@@ -55,6 +65,12 @@ class LabelledLines:
             raise wrong_encoding(self.file, self.encoding, self.keys.encoding, self.name) from None
 
     def _divided(self, line: str, number: int) -> tuple[str, str | None]:
+        if self.several:
+            labels, text = [], line
+            while text.startswith(LABEL):
+                label, _, text = text.partition(" ")
+                labels.append(label.removeprefix(LABEL))
+            return text, json.dumps(labels, ensure_ascii=False)
         label, _, text = line.partition(" ")
         if self.unlabelled and not label.startswith(LABEL):
             return line, None

@@ -1,7 +1,7 @@
 """Labels and texts of raw rows: the classes, which value is which, and which rows cannot be used."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,20 +19,33 @@ FEWEST_RATINGS = 3
 LEFT_OUT, UNKNOWN = -1, -2
 
 
-def classes_of(data: DataConfig, tables: dict[str, "pa.Table"]) -> tuple[list[str], list[str]]:
+def different_words(tables: dict[str, "pa.Table"]) -> set[str]:
+    """Return the different labels of all splits."""
+    return {word_of(value) for value in different_values(tables)}
+
+
+def different_values(tables: dict[str, "pa.Table"]) -> set[str | None]:
+    """Return the different values of the label columns of all splits."""
+    import pyarrow.compute as pc
+
+    return {value for table in tables.values() for value in pc.unique(table.column("label")).to_pylist()}
+
+
+def classes_of(data: DataConfig, values: Callable[[], set[str]]) -> tuple[list[str], list[str]]:
     """Return the classes in the order of their indices, as configured or else as values, and notes on them.
 
     Values that differ only in upper and lower case are one class, as they are for configured ones.
+
+    Args:
+        data: what is configured.
+        values: returns the labels that are there, which is only asked for where none are configured.
     """
     named = data.class_names()
     if named is not None:
         return named, _ratings(data, named)
-    import pyarrow.compute as pc
-
-    values = {_word(value) for table in tables.values() for value in pc.unique(table.column("label")).to_pylist()}
     header = getattr(data, "label", None)  # a header that is repeated below is not a class, and its row is refused
     forms: dict[str, list[str]] = {}
-    for word in sorted(values - {"", header}, key=_order):
+    for word in sorted(values() - ({"", header} if isinstance(header, str) else {""}), key=_order):
         forms.setdefault(word.casefold(), []).append(word)
     words = [alike[0] for alike in forms.values()]
     numbers = ", or learn them as scores with task.loss=regression" if all(map(_is_number, words)) else ""
@@ -86,7 +99,7 @@ class LabelEncoder:
         self._numbered = not any(_is_number(name) for name in classes)  # else a number is a name
         if isinstance(data.labels, dict):
             self._indices = {
-                _word(value).casefold(): LEFT_OUT if name is None else classes.index(name)
+                word_of(value).casefold(): LEFT_OUT if name is None else classes.index(name)
                 for value, name in data.labels.items()
             }
             self._numbered = False
@@ -127,8 +140,14 @@ class LabelEncoder:
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             if self.data.strip:
                 columns["text"] = pc.utf8_trim_whitespace(columns["text"])
-            columns["label"] = pa.array(labels[rows])
+            columns["label"] = self._column(labels[rows])
             yield pa.table(columns).filter(pa.array(kept[rows]))
+
+    def _column(self, labels: Any) -> "pa.Array":
+        """Return the labels of rows, what cannot be used among them, as they are kept."""
+        import pyarrow as pa
+
+        return pa.array(labels)
 
     def _label_indices(self, labels: "pa.ChunkedArray") -> Any:
         """Return the class index of each label, shape (rows,); each different value is looked at once."""
@@ -147,7 +166,7 @@ class LabelEncoder:
         return labels == LEFT_OUT
 
     def _index(self, value: str | None) -> float:
-        word = _word(value)
+        word = word_of(value)
         if (by_name := self._indices.get(word.casefold())) is not None:
             return by_name
         if self._numbered and re.fullmatch(r"\d+", word) and int(word) < len(self.classes):
@@ -164,13 +183,16 @@ class LabelEncoder:
         if not unknown.any():
             return
         row = _first(unknown)
-        word = _word(table.column("label")[row - 1].as_py())
+        fault, instead = self._fault(row, where, table.column("label")[row - 1].as_py())
+        raise UserError(f"{fault}{_more(unknown)}: {instead}, {skip}.")
+
+    def _fault(self, row: int, where: str, value: str | None) -> tuple[str, str]:
+        """Return what is wrong with the label of a row, and what to do."""
+        word = word_of(value)
         if word == "" and self.data.labels is None:
-            raise UserError(f"Row {row} of {where} has no label{_more(unknown)}: fill it in, {skip}.")
-        raise UserError(
-            f"Row {row} of {where} has the label {word[:60]!r}, which is {self._legal(word)}{_more(unknown)}: fix it, "
-            f"{'' if self.dtype is np.float64 else 'map it with data.labels={value: class, ...}, '}{skip}."
-        )
+            return f"Row {row} of {where} has no label", "fill it in"
+        mapped = "" if self.dtype is np.float64 else ", map it with data.labels={value: class, ...}"
+        return f"Row {row} of {where} has the label {word[:60]!r}, which is {self._legal(word)}", f"fix it{mapped}"
 
     def _legal(self, word: str) -> str:
         """Return what a label that is refused is not."""
@@ -203,7 +225,7 @@ def _more(rows: Any) -> str:
     return f" (and {others:,} more row{'s' if others > 1 else ''})" if others else ""
 
 
-def _word(value: str | None) -> str:
+def word_of(value: str | None) -> str:
     """Return a label as it is compared: without blanks, and 1.0 as 1, since a column with gaps is read as decimals."""
     return re.sub(r"^(-?\d+)\.0+$", r"\1", (value or "").strip())
 

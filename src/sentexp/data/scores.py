@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +11,6 @@ from sentexp.config.metric_names import SCORE
 from sentexp.data.labels import LabelEncoder
 from sentexp.data.text_hash import Numbers
 from sentexp.errors import require
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 BINS = 10
 """Strata of scores: tenths of the rows."""
@@ -81,10 +78,3 @@ def score_counts(scores: "dict[str, Numbers]") -> dict[str, dict[str, int]]:
     return {
         split: dict(zip(names, np.histogram(mine, edges)[0].tolist(), strict=True)) for split, mine in scores.items()
     }
-
-
-def is_scored(rows: "pa.Table") -> bool:
-    """Tell whether the labels of rows are scores."""
-    import pyarrow as pa
-
-    return bool(pa.types.is_floating(rows.schema.field("label").type))

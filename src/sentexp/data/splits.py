@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sentexp.config import AGREEMENT_LEVELS, DataConfig, PhraseBank
-from sentexp.config.metric_names import is_score
+from sentexp.config import AGREEMENT_LEVELS, DataConfig, PhraseBank, TargetKind
 from sentexp.data.arrow_spill import concat_or_spill
 from sentexp.data.scores import score_counts
 from sentexp.data.sources import SLICE, Source, load_source
 from sentexp.data.stratification import group_units, most_frequent, numbered, strata_of, stratified_position
+from sentexp.data.targets import kind_of_rows, target_array
 from sentexp.data.text_hash import KEY, Numbers, column_hashes, split_digest, text_keys
 from sentexp.errors import require
 
@@ -49,21 +49,31 @@ class Examples:
         return getattr(self, name)
 
     def targets(self, name: str) -> Numbers:
-        """Return the class indices of a split, or its scores, shape (rows,)."""
-        return np.asarray(self.split(name).column("label"))
+        """Return class indices or scores, shape (rows,), or for each row which labels it has, shape (rows, labels)."""
+        return target_array(self.split(name).column("label"))
+
+    @property
+    def kind(self) -> TargetKind:
+        """What the labels are."""
+        return kind_of_rows(self.train)
 
     def scale(self) -> tuple[float, float] | None:
         """Return mean and standard deviation of the training scores; None of classes."""
-        if not is_score(self.labels):
+        if self.kind is not TargetKind.scores:
             return None
         scores = self.targets("train")
         return float(scores.mean()), float(scores.std())
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return the number of rows per class, or per score or range of scores, for each split."""
-        if is_score(self.labels):
-            return score_counts({name: self.targets(name) for name in NAMES})
-        counts_of = {name: np.bincount(self.targets(name), minlength=len(self.labels)) for name in NAMES}
+        """Return the number of rows per class or label, or per score or range of scores, for each split."""
+        targets = {name: self.targets(name) for name in NAMES}
+        if self.kind is TargetKind.scores:
+            return score_counts(targets)
+        is_set = self.kind is TargetKind.label_sets
+        counts_of = {
+            name: each.sum(0, dtype=np.int64) if is_set else np.bincount(each, minlength=len(self.labels))
+            for name, each in targets.items()
+        }
         return {name: dict(zip(self.labels, map(int, counts), strict=True)) for name, counts in counts_of.items()}
 
     def slices(self, name: str) -> dict[str, dict[str, Numbers]]:
@@ -81,7 +91,7 @@ class Examples:
 
 
 def load_examples(
-    data: DataConfig, whole: bool = False, needed: Sequence[str] = NAMES, scores: bool = False
+    data: DataConfig, whole: bool = False, needed: Sequence[str] = NAMES, kind: TargetKind = TargetKind.classes
 ) -> Examples:
     """Load the source and apply the split laws: carve what the source lacks, then take the subsets.
 
@@ -89,12 +99,12 @@ def load_examples(
         data: the source, its splits and subsets.
         whole: leave the subsets out.
         needed: splits that must have rows.
-        scores: whether labels are scores instead of classes.
+        kind: what the labels are.
 
     Raises:
         UserError: a fault in the source, a needed split without rows, or a train split with one class.
     """
-    source = load_source(data, scores)
+    source = load_source(data, kind)
     splits = {name: rows.append_column(KEY, [text_keys(rows)]) for name, rows in source.splits.items()}
     if missing := [name for name in NAMES if name not in splits]:
         splits |= carve(splits["train"], {name: getattr(data, f"{name}_fraction") for name in missing}, data.split_seed)
@@ -124,8 +134,12 @@ def load_examples(
 
 
 def _require_several(train: "pa.Table", labels: list[str], data: DataConfig) -> None:
-    values = np.unique(train.column("label").to_numpy())
-    if is_score(labels):
+    kind, targets = kind_of_rows(train), target_array(train.column("label"))
+    values = np.unique(targets)
+    if kind is TargetKind.label_sets:
+        require(bool(targets.any()), f"data={data.name} has no label in its train split: there is nothing to learn.")
+        return
+    if kind is TargetKind.scores:
         require(len(values) > 1, f"data={data.name} has one score in its train split: there is nothing to learn.")
         return
     classes = {labels[label] for label in values}

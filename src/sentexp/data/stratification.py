@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sentexp.data.scores import is_scored, quantile_bins
+from sentexp.data.scores import quantile_bins
 from sentexp.data.sources import SLICE
+from sentexp.data.targets import as_numbers, rarest_labels, target_array
 from sentexp.data.text_hash import Numbers
 
 if TYPE_CHECKING:
@@ -40,10 +41,17 @@ def stratified_position(hashes: Numbers, strata: Sequence[Numbers], sizes: Numbe
 
 
 def strata_of(rows: "pa.Table") -> list[Numbers]:
-    """Return the levels of stratification: the class, or the tenth that a score is in, then the slices."""
+    """Return the levels of stratification: those of the labels, then the slices."""
     slices = [name for name in rows.column_names if name.startswith(SLICE)]
-    labels = np.asarray(rows.column("label"))
-    return [quantile_bins(labels) if is_scored(rows) else labels, *(numbered(rows.column(name))[1] for name in slices)]
+    labels = _label_strata(target_array(rows.column("label")))
+    return [*labels, *(numbered(rows.column(name))[1] for name in slices)]
+
+
+def _label_strata(targets: Numbers) -> list[Numbers]:
+    """Return the class, or the tenth that a score is in, or the rarest label of a set and then the set."""
+    if targets.ndim > 1:
+        return [rarest_labels(targets), as_numbers(targets)]
+    return [quantile_bins(targets) if targets.dtype.kind == "f" else targets]
 
 
 def numbered(column: "pa.ChunkedArray") -> tuple[list[str], Numbers]:

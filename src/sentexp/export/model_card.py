@@ -11,7 +11,7 @@ import numpy as np
 
 from sentexp.compare.comparison import Comparison, Configuration, Scored
 from sentexp.compare.statistics import measure_configurations
-from sentexp.config.metric_names import METRICS, SCORE_METRICS, is_score, short_metrics
+from sentexp.config import TargetKind
 from sentexp.export.usage import usage
 from sentexp.export.verify import Verification
 from sentexp.inference.run_lookup import Finished
@@ -57,7 +57,7 @@ def write_card(finished: Finished, form: str, verification: Verification, folder
         title=title if title.startswith(trained.model.title) else f"{trained.model.title}: {title}",
         about=_about(trained, result),
         labels=trained.labels,
-        columns=list(audit["labels"]["train"]) if is_score(trained.labels) and audit else trained.labels,
+        columns=list(audit["labels"]["train"]) if trained.kind is TargetKind.scores and audit else trained.labels,
         identity=trained.identity,
         run_id=trained.run_id,
         form=form + numbers,
@@ -70,10 +70,10 @@ def write_card(finished: Finished, form: str, verification: Verification, folder
         if not (run_folder / file_name("test")).is_file()
         else len(read_predictions(run_folder / file_name("test")).targets),
         metrics=_metrics(run_folder),
-        slices=_slices(metrics, short_metrics(trained.labels)[0]),
-        headline=short_metrics(trained.labels)[0],
+        slices=_slices(metrics, trained.kind.headline),
+        headline=trained.kind.headline,
         cut=_cut(trained),
-        scored=is_score(trained.labels),
+        kind=trained.kind.name,
         ece=metrics.get("test/ece"),
         temperature=trained.temperature,
         base_licence=model_origin(trained),
@@ -95,7 +95,11 @@ def _about(trained: Trained, result: dict[str, Any]) -> str:
     how = "which answers a prompt with label words" if trained.answers else "under a classification head"
     stored = trained.storage.quantization.name
     packed = "" if stored == "none" else f", stored in {stored}"
-    kind_of_model = "A model of sentiment scores" if trained.scale is not None else "A classifier of sentiment"
+    kind_of_model = {
+        TargetKind.scores: "A model of sentiment scores",
+        TargetKind.classes: "A classifier of sentiment",
+        TargetKind.label_sets: "A classifier that gives a text any number of labels",
+    }[trained.kind]
     return (
         f"{kind_of_model}: {what} the base model {trained.model.title} (revision {trained.revision[:12]}"
         f"{packed}), {how}."
@@ -123,6 +127,7 @@ def _metrics(run_folder: Path) -> list[dict[str, Any]]:
         settings={},
         metrics={},
         tags={},
+        thresholds=predictions.thresholds,
     )
     one = Configuration(name="", runs=[run])
     comparison = Comparison(
@@ -134,7 +139,7 @@ def _metrics(run_folder: Path) -> list[dict[str, Any]]:
         slices=predictions.slices,
         configurations=[one],
     )
-    names = SCORE_METRICS if is_score(predictions.labels) else METRICS
+    names = comparison.kind.compared
     evidence = measure_configurations(comparison, [one], RESAMPLES, 0, CONFIDENCE, metrics=names)
     intervals = {name: evidence.interval(0, name) for name in names}
     return [

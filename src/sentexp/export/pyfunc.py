@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from sentexp.config.metric_names import SCORE, is_score
 from sentexp.data.text_parts import join_pairs
+from sentexp.inference.answers import answers, output_columns
 from sentexp.inference.batching import Batcher
-from sentexp.inference.scorer import LABEL, PROBABILITY, Scorer
+from sentexp.inference.scorer import Scorer
 from sentexp.models.pretrained import Backbone
-from sentexp.models.saved import read_trained
+from sentexp.models.saved import Trained, read_trained
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +73,7 @@ def python_model() -> Any:
             del context
             texts = read_texts(model_input, self.scorer.trained.strip, self.most_rows, self.reads_pairs)
             score = self.calibrated if (params or {}).get(CALIBRATED) else self.plain
-            return to_frame(score(texts), self.scorer.labels)
+            return to_frame(score(texts), self.scorer.trained)
 
     return SentimentModel()
 
@@ -107,12 +107,10 @@ def read_texts(table: "pd.DataFrame", strip: bool, most: int | None = None, pair
     return [text.strip() for text in texts] if strip else texts
 
 
-def to_frame(probabilities: NDArray[Any], labels: Sequence[str]) -> "pd.DataFrame":
-    """Return labels and probabilities, or scores, as the columns of a model's output."""
+def to_frame(probabilities: NDArray[Any], trained: Trained) -> "pd.DataFrame":
+    """Return what a run says as the columns of a model's output; see `sentexp.inference.answers`."""
     import pandas as pd
 
-    if is_score(labels):
-        return pd.DataFrame({SCORE: probabilities[:, 0]})
-    columns: dict[str, Any] = {LABEL: [labels[best] for best in probabilities.argmax(1)]}
-    columns |= {PROBABILITY + label: probabilities[:, place] for place, label in enumerate(labels)}
-    return pd.DataFrame(columns)
+    first, names = list(zip(*answers(trained, probabilities), strict=True)), output_columns(trained)
+    columns: list[Any] = [*map(list, first), *probabilities.T]
+    return pd.DataFrame(dict(zip(names, columns, strict=True)))

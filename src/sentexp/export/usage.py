@@ -50,6 +50,14 @@ The outputs are not the logits of the labels, but cumulative ones: the last line
 of the labels.
 """
 """How the outputs of an ordinal head are read."""
+MULTI_LABEL = """\
+    thresholds = {thresholds}
+    labels = [one["label"] for one in outputs[0] if one["score"] >= thresholds[one["label"]]]
+
+Each label is judged by itself: its score is the sigmoid of its logit, and it holds where that reaches its threshold,
+which was chosen on validation rows.
+"""
+"""How labels are read, where a text has any number of them."""
 JOINED = """
 
 A pair is one text here, its two joined by {between}. A pair that is too long loses its end, and not that of its first
@@ -76,9 +84,9 @@ def usage(trained: Trained, form: str, folder: Path) -> str:
     joined = EXAMPLE + (trained.prompt.between + EXAMPLE_PAIR if pairs else "")
     text = USAGES[kind].format(
         assign="" if trained.loss is HeadLoss.cross_entropy else "outputs = ",
-        raw="" if trained.loss is HeadLoss.cross_entropy else ', function_to_apply="none"',
+        raw=', function_to_apply="none"' if trained.loss in (HeadLoss.ordinal, HeadLoss.regression) else "",
         then=_then(trained),
-        columns="`logits` are scores" if trained.scale else "The columns of `logits` are those of `labels.json`",
+        columns=_columns(trained),
         row=_written(row),
         item=_written(row if divided else joined),
         lists=f"[{_written(EXAMPLE)}], [{_written(EXAMPLE_PAIR)}]" if divided else f"[{_written(joined)}]",
@@ -90,10 +98,23 @@ def usage(trained: Trained, form: str, folder: Path) -> str:
     return text if whole else text + JOINED.format(between=f"`{_written(trained.prompt.between)}`")
 
 
+def _columns(trained: Trained) -> str:
+    """Return what the outputs of a graph are."""
+    if trained.scale is not None:
+        return "`logits` are scores"
+    columns = "The columns of `logits` are those of `labels.json`"
+    if trained.thresholds is None:
+        return columns
+    return f"{columns}: a label holds where the sigmoid of its logit reaches its threshold in `thresholds.json`"
+
+
 def _then(trained: Trained) -> str:
     """Return what makes probabilities or scores of the outputs of a pipeline, where they are others."""
     if trained.loss is HeadLoss.ordinal:
         return ORDINAL.format(labels=_written(trained.labels))
+    if trained.thresholds is not None:
+        thresholds = dict(zip(trained.labels, trained.thresholds, strict=True))
+        return MULTI_LABEL.format(thresholds=_written(thresholds))
     if trained.scale is not None:
         return "    score = {!r} + {!r} * outputs[0][0]['score']\n".format(*trained.scale)
     return ""

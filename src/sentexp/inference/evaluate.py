@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from sentexp.compare.comparison import FEWEST_ROWS
-from sentexp.config import EvaluateConfig, EvaluatedRows, TrackingBackend, flatten
-from sentexp.config.metric_names import is_score
+from sentexp.config import EvaluateConfig, EvaluatedRows, TargetKind, TrackingBackend, flatten
+from sentexp.data.batch import target_tensor
+from sentexp.data.label_sets import as_column
 from sentexp.data.splits import NAMES, Examples, load_examples
 from sentexp.data.text_hash import split_digest
 from sentexp.errors import require
@@ -18,7 +19,7 @@ from sentexp.inference.progress import Meter
 from sentexp.inference.run_lookup import Finished, chosen_run
 from sentexp.inference.scorer import Scorer
 from sentexp.metrics.generated_answers import answer_metrics
-from sentexp.metrics.split_metrics import slice_scores, target_tensor
+from sentexp.metrics.slice_metrics import slice_scores
 from sentexp.metrics.target import target_of
 from sentexp.models.sequence_classifier import Scores
 from sentexp.run import report
@@ -53,6 +54,7 @@ class Evaluated:
     metrics: dict[str, float]
     labels: list[str]
     confusion: list[list[int]]
+    thresholds: list[float] | None = None
 
 
 def evaluate(config: EvaluateConfig) -> Evaluated:
@@ -70,10 +72,10 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
         f"{'single texts: leave it out' if pair is not None else 'pairs: name the column of the second texts'}.",
     )
     needed = [] if config.split is EvaluatedRows.all else [config.split.name]
-    scores = is_score(finished.trained.labels)
-    loaded = load_examples(config.dataset, whole=True, needed=needed, scores=scores)
+    kind = finished.trained.kind
+    loaded = load_examples(config.dataset, whole=True, needed=needed, kind=kind)
     examples = chosen_rows(loaded, config.split)
-    if not scores:
+    if kind is not TargetKind.scores:
         examples = as_labelled(examples, finished, config)
     require(examples.test.num_rows > 0, f"data={config.dataset.name} has no rows: give it some.")
     identity = _identify(finished, examples, config)
@@ -126,9 +128,9 @@ def as_labelled(examples: Examples, finished: Finished, config: EvaluateConfig) 
     label_numbers = {label.casefold(): number for number, label in enumerate(finished.trained.labels)}
     places = [label_numbers.get(label.casefold(), -1) for label in examples.labels]
     targets = examples.targets("test")
-    unknown = [
-        label for number, label in enumerate(examples.labels) if places[number] < 0 and (targets == number).any()
-    ]
+    is_set = targets.ndim > 1
+    counts = targets.sum(0) if is_set else np.bincount(targets, minlength=len(places))
+    unknown = [label for number, label in enumerate(examples.labels) if places[number] < 0 and counts[number]]
     some = "{" + ", ".join(f"{label}: {finished.trained.labels[0]}" for label in unknown[:1]) + ", ...}"
     require(
         not unknown,
@@ -136,9 +138,13 @@ def as_labelled(examples: Examples, finished: Finished, config: EvaluateConfig) 
         f"knows {', '.join(finished.trained.labels)}: name them alike with data.labels=[...] in the order of its "
         f'classes, or map them with a mapping such as "data.labels={some}" (null leaves the rows of a value out).',
     )
-    test = examples.test.set_column(
-        examples.test.column_names.index("label"), "label", pa.array(np.array(places)[targets], pa.int32())
-    )
+    if is_set:
+        members = np.zeros((len(targets), len(label_numbers)), np.uint8)
+        members[:, [place for place in places if place >= 0]] = targets[:, [place >= 0 for place in places]]
+        column = as_column(members)
+    else:
+        column = pa.array(np.array(places)[targets], pa.int32())
+    test = examples.test.set_column(examples.test.column_names.index("label"), "label", column)
     return replace(examples, test=test, labels=finished.trained.labels)
 
 
@@ -179,17 +185,21 @@ def _measure(finished: Finished, examples: Examples, config: EvaluateConfig, ide
     if scores.outside is not None and scores.irregular is not None:
         extras = {"off_label_mass": scores.outside.float().numpy(), "irregular": scores.irregular.bool().numpy()}
     probabilities = scorer.probabilities_of(scores)
-    write_predictions(examples.test, examples.labels, probabilities, folder / file_name("test"), extras)
-    target = target_of(examples.labels, _is_ordered(finished, config), finished.trained.scale)
+    trained, file = finished.trained, folder / file_name("test")
+    write_predictions(examples.test, examples.labels, probabilities, file, extras, trained.thresholds)
+    ordered = _is_ordered(finished, config)
+    target = target_of(trained.kind, examples.labels, ordered, trained.scale, trained.thresholds)
     metrics = target.measure(scores.logits, targets, per_class=True)
     metrics |= answer_metrics(scores.outside, scores.irregular)
-    metrics |= target.calibrated(scores.logits, targets, finished.trained.temperature)
+    metrics |= target.calibrated(scores.logits, targets, trained.temperature)
     return Evaluated(
         identity=identity,
         run_id=None,
-        metrics={f"test/{name}": value for name, value in metrics.items()} | slice_scores(examples, scores.logits),
+        metrics={f"test/{name}": value for name, value in metrics.items()}
+        | slice_scores(examples, scores.logits, target),
         labels=examples.labels,
         confusion=target.confusion(scores.logits, targets),
+        thresholds=trained.thresholds,
     )
 
 
@@ -231,6 +241,7 @@ def _facts(evaluated: Evaluated) -> dict[str, Any]:
         "metrics": evaluated.metrics,
         "labels": evaluated.labels,
         "confusion": evaluated.confusion,
+        **({} if evaluated.thresholds is None else {"thresholds": evaluated.thresholds}),
     }
 
 
@@ -274,7 +285,9 @@ def _show(evaluated: Evaluated, finished: Finished, config: EvaluateConfig, fold
     """Print metrics beside those of the run's own test split, and where they are."""
     run_metrics = {} if finished.run is None else finished.run.data.metrics
     title = f"{finished.name} on {rows:,} rows of {config.dataset.title} ({config.split.name})"
-    report.print_evaluation(title, evaluated.metrics, run_metrics, evaluated.labels, evaluated.confusion)
+    report.print_evaluation(
+        title, evaluated.metrics, run_metrics, evaluated.labels, evaluated.confusion, evaluated.thresholds
+    )
     say_recorded(evaluated.run_id, config.tracking)
     predictions = folder / file_name("test")
     say(f"result in {folder / RESULT_FILE}, predictions in {predictions}", folder / RESULT_FILE, predictions)

@@ -12,18 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from sentexp.config import PredictConfig
-from sentexp.config.metric_names import is_score
+from sentexp.config import PredictConfig, TargetKind
 from sentexp.data.delimited import TextFormat
 from sentexp.errors import require
+from sentexp.inference.answers import answers, output_columns, what_is_missing
 from sentexp.inference.progress import Meter, tell
 from sentexp.inference.readers import PIECE, STANDARD, format_of, input_files, open_source
 from sentexp.inference.row_formats import Chunk
 from sentexp.inference.run_lookup import Finished, chosen_run
-from sentexp.inference.scorer import Scorer, output_columns
+from sentexp.inference.scorer import Scorer
 from sentexp.inference.source import Source
 from sentexp.inference.writers import Output, Predictions, open_output
 from sentexp.system.console import OUT
@@ -55,8 +56,9 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
         require(bool(sentence.strip()), "--text is empty: give it a sentence.")
     finished = chosen_run(config)
     require(
-        not (config.calibrated and is_score(finished.trained.labels)),
-        f"calibrated=true corrects probabilities, and run {finished.trained.identity} predicts scores: leave it out.",
+        not (config.calibrated and finished.trained.kind is not TargetKind.classes),
+        f"calibrated=true corrects probabilities of classes, and run {finished.trained.identity} predicts "
+        f"{finished.trained.kind.value}: leave it out.",
     )
     if sentence is not None:
         trained = finished.trained
@@ -82,7 +84,7 @@ def predict(config: PredictConfig, sentence: str | None = None) -> None:
 def _predict_table(finished: Finished, config: PredictConfig, source: Source) -> None:
     column = source.choose_text(config.text, finished.trained.text)
     pair = source.choose_pair(config.text_pair, finished.trained.text_pair)
-    names = output_columns(finished.trained.labels)
+    names = output_columns(finished.trained)
     if not config.prefix and (kept := [name for name in names if name in source.columns]):
         tell(f"{source.name} has a column {' and '.join(kept)}, which stays: the new ones begin with {PREFIX}.")
         config = replace(config, prefix=PREFIX)
@@ -114,8 +116,7 @@ def _predict_table(finished: Finished, config: PredictConfig, source: Source) ->
         output.close()
     if output.empty:
         whose = "1 row has no text: its" if output.empty == 1 else f"{output.empty:,} rows have no text: their"
-        what = "score is" if is_score(finished.trained.labels) else "label and probabilities are"
-        tell(f"{whose} {what} empty.")
+        tell(f"{whose} {what_is_missing(finished.trained)} empty.")
     where = "on standard output" if config.output == STANDARD else f"in {config.output}"
     speed = f"; {meter.rows:,} took {seconds:.1f} s, {meter.rows / seconds:,.1f} rows/s" if meter.rows else ""
     are = "1 row is" if output.rows == 1 else f"{output.rows:,} rows are"
@@ -144,7 +145,7 @@ def _score_all(
 def score_chunk(
     scorer: Scorer, chunk: Chunk, calibrated: bool = False, done: Callable[[int], object] = lambda _: None
 ) -> Predictions:
-    """Return label and probabilities, or the score, of each row of a chunk, null without a text.
+    """Return the columns of `output_columns` for each row of a chunk, null without a text.
 
     Args:
         scorer: of the run.
@@ -157,10 +158,9 @@ def score_chunk(
     scores = scorer.score([texts[number] or "" for number in kept], done)
     done(len(texts) - len(kept))
     probabilities = scorer.probabilities_of(scores, calibrated)
-    predictions: Predictions = [[None] * len(output_columns(scorer.labels)) for _ in texts]
-    for number, row, best in zip(kept, probabilities, probabilities.argmax(1).tolist(), strict=True):
-        label = [] if is_score(scorer.labels) else [scorer.labels[best]]
-        predictions[number] = [*label, *(float(str(value)) for value in row)]  # the shortest number that is it
+    predictions: Predictions = [[None] * len(output_columns(scorer.trained)) for _ in texts]
+    for number, first, row in zip(kept, answers(scorer.trained, probabilities), probabilities, strict=True):
+        predictions[number] = [*first, *(float(str(value)) for value in row)]  # the shortest number that is it
     return predictions
 
 
@@ -243,11 +243,14 @@ def _weights(finished: Finished) -> list[Path]:
 
 def _print_sentence(scorer: Scorer, sentence: str, calibrated: bool) -> None:
     said = score_chunk(scorer, Chunk(rows=[], texts=[sentence]), calibrated)[0]
-    if is_score(scorer.labels):
+    if scorer.trained.kind is TargetKind.scores:
         OUT.print(f"score {said[0]:.4f}")
         return
     label, *probabilities = said
-    table = Table("label", "probability", title=label, title_justify="left")
-    for name, value in zip(scorer.labels, probabilities, strict=True):
-        table.add_row(Text(name), f"{value:.4f}")
+    thresholds = scorer.trained.thresholds
+    columns = ["label", "probability", *([] if thresholds is None else ["threshold"])]
+    title = label if thresholds is None else ", ".join(label) or "no label"
+    table = Table(*columns, title=escape(title), title_justify="left")
+    for number, (name, value) in enumerate(zip(scorer.labels, probabilities, strict=True)):
+        table.add_row(Text(name), f"{value:.4f}", *([] if thresholds is None else [f"{thresholds[number]:.4f}"]))
     OUT.print(table)

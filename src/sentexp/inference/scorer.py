@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sentexp.config import Precision
-from sentexp.config.metric_names import SCORE, is_score
 from sentexp.data.batch import Texts, move, pad
 from sentexp.data.prompts import pair_separator
 from sentexp.data.text_parts import shorten
@@ -33,15 +32,6 @@ from sentexp.system.memory import is_out_of_memory, limit_kernel_caches, release
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-LABEL, PROBABILITY = "label", "probability_"
-"""Names of the columns of predictions; the second precedes each label."""
-
-
-def output_columns(labels: Sequence[str]) -> list[str]:
-    """Return the columns of predictions: label and probabilities, or the score."""
-    return [SCORE] if is_score(labels) else [LABEL, *(PROBABILITY + label for label in labels)]
-
 
 MAX_TOKENS = 4096
 """Of a batch, padding counted: enough to fill two cores, little enough for any memory."""
@@ -115,7 +105,7 @@ class Scorer:
 
         Where the run predicts scores, these are returned, shape (texts, 1).
         """
-        return said(self.labels, scores.logits / self.trained.temperature if calibrated else scores.logits)
+        return said(self.trained.kind, scores.logits / self.trained.temperature if calibrated else scores.logits)
 
     def score(self, texts: Sequence[str], done: Callable[[int], object] = lambda _: None) -> Scores:
         """Return the scores of texts, none of them empty, in their order and on the CPU, the prior divided out.

@@ -18,15 +18,16 @@ from typing import IO, TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from sentexp.errors import UserError, require
+from sentexp.inference.answers import LABELS
 from sentexp.inference.readers import STANDARD
-from sentexp.inference.row_formats import Chunk, as_arrow, as_objects, as_texts
+from sentexp.inference.row_formats import Chunk, as_arrow, as_objects, as_text, as_texts
 from sentexp.system.atomic_write import write_atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Predictions = list[list[Any]]
-"""For each row the label and the probabilities, or the score, null where there is no text."""
+"""For each row the columns of `sentexp.inference.answers`, null where there is no text."""
 
 
 class Output(ABC):
@@ -234,7 +235,7 @@ class TextRows:
         return "".join(f"{line}\n" for line in lines).encode()
 
     def _lines(self, rows: list[list[Any]]) -> bytes:
-        shown = [["" if value is None else value for value in row] for row in rows]
+        shown = [["" if value is None else _written(value) for value in row] for row in rows]
         if self.form == "csv":
             stream = io.StringIO()
             csv.writer(stream, delimiter=self.delimiter, lineterminator="\n").writerows(shown)
@@ -249,13 +250,19 @@ class TextRows:
         return "".join("\t".join(row) + "\n" for row in lines).encode()
 
 
+def _written(value: Any) -> Any:
+    """Return a value as CSV takes it: a list in JSON."""
+    return as_text(value) if isinstance(value, list) else value
+
+
 def _with_predictions(rows: "pa.Table", added: Sequence[str], predictions: Predictions) -> "pa.Table":
     import pyarrow as pa
 
     columns: list[Sequence[Any]] = list(zip(*predictions, strict=True)) if predictions else [[] for _ in added]
     for place, (name, values) in enumerate(zip(added, columns, strict=True)):
         is_label = place == 0 and len(added) > 1  # a score is alone
-        rows = rows.append_column(name, pa.array(values, pa.string() if is_label else pa.float32()))
+        answer = pa.list_(pa.string()) if name.endswith(LABELS) else pa.string()
+        rows = rows.append_column(name, pa.array(values, answer if is_label else pa.float32()))
     return rows
 
 

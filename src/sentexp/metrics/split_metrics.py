@@ -1,8 +1,7 @@
-"""Metrics of a split and of its slices, from torchmetrics; a class that is not there never enters a mean (law 5)."""
+"""Metrics of a split, from torchmetrics; a class that is not there never enters a mean (law 5)."""
 
 import math
 import warnings
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -19,11 +18,8 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from sentexp.config.metric_names import BINS, is_score, safe_classes, safe_names, short_metrics
-from sentexp.data.splits import Examples, duplicate_free
-from sentexp.data.text_hash import Numbers
+from sentexp.config.metric_names import BINS, safe_classes
 from sentexp.metrics.ordered_metrics import ordered_metrics
-from sentexp.metrics.score_metrics import score_metrics
 
 ALONE: dict[str, Any] = {"sync_on_compute": False}
 """Of every metric: the rows of all processes are here already, and torchmetrics would count them once per process."""
@@ -111,44 +107,3 @@ def confusion_matrix(labels: list[str], logits: Tensor, targets: Tensor) -> list
     """Return counts of true labels (rows) against predicted labels (columns)."""
     metric = MulticlassConfusionMatrix(len(labels), **ALONE)
     return metric(logits, targets).int().tolist()  # type: ignore[no-any-return]
-
-
-def slice_scores(examples: Examples, logits: Tensor) -> dict[str, float]:
-    """Return `test/<slice>/<metric>` for each slice of the test split, and for the rows whose text is nowhere else.
-
-    Args:
-        examples: of the run.
-        logits: of the test rows, in order, shape (rows, classes).
-    """
-    masks = {"duplicate_free": torch.from_numpy(duplicate_free(examples))}
-    for column, values in examples.slices("test").items():
-        safe = safe_names(values)
-        masks |= {f"{column}/{safe[value]}": torch.from_numpy(mask) for value, mask in values.items()}
-    targets = target_tensor(examples.targets("test"))
-    return {f"test/{k}": v for k, v in slice_metrics(examples.labels, logits, targets, masks).items()}
-
-
-def target_tensor(targets: Numbers) -> Tensor:
-    """Return class indices as integers, and scores as float32 numbers."""
-    tensor = torch.tensor(targets)
-    return tensor.float() if tensor.is_floating_point() else tensor.long()
-
-
-def slice_metrics(labels: list[str], logits: Tensor, targets: Tensor, slices: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return `<slice>/rows`, `<slice>/accuracy` and so on for each slice; what a slice cannot tell is left out.
-
-    Args:
-        labels: class names, in the order of the logits.
-        logits: float32, shape (rows, classes).
-        targets: class indices, or scores, shape (rows,).
-        slices: by name, the mask of its rows, shape (rows,).
-    """
-    values: dict[str, float] = {}
-    short = short_metrics(labels)
-    for name, mask in slices.items():
-        values[f"{name}/rows"] = float(mask.sum())
-        if mask.any():
-            measure = score_metrics(logits[mask][:, 0], targets[mask]) if is_score(labels) else None
-            computed = split_metrics(labels, logits[mask], targets[mask]) if measure is None else measure
-            values |= {f"{name}/{key}": computed[key] for key in short if math.isfinite(computed.get(key, math.nan))}
-    return values

@@ -1,12 +1,13 @@
-"""What rows are measured as: classes, classes in their order, or scores."""
+"""What rows are measured as: classes, classes in their order, scores, or sets of labels."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from sentexp.config.metric_names import is_score, short_metrics
+from sentexp.config import TargetKind
 from sentexp.metrics.calibration import fit_temperature, reliability
+from sentexp.metrics.label_set_metrics import USUAL, best_thresholds, label_counts, label_set_metrics
 from sentexp.metrics.score_metrics import score_metrics
 from sentexp.metrics.split_metrics import confusion_matrix, split_metrics
 
@@ -20,20 +21,23 @@ class Target(ABC):
         labels: the columns of the logits: class names, or the one name of a score.
     """
 
+    kind: TargetKind
+    thresholds: list[float] | None = None
+    """From which probability each label holds, where a text has any number of them."""
+
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = list(labels)
 
-    @property
-    def headline(self) -> str:
-        """The metric that is looked at first."""
-        return short_metrics(self.labels)[0]
+    def choose(self, logits: Tensor, targets: Tensor) -> None:
+        """Choose what validation rows decide, before others are measured."""
+        del logits, targets
 
     @abstractmethod
     def measure(self, logits: Tensor, targets: Tensor, per_class: bool = False) -> dict[str, float]:
         """Return the metrics of rows by name."""
 
     def confusion(self, logits: Tensor, targets: Tensor) -> list[list[int]]:
-        """Return counts of true classes (rows) against predicted ones (columns)."""
+        """Return counts of true classes (rows) against predicted ones (columns), or for each label those of its own."""
         del logits, targets
         return []
 
@@ -55,6 +59,8 @@ class Target(ABC):
 
 class Classes(Target):
     """Classes; where they are ordered, distances are measured as well."""
+
+    kind = TargetKind.classes
 
     def __init__(self, labels: Sequence[str], ordered: bool = False) -> None:
         super().__init__(labels)
@@ -93,6 +99,8 @@ class Scores(Target):
         std: the standard deviation of the training scores, in which the loss is measured.
     """
 
+    kind = TargetKind.scores
+
     def __init__(self, labels: Sequence[str], std: float = 1.0) -> None:
         super().__init__(labels)
         self.std = std
@@ -104,14 +112,53 @@ class Scores(Target):
         return {"loss": (metrics["rmse"] / self.std) ** 2} | metrics
 
 
-def target_of(labels: Sequence[str], ordered: bool = False, scale: tuple[float, float] | None = None) -> Target:
-    """Return the kind of target that labels are.
+class LabelSets(Target):
+    """Any number of labels for a text, each by a threshold of its own.
 
     Args:
-        labels: the columns of the logits; one is a score.
+        labels: the columns of the logits.
+        thresholds: that are chosen already.
+    """
+
+    kind = TargetKind.label_sets
+    thresholds: list[float]
+
+    def __init__(self, labels: Sequence[str], thresholds: Sequence[float] | None = None) -> None:
+        super().__init__(labels)
+        self.thresholds = [USUAL] * len(self.labels) if thresholds is None else list(thresholds)
+
+    def choose(self, logits: Tensor, targets: Tensor) -> None:
+        """Choose the thresholds under which each label has the best F1."""
+        self.thresholds = best_thresholds(logits.float().sigmoid(), targets)
+
+    def measure(self, logits: Tensor, targets: Tensor, per_class: bool = False) -> dict[str, float]:
+        """Return the metrics of `label_set_metrics`."""
+        return label_set_metrics(self.labels, logits, targets, self.thresholds, per_class)
+
+    def confusion(self, logits: Tensor, targets: Tensor) -> list[list[int]]:
+        """Return the counts of `label_counts`."""
+        return label_counts(logits, targets, self.thresholds)
+
+
+def target_of(
+    kind: TargetKind,
+    labels: Sequence[str],
+    ordered: bool = False,
+    scale: tuple[float, float] | None = None,
+    thresholds: Sequence[float] | None = None,
+) -> Target:
+    """Return what rows are measured as.
+
+    Args:
+        kind: what is predicted.
+        labels: the columns of the logits.
         ordered: of classes.
         scale: mean and standard deviation of the training scores.
+        thresholds: from which each label of a set holds, where that is chosen already.
     """
-    if is_score(labels):
-        return Scores(labels, 1.0 if scale is None else scale[1])
+    match kind:
+        case TargetKind.scores:
+            return Scores(labels, 1.0 if scale is None else scale[1])
+        case TargetKind.label_sets:
+            return LabelSets(labels, thresholds)
     return Classes(labels, ordered)

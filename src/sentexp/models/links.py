@@ -1,17 +1,15 @@
 """From what a head computes to what a model says, and the loss of that: links, as statistics calls them."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy, logsigmoid, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, softplus
 
-from sentexp.config import HeadLoss
-from sentexp.config.metric_names import is_score
+from sentexp.config import HeadLoss, TargetKind
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,15 @@ class Scale(Link):
         return ((logits[:, 0] - targets) / self.std).square()
 
 
+@dataclass(frozen=True)
+class EachLabel(Link):
+    """The outputs are the logits of labels, of which a text has any number."""
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the binary cross-entropy of each row, its mean over the labels, shape (rows,)."""
+        return binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+
+
 UNCHANGED = Link()
 
 
@@ -65,17 +72,23 @@ def link_of(loss: HeadLoss, scale: tuple[float, float] | None = None) -> Link:
     if loss is HeadLoss.regression:
         assert scale is not None
         return Scale(*scale)
-    return Cumulative() if loss is HeadLoss.ordinal else UNCHANGED
+    return {HeadLoss.ordinal: Cumulative(), HeadLoss.multi_label: EachLabel()}.get(loss, UNCHANGED)
 
 
-def said(labels: Sequence[str], logits: Tensor) -> NDArray[Any]:
+def said(kind: TargetKind, logits: Tensor) -> NDArray[Any]:
     """Return what logits say, float32, shape (rows, labels): probabilities, or the scores as they are.
 
     Args:
-        labels: class names, or the one name of a score.
+        kind: what is predicted; the probabilities of classes sum to 1, each of a set of labels is by itself.
         logits: of any device, shape (rows, labels).
     """
-    answers: NDArray[Any] = (logits.float() if is_score(labels) else logits.float().softmax(-1)).cpu().numpy()
+    outputs = logits.float()
+    match kind:
+        case TargetKind.classes:
+            outputs = outputs.softmax(-1)
+        case TargetKind.label_sets:
+            outputs = outputs.sigmoid()
+    answers: NDArray[Any] = outputs.cpu().numpy()
     return answers
 
 

@@ -19,8 +19,9 @@ from sentexp.config import (
     PeftConfig,
     Precision,
     Quantization,
+    TargetKind,
+    kind_of,
 )
-from sentexp.config.metric_names import is_score
 from sentexp.errors import UserError, first_line, require
 from sentexp.models.architecture import is_classifier, read_config
 from sentexp.models.dequantize import unpack
@@ -34,8 +35,12 @@ if TYPE_CHECKING:
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
-ONE_OF_THE_LABELS = "single_label_classification"
-"""transformers' name of what a classifier is for: its pipeline then takes the softmax of the logits."""
+PROBLEM_TYPES = {
+    TargetKind.classes: "single_label_classification",
+    TargetKind.scores: "regression",
+    TargetKind.label_sets: "multi_label_classification",
+}
+"""transformers' names of what a classifier is for: its pipeline takes the softmax of logits, or a sigmoid, by these."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -85,6 +90,7 @@ def load_classifier(
     labels: list[str],
     load: Loading,
     rows: Sequence[int] | None = None,
+    kind: TargetKind | None = None,
 ) -> "PreTrainedModel":
     """Return transformers' sequence classifier over the backbone, its head float32 and never quantised.
 
@@ -97,6 +103,7 @@ def load_classifier(
         labels: class names, in the order of the logits.
         load: how.
         rows: of the output layer that the files hold, one for each label; None is a new head.
+        kind: what is predicted; None is classes, or a score where there is one label.
 
     Raises:
         UserError: weights that do not fit the architecture, or an architecture without a sequence classifier.
@@ -110,7 +117,7 @@ def load_classifier(
         "label2id": {name: index for index, name in named.items()},
     }
     # of a checkpoint that classifies otherwise as well
-    options["problem_type"] = "regression" if is_score(labels) else ONE_OF_THE_LABELS
+    options["problem_type"] = PROBLEM_TYPES[kind or kind_of(labels)]
     config = read_config(backbone)
     with torch.random.fork_rng(devices=[], enabled=encoder_of(config) is not None):  # its head is drawn below
         model, report = _load(

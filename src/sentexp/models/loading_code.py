@@ -14,6 +14,7 @@ EXAMPLE, EXAMPLE_PAIR = "a warm and funny film", "the cast"
 
 ANSWERS = {
     HeadLoss.cross_entropy: ["probabilities = model(**rows).logits.softmax(-1)[0]"],
+    HeadLoss.multi_label: ["probabilities = model(**rows).logits.sigmoid()[0]"],
     HeadLoss.ordinal: [
         "z = model(**rows).logits[0]",
         "above = (z[0] + len(z) / 2 * torch.tensor(2).log() - torch.nn.functional.softplus(z[1:]).cumsum(0)).sigmoid()",
@@ -48,7 +49,8 @@ def _answers(trained: Trained) -> list[str]:
     if trained.scale is not None:
         mean, std = trained.scale
         return [f"score = {mean!r} + {std!r} * model(**rows).logits[0, 0]"]
-    return ANSWERS[trained.loss]
+    held = [] if trained.thresholds is None else [f"labels = probabilities >= torch.tensor({trained.thresholds})"]
+    return [*ANSWERS[trained.loss], *held]
 
 
 def _example(trained: Trained) -> str:

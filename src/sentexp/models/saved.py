@@ -22,6 +22,7 @@ from sentexp.config import (
     Precision,
     Quantization,
     RandomWeights,
+    TargetKind,
     from_conf,
 )
 from sentexp.data.prompts import Prompt
@@ -51,7 +52,8 @@ class Trained:
     where calibrated probabilities are wanted; `revision` is that of the base `model`. `text` is the column that the
     run's texts were in, or the template that made them, and `strip` says whether surrounding blanks were removed;
     `text_pair` is that of the second texts, where the run reads pairs. `loss` is what a head has learned with, and
-    `scale` mean and standard deviation of the training scores, where it has learned scores.
+    `scale` mean and standard deviation of the training scores, where it has learned scores; `thresholds` are the
+    probabilities from which each label holds, where a text has any number of them.
     """
 
     folder: Path
@@ -60,6 +62,7 @@ class Trained:
     answers: bool
     loss: HeadLoss
     scale: tuple[float, float] | None
+    thresholds: list[float] | None
     length_normalization: bool
     labels: list[str]
     prompt: Prompt
@@ -74,6 +77,11 @@ class Trained:
     revision: str
     storage: PeftConfig
     precision: Precision
+
+    @property
+    def kind(self) -> TargetKind:
+        """What is predicted."""
+        return self.loss.kind
 
     @property
     def whole(self) -> bool:
@@ -98,6 +106,7 @@ def read_trained(folder: Path) -> Trained:
             answers=answers,
             loss=HeadLoss[HeadLoss.cross_entropy.name if answers else facts["task"].get("loss", "cross_entropy")],
             scale=None if facts.get("scale") is None else (facts["scale"][0], facts["scale"][1]),
+            thresholds=facts.get("thresholds"),
             length_normalization=facts["task"].get("length_normalization", False),
             prompt=Prompt.from_dict(facts["prompt"]),
             model=_model(facts["model"]),
@@ -201,7 +210,7 @@ def load_trained(
         model = load_language_model(base, tokenizer, load)
     else:
         rows = range(len(trained.labels)) if trained.whole else None
-        model = load_classifier(base, tokenizer, trained.labels, load, rows)
+        model = load_classifier(base, tokenizer, trained.labels, load, rows, trained.kind)
     if unpacked and trained.storage.quantization is not Quantization.none:
         unpack(model)
     if (trained.folder / "head.safetensors").is_file():

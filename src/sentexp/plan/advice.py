@@ -7,8 +7,7 @@ from statistics import fmean
 import numpy as np
 
 from sentexp.compare.sample_size import detectable, rows_needed, standard_error
-from sentexp.config import Lora, Precision, Quantization, TableData
-from sentexp.config.metric_names import is_score
+from sentexp.config import Lora, Precision, Quantization, TableData, TargetKind
 from sentexp.data.audit import NOTED_CUT
 from sentexp.plan.run_states import Costs, Planned
 from sentexp.system.console import duration
@@ -160,7 +159,7 @@ def cut_texts(run: Costs, _: Outlook) -> str | None:
 
 def few_test_rows(run: Costs, expected: Outlook) -> str | None:
     """The test split cannot separate one point of accuracy."""
-    if is_score(run.spec.examples.labels):
+    if run.spec.examples.kind is not TargetKind.classes:
         return None
     rows, accuracy = int(run.work.test.rows.sum()), expected.accuracy
     disagreement = _disagreement(accuracy)
@@ -193,7 +192,7 @@ def few_validation_rows(run: Costs, expected: Outlook) -> str | None:
     rows, available = int(run.work.validation.rows.sum()), run.spec.examples.available["validation"]
     error = standard_error(expected.accuracy, rows)
     if (
-        is_score(run.spec.examples.labels)
+        run.spec.examples.kind is not TargetKind.classes
         or rows >= available
         or error <= POINT
         or long_evaluations(run, expected) is not None

@@ -8,7 +8,6 @@ import torch
 from rich.table import Column, Table
 from rich.text import Text
 
-from sentexp.config.metric_names import short_metrics
 from sentexp.plan.run_states import Costs, Planned, Standing
 from sentexp.plan.timing import EVALUATION_BATCHES, TRAINING_BATCHES
 from sentexp.system.console import OUT, duration, say
@@ -28,7 +27,7 @@ def print_runs(runs: list[Planned]) -> None:
     OUT.print(table)
     for run in runs:
         if run.result is not None and run.standing is Standing.finished:
-            first = short_metrics(run.result.labels)[0]
+            first = run.result.kind.headline
             value, seconds = run.result.metrics[f"test/{first}"], run.result.metrics["seconds"]
             say(f"{run.name}: finished with test {first} {value:.4f} in {duration(seconds)}")
         elif run.note:

@@ -18,7 +18,12 @@ Curve = Sequence[tuple[int, float]]
 
 
 def draw_learning_curve(
-    train_loss: Curve, validation_loss: Curve, accuracy: Curve, file: Path, metric: str = "accuracy"
+    train_loss: Curve,
+    validation_loss: Curve,
+    accuracy: Curve,
+    file: Path,
+    metric: str = "accuracy",
+    loss: str = "cross-entropy",
 ) -> None:
     """Draw loss and validation accuracy, or another metric, over optimizer steps.
 
@@ -28,10 +33,10 @@ def draw_learning_curve(
         accuracy: (step, value) pairs of the validation split.
         file: the PNG to write.
         metric: the name of what is in the place of the accuracy.
+        loss: what the loss is.
     """
     from matplotlib.figure import Figure
 
-    counts = metric == "accuracy"
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True)
     _line(left, train_loss, "train", "-", None)
@@ -39,13 +44,13 @@ def draw_learning_curve(
     left.set(
         title="Loss",
         xlabel="optimizer step",
-        ylabel="cross-entropy" if counts else "squared error / variance",
+        ylabel=loss,
         ylim=(0, None),
     )
     if train_loss or validation_loss:
         left.legend()
     _line(right, accuracy, "validation", "--", "o")
-    limits = (None, 1) if counts else (0, None)
+    limits = (0, None) if metric == "rmse" else (None, 1)
     right.set(title=f"Validation {metric}", xlabel="optimizer step", ylim=limits)
     figure.savefig(file, dpi=120)
 
@@ -70,6 +75,28 @@ def draw_scores(true: NDArray[Any], predicted: NDArray[Any], file: Path) -> None
     axes = figure.subplots()
     charts.draw_scores(axes, true, predicted)
     axes.set(xlabel="true score", ylabel="predicted score", title="Test split")
+    figure.savefig(file, dpi=120)
+
+
+def draw_labels(scores: Mapping[str, tuple[float, float, float]], file: Path) -> None:
+    """Draw precision, recall and F1 of each label of the test split, the best label on top.
+
+    Args:
+        scores: precision, recall and F1 by label.
+        file: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 1.5 + 0.3 * len(scores)), layout="constrained")
+    axes = figure.subplots()
+    ordered = sorted(scores.items(), key=lambda item: item[1][2])
+    places = range(len(ordered))
+    axes.barh(places, [f1 for _, (_, _, f1) in ordered], color="lightgrey", label="F1")
+    axes.plot([precision for _, (precision, _, _) in ordered], places, "k|", markersize=9, label="precision")
+    axes.plot([recall for _, (_, recall, _) in ordered], places, "ko", fillstyle="none", label="recall")
+    axes.set_yticks(places, [plain(label) for label, _ in ordered])
+    axes.set(title="Labels, test split", xlim=(0, 1.02))
+    figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(file, dpi=120)
 
 

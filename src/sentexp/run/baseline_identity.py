@@ -2,8 +2,17 @@
 
 from typing import Any
 
-from sentexp.config import BiasOnly, CausalLM, FullFineTuning, Precision, PriorCorrection, Quantization, Untuned
-from sentexp.config.metric_names import SCORE, is_score
+from sentexp.config import (
+    BiasOnly,
+    CausalLM,
+    FullFineTuning,
+    Precision,
+    PriorCorrection,
+    Quantization,
+    TargetKind,
+    Untuned,
+)
+from sentexp.config.metric_names import SCORE
 from sentexp.data.text_hash import split_digest
 from sentexp.run.inputs import RunInputs
 from sentexp.tracking.identity import digest_of
@@ -11,15 +20,21 @@ from sentexp.tracking.identity import digest_of
 WORD = r"(?u)[\u3040-\u30ff\u3400-\u9fff]|\w+"  # Chinese and Japanese are written without blanks: a word is a letter
 
 
+MARKS = {TargetKind.classes: [], TargetKind.scores: [SCORE], TargetKind.label_sets: ["label sets"]}
+"""What is added to the identities of each kind."""
+TITLES = {
+    TargetKind.classes: ("majority class", "TF-IDF + logistic regression"),
+    TargetKind.scores: ("mean score", "TF-IDF + ridge regression"),
+    TargetKind.label_sets: ("most frequent set", "TF-IDF + logistic regressions"),
+}
+
+
 def baseline_identities(inputs: RunInputs, base: RunInputs) -> dict[str, tuple[str, str]]:
     """Return titles and identities of the baselines of a run, by name; its untuned base reads the prompts of `base`."""
-    scored = [SCORE] if is_score(inputs.examples.labels) else []
-    depends_on: dict[str, tuple[str, list[Any]]] = {
-        "majority": ("mean score" if scored else "majority class", scored),
-        "tfidf": (f"TF-IDF + {'ridge' if scored else 'logistic'} regression", [WORD, *scored]),
-    }
+    mark, (constant, tfidf) = MARKS[inputs.examples.kind], TITLES[inputs.examples.kind]
+    depends_on: dict[str, tuple[str, list[Any]]] = {"majority": (constant, mark), "tfidf": (tfidf, [WORD, *mark])}
     if not isinstance(inputs.config.task, CausalLM):
-        depends_on["linear_probe"] = ("linear probe", [*_model_parts(inputs), *scored])
+        depends_on["linear_probe"] = ("linear probe", [*_model_parts(inputs), *mark])
     elif not isinstance(inputs.config.peft, Untuned):
         shots = f" ({inputs.config.task.shots} shots)" if base is not inputs else ""
         depends_on["untuned"] = (f"untuned base{shots}", _untuned_parts(base))

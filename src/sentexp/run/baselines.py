@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from sentexp.config import PriorCorrection, TrackingBackend, TrackingConfig, flatten
+from sentexp.config import PriorCorrection, TargetKind, TrackingBackend, TrackingConfig, flatten
+from sentexp.data.batch import target_tensor
 from sentexp.data.splits import NAMES
 from sentexp.data.text_hash import Numbers
 from sentexp.distributed.processes import main_process_only, main_process_writes
-from sentexp.metrics.split_metrics import slice_scores, target_tensor
+from sentexp.metrics.slice_metrics import slice_scores
 from sentexp.models.fast.fusion_context import unfused
 from sentexp.run.baseline_identity import WORD, baseline_identities
+from sentexp.run.baseline_models import majority, most_frequent_set, regression
 from sentexp.run.build import build_data, build_module, run_target
 from sentexp.run.inputs import RunInputs, with_shots
 from sentexp.run.recording import save_predictions, track_run
@@ -56,7 +57,7 @@ def measure_baselines(inputs: RunInputs, model: nn.Module, batches: BatchPlan | 
     """
     base = with_shots(inputs)
     compute: dict[str, Callable[[RunLogger, Path], dict[str, float]]] = {
-        "majority": lambda _, folder: _score(inputs, _majority(inputs), folder),
+        "majority": lambda _, folder: _score(inputs, majority(inputs), folder, _constant(inputs)),
         "tfidf": lambda _, folder: _score(inputs, _tfidf(inputs), folder),
         "linear_probe": lambda _, folder: _score(inputs, _probe(inputs, model, batches), folder),
         "untuned": lambda logger, folder: _untuned(base, model, batches, logger, folder),
@@ -142,7 +143,7 @@ def _untuned(
     save_predictions(base, None, module.test, folder)
     counts = count_answers(base, module.test)
     logger.set_tags(counts.tags)
-    return metrics | counts.metrics | slice_scores(base.examples, module.test.logits)
+    return metrics | counts.metrics | slice_scores(base.examples, module.test.logits, module.target)
 
 
 @contextmanager
@@ -154,27 +155,37 @@ def _without_adapter(model: nn.Module) -> Iterator[None]:
             yield
 
 
-def _score(inputs: RunInputs, logits: Tensor, folder: Path) -> dict[str, float]:
-    """Return the test metrics of logits of the test rows, and save the predictions."""
+def _constant(inputs: RunInputs) -> list[float] | None:
+    """Return thresholds under which all texts have the same labels, where they have any number of them."""
     examples = inputs.examples
-    save_predictions(inputs, None, logits, folder)
-    targets = target_tensor(examples.targets("test"))
-    metrics = run_target(inputs).measure(logits, targets, per_class=True)
-    return {f"test/{name}": value for name, value in metrics.items()} | slice_scores(examples, logits)
+    return most_frequent_set(examples.targets("train")) if examples.kind is TargetKind.label_sets else None
 
 
-def _majority(inputs: RunInputs) -> Tensor:
-    """Return the log-frequency of the classes in train, or the mean of its scores, for every test row."""
-    examples = inputs.examples
-    if (scale := examples.scale()) is not None:
-        return torch.full((examples.test.num_rows, 1), scale[0])
-    counts = np.bincount(examples.targets("train"), minlength=len(examples.labels))
-    return torch.from_numpy(counts / counts.sum()).float().clamp(min=1e-6).log().repeat(examples.test.num_rows, 1)
+def _score(
+    inputs: RunInputs, logits: dict[str, Tensor], folder: Path, thresholds: list[float] | None = None
+) -> dict[str, float]:
+    """Return the test metrics of logits of the test rows, and save the predictions.
+
+    Args:
+        inputs: of the run.
+        logits: of the test rows, and of the validation rows, which choose thresholds where there are any.
+        folder: of the baseline.
+        thresholds: of the labels, where validation rows are not to choose them.
+    """
+    examples, target = inputs.examples, run_target(inputs)
+    targets = {split: target_tensor(examples.targets(split)) for split in logits}
+    if thresholds is None:
+        target.choose(logits["validation"], targets["validation"])
+    else:
+        target.thresholds = thresholds
+    save_predictions(inputs, None, logits["test"], folder, target.thresholds)
+    metrics = target.measure(logits["test"], targets["test"], per_class=True)
+    return {f"test/{name}": value for name, value in metrics.items()} | slice_scores(examples, logits["test"], target)
 
 
 @main_process_only
-def _tfidf(inputs: RunInputs) -> Tensor:
-    """Return log-probabilities of the test rows from words and pairs of words, weighted by TF-IDF."""
+def _tfidf(inputs: RunInputs) -> dict[str, Tensor]:
+    """Return what words and pairs of words, weighted by TF-IDF, say of validation and test rows."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     texts = {split: inputs.examples.split(split).column("text").to_pylist() for split in NAMES}
@@ -182,11 +193,11 @@ def _tfidf(inputs: RunInputs) -> Tensor:
     features: dict[str, Any] = {"train": vectorizer.fit_transform(texts["train"])}
     features |= {split: vectorizer.transform(texts[split]) for split in NAMES[1:]}
     targets = {split: inputs.examples.targets(split) for split in NAMES}
-    return _regression(features, targets, TFIDF_STRENGTHS, len(inputs.examples.labels))
+    return regression(features, targets, TFIDF_STRENGTHS, len(inputs.examples.labels))
 
 
-def _probe(inputs: RunInputs, model: nn.Module, batches: BatchPlan | None) -> Tensor:
-    """Return log-probabilities of the test rows from the frozen backbone's features of the last token."""
+def _probe(inputs: RunInputs, model: nn.Module, batches: BatchPlan | None) -> dict[str, Tensor]:
+    """Return what the frozen backbone's features of the last token say of validation and test rows."""
     module, data = build_module(inputs, model), build_data(inputs, batches)
     trainer = build_trainer(inputs.config.trainer, inputs.precision, inputs.device, RunLogger())
     features: dict[str, Any] = {}
@@ -199,45 +210,9 @@ def _probe(inputs: RunInputs, model: nn.Module, batches: BatchPlan | None) -> Te
 
 
 @main_process_only
-def _fit_probe(features: dict[str, Any], targets: dict[str, Numbers], classes: int) -> Tensor:
+def _fit_probe(features: dict[str, Any], targets: dict[str, Numbers], classes: int) -> dict[str, Tensor]:
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(features["train"])
     scaled = {split: scaler.transform(values) for split, values in features.items()}
-    return _regression(scaled, targets, PROBE_STRENGTHS, classes)
-
-
-def _regression(
-    features: dict[str, Any], targets: dict[str, Numbers], strengths: tuple[float, ...], classes: int
-) -> Tensor:
-    """Return log-probabilities, shape (test rows, classes), of a logistic regression fitted on train.
-
-    Its strength, the inverse of the penalty, is the one with the least loss on validation. Of one class, a score, they
-    are the scores of a ridge regression.
-    """
-    if classes == 1:
-        return _ridge(features, targets, strengths)
-    from sklearn.linear_model import LogisticRegression
-
-    def score(fitted: Any, split: str) -> Tensor:
-        probabilities = torch.full((features[split].shape[0], classes), 1e-9)  # a class that train lacks
-        probabilities[:, fitted.classes_.tolist()] = torch.from_numpy(fitted.predict_proba(features[split])).float()
-        return probabilities.clamp(min=1e-9).log()
-
-    def loss(fitted: Any) -> float:
-        return float(nn.functional.nll_loss(score(fitted, "validation"), torch.tensor(targets["validation"]).long()))
-
-    fits = [LogisticRegression(C=c, max_iter=1000).fit(features["train"], targets["train"]) for c in strengths]
-    return score(min(fits, key=loss), "test")
-
-
-def _ridge(features: dict[str, Any], targets: dict[str, Numbers], strengths: tuple[float, ...]) -> Tensor:
-    """Return scores, shape (test rows, 1), of the ridge regression with the least squared error on validation."""
-    from sklearn.linear_model import Ridge
-
-    def error(fitted: Any) -> float:
-        return float(np.square(fitted.predict(features["validation"]) - targets["validation"]).mean())
-
-    # half the inverse, as scikit-learn's logistic loss is a sum over rows and its ridge penalty has no half
-    fits = [Ridge(alpha=1 / (2 * c)).fit(features["train"], targets["train"]) for c in strengths]
-    return torch.from_numpy(min(fits, key=error).predict(features["test"])).float()[:, None]
+    return regression(scaled, targets, PROBE_STRENGTHS, classes)

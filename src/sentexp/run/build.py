@@ -154,7 +154,8 @@ def _load(inputs: RunInputs, load: Loading) -> "PreTrainedModel":
         clear_cache("model")
         return _fresh(inputs, load)
     stored = [load.attention, load.keeps_dequantized]
-    key = [task_name(config.task), inputs.examples.labels, inputs.head_rows, *stored, *_weights(inputs)]
+    labels = [inputs.examples.kind.name, *inputs.examples.labels]
+    key = [task_name(config.task), labels, inputs.head_rows, *stored, *_weights(inputs)]
     model = cached(config, "model", key, lambda: _fresh(inputs, load), most=1)
     if config.sweep.name is None:
         return model
@@ -167,7 +168,8 @@ def _fresh(inputs: RunInputs, load: Loading) -> "PreTrainedModel":
     hint(f"Loading the model, {config.model.title}")
     if isinstance(config.task, CausalLM):
         return load_language_model(inputs.backbone, inputs.tokenizer, load)
-    return load_classifier(inputs.backbone, inputs.tokenizer, inputs.examples.labels, load, inputs.head_rows)
+    examples = inputs.examples
+    return load_classifier(inputs.backbone, inputs.tokenizer, examples.labels, load, inputs.head_rows, examples.kind)
 
 
 def _weights(inputs: RunInputs) -> list[Any]:
@@ -245,7 +247,8 @@ def _classifier(inputs: RunInputs, model: nn.Module) -> SequenceClassifier | Lab
 
 def run_target(inputs: RunSpec) -> Target:
     """Return the kind of target of a run."""
-    return target_of(inputs.examples.labels, inputs.config.data.ordered, inputs.examples.scale())
+    examples = inputs.examples
+    return target_of(examples.kind, examples.labels, inputs.config.data.ordered, examples.scale())
 
 
 def build_data(inputs: RunInputs, batches: BatchPlan | None = None) -> DataModule:

@@ -44,7 +44,7 @@ def finished_result(spec: RunSpec, run_dir: RunDir) -> Result | None:
 def _with_baselines(result: Result, inputs: RunInputs) -> Result:
     """Compare a finished run with its baselines, which it was not when it was trained."""
     baselines = measure_baselines(inputs, build_model(inputs)[0])
-    compared = differences(result.metrics, baselines, result.labels)
+    compared = differences(result.metrics, baselines, result.kind)
     kept = {name: value for name, value in result.metrics.items() if not name.startswith(("baseline/", "difference/"))}
     result = replace(result, baselines=baselines, shots=shots_of(inputs.config), metrics=kept | compared)
     record_new_baselines(result, compared, inputs.config)

@@ -58,9 +58,9 @@ def fit_and_test(
         metrics = evaluate(trainer, module, data, "test")
     if module.recorded_graphs:
         logger.set_tags({"cuda_graphs": module.recorded_graphs})
-    summary = summarise_test(inputs, module.validation, module.test)
-    summary.metrics |= differences(metrics, baselines, inputs.examples.labels)
-    save_predictions(inputs, module.validation[0], module.test, run_dir.path)
+    summary = summarise_test(inputs, module.target, module.validation, module.test)
+    summary.metrics |= differences(metrics, baselines, inputs.examples.kind)
+    save_predictions(inputs, module.validation[0], module.test, run_dir.path, module.target.thresholds)
     record_summary(logger, summary, trainer.global_step)
     metrics |= summary.metrics | best_metrics(run_dir, checkpoints.best_step)
     metrics |= {"seconds": checkpoints.seconds, "train/seconds": train_seconds, "train/steps": trainer.global_step}
@@ -80,6 +80,7 @@ def fit_and_test(
         shots=shots_of(config),
         answers=summary.answers,
         reliability=summary.reliability,
+        thresholds=module.target.thresholds,
     )
 
 
@@ -117,6 +118,7 @@ def _save(
     base = inputs.config.model.path or str(inputs.backbone.folder)
     prior = None if module.prior is None else module.prior.tolist()
     facts = {"identity": run_dir.path.name, "run_id": logger.run_id, "prior": prior, "temperature": summary.temperature}
+    facts |= {"thresholds": thresholds} if (thresholds := module.target.thresholds) is not None else {}
     facts |= scoring_facts(inputs)
     return save_trained(model, inputs.tokenizer, inputs.config.peft, base, facts, run_dir.path)
 

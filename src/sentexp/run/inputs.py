@@ -15,7 +15,7 @@ from sentexp.config import (
     TableData,
     Untuned,
     flatten,
-    predicts_scores,
+    target_kind,
     task_name,
 )
 from sentexp.data.audit import DataAudit, audit
@@ -85,7 +85,7 @@ def resolve_inputs(config: Config, whole: bool = False) -> RunSpec:
     examples, digest = cached(
         config,
         "examples",
-        [flatten(config.data), whole, predicts_scores(config.task)],
+        [flatten(config.data), whole, target_kind(config.task)],
         lambda: _examples(config, whole),
     )
     backbone, tokenizer, positions = cached(
@@ -244,7 +244,7 @@ def build_packer(spec: RunSpec) -> Packer | None:
 
 def _examples(config: Config, whole: bool) -> tuple[Examples, str]:
     hint(f"Reading the data, {config.data.title}")
-    examples = load_examples(config.data, whole, scores=predicts_scores(config.task))
+    examples = load_examples(config.data, whole, kind=target_kind(config.task))
     return examples, examples.digest()
 
 

@@ -240,7 +240,13 @@ def record_summary(logger: RunLogger, summary: TestSummary, step: int) -> None:
 
 
 @processes.main_process_writes
-def save_predictions(inputs: RunInputs, validation: Tensor | None, test: Evaluation | Tensor, folder: Path) -> None:
+def save_predictions(
+    inputs: RunInputs,
+    validation: Tensor | None,
+    test: Evaluation | Tensor,
+    folder: Path,
+    thresholds: list[float] | None = None,
+) -> None:
     """Write the predictions for every row of the validation and the test split.
 
     Args:
@@ -248,6 +254,7 @@ def save_predictions(inputs: RunInputs, validation: Tensor | None, test: Evaluat
         validation: logits, shape (rows, classes); None for what was tested only.
         test: the same, or all outputs of a language model.
         folder: of the run.
+        thresholds: from which each label holds, where a text has any number of them.
     """
     examples, extras = inputs.examples, {}
     if isinstance(test, Evaluation) and test.outside is not None and test.irregular is not None:
@@ -255,8 +262,8 @@ def save_predictions(inputs: RunInputs, validation: Tensor | None, test: Evaluat
     logits = test.logits if isinstance(test, Evaluation) else test
     for split, scores, more in (("validation", validation, {}), ("test", logits, extras)):
         if scores is not None:
-            answers = said(examples.labels, scores)
-            write_predictions(examples.split(split), examples.labels, answers, folder / file_name(split), more)
+            answers, file = said(examples.kind, scores), folder / file_name(split)
+            write_predictions(examples.split(split), examples.labels, answers, file, more, thresholds)
 
 
 @processes.main_process_only
@@ -276,7 +283,7 @@ def record_result(logger: RunLogger, result: Result, config: Config, started: fl
     logger.log_files(result.folder / RESULT)
     for part in (result.weights, result.folder / PREDICTIONS):
         logger.log_files(part, part.name)
-    for name in plots_of(result.labels) if config.plots and plot_result(result) else ():
+    for name in plots_of(result.kind) if config.plots and plot_result(result) else ():
         logger.log_files(result.folder / name)
     return result
 

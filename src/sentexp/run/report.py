@@ -8,12 +8,12 @@ from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
-from sentexp.config import Config, TrackingConfig
-from sentexp.config.metric_names import SLICE_METRICS, is_better_higher, short_metrics, shown_names
+from sentexp.config import Config, TrackingConfig, kind_of
+from sentexp.config.metric_names import SLICE_METRICS, is_better_higher, safe_classes, shown_names
 from sentexp.data.audit import DataAudit
 from sentexp.data.splits import NAMES
 from sentexp.run.proposals import next_commands
-from sentexp.run.symptoms import score_symptoms, symptoms
+from sentexp.run.symptoms import symptoms_of
 from sentexp.system.console import OUT, say
 from sentexp.tracking.next_steps import say_next, say_recorded
 
@@ -53,6 +53,20 @@ def print_findings(audit: DataAudit) -> None:
         counts = [f"{finding.rows[split]:,}" if split in finding.rows else "" for split in NAMES]
         table.add_row(Text(finding.name), *counts, Text("\n".join(finding.examples)))
     OUT.print(table, soft_wrap=False)
+    _print_together(audit)
+
+
+def _print_together(audit: DataAudit) -> None:
+    """Print how many training rows have two labels both, and how many have each, where a text has any number."""
+    if not audit.together:
+        return
+    if len(audit.together) > MOST_COLUMNS:
+        say(f"How often {len(audit.together)} labels come together is in data_audit.json.")
+        return
+    table = Table("with", *map(escape, audit.together), title="training rows with two labels", title_justify="left")
+    for label, counts in audit.together.items():
+        table.add_row(Text(label), *(f"{count:,}" for count in counts.values()))
+    OUT.print(table)
 
 
 def print_parameters(method: str, audit: "ParameterAudit") -> None:
@@ -72,27 +86,30 @@ def print_parameters(method: str, audit: "ParameterAudit") -> None:
 
 def print_run(result: "Result", config: Config) -> None:
     """Print the result of a run, and where it is."""
-    print_result(result.metrics, result.labels, result.confusion)
-    found = symptoms(result.labels, result.confusion, config) if result.confusion else score_symptoms(result, config)
-    for sentence in found:
+    print_result(result.metrics, result.labels, result.confusion, result.thresholds)
+    for sentence in symptoms_of(result, config):
         say(f"Note: {sentence}")
     print_answers(result.answers)
     theirs = {baseline.title: baseline.metrics for baseline in result.baselines.values()}
-    print_comparison(result.metrics, theirs, short_metrics(result.labels))
+    print_comparison(result.metrics, theirs, result.kind.short)
     print_costs(result.metrics)
     print_whereabouts(result, config)
 
 
-def print_result(metrics: Mapping[str, float], labels: list[str], confusion: list[list[int]]) -> None:
-    """Print validation and test metrics side by side, and the confusion matrix of the test split."""
+def print_result(
+    metrics: Mapping[str, float],
+    labels: list[str],
+    confusion: list[list[int]],
+    thresholds: list[float] | None = None,
+) -> None:
+    """Print validation and test metrics side by side, and the confusion matrix of the test split, or its labels."""
     table = Table("metric", "validation", "test", title="result", title_justify="left")
     shown = shown_names(labels)
-    for name in _plain_names(metrics):
+    for name in _plain_names(metrics, labels, thresholds):
         values = (metrics.get(f"best/{name}"), metrics[f"test/{name}"])
         table.add_row(Text(shown.get(name, name)), *(_number(name, value) for value in values))
     OUT.print(table)
-    _print_confusion(labels, confusion)
-    _print_slices(metrics, short_metrics(labels))
+    _print_details(metrics, labels, confusion, thresholds)
 
 
 def print_evaluation(
@@ -101,22 +118,50 @@ def print_evaluation(
     test_metrics: Mapping[str, float],
     labels: list[str],
     confusion: list[list[int]],
+    thresholds: list[float] | None = None,
 ) -> None:
     """Print the metrics of a finished run on other data, beside those of its own test split where they are known."""
     columns = ["here", *(["own test split"] if test_metrics else [])]
     table = Table("metric", *columns, title=escape(title), title_justify="left")
     shown = shown_names(labels)
-    for name in _plain_names(metrics):
+    for name in _plain_names(metrics, labels, thresholds):
         values = [metrics[f"test/{name}"], *([test_metrics.get(f"test/{name}")] if test_metrics else [])]
         table.add_row(Text(shown.get(name, name)), *(_number(name, value) for value in values))
     OUT.print(table)
-    _print_confusion(labels, confusion)
-    _print_slices(metrics, short_metrics(labels))
+    _print_details(metrics, labels, confusion, thresholds)
 
 
-def _plain_names(metrics: Mapping[str, float]) -> list[str]:
-    """Return the names of the test metrics that are of no slice."""
-    return [name for key in metrics if (name := key.removeprefix("test/")) != key and "/" not in name]
+def _plain_names(metrics: Mapping[str, float], labels: list[str], thresholds: object) -> list[str]:
+    """Return the names of the test metrics that are of no slice, and of no label where these have a table."""
+    names = [name for key in metrics if (name := key.removeprefix("test/")) != key and "/" not in name]
+    return names if thresholds is None else [name for name in names if name not in shown_names(labels)]
+
+
+def _print_details(
+    metrics: Mapping[str, float], labels: list[str], confusion: list[list[int]], thresholds: list[float] | None
+) -> None:
+    """Print classes or labels of the test split, and its slices."""
+    if thresholds is None:
+        _print_confusion(labels, confusion)
+    else:
+        _print_labels(metrics, labels, confusion, thresholds)
+    _print_slices(metrics, kind_of(labels, thresholds).short)
+
+
+def _print_labels(
+    metrics: Mapping[str, float], labels: list[str], counts: list[list[int]], thresholds: list[float]
+) -> None:
+    """Print what was measured of each label: how many rows have it and are said to have it, and its threshold."""
+    names = {"precision": "precision", "recall": "recall", "f1": "F1", "auroc": "AUROC", "ap": "AP"}
+    table = Table("label", "rows", "said", *names.values(), "threshold", title="labels of the test split")
+    table.title_justify = "left"
+    safe = safe_classes(labels)
+    for label, row, threshold in zip(labels, counts, thresholds, strict=True):
+        _, wrongly_said, missed, right = row
+        found = [metrics.get(f"test/{name}_{safe[label]}") for name in names]
+        values = ["" if value is None else f"{value:.3f}" for value in found]
+        table.add_row(Text(label), f"{missed + right:,}", f"{wrongly_said + right:,}", *values, f"{threshold:.3f}")
+    OUT.print(table)
 
 
 def print_answers(counts: Mapping[str, str]) -> None:

@@ -64,14 +64,14 @@ def resolve_task(
         f"{config.model.given_as} {'has a head' if has_head else f'is {kind}, an encoder'}: leave it auto"
         f"{', or give model.head=new' if has_head else ''}.",
     )
-    other = task.loss is not HeadLoss.cross_entropy
     require(
-        not (other and has_head),
+        not has_head or task.loss in (HeadLoss.cross_entropy, HeadLoss.multi_label),
         f"task.loss={task.loss.name} needs a head of its own, and that of {config.model.given_as} has a row for each "
         "class: give model.head=new.",
     )
+    at_words = reads_words and task.loss is HeadLoss.cross_entropy
     template = ASKING if reads_words else BARE
-    start = HeadInit.label_words if reads_words and not other else HeadInit.normal
+    start = HeadInit.label_words if at_words else HeadInit.normal
     return replace(
         task,
         template=template if task.template == AUTO else task.template,

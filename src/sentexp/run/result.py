@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentexp.config import CausalLM, Config, TrackingBackend
+from sentexp.config import CausalLM, Config, TargetKind, TrackingBackend, kind_of
 from sentexp.distributed import processes
 from sentexp.errors import require
 from sentexp.models.adapters import ParameterAudit
@@ -35,7 +35,9 @@ class Result:
     """What a finished run leaves: where it is, and its metrics by name (`best/...`, `test/...`, costs).
 
     `result.json` holds all of it, the run's folder apart; `weights` is the name of a folder in that folder. `shots` are
-    the examples that the untuned base was shown.
+    the examples that the untuned base was shown. Where a text has any number of labels, `thresholds` are the
+    probabilities from which each holds, and `confusion` has a row for each label: the rows that lack it and are said to
+    lack it, to have it; that have it and are said to lack it, to have it.
     """
 
     run_id: str | None
@@ -51,6 +53,12 @@ class Result:
     shots: int
     answers: dict[str, str]
     reliability: dict[str, list[tuple[float, float, int]]]
+    thresholds: list[float] | None = None
+
+    @property
+    def kind(self) -> TargetKind:
+        """What is predicted."""
+        return kind_of(self.labels, self.thresholds)
 
     def save(self) -> None:
         """Write `result.json`; it is whole or absent."""
@@ -59,6 +67,8 @@ class Result:
 
     def predictions(self, split: str = "test") -> "pd.DataFrame":
         """Return the predictions for a split, one row each: id, text, label, predicted, `p.<label>`, `slice.<name>`.
+
+        Where a text has any number of labels, label and predicted are lists.
 
         Raises:
             UserError: another split than validation or test, or the run's folder no longer holds the predictions.

@@ -1,16 +1,17 @@
 """What the evaluations of a run come to: answers, calibrated metrics, the best checkpoint, baselines."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from sentexp.config.metric_names import METRICS, ORDERED_METRICS, SCORE_METRICS, short_metrics
+from sentexp.config import TargetKind
+from sentexp.config.metric_names import MEASURED
 from sentexp.distributed import processes
 from sentexp.metrics.generated_answers import irregular_tokens, read_answers
-from sentexp.metrics.split_metrics import slice_scores
-from sentexp.run.build import run_target
+from sentexp.metrics.slice_metrics import slice_scores
+from sentexp.metrics.target import Target
 from sentexp.run.inputs import RunInputs
 from sentexp.run.result import Baseline
 from sentexp.tracking.run_dir import RunDir
@@ -40,14 +41,15 @@ class TestSummary:
 
 
 @processes.main_process_only
-def summarise_test(inputs: RunInputs, validation: tuple[Tensor, Tensor], test: Evaluation) -> TestSummary:
+def summarise_test(
+    inputs: RunInputs, target: Target, validation: tuple[Tensor, Tensor], test: Evaluation
+) -> TestSummary:
     """Fit the temperature on validation logits and targets, and measure the test split after it, and its slices."""
-    target = run_target(inputs)
     temperature = target.temperature(*validation)
     answers = count_answers(inputs, test)
     calibrated = target.calibrated(test.logits, test.targets, temperature)
     metrics = answers.metrics | {f"test/{name}": value for name, value in calibrated.items()}
-    metrics |= {"temperature": temperature} | slice_scores(inputs.examples, test.logits)
+    metrics |= {"temperature": temperature} | slice_scores(inputs.examples, test.logits, target)
     return TestSummary(
         temperature=temperature,
         answers=answers.tags,
@@ -72,20 +74,17 @@ def count_answers(inputs: RunInputs, test: Evaluation) -> AnswerCounts:
     return counts
 
 
-def differences(
-    metrics: Mapping[str, float], baselines: Mapping[str, Baseline], labels: Sequence[str]
-) -> dict[str, float]:
+def differences(metrics: Mapping[str, float], baselines: Mapping[str, Baseline], kind: TargetKind) -> dict[str, float]:
     """Return by how much the run's test metrics are above those of each baseline, and these themselves.
 
     Args:
         metrics: of the run.
         baselines: by name.
-        labels: of the run, which say what is measured.
+        kind: what is predicted.
     """
-    short = short_metrics(labels)
     values = {}
     for name, baseline in baselines.items():
-        for metric in short:
+        for metric in kind.short:
             theirs = baseline.metrics.get(f"test/{metric}", math.nan)
             values[f"baseline/{name}/{metric}"] = theirs
             values[f"difference/{name}/{metric}"] = metrics.get(f"test/{metric}", math.nan) - theirs
@@ -95,6 +94,6 @@ def differences(
 @processes.main_process_only
 def best_metrics(run_dir: RunDir, step: int) -> dict[str, float]:
     """Return the validation metrics at the best checkpoint, and its step."""
-    names = (*METRICS, *ORDERED_METRICS, *SCORE_METRICS, "off_label_mass", "irregular_outputs")
+    names = (*MEASURED, "off_label_mass", "irregular_outputs")
     values = {f"best/{name}": dict(run_dir.history(f"validation/{name}")) for name in names}
     return {name: points[step] for name, points in values.items() if step in points} | {"best/step": step}

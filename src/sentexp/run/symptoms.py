@@ -3,12 +3,24 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sentexp.config import Config, Untuned
+from sentexp.config import Config, TargetKind, Untuned, target_kind
 
 if TYPE_CHECKING:
     from sentexp.run.result import Result
 
 MOST_LISTED = 3
+CHANCE = 0.5
+"""The area under the ROC curve of chance."""
+
+
+def symptoms_of(result: "Result", config: Config) -> list[str]:
+    """Return a sentence for each symptom of the test rows."""
+    match result.kind:
+        case TargetKind.scores:
+            return score_symptoms(result, config)
+        case TargetKind.label_sets:
+            return label_symptoms(result, config)
+    return symptoms(result.labels, result.confusion, config)
 
 
 def symptoms(labels: Sequence[str], confusion: Sequence[Sequence[int]], config: Config) -> list[str]:
@@ -36,8 +48,7 @@ def symptoms(labels: Sequence[str], confusion: Sequence[Sequence[int]], config: 
         )
     never = [label for label, count, answer in zip(labels, true, answers, strict=True) if count and not answer]
     if never and not constant:
-        listed = ", ".join(never[:MOST_LISTED]) + (", ..." if len(never) > MOST_LISTED else "")
-        found.append(f"No test row is called {listed}: {_try_balance(config)}.")
+        found.append(f"No test row is called {_listed(never)}: {_try_balance(config)}.")
     return found
 
 
@@ -50,6 +61,22 @@ def score_symptoms(result: "Result", config: Config) -> list[str]:
         f"The mean squared error of the test rows is {loss:.2f} times the variance of the training scores, and always "
         f"saying their mean has about 1: {_try_other_steps(config)}."
     ]
+
+
+def label_symptoms(result: "Result", config: Config) -> list[str]:
+    """Return a sentence where labels of test rows are never said, or are ranked no better than by chance."""
+    found = []
+    counted = [(label, row) for label, row in zip(result.labels, result.confusion, strict=True) if row[2] + row[3]]
+    never = [label for label, (_, wrong, _, right) in counted if not wrong + right]
+    if never:
+        found.append(f"No test row is said to have {_listed(never)}: {_try_balance(config)}.")
+    if result.metrics.get("test/auroc_macro", 1.0) <= CHANCE:
+        found.append(f"Labels are ranked no better than by chance: {_try_other_steps(config)}.")
+    return found
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:MOST_LISTED]) + (", ..." if len(names) > MOST_LISTED else "")
 
 
 def _try_other_steps(config: Config) -> str:
@@ -65,6 +92,7 @@ def _try_other_steps(config: Config) -> str:
 def _try_balance(config: Config) -> str:
     if isinstance(config.peft, Untuned):
         return "this model is untuned, try task.calibration=batch, other task.label_words, or peft=lora"
-    if config.data.class_weights is None and config.data.sampling.name == "natural":
+    unweighted = config.data.class_weights is None and config.data.sampling.name == "natural"
+    if unweighted and target_kind(config.task) is TargetKind.classes:
         return "try data.class_weights=balanced or data.sampling=balanced_labels, and more rows of it"
     return "try more rows of it, or more trainer.max_epochs"

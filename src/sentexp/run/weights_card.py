@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from sentexp.config import Config
-from sentexp.config.metric_names import SCORE_METRICS
+from sentexp.config import Config, TargetKind
+from sentexp.config.metric_names import MEASURED
 from sentexp.data.audit import DataAudit
 from sentexp.distributed import processes
 from sentexp.models.loading_code import loading_code
@@ -16,7 +16,7 @@ from sentexp.system.json_files import read_json
 from sentexp.tracking.provenance import command
 
 CARD = "README.md"
-SHOWN = ("accuracy", "f1_macro", "auroc_macro", "loss", "ece", "brier", *SCORE_METRICS)
+SHOWN = tuple(name for name in MEASURED if name not in ("precision_macro", "recall_macro", "qwk", "within_one"))
 
 
 @processes.main_process_writes
@@ -76,16 +76,30 @@ def _about(trained: Trained, base: str) -> str:
             f"- weights: {kind} over {trained.model.title}, revision {trained.revision[:12]}{packed}",
             f"- base model at: {base}",
             f"- task: sentiment of a text, by {how}",
-            f"- labels, in the order of the probabilities: {', '.join(trained.labels)}"
-            if trained.scale is None
-            else "- output: a score, as the numbers of the data",
+            _output(trained),
             f"- template: `{_plain(trained.prompt.template)}`",
         ]
     )
 
 
+def _output(trained: Trained) -> str:
+    if trained.scale is not None:
+        return "- output: a score, as the numbers of the data"
+    labels = f"- labels, in the order of the probabilities: {', '.join(trained.labels)}"
+    if trained.thresholds is None:
+        return labels
+    pairs = zip(trained.labels, trained.thresholds, strict=True)
+    held = ", ".join(f"{label} {threshold:.4f}" for label, threshold in pairs)
+    return f"{labels}\n- each by itself: the sigmoid of its logit, and it holds from a threshold on, which is {held}"
+
+
 def _answer(trained: Trained) -> str:
-    return "a number" if trained.scale is not None else f"one of {', '.join(trained.labels)}"
+    listed = ", ".join(trained.labels)
+    return {
+        TargetKind.scores: "a number",
+        TargetKind.classes: f"one of {listed}",
+        TargetKind.label_sets: f"any of {listed}, or none",
+    }[trained.kind]
 
 
 def _frame(trained: Trained) -> str:
@@ -93,7 +107,7 @@ def _frame(trained: Trained) -> str:
     whole = "text" if trained.text_pair is None else "pair"
     lost = "its end" if trained.text_pair is None else "the end of its first text"
     without = f"Without the template the {'scores' if trained.scale is not None else 'probabilities'} differ. {blanks}"
-    if trained.scale is not None:
+    if trained.kind is not TargetKind.classes:
         return f"{without}A {whole} of more than {trained.max_length} tokens lost {lost}, before the template."
     return (
         f"{without}A {whole} of more than {trained.max_length} tokens "
@@ -111,7 +125,7 @@ def _measured(result: Result, rows: int) -> str:
     """Return the test metrics, the accuracy of classes with its interval (Wilson 1927)."""
     lines = [f"| {name} | {result.metrics[f'test/{name}']:.4f} |" for name in SHOWN if f"test/{name}" in result.metrics]
     table = "| metric | value |\n| --- | ---: |\n" + "\n".join(lines)
-    if not result.confusion:
+    if result.kind is not TargetKind.classes:
         return f"## Measured\n\nOn {rows:,} test rows.\n\n{table}"
     from statsmodels.stats.proportion import proportion_confint
 

@@ -136,11 +136,13 @@ def row_scores(logits: Tensor, targets: Tensor, monitor: str) -> Tensor:
 
     Args:
         logits: float, shape (rows, classes).
-        targets: class indices, shape (rows,).
+        targets: class indices or scores, shape (rows,), or sets of labels, shape (rows, labels).
         monitor: a mean over rows: `ROW_METRICS` of `sentexp.search.sweeper`.
     """
     logits = logits.float()
     name = monitor.rpartition("/")[2]
+    if targets.dim() > 1:  # sets of labels, whose loss alone is a mean over rows
+        return -nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
     if logits.shape[1] == 1:  # a score, whose loss alone is a mean over rows
         return -(logits[:, 0] - targets).square()
     if name == "accuracy":

@@ -120,5 +120,6 @@ def check_pruner(options: SearchConfig, config: Config) -> None:
     require(
         options.pruner is not Pruner.confident or monitor.rpartition("/")[2] in ROW_METRICS,
         f"hydra.sweeper.pruner=confident compares runs row by row, and trainer.monitor={monitor} is not a mean over "
-        f"rows: use {', '.join(f'validation/{row}' for row in ROW_METRICS)}, or pruner=median or halving.",
+        f"rows: use {', '.join(f'validation/{row}' for row in ROW_METRICS if row in config.measured)}, or "
+        "pruner=median or halving.",
     )

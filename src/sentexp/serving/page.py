@@ -5,22 +5,25 @@ import hashlib
 import re
 from importlib.resources import files
 
-from sentexp.config.metric_names import is_score
+from sentexp.config import TargetKind
 
 
-def page(name: str, labels: list[str], pairs: bool = False) -> tuple[str, dict[str, str]]:
+def page(
+    name: str, labels: list[str], pairs: bool = False, kind: TargetKind = TargetKind.classes
+) -> tuple[str, dict[str, str]]:
     """Return the page and its headers, which let it run its own script and ask this server alone.
 
     Args:
         name: of the run.
         labels: of the run.
         pairs: whether it reads a second text.
+        kind: what it predicts.
     """
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     text = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
-    content = text.render(name=name, labels=labels, pairs=pairs, scored=is_score(labels))
+    content = text.render(name=name, labels=labels, pairs=pairs, kind=kind.name)
     digests = {tag: _digest(content, tag) for tag in ("script", "style")}
     policy = f"default-src 'none'; connect-src 'self'; script-src '{digests['script']}'; style-src '{digests['style']}'"
     return content, {

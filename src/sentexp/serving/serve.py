@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentexp.config import ServeConfig
-from sentexp.config.metric_names import is_score
+from sentexp.config import ServeConfig, TargetKind
 from sentexp.errors import UserError
 from sentexp.export.mlflow_model import save_model
 from sentexp.export.pyfunc import CALIBRATED, quiet_pyfunc
@@ -98,7 +97,7 @@ def _add_pages(app: "FastAPI", name: str, model: Any) -> None:
     from fastapi.responses import HTMLResponse
     from mlflow.version import VERSION
 
-    text, headers = page(name, model.scorer.labels, model.reads_pairs)
+    text, headers = page(name, model.scorer.labels, model.reads_pairs, model.scorer.trained.kind)
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> HTMLResponse:
@@ -129,8 +128,12 @@ def _answer(model: Any, body: bytes, content_type: str) -> "Response":
     from mlflow.exceptions import MlflowException
 
     table, params = read_request(body, content_type, model.reads_pairs)
-    if params.get(CALIBRATED) and is_score(model.scorer.labels):
-        raise Refused(400, "params.calibrated corrects probabilities, and this run predicts scores: leave it out.")
+    kind = model.scorer.trained.kind
+    if params.get(CALIBRATED) and kind is not TargetKind.classes:
+        raise Refused(
+            400,
+            f"params.calibrated corrects probabilities of classes, and this run predicts {kind.value}: leave it out.",
+        )
     try:
         predictions = model.predict(None, table, params)
     except MlflowException as error:

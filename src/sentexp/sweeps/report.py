@@ -7,13 +7,12 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sentexp.config import Config
-from sentexp.config.metric_names import SCORE_SLICE_METRICS
+from sentexp.config.target_kind import kind_of_run
 from sentexp.sweeps.sweep_dir import Outcome, Progress, State, best_of
 from sentexp.system.console import OUT, duration, say
 from sentexp.tracking.next_steps import override, place_words, predict_example, sentexp_command
 
 LONGEST_NAME = 36
-METRICS = ("accuracy", "f1_macro", "auroc_macro")
 
 
 def print_beginning(what: str, total: int, finished: int, interrupted: int, run_id: str | None, folder: Path) -> None:
@@ -40,7 +39,7 @@ def print_progress(outcome: Outcome, progress: Progress, monitor: str) -> None:
 def print_outcomes(outcomes: list[Outcome], monitor: str) -> None:
     """Print the table of all runs, and below it why runs failed."""
     found = {key for outcome in outcomes for key in outcome.metrics}
-    metrics = SCORE_SLICE_METRICS if "test/rmse" in found else METRICS
+    metrics = kind_of_run(found).short
     numbers = [monitor.replace("/", "\n"), *(f"test\n{name.replace('_', ' ')}" for name in metrics), "seconds"]
     table = Table(
         Column("run", no_wrap=True, max_width=LONGEST_NAME), Column("state", no_wrap=True), *numbers, title="sweep"

@@ -17,8 +17,9 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sentexp.config import CompareConfig, Config, from_conf, predicts_scores
+from sentexp.config import CompareConfig, Config, from_conf, target_kind
 from sentexp.config.explain import COMPOSITION_ERRORS, explain
+from sentexp.config.metric_names import ORDERED_METRICS
 from sentexp.distributed.launch import require_one
 from sentexp.errors import UserError, complain, first_line
 from sentexp.sweeps.launch import (
@@ -257,8 +258,9 @@ def _compare(config: Config, parent: "RunLogger", folder: "SweepFolder", outcome
     if all(outcome.earlier for outcome in finished):
         return True
     metric = config.trainer.monitor.rpartition("/")[2]
-    if predicts_scores(config.task) and metric == "loss":
-        metric = "rmse"  # which orders runs alike
+    kind = target_kind(config.task)
+    if metric not in (*kind.compared, *ORDERED_METRICS):  # the loss of scores, for instance
+        metric = kind.headline
     asked = from_conf(
         CompareConfig, tracking=config.tracking, sweep=parent.run_id, metric=metric, choose=config.sweep.choose
     )

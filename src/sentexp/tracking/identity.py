@@ -20,6 +20,7 @@ LATER: dict[str, Any] = {
     "data.sheet": None,
     "data.ordered": False,
     "data.text_pair": None,
+    "data.label_delimiter": ";",
     "model.labels": None,
     "task.loss": "cross_entropy",
     "peft.init": "default",

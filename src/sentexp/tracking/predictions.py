@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sentexp.config.metric_names import is_score
+from sentexp.config import TargetKind, kind_of
 from sentexp.errors import UserError, first_line
 from sentexp.system.atomic_write import replacing
 
@@ -33,7 +33,8 @@ class Predictions:
 
     `ids` identify a row by its text wherever it is, shape (rows,); `targets` are class indices, or scores, shape
     (rows,); `probabilities` are float32, shape (rows, classes), in the order of `labels`; of scores these are the
-    predicted ones, shape (rows, 1). `slices` are numbers of values and
+    predicted ones, shape (rows, 1). Where a text has any number of labels, targets are 1 for those that it has, shape
+    (rows, labels), and `thresholds` the probabilities from which each is predicted. `slices` are numbers of values and
     the values, by slice column.
     """
 
@@ -42,6 +43,7 @@ class Predictions:
     probabilities: Array
     labels: list[str]
     slices: dict[str, tuple[Array, list[str]]]
+    thresholds: list[float] | None = None
 
 
 def file_name(split: str) -> str:
@@ -55,10 +57,11 @@ def write_predictions(
     probabilities: Array,
     file: Path,
     extras: Mapping[str, Array] | None = None,
+    thresholds: Sequence[float] | None = None,
 ) -> None:
     """Write one row for each example: id, text, true and predicted label, probabilities, slices.
 
-    Of scores the labels are numbers, and there are no probabilities.
+    Of scores the labels are numbers, and there are no probabilities; of sets of labels they are lists.
 
     Args:
         rows: of the split, with `text`, `label` (class indices), `key` (a digest of the text) and `slice.<name>`.
@@ -66,6 +69,7 @@ def write_predictions(
         probabilities: shape (rows, classes).
         file: to write; it is whole or absent.
         extras: more columns by name, shape (rows,).
+        thresholds: from which each label holds, where a text has any number of them.
     """
     import pyarrow.parquet as pq
 
@@ -77,35 +81,83 @@ def write_predictions(
         for start in range(0, rows.num_rows, BLOCK):
             block = slice(start, start + BLOCK)
             more = {name: values[block] for name, values in (extras or {}).items()}
-            table = _block(rows.slice(start, BLOCK), labels, ids[block], probabilities[block], more)
+            table = _block(rows.slice(start, BLOCK), labels, ids[block], probabilities[block], more, thresholds)
             if writer is None:
                 writer = opened.enter_context(pq.ParquetWriter(unfinished, table.schema, compression="zstd"))
             writer.write_table(table)
 
 
 def _block(
-    rows: "pa.Table", labels: Sequence[str], ids: list[str], probabilities: Array, extras: Mapping[str, Array]
+    rows: "pa.Table",
+    labels: Sequence[str],
+    ids: list[str],
+    probabilities: Array,
+    extras: Mapping[str, Array],
+    thresholds: Sequence[float] | None,
 ) -> "pa.Table":
     """Return a block of rows as it is written."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    names, scores = pa.array(list(labels), pa.string()), probabilities.astype(np.float32)
+    scores, kind = probabilities.astype(np.float32), kind_of(labels, thresholds)
     texts = rows.column("text").combine_chunks()
     table = {"id": pa.array(ids, pa.string()), "text": texts}
-    truth = rows.column("label").combine_chunks()
-    if is_score(labels):
-        table |= {"label": truth, "predicted": pa.array(scores[:, 0])}
-    else:
-        table["label"] = pa.DictionaryArray.from_arrays(truth.cast(pa.int32()), names)
-        table["predicted"] = pa.DictionaryArray.from_arrays(pa.array(scores.argmax(1), pa.int32()), names)
+    table |= _labels(rows.column("label"), labels, scores, thresholds)
+    if kind is not TargetKind.scores:
         table |= {f"{PROBABILITY}{label}": pa.array(scores[:, number]) for number, label in enumerate(labels)}
     table |= {name: pa.array(values) for name, values in extras.items()}
     table |= {name: rows.column(name).cast(pa.string()) for name in rows.column_names if name.startswith(SLICE)}
     words = pc.count_substring_regex(texts, WORD).to_numpy()
     buckets = pa.array(np.searchsorted(LENGTHS, words), pa.int32())
     table[f"{SLICE}length"] = pa.DictionaryArray.from_arrays(buckets, pa.array(length_buckets()))
-    return pa.table(table).replace_schema_metadata({"sentexp": json.dumps({"labels": list(labels)})})
+    return pa.table(table).replace_schema_metadata({"sentexp": json.dumps(_facts(labels, thresholds))})
+
+
+def _facts(labels: Sequence[str], thresholds: Sequence[float] | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {"labels": list(labels)}
+    return facts if thresholds is None else facts | {"thresholds": list(thresholds)}
+
+
+def _labels(
+    column: "pa.ChunkedArray", labels: Sequence[str], scores: Array, thresholds: Sequence[float] | None
+) -> dict[str, Any]:
+    """Return the true and the predicted labels of rows as columns."""
+    import pyarrow as pa
+
+    truth = column.combine_chunks()
+    if thresholds is not None:
+        true = np.asarray(truth.flatten()).reshape(-1, len(labels)) > 0
+        return {"label": _listed(true, labels), "predicted": _listed(holds(scores, thresholds), labels)}
+    if kind_of(labels) is TargetKind.scores:
+        return {"label": truth, "predicted": pa.array(scores[:, 0])}
+    names, answers = pa.array(list(labels), pa.string()), pa.array(scores.argmax(1), pa.int32())
+    codes = {"label": truth.cast(pa.int32()), "predicted": answers}
+    return {name: pa.DictionaryArray.from_arrays(each, names) for name, each in codes.items()}
+
+
+def _listed(members: Array, labels: Sequence[str]) -> "pa.Array":
+    """Return the labels of each row as a list.
+
+    Args:
+        members: whether a row has a label, shape (rows, labels).
+        labels: their names.
+    """
+    import pyarrow as pa
+
+    names = pa.array(list(labels), pa.string())
+    offsets = np.concatenate([[0], members.sum(1).cumsum()]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), names.take(pa.array(np.nonzero(members)[1])))
+
+
+def holds(probabilities: Array, thresholds: Sequence[float]) -> Array:
+    """Return which labels each row has, shape (rows, labels).
+
+    Args:
+        probabilities: shape (rows, labels).
+        thresholds: from which each label holds.
+    """
+    decided: Array = probabilities.astype(np.float64) >= np.asarray(thresholds, np.float64)
+    return decided
 
 
 def read_predictions(file: Path) -> Predictions:
@@ -119,27 +171,36 @@ def read_predictions(file: Path) -> Predictions:
 
     try:
         opened = pq.ParquetFile(file)
-        labels = json.loads(opened.schema_arrow.metadata[b"sentexp"])["labels"]
+        facts = json.loads(opened.schema_arrow.metadata[b"sentexp"])
+        labels, thresholds = facts["labels"], facts.get("thresholds")
         slices = [name for name in opened.schema_arrow.names if name.startswith(SLICE)]
-        said = ["predicted"] if is_score(labels) else [f"{PROBABILITY}{label}" for label in labels]
+        columns = [f"{PROBABILITY}{label}" for label in labels]
+        said = ["predicted"] if kind_of(labels, thresholds) is TargetKind.scores else columns
         table = opened.read(["id", "label", *said, *slices])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} holds no predictions of sentexp ({first_line(error)}).") from error
     probabilities = [table.column(name).to_numpy() for name in said]
     return Predictions(
         ids=table.column("id").to_numpy(),
-        targets=_targets(table.column("label"), labels),
+        targets=_targets(table.column("label"), labels, thresholds),
         probabilities=np.stack(probabilities, 1).astype(np.float32),
         labels=labels,
         slices={name.removeprefix(SLICE): _codes(table.column(name)) for name in slices},
+        thresholds=thresholds,
     )
 
 
-def _targets(column: "pa.ChunkedArray", labels: list[str]) -> Array:
-    """Return class indices, or scores, shape (rows,)."""
-    if is_score(labels):
+def _targets(column: "pa.ChunkedArray", labels: list[str], thresholds: object) -> Array:
+    """Return class indices or scores, shape (rows,), or 1 for the labels that a row has, shape (rows, labels)."""
+    kind = kind_of(labels, thresholds)
+    if kind is TargetKind.scores:
         return np.asarray(column)
     order = {label: number for number, label in enumerate(labels)}
+    if kind is TargetKind.label_sets:
+        members = np.zeros((len(column), len(labels)), np.uint8)
+        for row, names in enumerate(column.to_pylist()):
+            members[row, [order[name] for name in names]] = 1
+        return members
     codes, values = _codes(column)
     return np.array([order[value] for value in values], np.int64)[codes]
 

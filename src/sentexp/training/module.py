@@ -169,7 +169,7 @@ class ClassifierModule(L.LightningModule):
         metrics = _measure(self.target, *self.validation) | answer_metrics(raw.outside, raw.irregular)
         self._refuse_what_is_no_number(torch.tensor(metrics["loss"]))
         for name, value in metrics.items():
-            self.log(f"validation/{name}", value, prog_bar=name == self.target.headline)
+            self.log(f"validation/{name}", value, prog_bar=name == self.target.kind.headline)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch, and let the model write its answers where that is wanted."""
@@ -205,6 +205,7 @@ class ClassifierModule(L.LightningModule):
         self.kept_validation = logits, targets
         if self.correction is PriorCorrection.batch:
             self.prior = label_prior(logits)
+        self.target.choose(*self.validation)
 
     def _score(self, batch: Batch, batch_idx: int, generated: Tensor | None = None) -> None:
         if batch_idx == 0:

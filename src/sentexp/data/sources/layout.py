@@ -54,7 +54,11 @@ def dataset_root(data: DataConfig, patterns: list[str]) -> Path:
 
 
 def require_no_columns(data: TableData, what: str) -> None:
-    """Refuse slices and groups of a folder that holds nothing but texts and labels."""
+    """Refuse slices, groups and columns of labels of a folder that holds nothing but texts and labels."""
+    require(
+        isinstance(data.label, str),
+        f"data.path={data.path} is {what}, and data.label={data.label} names columns of a table: leave data.label out.",
+    )
     pair = [] if data.pair_template is None else [str(data.pair_template)]
     wanted = [*data.slices, *([data.group] if data.group is not None else []), *pair]
     require(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sentexp.config import AUTO, BadRows, TableData
 from sentexp.data.arrow_folders import is_arrow_folder
 from sentexp.data.compressed import inner_name
+from sentexp.data.label_sets import joined_cells
 from sentexp.data.sources.class_folders import ENDING, class_folders, has_class_folders
 from sentexp.data.sources.layout import ALIASES, SLICE, RawSplits, read_splits
 from sentexp.data.sources.line_pairs import has_line_pairs, line_pairs
@@ -22,9 +23,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def table_splits(data: TableData) -> RawSplits:
-    """Return the splits of a table: a package, a file, a folder in GLUE's or the hub's layout, or the hub."""
-    columns = {"data.label": data.label} | text_columns("data.text", data.text_template)
+def table_splits(data: TableData, lists: bool = False) -> RawSplits:
+    """Return the splits of a table: a package, a file, a folder in GLUE's or the hub's layout, or the hub.
+
+    Args:
+        data: where it is, and its columns.
+        lists: whether a label may be a list, which is then read as JSON.
+    """
+    columns = _label_keys(data) | text_columns("data.text", data.text_template)
     columns |= text_columns("data.text_pair", data.pair_template) if data.pair_template is not None else {}
     columns |= {f"data.slices[{number}]": name for number, name in enumerate(data.slices)}
     columns |= {"data.group": data.group} if data.group is not None else {}
@@ -32,7 +38,7 @@ def table_splits(data: TableData) -> RawSplits:
         _require_one_table(data, f"data={data.name} is one table of an installed package")
         return RawSplits(splits={"train": _renamed(_package_table(data, columns), data)})
     if not is_local(data.path):
-        return RawSplits(splits=_hub_splits(data, data.path, columns))
+        return RawSplits(splits=_hub_splits(data, data.path, columns, lists))
     folder = Path(data.path).expanduser() / (data.subset or "")
     if has_line_pairs(folder):
         return line_pairs(data, folder)
@@ -46,11 +52,12 @@ def table_splits(data: TableData) -> RawSplits:
         columns=data.columns,
         sheet=data.sheet,
         named_classes=data.labels is None,
+        lists=data.label_columns if lists else [],
     )
     return read_splits(_split_files(data), columns, form, lambda table, _: _renamed(table, data))
 
 
-def _hub_splits(data: TableData, repo: str, columns: dict[str, str]) -> dict[str, "pa.Table"]:
+def _hub_splits(data: TableData, repo: str, columns: dict[str, str], lists: bool) -> dict[str, "pa.Table"]:
     names = {name: split for name in ALIASES if (split := getattr(data.splits, name))}
     if AUTO in names.values():
         there = hub_splits("data.path", repo, data.subset, data.revision)
@@ -61,8 +68,8 @@ def _hub_splits(data: TableData, repo: str, columns: dict[str, str]) -> dict[str
     tables = hub_tables("data.path", repo, data.subset, data.revision, list(names.values()))
     for table in tables.values():
         require_columns(table.column_names, columns, repo)
-    wanted = list(columns.values())
-    return {name: _renamed(as_strings(tables[split], wanted, repo), data) for name, split in names.items()}
+    wanted, listed = list(columns.values()), data.label_columns if lists else []
+    return {name: _renamed(as_strings(tables[split], wanted, repo, listed), data) for name, split in names.items()}
 
 
 def _renamed(table: "pa.Table", data: TableData) -> "pa.Table":
@@ -70,13 +77,26 @@ def _renamed(table: "pa.Table", data: TableData) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    columns = {"text": join_columns(table, data.text_template), "label": table.column(data.label)}
+    columns = {"text": join_columns(table, data.text_template), "label": _labels(table, data)}
     if data.pair_template is not None:  # the pairs of a text stay together
         columns["group"] = pc.utf8_lower(pc.utf8_trim_whitespace(pc.fill_null(columns["text"], "")))
         columns["text"] = pair_texts(columns["text"], join_columns(table, data.pair_template))
     if data.group is not None:
         columns["group"] = pc.utf8_trim_whitespace(table.column(data.group))
     return pa.table(columns | {SLICE + name: table.column(name) for name in data.slices})
+
+
+def _label_keys(data: TableData) -> dict[str, str]:
+    """Return the columns of the labels by configuration key."""
+    if isinstance(data.label, str):
+        return {"data.label": data.label}
+    return {f"data.label[{number}]": name for number, name in enumerate(data.label)}
+
+
+def _labels(table: "pa.Table", data: TableData) -> "pa.ChunkedArray":
+    if isinstance(data.label, str):
+        return table.column(data.label)
+    return joined_cells([table.column(name) for name in data.label])
 
 
 def _require_one_table(data: TableData, what: str) -> None:
