@@ -12,6 +12,7 @@ from torch import nn
 from sentexp.config import IA3, READING_ROWS, BiasOnly, FullFineTuning, HeadOnly, Lora, PeftConfig, PeftMethod, Untuned
 from sentexp.distributed.sharding import cut_like, gathered
 from sentexp.errors import UserError, require
+from sentexp.models.dequantize import is_of_hqq
 from sentexp.models.encoders import encoder_of
 from sentexp.models.lora import implied_parameters, lora_config, saved_paths
 from sentexp.models.lora_start import remember_start
@@ -216,6 +217,9 @@ def _audit(model: nn.Module, targets: list[str], own: set[int]) -> ParameterAudi
     trainable, frozen, head = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), head_paths(model)
     tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
     embeddings = {id(parameter) for table in tables for parameter in table.parameters(recurse=False)}
+    of_hqq = {
+        id(module.W_q): module.in_features * module.out_features for module in model.modules() if is_of_hqq(module)
+    }
     for path, parameter in model.named_parameters():
         if "original_module" in path:
             continue  # PEFT's copy of the head before training: not part of the model's answer
@@ -223,7 +227,7 @@ def _audit(model: nn.Module, targets: list[str], own: set[int]) -> ParameterAudi
         in_head = is_inside(path.removeprefix("base_model.model.").removeprefix("base_model."), head)
         is_new = id(parameter) not in own and "modules_to_save" not in path
         kind = "adapter" if is_new else _kind(path, parameter, embeddings)
-        counts["head" if in_head else kind] += _numel(parameter)
+        counts["head" if in_head else kind] += of_hqq.get(id(parameter), _numel(parameter))
     return ParameterAudit(trainable=trainable, frozen=frozen, targets=targets)
 
 
