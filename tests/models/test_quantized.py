@@ -16,7 +16,7 @@ from sentexp.config import Attention, HeadOnly, Precision, Quantization, from_co
 from sentexp.errors import UserError
 from sentexp.inference.scorer import Scorer
 from sentexp.models import quantized
-from sentexp.models.adapters import attach
+from sentexp.models.adapters import HARMLESS, attach
 from sentexp.models.dequantize import dense_weight, is_packed, unpack
 from sentexp.models.fast import llama
 from sentexp.models.loading import Loading, load_classifier, load_language_model, load_tokenizer
@@ -31,6 +31,7 @@ STEPS = 8
 STEADY = ("optim.lr=1e-2", "optim.eps=1e-2", "trainer.max_epochs=2", "trainer.eval_steps=1000", "baseline=false")
 """An `eps` of AdamW that does not make whole steps of rounding; the last weights are the best."""
 CPU = torch.device("cpu")
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{message}") for message in HARMLESS]
 storages = pytest.mark.parametrize("storage", STORAGES)
 
 
@@ -176,14 +177,14 @@ def plainly_packed(storage, folder):
     """Return the base as anybody packs it, with transformers and the storage's own package alone."""
     auto = AutoModelForSequenceClassification
     if storage == "hqq4":
-        from hqq.core.quantize import BaseQuantizeConfig
-        from hqq.models.hf.base import AutoHQQHFModel
+        from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
         model = auto.from_pretrained(folder, num_labels=2)
-        head = model.score
         settings = BaseQuantizeConfig(nbits=4, group_size=64, axis=1)
-        AutoHQQHFModel.quantize_model(model, settings, compute_dtype=torch.float32, device="cpu")
-        model.score = head
+        for module in list(model.model.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, HQQLinear(child, settings, compute_dtype=torch.float32, device="cpu"))
         return model
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 
@@ -220,7 +221,9 @@ def test_a_missing_package_is_one_sentence_with_what_installs_it(storage, train,
     find = util.find_spec
     library = Quantization[storage].library
     monkeypatch.setattr(quantized, "find_spec", lambda name: None if name == library else find(name))
-    sentence = rf"peft.quantization={storage} is in the package {library}, which is not installed: pip install .*\[{library}\]"
+    sentence = (
+        rf"peft.quantization={storage} is in the package {library}, which is not installed: pip install .*\[{library}\]"
+    )
     with pytest.raises(UserError, match=sentence):
         train(f"peft.quantization={storage}")
 

@@ -62,6 +62,10 @@ class Config:
             self._check_sharding()
         self._check_recipes()
         require(
+            not self.trainer.compile or self.peft.quantization is not Quantization.hqq4,
+            "trainer.compile=true cannot compile HQQ's layers: leave it false, or use another peft.quantization.",
+        )
+        require(
             self.data.ordered or predicts_scores(self.task) or self._monitored not in ORDERED_METRICS,
             f"trainer.monitor={self.trainer.monitor} measures classes that are ordered: set data.ordered=true.",
         )

@@ -16,7 +16,7 @@ from sentexp.models.dequantize import is_of_hqq
 from sentexp.models.encoders import encoder_of
 from sentexp.models.lora import implied_parameters, lora_config, saved_paths
 from sentexp.models.lora_start import remember_start
-from sentexp.models.peft_methods import adapter_config, train_biases
+from sentexp.models.peft_methods import adapter_config, check_storage, train_biases
 from sentexp.models.start_from_data import StartFromData
 from sentexp.models.structure import base_of, find_head, head_of, head_paths
 from sentexp.models.targets import has_name, is_inside, shape_of, target_names, targets_in_head
@@ -154,6 +154,7 @@ def _attach_lora(model: "PreTrainedModel", peft: Lora, start: StartFromData | No
 
 
 def _attach_ia3(model: "PreTrainedModel", peft: IA3) -> tuple[nn.Module, list[str], int]:
+    check_storage("IA3", peft.quantization)
     shapes = {path: shape_of(module) for path, module in model.named_modules()}
     trained, targets = _wrap(model, _ia3_config(model, peft))
     pairs = {path: shape for path in targets if (shape := shapes[path])}
