@@ -260,8 +260,8 @@ def test_runs_of_a_sweep_leave_the_backbone_as_it_is(name, config, tmp_path):
         (["peft.init=orthogonal", "peft.r=3"], "peft.init=orthogonal needs even ranks"),
         (
             ["peft=loha", "peft.quantization=int8"],
-            r"peft.quantization=int8 does not go with LOHA: use another peft.quantization \(none, int8_weight_only, float8_"
-            "weight_only\\); over int8 train IA3, LORA",
+            r"peft.quantization=int8 does not go with LOHA: use another peft.quantization \(none, int8_weight_only, "
+            r"float8_weight_only\); over int8 train IA3, LORA",
         ),
     ],
 )

@@ -39,7 +39,7 @@ OVER_PACKED_WEIGHTS = (
 OVER_TORCHAO = (*OVER_PACKED_WEIGHTS, "LOHA", "LOKR", "SHIRA")
 """The same over torchao's weights of 8 bits."""
 
-OVER_HQQ = ("BOFT", "LN_TUNING", "LOKR", "LORA", "MISS", "OFT", "VERA", *VIRTUAL)
+OVER_HQQ = ("BOFT", "LN_TUNING", "LORA", "MISS", "OFT", "VERA", *VIRTUAL)
 """The same over HQQ's weights, whose layers are not torch's."""
 
 NOT_MERGEABLE = ("BEFT", "LILY", *VIRTUAL)
