@@ -218,9 +218,8 @@ def _audit(model: nn.Module, targets: list[str], own: set[int]) -> ParameterAudi
     trainable, frozen, head = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), head_paths(model)
     tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
     embeddings = {id(parameter) for table in tables for parameter in table.parameters(recurse=False)}
-    of_hqq = {
-        id(module.W_q): module.in_features * module.out_features for module in model.modules() if is_of_hqq(module)
-    }
+    modules: list[Any] = list(model.modules())
+    of_hqq = {id(module.W_q): module.in_features * module.out_features for module in modules if is_of_hqq(module)}
     for path, parameter in model.named_parameters():
         if "original_module" in path:
             continue  # PEFT's copy of the head before training: not part of the model's answer

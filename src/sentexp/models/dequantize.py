@@ -26,17 +26,18 @@ def dense_weight(module: Any) -> Tensor:
     """Return the weight of a packed layer, shape (outputs, inputs), in the dtype that it had before packing."""
     from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight
 
-    if not is_of_hqq(module) and getattr(module.weight, "quant_state", None) is not None:
-        return dequantize_bnb_weight(module.weight)  # type: ignore[no-any-return] (and nothing is moved)
-    return dequantize_module_weight(module).detach()  # type: ignore[no-any-return]
+    of_four_bits = not is_of_hqq(module) and getattr(module.weight, "quant_state", None) is not None
+    dense: Tensor = dequantize_bnb_weight(module.weight) if of_four_bits else dequantize_module_weight(module)
+    return dense.detach()
 
 
 def unpack(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """Replace quantised layers by those of a dtype; they stay ordinary linear layers, whatever the architecture has."""
+    module: Any
     for path, module in list(model.named_modules()):
         if not is_packed(module):
             continue
-        plain = nn.Linear(module.in_features, module.out_features, device="meta")  # type: ignore[arg-type]
+        plain: Any = nn.Linear(module.in_features, module.out_features, device="meta")
         plain.weight = nn.Parameter(dense_weight(module).data.to(dtype), requires_grad=False)
         plain.bias = None if module.bias is None else nn.Parameter(module.bias.data, requires_grad=False)
         replace_module(model, path, plain)

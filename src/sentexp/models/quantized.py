@@ -102,7 +102,7 @@ def pack(
             assert is_packed(module), f"torchao has not packed {path}"
             module.__class__ = PackedLinear
     if quantization is Quantization.hqq4:
-        model.to(device)  # type: ignore[arg-type]
+        model.to(device)
 
 
 class PackedLinear(nn.Linear):
