@@ -76,8 +76,8 @@ def test_a_row_is_what_happens(name, config, run, encoder, tmp_path):
     shares = any("compute the features of each text once" in reason for reason in grid.reasons.values())
 
     def trains_over(storage):
-        given = config(*words, f"peft.quantization={storage}")
-        return happens(lambda: build_model(prepare_inputs(resolve_inputs(given))))
+        given = [*words, f"peft.quantization={storage}"]
+        return happens(lambda: build_model(prepare_inputs(resolve_inputs(config(*given)))))
 
     def over_an_encoder():
         result, trained = run(*words, *encoder)
