@@ -228,6 +228,22 @@ def test_a_missing_package_is_one_sentence_with_what_installs_it(storage, train,
         train(f"peft.quantization={storage}")
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["peft.bias=all"], "peft.bias=all trains biases, and HQQ's layers hold theirs as constants"),
+        (["trainer.compile=true"], "trainer.compile=true cannot compile HQQ's layers"),
+        (["trainer=fsdp"], "peft.quantization=hqq4 packs them"),
+        (["peft.init=pissa"], "peft.init=pissa begins with a part of the backbone's weights"),
+        (["peft.init=loftq"], "use peft.quantization=nf4 or fp4"),
+        (["peft=full"], "peft=full cannot train quantised weights"),
+    ],
+)
+def test_what_does_not_go_with_hqq_is_one_sentence(words, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_config("model=tiny", "peft.quantization=hqq4", *words)
+
+
 @storages
 def test_layers_of_gpt2_are_refused(storage):
     model = GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, num_labels=2))

@@ -45,7 +45,7 @@ class Loading:
 
     `storage` says how frozen linear layers are quantised. Frozen weights are stored in `precision`, the arithmetic;
     those that train (`trains_backbone`) in float32. Quantised ones are placed on `device`, and with `keeps_dequantized`
-    unpacked there once and for all: the same values take four times the memory, and none of the time.
+    unpacked there once and for all: the same values take up to four times the memory, and none of the time.
     """
 
     storage: PeftConfig
