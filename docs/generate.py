@@ -309,6 +309,8 @@ def _methods(files: list[Path]) -> list[str]:
     return [
         *rows,
         "",
+        "`peft.quantization` packs the frozen weights that a method trains over: see",
+        "[Quantised base models](../guides/train.md#quantised-base-models).",
         "`peft=other` can do what the method can. Runs with `peft=head` share the features of texts instead of",
         "training together. What is merged can be written as `format=merged`, `onnx` and, with label words, `gguf`.",
     ]

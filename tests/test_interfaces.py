@@ -12,6 +12,7 @@ from inspect import signature
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 import pytest
 import torch
+from storages import STORAGES
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
@@ -347,7 +348,7 @@ def test_bitsandbytes_names_what_it_keeps_in_8_bits_and_its_optimizers(tiny):
     for name in ("AdamW8bit", "PagedAdamW32bit", "PagedAdamW8bit"):
         has(bitsandbytes.optim, name, used="sentexp.training.optim")
         takes(getattr(bitsandbytes.optim, name), "lr", "betas", "eps", used="sentexp.training.optim")
-    logs_as("bitsandbytes.backends.cpu.ops", "sentexp.models.loading", "logger")
+    logs_as("bitsandbytes.backends.cpu.ops", "sentexp.system.console", "logger")
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
@@ -613,3 +614,22 @@ def test_smaller_libraries_have_the_functions_that_are_called():
     rows = RMinHash.digest_matrix_from_token_sets([{"a", "b"}, {"b", "a"}], num_perm=8, seed=0).to_rows()
     assert [list(row) for row in rows] == [list(rows[0])] * 2, "sentexp.data.near_duplicates"
     assert cell_len("\u8fd9") == 2, "sentexp.compare.leaderboard_tables"
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_torchao_and_hqq_keep_weights_under_the_names_that_are_read(storage, tiny):
+    used = "sentexp.models.dequantize, sentexp.models.quantized"
+    layer = tiny("peft=lora", f"peft.quantization={storage}").model.layers[0].self_attn.q_proj
+    has(layer, "in_features", "out_features", "bias", used=used)
+    if storage == "hqq4":
+        assert type(layer).__name__ == "HQQLinear", "sentexp.models.fast.support"
+        assert list(layer._parameters) == ["W_q"], used
+        has(layer, "compute_dtype", "dequantize", "meta", used=used)
+        return
+    logs_as("torchao", "sentexp.system.console", "logger")
+    assert type(layer.weight).__module__.startswith("torchao."), used
+    has(layer.weight, "dequantize", "dtype", used=used)
+
+
+def test_torch_says_what_torchao_registers_under_a_name_of_its_own():
+    logs_as("torch.utils._pytree", "sentexp.system.console", "log")

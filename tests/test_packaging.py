@@ -42,7 +42,7 @@ def test_the_lock_file_has_the_pins_and_a_hash_for_each():
 
 def test_what_is_imported_is_required():
     extras = PROJECT["optional-dependencies"]
-    used = ("search", "export", "excel", "launchers", "optimizers")
+    used = ("search", "export", "excel", "launchers", "optimizers", "hqq", "torchao")
     required = [*PROJECT["dependencies"], *itertools.chain.from_iterable(extras[name] for name in used)]
     named = {canonical(Requirement(text).name) for text in required}
     found = set()

@@ -40,6 +40,11 @@ from sentexp.config.explain import explain
         (["trainr.max_epochs=1"], ["the configuration has no key 'trainr'", "Did you mean trainer?"]),
         (["peft.r=eight"], ["peft.r=eight", "could not be converted to Integer"]),
         (["peft.quantization=nf5"], ["peft.quantization=nf5", "none, nf4, fp4, int8"]),
+        (
+            ["peft.quantization=int4_weight_only"],
+            ["int8_weight_only, float8_weight_only, hqq4", "torchao's 4-bit products have no gradient"],
+        ),
+        (["peft.quantization=fp8"], ["peft.quantization=fp8", "torchao's name of it is float8_weight_only"]),
         (["trainer.precision=bfloat16"], ["trainer.precision=bfloat16", "auto, fp32, bf16, fp16"]),
         (["peft=head", "peft.r=8"], ["peft.r: peft has no key 'r'", "usual_lr, quantization"]),
         (["-m", "peft.r=4,x"], ["peft.r=x", "could not be converted to Integer"]),

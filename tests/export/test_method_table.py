@@ -1,5 +1,7 @@
 """The table of training methods is true: each option is run, and what happens is its row."""
 
+from importlib.util import find_spec
+
 import encoders
 import pytest
 import torch
@@ -12,7 +14,7 @@ from sentexp.export.exporters import read, write
 from sentexp.inference.scorer import Scorer
 from sentexp.models.adapters import HARMLESS
 from sentexp.models.merge import merge
-from sentexp.models.method_table import MethodFacts, facts_of
+from sentexp.models.method_table import COLUMNS, MethodFacts, facts_of
 from sentexp.models.saved import find_base, read_trained
 from sentexp.run.build import build_model
 from sentexp.run.fusing import fuse
@@ -65,6 +67,7 @@ def is_merged(trained, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not all(map(find_spec, ("torchao", "hqq"))), reason="needs the extras torchao and hqq")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_row_is_what_happens(name, config, run, encoder, tmp_path):
     words = [f"peft={name}", *SMALL.get(name, []), *(encoder if name == "bitfit" else [])]  # a Llama has no biases
@@ -72,9 +75,9 @@ def test_a_row_is_what_happens(name, config, run, encoder, tmp_path):
     grid = fuse([config(*words, f"seed={seed}", "sweep.name=x") for seed in (1, 2)])
     shares = any("compute the features of each text once" in reason for reason in grid.reasons.values())
 
-    def over_four_bits():
-        given = words if name == "qlora" else [*words, "peft.quantization=nf4"]
-        assert build_model(prepare_inputs(resolve_inputs(config(*given))))[1].total > 0
+    def trains_over(storage):
+        given = [*words, f"peft.quantization={storage}"]
+        return happens(lambda: build_model(prepare_inputs(resolve_inputs(config(*given)))))
 
     def over_an_encoder():
         result, trained = run(*words, *encoder)
@@ -87,7 +90,9 @@ def test_a_row_is_what_happens(name, config, run, encoder, tmp_path):
         option=name,
         padding_free=build_packer(inputs) is not None,
         together=bool(grid.groups) or shares,
-        four_bit=happens(over_four_bits),
+        four_bit=trains_over("nf4"),
+        torchao=trains_over("int8_weight_only") and trains_over("float8_weight_only"),
+        hqq=trains_over("hqq4"),
         merged=is_merged(trained, tmp_path / "onnx"),
         encoders=happens(over_an_encoder),
     )
@@ -96,4 +101,4 @@ def test_a_row_is_what_happens(name, config, run, encoder, tmp_path):
 
 def test_every_option_has_a_row():
     assert {facts_of(name).option for name in OPTIONS} == set(OPTIONS)
-    assert all(len(facts_of(name).cells) == 5 for name in OPTIONS)
+    assert all(len(facts_of(name).cells) == len(COLUMNS) for name in OPTIONS)

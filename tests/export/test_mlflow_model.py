@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow.exceptions import MlflowException
+from storages import STORAGES
 
-from sentexp.config import TrackingBackend, TrackingConfig, from_conf
+from sentexp.config import Quantization, TrackingBackend, TrackingConfig, from_conf
 from sentexp.export.mlflow_model import read_model, requirements, save_model
 from sentexp.export.pyfunc import quiet_pyfunc, read_texts
 from sentexp.inference.run_lookup import resolve_run
@@ -55,9 +56,10 @@ def test_it_holds_signature_example_requirements_and_no_pickle(saved):
     assert (folder / "code" / "sentexp" / "conf" / "model.yaml").is_file()
 
 
-def test_packed_weights_need_bitsandbytes(finished):
-    needed = requirements(read_trained(finished("peft=qlora").weights))
-    assert [line for line in needed if line.startswith("bitsandbytes==")]
+@pytest.mark.parametrize("storage", ["nf4", *STORAGES])
+def test_packed_weights_need_the_package_that_has_packed_them(storage, finished):
+    needed = requirements(read_trained(finished("peft=lora", f"peft.quantization={storage}").weights))
+    assert [line for line in needed if line.startswith(f"{Quantization[storage].library}==")]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import torch
 from methods import WORDS, plus
 from rounding import drift, rounding
 from safetensors.torch import load_file
+from storages import STORAGES
 
 from sentexp.config import ExportFormat, ExportType
 from sentexp.errors import UserError
@@ -19,10 +20,12 @@ from sentexp.export.exporters import read, write
 from sentexp.export.mlflow_model import read_model, save_model
 from sentexp.inference.run_lookup import Finished
 from sentexp.inference.scorer import Scorer
+from sentexp.models.dequantize import is_packed
 from sentexp.models.encoders import ENCODERS
 from sentexp.models.loading_code import EXAMPLE
 from sentexp.models.peft_methods import NOT_OVER_ENCODERS
 from sentexp.models.saved import find_base, read_trained
+from sentexp.models.targets import is_inside
 from sentexp.plan.command import plan
 from sentexp.run.inputs import resolve_inputs
 from sentexp.run.train import train
@@ -77,6 +80,19 @@ def test_a_run_says_the_same_when_it_is_read_again(kind, tuned, texts):
 def test_every_way_of_training_is_read_again(kind, peft, tuned, texts):
     result = tuned(kind, f"peft={peft}")
     close(Scorer(read_trained(result.weights)).probabilities(texts), said(result))
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "modernbert" else pytest.param(kind, marks=pytest.mark.slow) for kind in ENCODERS]
+)
+def test_encoders_are_packed_but_for_their_heads(kind, storage, tuned, texts):
+    result = tuned(kind, "peft=lora", f"peft.quantization={storage}")
+    scorer = Scorer(read_trained(result.weights))
+    close(scorer.probabilities(texts), said(result))
+    packed = {path for path, module in scorer.classifier.named_modules() if is_packed(module)}
+    assert packed
+    assert not any(is_inside(path.rpartition("base_model.model.")[2], ENCODERS[kind].head) for path in packed)
 
 
 @pytest.mark.slow

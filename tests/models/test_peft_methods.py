@@ -14,9 +14,10 @@ from peft import AdaLoraModel, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from rounding import drift, rounding
 from safetensors.torch import load_file
+from storages import STORAGES
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from sentexp.config import PeftMethod, load_config
+from sentexp.config import PeftMethod, Quantization, load_config
 from sentexp.errors import UserError
 from sentexp.inference.scorer import Scorer
 from sentexp.models import peft_methods
@@ -68,7 +69,9 @@ def test_a_preset_has_keys_and_defaults_of_peft(name):
 def test_there_is_a_preset_or_a_reason_for_every_preset_name():
     assert len(PRESETS) == 22
     assert set(peft_methods.UNSUPPORTED) <= set(CLASSES)
-    assert {*peft_methods.OVER_PACKED_WEIGHTS, *peft_methods.NOT_MERGEABLE} <= set(CLASSES)
+    for kind in Quantization:
+        assert set(peft_methods.methods_over(kind)) <= set(CLASSES)
+    assert set(peft_methods.NOT_MERGEABLE) <= set(CLASSES)
 
 
 def built(config, *words):
@@ -194,14 +197,15 @@ def test_a_killed_run_ends_with_the_same_numbers(name, config, monkeypatch, tmp_
     assert all(torch.equal(found[key], expected[key]) for key in found)
 
 
+@pytest.mark.parametrize("storage", ["nf4", *STORAGES])
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "vera" else [pytest.mark.slow]) for name in PRESETS]
+    "name", [pytest.param(name, marks=[] if name == "vera" else [pytest.mark.slow]) for name in [*PRESETS, "ia3"]]
 )
-def test_four_bits_give_the_numbers_of_the_weights_they_hold(name, config):
-    words = [*WORDS[name], "peft.quantization=nf4"]
-    method = config(*plus(WORDS[name])).peft.type
-    if method not in peft_methods.OVER_PACKED_WEIGHTS:
-        with pytest.raises(UserError, match=f"peft.quantization=nf4 does not go with {method}"):
+def test_packed_weights_give_the_numbers_of_the_weights_they_hold(name, storage, config):
+    words = [*WORDS.get(name, [f"peft={name}"]), f"peft.quantization={storage}"]
+    method = getattr(config(*plus(words[:-1])).peft, "type", "IA3")
+    if method not in peft_methods.methods_over(Quantization[storage]):
+        with pytest.raises(UserError, match=f"peft.quantization={storage} does not go with {method}: use another"):
             built(config, *words)
         return
     inputs, model, _ = built(config, *words)
@@ -256,7 +260,11 @@ def test_runs_of_a_sweep_leave_the_backbone_as_it_is(name, config, tmp_path):
         (["peft.init=pizza"], "peft.init=pizza must be one of default, gaussian"),
         (["peft=qlora", "peft.init=pissa"], "peft.init=pissa begins with a part of the backbone's weights"),
         (["peft.init=orthogonal", "peft.r=3"], "peft.init=orthogonal needs even ranks"),
-        (["peft=loha", "peft.quantization=int8"], "peft.quantization=int8 does not go with LOHA"),
+        (
+            ["peft=loha", "peft.quantization=int8"],
+            r"peft.quantization=int8 does not go with LOHA: use another peft.quantization \(none, int8_weight_only, "
+            r"float8_weight_only\); over int8 train IA3, LORA",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(overrides, sentence, config):

@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from storages import STORAGES
 
 from sentexp.config import Precision, load_config
 from sentexp.models.adapters import attach
+from sentexp.models.dequantize import is_packed
 from sentexp.models.loading import build_on_meta
 from sentexp.models.pretrained import Backbone
-from sentexp.plan.estimate import Arithmetic, shape_of
+from sentexp.plan.estimate import BYTES, Arithmetic, shape_of
 from sentexp.plan.workload import Batches, Size
 from sentexp.run.build import build_data, build_model, build_module, outline_model
 from sentexp.run.inputs import prepare_inputs, resolve_inputs
@@ -70,6 +72,30 @@ def test_packed_weights_take_half_a_byte_and_their_scales(config, double):
     scales += sum(one.state2.absmax.numel() * 4 for one in state) if double else 0
     assert len(layers) == 14
     assert saved == pytest.approx(real - scales, rel=0.002)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_of_torchao_and_hqq_take_what_they_hold(config, storage, precision):
+    arithmetic, _, model, parameters = arithmetic_of(
+        config(f"peft.quantization={storage}", f"trainer.precision={precision}")
+    )
+    assert arithmetic.parameters == parameters
+    packed = [module for module in model.modules() if is_packed(module)]
+    held = sum(value.numel() * value.element_size() for module in packed for value in stored_in(module))
+    plain = config("peft=lora", f"trainer.precision={precision}")
+    dense = sum(BYTES[Precision[precision]] * module.in_features * module.out_features for module in packed)
+    unpacked = Arithmetic(config=plain, shape=arithmetic.shape, parameters=parameters)
+    saved = unpacked.weight_bytes(Precision[precision]) - arithmetic.weight_bytes(Precision[precision])
+    assert len(packed) == 14
+    assert saved == dense - held
+
+
+def stored_in(module):
+    """Return the tensors of a packed layer, but for torchao's scales of rows, which are few in real models."""
+    if hasattr(module, "W_q"):
+        return module.W_q, module.meta["scale"], module.meta["zero"]
+    return (module.weight.qdata,)
 
 
 def count_saved(module, batch, precision):

@@ -51,7 +51,7 @@ def test_out_of_memory_packs_the_weights_before_it_halves_the_batches(config, mo
     assert result.metrics["train/steps"] == 4
     assert seen[0] == (False, 8)
     assert set(seen[1:]) == {(True, 8)}
-    said = "Out of memory: starting again with weights in 4 bits (model.keep_dequantized=false)"
+    said = "Out of memory: starting again with packed weights (model.keep_dequantized=false)"
     assert said in capsys.readouterr().out.replace("\n", " ")
 
 

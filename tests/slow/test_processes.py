@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from storages import over
 
 pytestmark = pytest.mark.slow
 
@@ -75,6 +76,10 @@ def folder_of(tmp_path):
         ("trainer=ddp", "peft=lora", "peft.dropout=0", *ANSWERING, "baseline=true"),
         ("trainer=ddp", "peft=full", "data.class_weights=balanced", "task.focal_gamma=1"),
         ("trainer=ddp", "peft=qlora", "peft.dropout=0", *PLAIN),
+        *(
+            over(name, ("trainer=ddp", "peft=lora", f"peft.quantization={name}", "peft.dropout=0", *PLAIN))
+            for name in ("int8_weight_only", "hqq4")
+        ),
         ("trainer=ddp", "peft=lora", "peft.dropout=0", "trainer.average=ema", "trainer.unfreeze=0.5"),
         (
             "trainer=fsdp",

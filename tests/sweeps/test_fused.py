@@ -8,6 +8,7 @@ from lightning import LightningModule
 from mlflow import MlflowClient
 from rounding import drift, rounding, smooth
 from safetensors.torch import load_file
+from storages import EXTRA, over
 
 from sentexp.config import load_config
 from sentexp.errors import UserError
@@ -111,8 +112,9 @@ def assert_alike(sentexp, tmp_path, passes, axes, count, *training):
         ),
         pytest.param(["peft.init=default,eva", "optim.lora_plus_ratio=null,4", "peft.r=4"], 4, marks=pytest.mark.slow),
         pytest.param(["peft=qlora", "peft.init=default,loftq", "peft.r=4"], 2, marks=pytest.mark.slow),
+        *(over(name, [f"peft.quantization={name}", "peft=lora,dora", "peft.r=4"], 2) for name in EXTRA),
     ],
-    ids=["lora", "answers and dora", "qlora", "recipes", "patterns", "eva", "loftq"],
+    ids=["lora", "answers and dora", "qlora", "recipes", "patterns", "eva", "loftq", *EXTRA],
 )
 def test_every_run_is_what_it_is_alone(sentexp, tmp_path, passes, axes, count):
     assert_alike(sentexp, tmp_path, passes, axes, count, "trainer.max_epochs=2")

@@ -1,6 +1,5 @@
 """The commands: their names, where their keys are, and what runs them."""
 
-import logging
 import math
 import os
 from dataclasses import dataclass
@@ -156,12 +155,11 @@ def _search() -> SearchConfig | None:
 
 def _freeze_imports(config: Config) -> None:
     """Import what the run needs, and let the garbage collector leave it alone."""
-    from sentexp.system.console import waiting
+    from sentexp.system.console import silence_libraries, waiting
     from sentexp.system.garbage import freeze_imports
 
     adapters = ["peft"] if isinstance(config.peft, Lora | IA3 | PeftMethod) else []
     tracking = ["mlflow"] if config.tracking.backend is TrackingBackend.mlflow else []
-    # It asks for a package that it can do without.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    silence_libraries()
     with waiting("Loading the libraries"):
         freeze_imports("sentexp.run.train", *adapters, *tracking)

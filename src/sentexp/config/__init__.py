@@ -38,7 +38,7 @@ from sentexp.config.data import (
     Splits,
     TableData,
 )
-from sentexp.config.lora import READING_ROWS, Lora
+from sentexp.config.lora import FOUR_BIT, READING_ROWS, Lora
 from sentexp.config.model import Attention, HeadStart, ModelConfig, PackageFile, PackageModel, RandomWeights
 from sentexp.config.optim import OptimConfig, OptimizerName, Schedule
 from sentexp.config.peft import (
@@ -85,6 +85,7 @@ __all__ = [
     "AUTO",
     "BARE",
     "BOOKKEEPING",
+    "FOUR_BIT",
     "IA3",
     "PAIR_SLOT",
     "RATING_LIMIT",

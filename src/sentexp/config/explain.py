@@ -72,6 +72,8 @@ HINTS = {
     "not Optional": "it cannot be null",
     "is not a ListConfig, list or tuple": "a list is written [a,b]",
     "expected one of [answer,": "task=causal_lm answers with words; use task=seq_cls for the losses of a head",
+    "value 'int4": "torchao's 4-bit products have no gradient on any device; over hqq4, nf4 and fp4 methods train",
+    "value 'fp8": "torchao's name of it is float8_weight_only",
     "DictConfig with ListConfig": "a list takes a list and a mapping takes a mapping here; data=csv takes either",
 }
 

@@ -45,6 +45,11 @@ class Lora(PeftConfig):
         check_ranges(self, "peft")
         self._check_patterns()
         self._check_init()
+        require(
+            self.bias is Bias.none or self.quantization is not Quantization.hqq4,
+            f"peft.bias={self.bias.name} trains biases, and HQQ's layers hold theirs as constants: use "
+            "peft.bias=none, or another peft.quantization.",
+        )
         self.target_modules = module_names("peft.target_modules", self.target_modules)
         if self.exclude_modules is not None:
             self.exclude_modules = module_names("peft.exclude_modules", self.exclude_modules)

@@ -10,12 +10,29 @@ from sentexp.errors import UserError, require
 
 
 class Quantization(Enum):
-    """How bitsandbytes stores the frozen backbone."""
+    """How the frozen backbone is stored: by bitsandbytes, by torchao (`..._weight_only`, its names), or by HQQ."""
 
     none = "none"
     nf4 = "nf4"
     fp4 = "fp4"
     int8 = "int8"
+    int8_weight_only = "int8_weight_only"
+    float8_weight_only = "float8_weight_only"
+    hqq4 = "hqq4"
+
+    @property
+    def library(self) -> str | None:
+        """The package that packs the weights and computes with them."""
+        if self is Quantization.none:
+            return None
+        if self is Quantization.hqq4:
+            return "hqq"
+        return "torchao" if self.name.endswith("_weight_only") else "bitsandbytes"
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether the products are those of the weights unpacked: in LLM.int8 they are of quantised inputs too."""
+        return self not in (Quantization.none, Quantization.int8)
 
 
 class Bias(Enum):

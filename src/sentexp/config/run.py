@@ -65,6 +65,10 @@ class Config:
             self._check_sharding()
         self._check_recipes()
         require(
+            not self.trainer.compile or self.peft.quantization is not Quantization.hqq4,
+            "trainer.compile=true cannot compile HQQ's layers: leave it false, or use another peft.quantization.",
+        )
+        require(
             self.trainer.max_tokens is None or self.data.sampling is Sampling.natural,
             f"trainer.max_tokens={self.trainer.max_tokens} needs as many tokens in every epoch, and data.sampling="
             f"{self.data.sampling.name} draws rows anew: use trainer.batch_size, or data.sampling=natural.",

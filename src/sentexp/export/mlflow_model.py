@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sentexp.config import Quantization, TargetKind, conf_dir
+from sentexp.config import TargetKind, conf_dir
 from sentexp.data.text_parts import PAIR
 from sentexp.export.pyfunc import BASE, CALIBRATED, CODE, TEXT, TEXT_PAIR, WEIGHTS, quiet_pyfunc
 from sentexp.inference.answers import LABEL, LABELS, PROBABILITY, output_columns
@@ -70,8 +70,10 @@ def requirements(trained: Trained) -> list[str]:
     required = [
         match[0] for line in requires("sentexp") or [] if "extra ==" not in line and (match := NAME.match(line))
     ]
-    left_out = [*OF_TRAINING, *(["bitsandbytes"] if trained.storage.quantization is Quantization.none else [])]
-    return sorted(f"{name}=={version(name).partition('+')[0]}" for name in required if name not in left_out)
+    library = trained.storage.quantization.library
+    left_out = [*OF_TRAINING, *(["bitsandbytes"] if library is None else [])]
+    needed = {name for name in required if name not in left_out} | ({library} if library else set())
+    return sorted(f"{name}=={version(name).partition('+')[0]}" for name in needed)
 
 
 def read_model(folder: Path) -> Callable[[Sequence[str]], NDArray[Any]]:

@@ -12,10 +12,11 @@ from torch import nn
 from sentexp.config import IA3, READING_ROWS, BiasOnly, FullFineTuning, HeadOnly, Lora, PeftConfig, PeftMethod, Untuned
 from sentexp.distributed.sharding import cut_like, gathered
 from sentexp.errors import UserError, require
+from sentexp.models.dequantize import is_of_hqq
 from sentexp.models.encoders import encoder_of
 from sentexp.models.lora import implied_parameters, lora_config, saved_paths
 from sentexp.models.lora_start import remember_start
-from sentexp.models.peft_methods import adapter_config, train_biases
+from sentexp.models.peft_methods import adapter_config, check_storage, train_biases
 from sentexp.models.start_from_data import StartFromData
 from sentexp.models.structure import base_of, find_head, head_of, head_paths
 from sentexp.models.targets import has_name, is_inside, shape_of, target_names, targets_in_head
@@ -153,6 +154,7 @@ def _attach_lora(model: "PreTrainedModel", peft: Lora, start: StartFromData | No
 
 
 def _attach_ia3(model: "PreTrainedModel", peft: IA3) -> tuple[nn.Module, list[str], int]:
+    check_storage("IA3", peft.quantization)
     shapes = {path: shape_of(module) for path, module in model.named_modules()}
     trained, targets = _wrap(model, _ia3_config(model, peft))
     pairs = {path: shape for path in targets if (shape := shapes[path])}
@@ -216,6 +218,8 @@ def _audit(model: nn.Module, targets: list[str], own: set[int]) -> ParameterAudi
     trainable, frozen, head = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), head_paths(model)
     tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
     embeddings = {id(parameter) for table in tables for parameter in table.parameters(recurse=False)}
+    modules: list[Any] = list(model.modules())
+    of_hqq = {id(module.W_q): module.in_features * module.out_features for module in modules if is_of_hqq(module)}
     for path, parameter in model.named_parameters():
         if "original_module" in path:
             continue  # PEFT's copy of the head before training: not part of the model's answer
@@ -223,7 +227,7 @@ def _audit(model: nn.Module, targets: list[str], own: set[int]) -> ParameterAudi
         in_head = is_inside(path.removeprefix("base_model.model.").removeprefix("base_model."), head)
         is_new = id(parameter) not in own and "modules_to_save" not in path
         kind = "adapter" if is_new else _kind(path, parameter, embeddings)
-        counts["head" if in_head else kind] += _numel(parameter)
+        counts["head" if in_head else kind] += of_hqq.get(id(parameter), _numel(parameter))
     return ParameterAudit(trainable=trainable, frozen=frozen, targets=targets)
 
 

@@ -121,7 +121,7 @@ def require_supported(backbone: Backbone, name: str, answers: bool) -> None:
 class Support:
     """What is computed how for an architecture: rows without padding, layers of sentexp's own, runs together.
 
-    Its frozen weights can be kept in 4 bits where it `quantizes`.
+    Its frozen weights can be kept packed where it `quantizes`.
     """
 
     architecture: str

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from logging import ERROR, getLogger
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,11 +23,13 @@ from sentexp.config import (
 )
 from sentexp.errors import UserError, first_line, require
 from sentexp.models.architecture import is_classifier, read_config
-from sentexp.models.dequantize import unpack
+from sentexp.models.dequantize import is_of_hqq, unpack
 from sentexp.models.encoders import encoder_of
 from sentexp.models.head_start import begin_at_rows, begin_new_head, draw_head
 from sentexp.models.pretrained import Backbone
+from sentexp.models.quantized import pack, quantization_config, require_installed
 from sentexp.models.structure import HEAD, find_head, head_modules, head_of, head_paths
+from sentexp.system.console import silence_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,7 +50,7 @@ class Loading:
 
     `storage` says how frozen linear layers are quantised. Frozen weights are stored in `precision`, the arithmetic;
     those that train (`trains_backbone`) in float32. Quantised ones are placed on `device`, and with `keeps_dequantized`
-    unpacked there once and for all: the same values take four times the memory, and none of the time.
+    unpacked there once and for all: the same values take up to four times the memory, and none of the time.
     """
 
     storage: PeftConfig
@@ -169,7 +170,7 @@ def build_on_meta(backbone: Backbone, labels: list[str] | None) -> "PreTrainedMo
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    _silence_bitsandbytes()
+    silence_libraries()
     options = {} if labels is None else {"num_labels": len(labels)}
     config = AutoConfig.from_pretrained(backbone.folder, local_files_only=True, **options)
     auto = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
@@ -201,6 +202,7 @@ def clone_sharing_weights(model: "PreTrainedModel") -> "PreTrainedModel":
     of_head = set() if head is None else {id(parameter) for parameter in head.parameters()}
     common = [*model.parameters(), *model.buffers()]
     common += [module.quant_state for module in model.modules() if getattr(module, "quant_state", None) is not None]
+    common += [value for module in model.modules() if is_of_hqq(module) for value in module.meta.values()]
     other = copy.deepcopy(model, {id(thing): thing for thing in common if id(thing) not in of_head})
     if head is not None:
         draw_head(other, getattr(model, "drawn", head_paths(model)))
@@ -213,19 +215,23 @@ def _load(
     """Return a model, and transformers' report of the weights that it has not found."""
     from transformers.utils import logging
 
-    if load.storage.quantization is not Quantization.none:
-        encoder = encoder_of(read_config(backbone))
-        quantization = _bitsandbytes(load, [HEAD, "lm_head"] if encoder is None else list(encoder.head))
-        options |= {"quantization_config": quantization, "device_map": {"": load.device}}
+    storage, precision = load.storage, DTYPES[load.precision]
+    encoder = encoder_of(read_config(backbone))
+    kept = [HEAD, "lm_head"] if encoder is None else list(encoder.head)
+    silence_libraries()
+    require_installed(storage.quantization)
+    compute = precision if storage.compute_dtype is Precision.auto else DTYPES[storage.compute_dtype]
+    packing = quantization_config(storage, compute, kept)
+    if packing is not None:
+        options |= {"quantization_config": packing, "device_map": {"": load.device}}
     if load.attention is not Attention.auto:
         options["attn_implementation"] = load.attention.name
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    _silence_bitsandbytes()
     try:
         model, report = auto.from_pretrained(
             backbone.folder,
-            dtype=torch.float32 if load.trains_backbone else DTYPES[load.precision],
+            dtype=torch.float32 if load.trains_backbone else precision,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -235,8 +241,9 @@ def _load(
         raise UserError(f"model.path={backbone.folder} cannot be loaded: {first_line(error)}.") from error
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.use_cache = False
+    pack(model, storage.quantization, kept, precision, load.device)
     if load.keeps_dequantized:
-        unpack(model, DTYPES[load.precision])
+        unpack(model, precision)
     _evaluate_as_trained(model)
     return model, report
 
@@ -250,28 +257,6 @@ def _require_whole(backbone: Backbone, report: dict[str, Any], new: Sequence[str
         f"model.path={backbone.folder} lacks weights that its architecture needs, so they would be random: "
         f"{', '.join(missing[:5])}.",
     )
-
-
-def _bitsandbytes(load: Loading, kept: list[str]) -> Any:
-    """Return how layers are quantised, but for those that are kept as they are."""
-    from transformers import BitsAndBytesConfig
-
-    storage = load.storage
-    if storage.quantization is Quantization.int8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
-    compute = load.precision if storage.compute_dtype is Precision.auto else storage.compute_dtype
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=storage.quantization.name,
-        bnb_4bit_use_double_quant=storage.double_quant,
-        bnb_4bit_compute_dtype=DTYPES[compute],
-        llm_int8_skip_modules=kept,
-    )
-
-
-def _silence_bitsandbytes() -> None:
-    """Keep it from asking for a package that fetches code from the hub."""
-    getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
 
 
 def _evaluate_as_trained(model: "PreTrainedModel") -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentexp.config import Bias, Lora
 from sentexp.errors import require
+from sentexp.models.dequantize import is_packed
 from sentexp.models.structure import head_paths
 from sentexp.models.targets import excluded_names, has_name, is_inside, shape_of, target_names, targets_in_head
 
@@ -87,7 +88,7 @@ def saved_paths(model: "PreTrainedModel", peft: Lora) -> list[str]:
         found += paths
     outermost = [path for path in found if not is_inside(path.rpartition(".")[0], found)]
     for path in outermost:
-        packed = any(not value.dtype.is_floating_point for value in modules[path].parameters())
+        packed = any(is_packed(module) for module in modules[path].modules())
         require(not packed, f"peft.modules_to_save: {path} is quantised and cannot train; use peft.quantization=none.")
     tied = (model.get_input_embeddings(), model.get_output_embeddings())
     require(

@@ -17,9 +17,9 @@ CPU = torch.device("cpu")
 
 
 def merge(trained: Trained, base: Backbone, device: torch.device = CPU) -> nn.Module:
-    """Return the model in float32, without PEFT or bitsandbytes.
+    """Return the model in float32, without PEFT and without packed layers.
 
-    A 4-bit or int8 base is unpacked, not replaced by the weights that it was packed from: the adapter was trained on
+    A quantised base is unpacked, not replaced by the weights that it was packed from: the adapter was trained on
     what it rounds to.
 
     Args:

@@ -36,6 +36,12 @@ OVER_PACKED_WEIGHTS = (
 )  # fmt: skip
 """Methods whose numbers over weights in 4 bits are those over the same weights unpacked, as the tests compare."""
 
+OVER_TORCHAO = (*OVER_PACKED_WEIGHTS, "LOHA", "LOKR", "SHIRA")
+"""The same over torchao's weights of 8 bits."""
+
+OVER_HQQ = ("BOFT", "LN_TUNING", "LORA", "MISS", "OFT", "VERA", *VIRTUAL)
+"""The same over HQQ's weights, whose layers are not torch's."""
+
 NOT_MERGEABLE = ("BEFT", "LILY", *VIRTUAL)
 """Methods that cannot be merged into the backbone, BEFT at least where its layers have no biases."""
 
@@ -160,7 +166,7 @@ def method_config(peft: PeftMethod, sizes: Sequence[int], **shared: Any) -> "lib
     if keys.get("prompt_tuning_init") == "TEXT" and not shared.get("tokenizer_name_or_path"):
         keys["prompt_tuning_init"] = "RANDOM"  # of a model without files only the shapes are wanted
     _check_keys(peft, keys, sorted(known - set(OURS)))
-    _check_storage(peft)
+    check_storage(peft.type, peft.quantization)
     name, most = LARGEST.get(peft.type, ("", 0))
     if keys.get(name) == "auto":
         keys[name] = largest_divisor(math.gcd(*sizes), most)
@@ -184,12 +190,29 @@ def _check_keys(peft: PeftMethod, keys: dict[str, Any], known: list[str]) -> Non
         require(key in known, ours or f"{prefix}{key} is not a key of PEFT's {config_class(peft).__name__}: {hint}")
 
 
-def _check_storage(peft: PeftMethod) -> None:
-    is_packed = peft.quantization is not Quantization.none
+def methods_over(quantization: Quantization) -> tuple[str, ...]:
+    """Return the methods that train over weights in a storage, by PEFT's names."""
+    if quantization is Quantization.int8:
+        return ("IA3", "LORA")
+    return {"torchao": OVER_TORCHAO, "hqq": OVER_HQQ}.get(quantization.library or "", OVER_PACKED_WEIGHTS)
+
+
+def check_storage(method: str, quantization: Quantization) -> None:
+    """Refuse a method over weights that it does not train over.
+
+    Args:
+        method: PEFT's name of it.
+        quantization: how the weights are stored.
+
+    Raises:
+        UserError: it names what can.
+    """
+    others = [kind for kind in Quantization if kind is not Quantization.none and method in methods_over(kind)]
     require(
-        not is_packed or (peft.quantization is not Quantization.int8 and peft.type in OVER_PACKED_WEIGHTS),
-        f"peft.quantization={peft.quantization.name} does not go with {peft.type}: use peft.quantization=none; over "
-        f"nf4 and fp4 train {', '.join(OVER_PACKED_WEIGHTS)}.",
+        quantization is Quantization.none or quantization in others,
+        f"peft.quantization={quantization.name} does not go with {method}: use another peft.quantization "
+        f"({', '.join(kind.name for kind in (Quantization.none, *others))}); over {quantization.name} train "
+        f"{', '.join(methods_over(quantization))}.",
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from sentexp.errors import require
+from sentexp.models.dequantize import is_of_hqq
 from sentexp.models.structure import head_paths
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ def targets_in_head(model: "PreTrainedModel", targets: list[str]) -> list[str] |
 
 
 def shape_of(module: nn.Module) -> tuple[int, int] | None:
-    """Return (inputs, outputs) of a linear layer of torch, bitsandbytes or GPT-2, and None for anything else."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
+    """Return (inputs, outputs) of a linear layer of torch, bitsandbytes, HQQ or GPT-2, and None for anything else."""
+    if isinstance(module, nn.Linear) or is_of_hqq(module):
+        return module.in_features, module.out_features  # type: ignore[return-value]
     if type(module).__name__ == "Conv1D":
         return module.nx, module.nf  # type: ignore[return-value]
     return None

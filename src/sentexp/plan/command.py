@@ -104,7 +104,7 @@ def measure_kinds(runs: list[Planned]) -> list[list[Planned]]:
         first, *others = [run.costs for run in alike if run.costs is not None]
         assert first.inputs is not None
         if keeps_dequantized(first.inputs):
-            say("4-bit weights are unpacked once for the whole run; model.keep_dequantized=false keeps them packed.")
+            say("Packed weights are unpacked once for the whole run; model.keep_dequantized=false keeps them packed.")
         _measure_until_it_fits(first, first.inputs)
         for costs in others:
             costs.measured, costs.unmeasured = first.measured, first.unmeasured

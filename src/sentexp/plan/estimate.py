@@ -15,12 +15,14 @@ from sentexp.config import (
     Config,
     HeadOnly,
     OptimizerName,
+    PeftConfig,
     Precision,
     Quantization,
     TrainerConfig,
     Untuned,
 )
 from sentexp.models.adapters import ParameterAudit
+from sentexp.models.quantized import GROUP
 from sentexp.models.structure import base_of
 from sentexp.plan.workload import Size
 from sentexp.training.batch_plan import halve_micro_batch
@@ -82,11 +84,8 @@ class Arithmetic:
 
     def weight_bytes(self, precision: Precision) -> float:
         """Return the bytes of all weights: frozen ones in `precision` or packed, those that train in float32."""
-        frozen, peft = self.parameters.frozen, self.config.peft
-        plain = BYTES[precision]
-        scales = 0.127 / 8 if peft.double_quant else 0.5 / 8  # per weight: Dettmers et al. 2023, section 3
-        packed = {Quantization.none: plain, Quantization.int8: 1.0}.get(peft.quantization, 0.5 + scales)
-        layers = frozen["linear layers"] * packed
+        frozen, plain = self.parameters.frozen, BYTES[precision]
+        layers = frozen["linear layers"] * packed_bytes(self.config.peft, precision)
         return (
             layers
             + 4.0 * (self._trained + frozen["head"])
@@ -150,3 +149,15 @@ class Arithmetic:
 
 ANSWER_TOKENS = 4
 """Assumed of an answer: a label word of a token or two, and its end."""
+
+
+def packed_bytes(peft: PeftConfig, precision: Precision) -> float:
+    """Return the bytes of a weight in a frozen linear layer, with its part of the scales."""
+    match peft.quantization:
+        case Quantization.none:
+            return BYTES[precision]
+        case Quantization.nf4 | Quantization.fp4:
+            return 0.5 + (0.127 / 8 if peft.double_quant else 0.5 / 8)  # Dettmers et al. 2023, section 3
+        case Quantization.hqq4:
+            return 0.5 + 2 * BYTES[precision] / GROUP  # a scale and a zero point for each group
+    return 1.0  # with a scale for each row

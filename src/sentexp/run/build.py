@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sentexp.config import (
+    FOUR_BIT,
     READING_ROWS,
     BiasOnly,
     CausalLM,
@@ -66,10 +67,10 @@ ROOM_FOR_DENSE = 0.4
 
 
 def keeps_dequantized(inputs: RunInputs) -> bool:
-    """Tell whether 4-bit weights are unpacked once, for the whole run, as `model.keep_dequantized` says."""
-    config, wanted = inputs.config, inputs.config.model.keep_dequantized
-    is_packed = config.peft.quantization in (Quantization.nf4, Quantization.fp4)
-    if not is_packed or config.peft.compute_dtype not in (Precision.auto, inputs.precision):
+    """Tell whether packed weights are unpacked once, for the whole run, as `model.keep_dequantized` says."""
+    peft, wanted = inputs.config.peft, inputs.config.model.keep_dequantized
+    rounds_otherwise = peft.quantization in FOUR_BIT and peft.compute_dtype not in (Precision.auto, inputs.precision)
+    if not peft.quantization.weight_only or rounds_otherwise:
         return False
     if wanted == AUTO:
         size = sum(file.stat().st_size for file in inputs.backbone.folder.glob("*.safetensors"))
@@ -82,7 +83,7 @@ def build_model(inputs: RunInputs, batches: BatchPlan | None = None) -> tuple[nn
 
     Args:
         inputs: of the run.
-        batches: where memory has run out, says whether 4-bit weights are still unpacked.
+        batches: where memory has run out, says whether packed weights are still unpacked.
     """
     config = inputs.config
     load = Loading(

@@ -29,6 +29,7 @@ from sentexp.models.checkpoint_labels import head_rows
 from sentexp.models.fast.padding_free import packer_for
 from sentexp.models.loading import load_tokenizer
 from sentexp.models.pretrained import Backbone, locate_backbone
+from sentexp.models.quantized import require_installed
 from sentexp.models.virtual_tokens import count_virtual_tokens
 from sentexp.run import report
 from sentexp.run.cache import cached
@@ -130,9 +131,10 @@ def prepare_inputs(spec: RunSpec, near: bool = False, show: bool = True) -> RunI
         show: print what was found.
 
     Raises:
-        UserError: a device, a precision or CUDA graphs that cannot be had here.
+        UserError: a device, a precision, a package or CUDA graphs that cannot be had here.
     """
     config = spec.config
+    require_installed(config.peft.quantization)
     device = choose_device(config.trainer.accelerator)
     precision = choose_precision(config.trainer.precision, device)
     cuda_graphs = uses_cuda_graphs(config, device, precision, model_type(spec.backbone))

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def with_smaller_batches(attempt: Callable[[BatchPlan], T], inputs: RunInputs, logger: RunLogger, run_dir: RunDir) -> T:
-    """Attempt a run again whenever memory runs out: first with 4-bit weights that stay packed, then with less at once.
+    """Attempt a run again whenever memory runs out: first with weights that stay packed, then with less at once.
 
     Half the micro-batch goes with twice the accumulation. This process begins with what an earlier one found to fit.
 
@@ -48,6 +48,6 @@ def with_smaller_batches(attempt: Callable[[BatchPlan], T], inputs: RunInputs, l
         remove_checkpoints(run_dir.path)
         unit = "rows" if batches.max_tokens is None else "tokens"
         note = f"batches of {batches.micro_batch} {unit}, accumulated {batches.accumulate_grad_batches} times"
-        note = note if was_packed else "weights in 4 bits (model.keep_dequantized=false)"
+        note = note if was_packed else "packed weights (model.keep_dequantized=false)"
         say(f"Out of memory: starting again with {note}; the effective batch is the same.")
         logger.set_tags({"out_of_memory": note})

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 
 from rich.console import Console
@@ -64,3 +65,9 @@ def duration(seconds: float) -> str:
     if minutes >= FEW_MINUTES:
         return f"{minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s" if rest else "under 1 s"
+
+
+def silence_libraries() -> None:
+    """Keep packages from writing of extensions and packages that they can do without, when they are imported."""
+    for name in ("bitsandbytes.backends.cpu.ops", "torchao", "torch.utils._pytree"):
+        getLogger(name).setLevel(ERROR)

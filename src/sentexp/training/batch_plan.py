@@ -15,7 +15,7 @@ class BatchPlan:
     accumulate_grad_batches: int
     eval_batch_size: int
     keeps_dequantized: bool = False
-    """Whether 4-bit weights are unpacked once for the whole run."""
+    """Whether packed weights are unpacked once for the whole run."""
 
     @classmethod
     def of(cls, trainer: TrainerConfig) -> "BatchPlan":
@@ -45,7 +45,7 @@ class BatchPlan:
         return {name: getattr(self, name) for name in (key, "accumulate_grad_batches", "eval_batch_size")}
 
     def packed(self) -> "BatchPlan | None":
-        """Return the same sizes with weights that stay in 4 bits; None where they do so already."""
+        """Return the same sizes with weights that stay packed; None where they do so already."""
         return replace(self, keeps_dequantized=False) if self.keeps_dequantized else None
 
     def halved(self, least: int = 1) -> "BatchPlan | None":

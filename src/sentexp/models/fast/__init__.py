@@ -13,7 +13,7 @@ When which path is used (`padding_free.PaddingFreeModel`):
 
     trainer.padding_free=true and an architecture of `PADDING_FREE_ARCHITECTURES`,
     or an encoder that `packs`, whose tokens see all of their row                    rows are packed
-    - frozen, plain or 4-bit layers of `support.ARCHITECTURES`, with LoRA or
+    - frozen, plain or packed layers of `support.ARCHITECTURES`, with LoRA or
       DoRA at most (`support.supports`); weights not sharded; rows within the
       sliding window                                                               `llama`
     - any other                                                                    transformers' layers

@@ -106,8 +106,8 @@ def batched_lora_linear(
 
     Args:
         x: the tokens of the runs one after the other, as many of each; shape (runs * tokens, inputs).
-        weight: W, shape (outputs, inputs); None in 4 bits.
-        unpack: unpacks W in 4 bits.
+        weight: W, shape (outputs, inputs); None if packed.
+        unpack: unpacks packed W.
         bias: of the outputs.
         adapter: of the runs.
     """

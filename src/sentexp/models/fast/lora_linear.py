@@ -66,7 +66,7 @@ class Adapter(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """A product: W, or what unpacks it where it is kept in 4 bits; the bias; the adapters.
+    """A product: W, or what unpacks it where it is kept packed; the bias; the adapters.
 
     A single run has one adapter or none; in a pass of several runs each may have one, over its tokens, or there is one
     `BatchedAdapter` of all of them.

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sentexp.models.dequantize import dense_weight
 from sentexp.models.fast.adapter_matrices import AdapterMatrices, Block, GroupShape
 from sentexp.models.fast.lora_linear import Adapter, AdapterParts, Linear
 
@@ -30,7 +31,7 @@ class Group:
     """Linear layers that read the same input, wrapped by PEFT or not.
 
     Args:
-        modules: of torch or of bitsandbytes in 4 bits, all of a kind.
+        modules: of torch, or packed (see `is_packed`), all of a kind.
     """
 
     def __init__(self, modules: list[Any]) -> None:
@@ -44,7 +45,7 @@ class Group:
 
     @property
     def weight(self) -> Tensor | None:
-        """W, shape (outputs, inputs), stacked anew if the modules have moved to another device; None in 4 bits."""
+        """W, shape (outputs, inputs), stacked anew if the modules have moved to another device; None if packed."""
         if self._packed:
             return None
         weights = [base_layer(module).weight for module in self.modules]
@@ -60,11 +61,8 @@ class Group:
         return None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
 
     def unpack(self) -> Tensor:
-        """Return W from 4 bits, shape (outputs, inputs), in the dtype that it had before packing."""
-        from bitsandbytes.functional import dequantize_4bit
-
-        weights = [base_layer(module).weight for module in self.modules]
-        return torch.cat([dequantize_4bit(weight.data, weight.quant_state) for weight in weights])
+        """Return packed W, shape (outputs, inputs), in the dtype that it had before packing."""
+        return torch.cat([dense_weight(base_layer(module)) for module in self.modules])
 
     def norms(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the norms of the rows of W + B A, shape (outputs,), in float32 at least.

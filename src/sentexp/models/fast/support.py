@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sentexp.models.dequantize import is_packed
 from sentexp.models.fast.decoder_layer import GATED, activation_of
 from sentexp.models.fast.stacked_lora import ADAPTER, base_layer
 
@@ -18,6 +19,8 @@ LAYERS = (
     "Qwen3DecoderLayer",
     "SmolLM3DecoderLayer",
 )
+PACKED = ("HQQLinear", "Linear4bit", "PackedLinear")
+"""Layers whose products are those of their weights unpacked."""
 LINEAR = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 
 
@@ -38,7 +41,7 @@ def supports(backbone: Any, longest: int) -> bool:
 
 
 def _is_supported_layer(layer: Any, dtype: torch.dtype) -> bool:
-    """Tell whether a layer's weights are frozen, plain or in 4 bits, with LoRA or DoRA adapters at most."""
+    """Tell whether a layer's weights are frozen, plain or packed, with LoRA or DoRA adapters at most."""
     norms = [module for part in (layer, layer.self_attn) for name, module in part.named_children() if "norm" in name]
     if any(norm.weight.requires_grad or hasattr(norm, "base_layer") for norm in norms):
         return False
@@ -59,8 +62,9 @@ def _is_supported_linear(module: Any, dtype: torch.dtype) -> bool:
     base = base_layer(module)
     if any(parameter.requires_grad for parameter in base.parameters()):
         return False
-    if type(base).__name__ == "Linear4bit":
-        if base.compute_dtype not in (None, dtype) or base.weight.quant_state is None:
+    if type(base).__name__ in PACKED:
+        computed = base.weight.dtype if type(base).__name__ == "PackedLinear" else base.compute_dtype
+        if computed not in (None, dtype) or not is_packed(base):
             return False
     elif type(base) is not nn.Linear or base.weight.dtype is not dtype:
         return False
