@@ -1,6 +1,5 @@
 """The commands: their names, where their keys are, and what runs them."""
 
-import logging
 import math
 import os
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentexp.config import IA3, Config, Lora, PeftMethod, SearchConfig, TrackingBackend
+from sentexp.config import Config, SearchConfig, TrackingBackend
 from sentexp.distributed import launch
 from sentexp.errors import require
 
@@ -159,9 +158,6 @@ def _freeze_imports(config: Config) -> None:
     from sentexp.system.console import waiting
     from sentexp.system.garbage import freeze_imports
 
-    adapters = ["peft"] if isinstance(config.peft, Lora | IA3 | PeftMethod) else []
     tracking = ["mlflow"] if config.tracking.backend is TrackingBackend.mlflow else []
-    # It asks for a package that it can do without.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     with waiting("Loading the libraries"):
-        freeze_imports("sentexp.run.train", *adapters, *tracking)
+        freeze_imports("sentexp.run.train", *tracking)

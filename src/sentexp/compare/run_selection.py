@@ -10,7 +10,7 @@ from sentexp.tracking.queries import EVALUATION, find_sweeps, is_run, runs_of_sw
 from sentexp.tracking.store import Store, describe_store, find_store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from sentexp.tracking.sqlite_reader import Run
 
 SHORTEST_ID = 4
 LISTED = 5
@@ -91,7 +91,7 @@ def _finished(title: str, runs: "list[Run]", store: Store, parent: "Run | None",
 
 def _by_ids(store: Store, wanted: list[str], where: str) -> "list[Run]":
     """Return runs by their ids, or by the beginnings of these, in that order."""
-    by_id = {run.info.run_id: run for run in store.search("")}
+    by_id = {run.info.run_id: run for run in store.search()}
     chosen = []
     for name in dict.fromkeys(wanted):
         runs = [run for run_id, run in by_id.items() if run_id.startswith(name)]
@@ -114,7 +114,7 @@ def _by_ids(store: Store, wanted: list[str], where: str) -> "list[Run]":
 
 def _search(store: Store, query: str, where: str) -> "list[Run]":
     try:
-        return store.search(query)
+        return list(store.search_by(query))
     except UserError as error:
         raise UserError(
             f"filter={query} is not a filter that MLflow can search {where} by ({error.__cause__ or error}): write it "

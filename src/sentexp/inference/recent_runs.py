@@ -14,7 +14,7 @@ from sentexp.tracking.run_dir import RESULT, STATE
 from sentexp.tracking.store import Store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from sentexp.tracking.sqlite_reader import Run
 
 LISTED = 5
 IDENTITY = re.compile("[0-9a-f]{16}")

@@ -235,7 +235,8 @@ class RunSweeper(Sweeper):
             return
         store = open_store(jobs[0].config.tracking)
         for outcome in earlier.values():
-            if outcome.run_id is not None and PARENT not in store.client.get_run(outcome.run_id).data.tags:
+            run = None if outcome.run_id is None else store.get_run(outcome.run_id)
+            if run is not None and PARENT not in run.data.tags:
                 store.client.set_tag(outcome.run_id, PARENT, parent.run_id)
         for job in jobs:
             job.overrides.append(f"sweep.parent={parent.run_id}")
