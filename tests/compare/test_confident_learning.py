@@ -29,7 +29,7 @@ def test_a_label_is_doubted_where_another_class_is_confidently_said():
         [0.2, 0.8, 0.0],  # class 1 has a mean of 0.7 on its rows, and this is above it
         [0.4, 0.6, 0.0],  # below it: nothing is confidently said
         [0.1, 0.9, 0.0],
-        [0.5, 0.5, 0.0],
+        [0.45, 0.55, 0.0],
         [0.0, 0.1, 0.9],
     ])  # fmt: skip
     assert doubted_rows(labels, probabilities).tolist() == [1]

@@ -26,7 +26,7 @@ from sentexp.tracking.predictions import file_name, read_predictions
 
 ONNX = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs the extra export")
 NONE = from_conf(TrackingConfig, backend=TrackingBackend.none)
-OWN = ["task.loss=regression", "trainer.monitor=validation/rmse", "data.labels=null"]
+OWN = ["task.loss=regression", "data.labels=null"]
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,9 @@ def select(config: CompareConfig) -> Selection:
             "tracking.uri=..."
         )
     if config.runs is not None:
-        return Selection(title=f"{len(config.runs)} runs", runs=_by_ids(store, config.runs, where), store=store)
+        chosen = _by_ids(store, config.runs, where)
+        title = "1 run" if len(chosen) == 1 else f"{len(chosen)} runs"
+        return Selection(title=title, runs=chosen, store=store)
     if config.experiment_name is not None or config.filter is not None:
         title = f"experiment {experiment}" if config.filter is None else f"runs of {experiment} where {config.filter}"
         matching = _search(store, config.filter or "", where)

@@ -1,10 +1,10 @@
 """`conf/config.yaml`: one run, and the rules between its groups."""
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any
 
-from sentexp.config.checks import check_ranges, seed_number
+from sentexp.config.checks import AUTO, check_ranges, seed_number
 from sentexp.config.data import DataConfig, Sampling
 from sentexp.config.lora import READING_ROWS, Lora
 from sentexp.config.metric_names import METRICS, ORDERED_METRICS, RUN_SCORE_METRICS, SCORE_METRICS
@@ -19,7 +19,7 @@ from sentexp.config.peft import (
 )
 from sentexp.config.peft_methods import method_name
 from sentexp.config.sweep import SweepConfig
-from sentexp.config.task import CausalLM, HeadLoss, TaskConfig, predicts_scores
+from sentexp.config.task import CausalLM, HeadLoss, TaskConfig, predicts_scores, task_name
 from sentexp.config.tracking import TrackingConfig
 from sentexp.config.trainer import Average, Precision, Strategy, TrainerConfig
 from sentexp.errors import require
@@ -43,8 +43,11 @@ class Config:
     output_dir: str
 
     def __post_init__(self) -> None:
-        """Check the seed, and what a task without a head cannot do."""
+        """Resolve what the task decides; check the seed, and what a task without a head cannot do."""
         check_ranges(self)
+        if self.trainer.monitor == AUTO:
+            metric = "rmse" if predicts_scores(self.task) else "accuracy"
+            self.trainer = replace(self.trainer, monitor=f"validation/{metric}")
         if isinstance(self.task, CausalLM):
             self._check_answering(self.task)
         require(
@@ -74,6 +77,11 @@ class Config:
             f"trainer.max_tokens={self.trainer.max_tokens} needs as many tokens in every epoch, and data.sampling="
             f"{self.data.sampling.name} draws rows anew: use trainer.batch_size, or data.sampling=natural.",
         )
+
+    @property
+    def title(self) -> str:
+        """What a single run is called: by its model, method, data and task."""
+        return "-".join((self.model.title, method_name(self.peft), self.data.title, task_name(self.task)))
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -107,7 +115,7 @@ class Config:
         require(
             self._monitored in self.measured,
             f"trainer.monitor={self.trainer.monitor} measures classes, and task.loss=regression learns scores: use "
-            f"{', '.join(f'validation/{name}' for name in self.measured)}.",
+            f"auto, {', '.join(f'validation/{name}' for name in self.measured)}.",
         )
 
     def _check_sharding(self) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from sentexp.config.checks import check_accelerator, check_count_or_fraction, check_ranges, check_switch, number
+from sentexp.config.checks import AUTO, check_accelerator, check_count_or_fraction, check_ranges, check_switch, number
 from sentexp.config.metric_names import METRICS, ORDERED_METRICS, SCORE_METRICS
 from sentexp.errors import require
 
@@ -83,7 +83,8 @@ class TrainerConfig:
             not self.compile or self.padding_free,
             "trainer.compile=true compiles the layers of the path without padding: leave trainer.padding_free=true.",
         )
-        legal = [f"validation/{name}" for name in dict.fromkeys((*METRICS, *ORDERED_METRICS, *SCORE_METRICS))]
+        metrics = dict.fromkeys((*METRICS, *ORDERED_METRICS, *SCORE_METRICS))
+        legal = [AUTO, *(f"validation/{name}" for name in metrics)]
         require(self.monitor in legal, f"trainer.monitor={self.monitor} must be one of {', '.join(legal)}.")
         check_switch("trainer.cuda_graphs", self.cuda_graphs)
         check_accelerator("trainer.accelerator", self.accelerator)

@@ -38,6 +38,8 @@ class GridSweeper(RunSweeper):
             )
         (runs,) = BasicSweeper.split_arguments(overrides, None)
         jobs = self.compose(runs, run_names(runs))
+        if len(jobs) == 1:  # nothing tells it from others
+            jobs = self.compose(runs, [jobs[0].config.title])
         try:
             if any(job.config.sweep.dry_run for job in jobs):
                 self.plan(jobs)

@@ -14,6 +14,7 @@ from sentexp.tracking.next_steps import override, place_words, predict_example, 
 
 LONGEST_NAME = 36
 METRICS = ("accuracy", "f1_macro", "auroc_macro")
+OF_ORDERED = ("accuracy", "mae", "qwk")
 
 
 def print_beginning(what: str, total: int, finished: int, interrupted: int, run_id: str | None, folder: Path) -> None:
@@ -39,8 +40,7 @@ def print_progress(outcome: Outcome, progress: Progress, monitor: str) -> None:
 
 def print_outcomes(outcomes: list[Outcome], monitor: str) -> None:
     """Print the table of all runs, and below it why runs failed."""
-    found = {key for outcome in outcomes for key in outcome.metrics}
-    metrics = SCORE_SLICE_METRICS if "test/rmse" in found else METRICS
+    metrics = _shown({key for outcome in outcomes for key in outcome.metrics})
     numbers = [monitor.replace("/", "\n"), *(f"test\n{name.replace('_', ' ')}" for name in metrics), "seconds"]
     table = Table(
         Column("run", no_wrap=True, max_width=LONGEST_NAME), Column("state", no_wrap=True), *numbers, title="sweep"
@@ -63,6 +63,13 @@ def print_outcomes(outcomes: list[Outcome], monitor: str) -> None:
             say(f"{outcome.name}: {outcome.error}")
     if best is not None:
         say(f"Best {monitor}: {best.name} ({best.objective:.4f}); the test columns selected nothing.")
+
+
+def _shown(found: set[str]) -> tuple[str, ...]:
+    """Return the test metrics that have columns: those of scores, of ordered classes, or of any."""
+    if "test/rmse" in found:
+        return SCORE_SLICE_METRICS
+    return OF_ORDERED if "test/qwk" in found else METRICS
 
 
 def next_commands(outcomes: list[Outcome], config: Config, compared: str | None) -> list[str]:
