@@ -6,6 +6,7 @@ from typing import Any
 
 from sentexp.config.checks import AUTO, check_ranges, seed_number
 from sentexp.config.data import DataConfig, Sampling
+from sentexp.config.devices import check_devices
 from sentexp.config.lora import READING_ROWS, Lora
 from sentexp.config.metric_names import METRICS, ORDERED_METRICS, RUN_SCORE_METRICS, SCORE_METRICS
 from sentexp.config.model import ModelConfig
@@ -64,6 +65,7 @@ class Config:
         if self.trainer.strategy is Strategy.fsdp:
             self._check_sharding()
         self._check_recipes()
+        check_devices(self.trainer, self.optim.name, self.peft, self.task)
         require(
             self.data.ordered or predicts_scores(self.task) or self._monitored not in ORDERED_METRICS,
             f"trainer.monitor={self.trainer.monitor} measures classes that are ordered: set data.ordered=true.",

@@ -130,7 +130,7 @@ def choose_arithmetic(spec: RunSpec) -> tuple[torch.device, Precision, bool]:
     trainer = spec.config.trainer
     device = choose_device(trainer.accelerator)
     precision = choose_precision(trainer.precision, device)
-    return device, precision, uses_cuda_graphs(spec.config, device, precision, model_type(spec.backbone))
+    return device, precision, uses_cuda_graphs(spec.config, device, model_type(spec.backbone))
 
 
 def prepare_inputs(spec: RunSpec, near: bool = False, show: bool = True) -> RunInputs:

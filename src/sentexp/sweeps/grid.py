@@ -53,7 +53,7 @@ class GridSweeper(RunSweeper):
 
     def _run(self, jobs: list[Job], words: list[str]) -> "list[Outcome]":
         """Run what is not finished, under the sweep's own MLflow run."""
-        self.load_libraries()
+        self.load_libraries(jobs)
         from sentexp.run.recording import track_run
         from sentexp.sweeps.report import print_beginning
         from sentexp.tracking.identity import digest_of, settings

@@ -21,6 +21,8 @@ from sentexp.config import CompareConfig, Config, from_conf, predicts_scores
 from sentexp.config.explain import COMPOSITION_ERRORS, explain
 from sentexp.distributed.launch import require_one
 from sentexp.errors import UserError, complain, first_line
+from sentexp.run.early_look import look_early
+from sentexp.sweeps.cluster import ClusterLauncher
 from sentexp.sweeps.launch import (
     Job,
     check_launcher,
@@ -70,16 +72,18 @@ class RunSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def load_libraries(self) -> None:
-        """Import what runs need, which takes seconds."""
+    def load_libraries(self, jobs: Sequence[Job]) -> None:
+        """Import what runs need, which takes seconds, unless none of them can begin."""
         from sentexp.system.console import waiting
 
+        if not isinstance(self.launcher, ClusterLauncher):  # whose machines may have the files
+            look_early(job.config for job in jobs)
         with waiting("Loading the libraries"):
             import_module("sentexp.run.train")
 
     def plan(self, jobs: list[Job]) -> None:
         """Print what would be done."""
-        self.load_libraries()
+        self.load_libraries(jobs)
         from sentexp.plan.command import plan
         from sentexp.tracking.provenance import planned_words
 
@@ -87,7 +91,7 @@ class RunSweeper(Sweeper):
 
     def quick(self, jobs: list[Job]) -> None:
         """Try a few steps of each kind of run."""
-        self.load_libraries()
+        self.load_libraries(jobs)
         from sentexp.quick.command import quick
 
         quick([job.config for job in jobs])
