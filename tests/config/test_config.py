@@ -62,7 +62,7 @@ from sentexp.errors import UserError
         (["trainer.max_steps=0"], r"trainer.max_steps=0 must be at least 1"),
         (["trainer.eval_steps=1.5"], r"trainer.eval_steps=1.5 must be a number of steps"),
         (["trainer.gradient_clip_val=0"], r"trainer.gradient_clip_val=0.0 must be above 0"),
-        (["trainer.monitor=test/accuracy"], r"trainer.monitor=test/accuracy must be one of validation/loss"),
+        (["trainer.monitor=test/accuracy"], r"trainer.monitor=test/accuracy must be one of auto, validation/loss"),
         (["trainer.accelerator=tpu"], r"trainer.accelerator=tpu must be auto, cpu or gpu"),
         (["tracking.uri=mlflow.db"], r"tracking.uri=mlflow.db must be an MLflow URI"),
         (["tracking.experiment=' '"], r"tracking.experiment is empty"),

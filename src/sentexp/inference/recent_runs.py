@@ -57,7 +57,8 @@ def identity_of(run: "Run") -> str:
 
 
 def _recorded(run: "Run") -> Ended:
-    return Ended(identity=identity_of(run), name=run.info.run_name, seconds=run.info.end_time / 1000, run=run)
+    ended = run.info.end_time or run.info.start_time
+    return Ended(identity=identity_of(run), name=run.info.run_name, seconds=ended / 1000, run=run)
 
 
 def _in_folders(output_dir: Path) -> list[Ended]:

@@ -43,7 +43,9 @@ def print_outcomes(outcomes: list[Outcome], monitor: str) -> None:
     metrics = _shown({key for outcome in outcomes for key in outcome.metrics})
     numbers = [monitor.replace("/", "\n"), *(f"test\n{name.replace('_', ' ')}" for name in metrics), "seconds"]
     table = Table(
-        Column("run", no_wrap=True, max_width=LONGEST_NAME), Column("state", no_wrap=True), *numbers, title="sweep"
+        Column("run", max_width=LONGEST_NAME, overflow="fold"),
+        *(Column(name, no_wrap=True) for name in ("state", *numbers)),
+        title="sweep",
     )
     table.title_justify = "left"
     best = best_of(outcomes, monitor)

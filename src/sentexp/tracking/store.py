@@ -94,7 +94,7 @@ class Store:
         shutil.copy2(file, place / folder)
 
     def _folder(self, run_id: str) -> Path | None:
-        """Return where the artifacts of a run are; None where that is no folder of this machine."""
+        """Return where the artifacts of a run are; None where they are not on this machine."""
         if run_id not in self._places:
             run = self.get_run(run_id)
             self._places[run_id] = "" if run is None else run.info.artifact_uri  # it never changes
