@@ -17,8 +17,8 @@ def without_bitsandbytes() -> Iterator[None]:
     try:
         yield
     finally:
-        if sys.modules[NAME] is None:
-            del sys.modules[NAME]
+        if sys.modules.get(NAME) is None:
+            sys.modules.pop(NAME, None)
         _look_again()
 
 

@@ -10,7 +10,8 @@ from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from sentexp.config import TrackingBackend, TrackingConfig
 from sentexp.distributed import processes
@@ -55,14 +56,13 @@ class Store:
 
     def get_run(self, run_id: str) -> Run | None:
         """Return a run; None where there is none, or it was deleted."""
-        from_file = None
-        if self._reader is not None:
-            with suppress(sqlite3.Error):  # MLflow's client says what is wrong
-                from_file = self._reader.get_run(run_id)
-        run = from_file or self._get_from_mlflow(run_id)
+        try:
+            run = self._ask_for_run(run_id) if self._reader is None else self._reader.get_run(run_id)
+        except sqlite3.Error:  # MLflow's client waits for a locked store, or says what is wrong
+            run = self._ask_for_run(run_id)
         return run if run is not None and run.info.lifecycle_stage == "active" else None
 
-    def _get_from_mlflow(self, run_id: str) -> Run | None:
+    def _ask_for_run(self, run_id: str) -> Run | None:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -100,7 +100,7 @@ class Store:
             self._places[run_id] = "" if run is None else run.info.artifact_uri  # it never changes
         place = urlsplit(self._places[run_id])
         local = place.scheme in ("", "file") and place.path  # a server's own is mlflow-artifacts:/
-        return Path(unquote(place.path) if place.scheme else self._places[run_id]) if local else None
+        return Path(url2pathname(place.path) if place.scheme else self._places[run_id]) if local else None
 
     def search(self, wanted: Wanted = ALL, most: int | None = None) -> list[Run]:
         """Return runs of the experiment, the latest first."""
@@ -110,7 +110,7 @@ class Store:
         """Yield runs of the experiment, the one that was started last first unless another order is wanted."""
         seen = 0
         if self._reader is not None:
-            with suppress(sqlite3.Error):  # MLflow's client waits for a locked store, or says what is wrong
+            with suppress(sqlite3.Error):
                 for runs in self._reader.walk(self.experiment, wanted, page):
                     yield from self._noted(runs)
                     seen += len(runs)
@@ -212,9 +212,9 @@ def _find_experiment(uri: str, name: str) -> str | None:
     """
     reader = _reader(uri)
     try:
-        found = _ask_mlflow(uri, name) if reader is None else reader.experiment(name)
+        found = _ask_for_experiment(uri, name) if reader is None else reader.experiment(name)
     except sqlite3.Error:
-        found = _ask_mlflow(uri, name)
+        found = _ask_for_experiment(uri, name)
     if found is None:
         return None
     number, stage = found
@@ -226,7 +226,7 @@ def _find_experiment(uri: str, name: str) -> str | None:
     return number
 
 
-def _ask_mlflow(uri: str, name: str) -> tuple[str, str] | None:
+def _ask_for_experiment(uri: str, name: str) -> tuple[str, str] | None:
     """Return the id and the state of an experiment."""
     experiment = connect(uri).get_experiment_by_name(name)
     return None if experiment is None else (str(experiment.experiment_id), experiment.lifecycle_stage)
