@@ -10,6 +10,7 @@ from sentexp.config import load_config
 from sentexp.errors import UserError
 from sentexp.run import early_look
 from sentexp.run.early_look import look_early
+from sentexp.run.train import train
 
 
 @pytest.fixture
@@ -47,6 +48,28 @@ def test_of_several_runs_those_that_can_begin_do(films):
 def test_large_data_is_left_to_the_run(films, monkeypatch):
     monkeypatch.setattr(early_look, "SMALL", 10)
     look_early([load_config(*films, "data.label=stars")])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["trainer.precision=fp16"], "trainer.precision=fp16 needs a CUDA GPU"),
+        (["optim=paged_adamw_8bit"], "optim=paged_adamw_8bit needs a CUDA GPU"),
+        (["trainer.cuda_graphs=true"], "and this run is on the CPU, which has none"),
+    ],
+)
+def test_what_a_named_device_cannot_do_is_refused_by_the_configuration(words, sentence):
+    load_config(*words)
+    with pytest.raises(UserError, match=sentence):
+        load_config(*words, "trainer.accelerator=cpu")
+
+
+def test_what_this_machine_cannot_do_leaves_no_folder(films, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for word in ("trainer.cuda_graphs=true", "trainer.precision=fp16"):
+        with pytest.raises(UserError):
+            train(load_config(*films, word, "tracking=none", f"output_dir={tmp_path / 'outputs'}"))
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize("words", [[], ["plan"], ["audit"], ["--multirun", "peft.r=2,4"], ["--quick"]])
