@@ -48,6 +48,11 @@ def test_of_several_runs_those_that_can_begin_do(films):
 def test_large_data_is_left_to_the_run(films, monkeypatch):
     monkeypatch.setattr(early_look, "SMALL", 10)
     look_early([load_config(*films, "data.label=stars")])
+    pattern = films[2].replace("films", "fil*")
+    look_early([load_config(*films, "data.label=stars", pattern)])
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"data\.label=stars"):
+        look_early([load_config(*films, "data.label=stars", pattern)])
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """What can be wrong with data and model is looked at before PyTorch is imported, which takes longer than small data."""
 
 from collections.abc import Iterable
+from glob import iglob
 from pathlib import Path
 
 from sentexp.config import Config, DataConfig, flatten, predicts_scores
 from sentexp.errors import UserError
 from sentexp.system.hub import is_local, local_path
 
-SMALL = 16 * 2**20
+SMALL = 4 * 2**20
 """Bytes of a source that is read ahead: in a fraction of a second."""
 
 
@@ -46,11 +47,11 @@ def _look(config: Config) -> None:
 
 
 def _is_small(data: DataConfig) -> bool:
-    """Tell whether a local source is read in a moment; a pattern and a path without anything are looked at as well."""
+    """Tell whether a local source is read in a moment, as is found what is not there."""
     assert data.path is not None
-    path = Path(data.path).expanduser()
-    files = path.rglob("*") if path.is_dir() else [path]
-    size = 0
+    path, size = Path(data.path).expanduser(), 0
+    pattern = map(Path, iglob(str(path)))  # noqa: PTH207 (it may be absolute)
+    files = path.rglob("*") if path.is_dir() else [path] if path.exists() else pattern
     for file in files:
         size += file.stat().st_size if file.is_file() else 0
         if size > SMALL:
