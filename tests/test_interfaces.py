@@ -604,13 +604,11 @@ def test_the_hub_names_its_errors_and_datasets_gives_tables_of_arrow():
 
 
 def test_smaller_libraries_have_the_functions_that_are_called():
-    from cleanlab.filter import find_label_issues
     from ftfy.badness import is_bad
     from rensa import RMinHash
     from rich.cells import cell_len
 
     assert (is_bad("sch\u00c3\u00b6n"), is_bad("sch\u00f6n")) == (True, False), "sentexp.data.findings"
-    takes(find_label_issues, "return_indices_ranked_by", "n_jobs", used="sentexp.compare.error_analysis")
     rows = RMinHash.digest_matrix_from_token_sets([{"a", "b"}, {"b", "a"}], num_perm=8, seed=0).to_rows()
     assert [list(row) for row in rows] == [list(rows[0])] * 2, "sentexp.data.near_duplicates"
     assert cell_len("\u8fd9") == 2, "sentexp.compare.leaderboard_tables"

@@ -104,6 +104,7 @@ LIGHT = (
     "distributed/group",
     "distributed/launch",
     "distributed/processes",
+    "run/early_look",
     "system/hub",
 )
 

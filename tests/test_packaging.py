@@ -55,6 +55,7 @@ def test_what_is_imported_is_required():
         "fastapi": "mlflow",
         "starlette": "mlflow",
         "pydantic": "mlflow",
+        "requests": "mlflow",
         "uvicorn": "mlflow",
         "tokenizers": "transformers",
         "yaml": "omegaconf",

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from scipy.stats import binom
+from statsmodels.stats.proportion import proportion_confint
 
-from sentexp.compare.sample_size import ALPHA, POWER, detectable, rows_needed, standard_error
+from sentexp.compare.sample_size import ALPHA, POWER, detectable, rows_needed, standard_error, wilson
 
 
 @pytest.mark.parametrize(("difference", "disagreement"), [(0.03, 0.15), (0.05, 0.1)])
@@ -27,3 +28,10 @@ def test_the_detectable_difference_is_the_inverse_of_the_rows():
 
 def test_the_standard_error_is_that_of_the_binomial():
     assert standard_error(0.85, 200) == pytest.approx(binom(200, 0.85).std() / 200)
+
+
+def test_the_interval_of_a_share_is_that_of_statsmodels():
+    right, rows = np.array([0.0, 3.0, 9.5, 40.0]), np.array([10.0, 10.0, 20.0, 40.0])
+    theirs = proportion_confint(right, rows, alpha=0.1, method="wilson")
+    assert np.allclose(wilson(right, rows, 0.9), theirs)
+    assert np.allclose(wilson(3, 10), proportion_confint(3, 10, method="wilson"))

@@ -456,4 +456,6 @@ def test_a_sentence_is_predicted_without_what_trains_or_draws(result, command_en
     code, loaded = json.loads(done.stdout.splitlines()[-1])
     assert code == 0
     assert {"torch", "transformers", "peft"} <= set(loaded)
-    assert not {"lightning", "torchmetrics", "matplotlib", "datasets", "sklearn", "mlflow"} & set(loaded)
+    assert not {"lightning", "torchmetrics", "matplotlib", "datasets", "sklearn", "mlflow", "bitsandbytes"} & set(
+        loaded
+    )

@@ -1,5 +1,8 @@
 """Adapters: what trains is what was asked for, and the base stays as it was (law 6)."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
@@ -193,6 +196,32 @@ def test_quantised_layers_are_four_bit_and_the_head_is_not():
     assert audit.frozen["linear layers"] == 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
     assert type(adapters.head_of(wrapped)) is torch.nn.Linear
     assert adapters.head_of(wrapped).weight.dtype == torch.float32
+
+
+def test_bitsandbytes_is_imported_for_quantised_layers_alone(command_environment):
+    """In a process of its own, as the libraries are imported once."""
+    code = """
+import sys, torch
+from sentexp.config import Attention, Precision, load_config
+from sentexp.models.adapters import attach
+from sentexp.models.loading import Loading, load_classifier, load_tokenizer
+from sentexp.models.pretrained import locate_backbone
+for peft in ("lora", "qlora"):
+    config = load_config("model=tiny", f"peft={peft}")
+    backbone = locate_backbone(config.model)
+    load = Loading(
+        storage=config.peft, attention=Attention.auto, precision=Precision.fp32, device=torch.device("cpu")
+    )
+    model, _ = attach(load_classifier(backbone, load_tokenizer(backbone), ["a", "b"], load), config.peft)
+    print("bitsandbytes" in sys.modules, {type(module).__module__ for module in model.modules()} & {
+        "peft.tuners.lora.layer", "peft.tuners.lora.bnb"})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=command_environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == ["False {'peft.tuners.lora.layer'}", "True {'peft.tuners.lora.bnb'}"], (
+        done.stderr
+    )
 
 
 def test_a_trainable_state_goes_back_only_where_it_came_from():

@@ -169,6 +169,14 @@ def test_when_memory_runs_out_half_the_batch_is_planned(config, timed, capsys):
     assert "use trainer.batch_size=2 trainer.accumulate_grad_batches=4, which does" in capsys.readouterr().out
 
 
+def test_what_several_runs_have_in_common_is_said_once(sentexp):
+    code, output, _ = sentexp("plan", "--multirun", "peft.target_modules=[nothing]", "seed=1,2,3,4")
+    assert code == 0
+    assert "4 cannot start" in output
+    assert output.count("matches no module") == 1
+    assert re.search(r"^4 runs \(seed=1, seed=2, seed=3, \.\.\.\): peft.target_modules", output, re.MULTILINE)
+
+
 def test_what_does_not_fit_is_not_timed_and_counted_all_the_same(config, timed, monkeypatch, capsys):
     monkeypatch.setattr(run_states, "free_memory_gib", lambda _: 0.003)
     (run,) = plan([config()])

@@ -35,6 +35,10 @@ def test_ratings_are_measured_all_the_way(table, store, command_line, tmp_path):
     )
     assert code == 0, errors
     assert "if they are ratings" not in output
+    heads = output.partition("\nsweep\n")[2].splitlines()[1:4]
+    assert [word for head in heads for word in head.replace("┃", " ").split() if word in ("mae", "qwk", "auroc")] == [
+        "mae", "mae", "qwk",
+    ]  # fmt: skip
     client = MlflowClient(store)
     runs = [run for run in client.search_runs(["1"]) if "test/accuracy" in run.data.metrics]
     assert len(runs) > 2

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from sentexp.config import ServeConfig, TrackingBackend, TrackingConfig, from_conf
 from sentexp.config import load_config as load
 from sentexp.errors import UserError
+from sentexp.export import verify
 from sentexp.export.mlflow_model import read_model, save_model
 from sentexp.inference.run_lookup import resolve_run
 from sentexp.inference.scorer import Scorer
@@ -26,7 +27,7 @@ from sentexp.tracking.predictions import file_name, read_predictions
 
 ONNX = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs the extra export")
 NONE = from_conf(TrackingConfig, backend=TrackingBackend.none)
-OWN = ["task.loss=regression", "trainer.monitor=validation/rmse", "data.labels=null"]
+OWN = ["task.loss=regression", "data.labels=null"]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,13 @@ def test_an_evaluation_measures_scores(trained, scores, command_line, tmp_path):
     metrics = json.loads(file.read_text())["metrics"]
     names = [f"test/{name}" for name in ("loss", "rmse", "mae", "pearson", "spearman")]
     assert [metrics[name] for name in names] == pytest.approx([result.metrics[name] for name in names], rel=1e-3)
+
+
+def test_what_an_export_says_are_scores(monkeypatch):
+    monkeypatch.setattr(verify, "_read_in_a_fresh_process", lambda _, texts: np.ones((len(texts), 1)))
+    assert "its scores of 2 rows differ" in str(verify.verify_export(np.ones((2, 1)), [], ["a", "b"], 0.1))
+    monkeypatch.setattr(verify, "_read_in_a_fresh_process", lambda _, texts: np.ones((len(texts), 2)))
+    assert "its probabilities of 2 rows differ" in str(verify.verify_export(np.ones((2, 2)), [], ["a", "b"], 0.1))
 
 
 @pytest.mark.parametrize("form", ["peft", "merged", pytest.param("onnx", marks=(ONNX, pytest.mark.slow))])

@@ -50,6 +50,14 @@ def failing_at(monkeypatch, rank):
     monkeypatch.setattr(fitting, "build_model", build)
 
 
+def test_a_sweep_of_one_run_calls_it_as_a_single_run_is_called(sentexp, tmp_path):
+    code, _, errors = sentexp("--multirun", "peft.r=4")
+    assert code == 0, errors
+    _, children = recorded(tmp_path)
+    (name,) = children
+    assert re.fullmatch(r"tiny-lora-\S+-seq_cls", name)
+
+
 def test_runs_are_children_of_the_sweep_and_named_by_what_differs(sentexp, tmp_path):
     code, output, errors = sentexp("--multirun", "peft.r=4,8", "optim.lr=2e-4,1e-3")
     assert code == 0, errors

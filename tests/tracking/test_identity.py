@@ -65,6 +65,16 @@ def test_a_table_is_the_same_run_by_either_name(tmp_path):
     assert load_config("data=file", *words).data.title == "films"
 
 
+def test_what_selects_a_checkpoint_is_resolved_by_the_task(tmp_path):
+    table = tmp_path / "films.csv"
+    table.write_text("text,label\n" + "".join(f"film {row},{row / 4}\n" for row in range(40)))
+    words = ("model=tiny", "data=csv", f"data.path={table}", "data.labels=null")
+    for own, metric in (([], "accuracy"), (["task=causal_lm"], "accuracy"), (["task.loss=regression"], "rmse")):
+        usual, named = load_config(*words, *own), load_config(*words, *own, f"trainer.monitor=validation/{metric}")
+        assert usual.trainer.monitor == f"validation/{metric}"
+        assert usual == named
+
+
 def test_another_version_of_the_numerics_is_another_run(config, reviews, monkeypatch):
     before = identity(config())
     monkeypatch.setattr(module, "NUMERICS_VERSION", "another")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from sentexp.errors import UserError
 from sentexp.run import fitting
 from sentexp.run.train import train
 from sentexp.tracking import client as client_module
-from sentexp.tracking.client import is_disk_full
+from sentexp.tracking.client import connect, is_disk_full
 from sentexp.tracking.run_logger import open_run_logger
 from sentexp.tracking.store import open_store, store_uri
 
@@ -236,6 +237,29 @@ def test_a_store_that_cannot_be_reached_is_named(monkeypatch):
         open_run_logger(load_config("tracking.uri=http://me:pw@127.0.0.1:1", *RECORDED).tracking, "x", None)
     with pytest.raises(UserError, match="cannot be used"):
         open_run_logger(load_config("tracking.uri=sqlite:////proc/no/mlflow.db", *RECORDED).tracking, "x", None)
+
+
+def test_a_server_that_does_not_answer_is_named_at_once(monkeypatch):
+    from mlflow import MlflowClient as Client
+
+    monkeypatch.setattr("mlflow.MlflowClient", lambda *_, **__: pytest.fail("MLflow asks it for minutes"))
+    for name in client_module.OWN_PATIENCE:
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as silent:  # accepts connections and says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setattr(client_module, "ANSWERS_WITHIN", (0.2, 0.2))
+        for address, why in (
+            (f"127.0.0.1:{silent.getsockname()[1]}", "ReadTimeout"),
+            ("127.0.0.1:2", "ConnectionError"),
+        ):
+            with pytest.raises(
+                UserError, match=rf"The MLflow server http://me:\*\*\*@{address} does not answer \({why}\)"
+            ):
+                connect(f"http://me:pw@{address}")
+        monkeypatch.setattr("mlflow.MlflowClient", Client)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # then MLflow's own settings hold
+        connect("http://127.0.0.1:1/waiting")
 
 
 def test_a_deleted_experiment_is_named(store):

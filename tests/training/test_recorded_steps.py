@@ -139,17 +139,13 @@ def test_the_learning_rate_of_each_step_is_that_of_the_schedule(config, recordin
     ],
 )
 def test_what_cannot_be_recorded_is_named(extra, reason):
-    from sentexp.config import Precision
     from sentexp.errors import UserError
     from sentexp.run.cuda_graphs import uses_cuda_graphs
 
     device = torch.device("cuda" if extra else "cpu")
-    precision = Precision.fp16 if "trainer.precision=fp16" in extra else Precision.bf16
-    settings = load_config("model=tiny", "peft=lora", *extra, "trainer.cuda_graphs=true")
     with pytest.raises(UserError, match=f"^trainer.cuda_graphs=true records the kernels of a step, and {reason}: "):
-        uses_cuda_graphs(settings, device, precision, "llama")
-    settings.trainer.cuda_graphs = "auto"
-    assert not uses_cuda_graphs(settings, device, precision, "llama")
+        uses_cuda_graphs(load_config("model=tiny", "peft=lora", *extra, "trainer.cuda_graphs=true"), device, "llama")
+    assert not uses_cuda_graphs(load_config("model=tiny", "peft=lora", *extra), device, "llama")
 
 
 class Reads(TorchDispatchMode):

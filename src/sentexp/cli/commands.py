@@ -7,9 +7,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentexp.config import IA3, Config, Lora, PeftMethod, SearchConfig, TrackingBackend
+from sentexp.config import Config, SearchConfig, TrackingBackend
 from sentexp.distributed import launch
 from sentexp.errors import require
+from sentexp.run.early_look import look_early
 
 if TYPE_CHECKING:
     from sentexp.sweeps.sweep_dir import Outcome
@@ -24,6 +25,7 @@ class Command:
         module: holds a function of this name, which takes the configuration; it is imported when the command runs.
         has_own_keys: whether `conf/<name>.yaml` holds its keys; the others take the configuration of a run.
         override: added to the command line.
+        reads_data: whether it begins with the data and the model of a run.
         interrupted: what becomes of the command when it is interrupted.
     """
 
@@ -31,6 +33,7 @@ class Command:
     module: str
     has_own_keys: bool = False
     override: str | None = None
+    reads_data: bool = False
     interrupted: str = ""
 
     @property
@@ -42,6 +45,8 @@ class Command:
         """Run the command; return the objective of a run, what became of a run of a sweep, or NaN."""
         from sentexp.system.console import waiting
 
+        if self.reads_data and config.sweep.name is None:  # else the sweeper has looked
+            look_early([config])
         with waiting(f"Starting {self.name}"):
             function = getattr(import_module(self.module), self.name)
         if self.name != "train":
@@ -58,11 +63,12 @@ COMMANDS = {
         Command(
             name="train",
             module="sentexp.cli.commands",
+            reads_data=True,
             interrupted=": the same command resumes from its last checkpoint, or starts again without one",
         ),
-        Command(name="plan", module="sentexp.cli.commands", override="sweep.dry_run=true"),
-        Command(name="audit", module="sentexp.run.audit", override=EACH),
-        Command(name="prepare", module="sentexp.run.prepare", override=EACH),
+        Command(name="plan", module="sentexp.cli.commands", override="sweep.dry_run=true", reads_data=True),
+        Command(name="audit", module="sentexp.run.audit", override=EACH, reads_data=True),
+        Command(name="prepare", module="sentexp.run.prepare", override=EACH, reads_data=True),
         Command(name="runs", module="sentexp.cli.list_runs", override=EACH),
         Command(name="models", module="sentexp.cli.list_models", override=EACH),
         Command(name="compare", module="sentexp.compare.command", has_own_keys=True),
@@ -158,8 +164,7 @@ def _freeze_imports(config: Config) -> None:
     from sentexp.system.console import silence_libraries, waiting
     from sentexp.system.garbage import freeze_imports
 
-    adapters = ["peft"] if isinstance(config.peft, Lora | IA3 | PeftMethod) else []
     tracking = ["mlflow"] if config.tracking.backend is TrackingBackend.mlflow else []
     silence_libraries()
     with waiting("Loading the libraries"):
-        freeze_imports("sentexp.run.train", *adapters, *tracking)
+        freeze_imports("sentexp.run.train", *tracking)

@@ -13,10 +13,10 @@ from sentexp.system.console import OUT, say, waiting
 from sentexp.system.json_files import read_json
 from sentexp.tracking.queries import PRUNED, is_run
 from sentexp.tracking.run_dir import RESULT, STATE, is_locked
-from sentexp.tracking.store import describe_store, open_store
+from sentexp.tracking.store import describe_store, find_store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from sentexp.tracking.sqlite_reader import Run
 
 SPLITS = {"validation": "best", "test": "test"}
 """Columns, and where the metrics of a run are that they show."""
@@ -35,8 +35,8 @@ def runs(config: Config) -> None:
         rows, where = list(_in_folder(folder)), str(folder)
     else:
         with waiting("Reading the runs"):
-            store = open_store(config.tracking)
-            recorded = [run for run in store.search("") if is_run(run)]
+            store = find_store(config.tracking)
+            recorded = [] if store is None else [run for run in store.search() if is_run(run)]
         rows = [_recorded(run, folder) for run in reversed(recorded)]
         where = f"experiment {config.tracking.experiment} of {describe_store(config.tracking)}"
     if not rows:

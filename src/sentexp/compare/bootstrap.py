@@ -104,12 +104,12 @@ def half_width(by_rows: float, by_seeds: float, freedom: float, confidence: floa
         freedom: degrees of freedom of `by_seeds`.
         confidence: of the interval.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     total = by_rows + by_seeds
     if total == 0:
         return 0.0
-    return float(t.ppf((1 + confidence) / 2, satterthwaite(by_rows, by_seeds, freedom)) * np.sqrt(total))
+    return float(stdtrit(satterthwaite(by_rows, by_seeds, freedom), (1 + confidence) / 2) * np.sqrt(total))
 
 
 def satterthwaite(by_rows: NDArray[Any] | float, by_seeds: NDArray[Any] | float, freedom: float) -> NDArray[Any]:

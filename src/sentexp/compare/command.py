@@ -50,7 +50,7 @@ def compare(config: CompareConfig) -> None:
     """
     folder = _writable(config.output)
     with waiting("Comparing the runs"):
-        freeze_imports("mlflow", "pandas", "scipy.stats")
+        freeze_imports("pandas", "scipy.special")
         analysis = analyse(config)
     for table in terminal_tables(analysis.board, analysis.title, OUT.width):
         OUT.print(table, soft_wrap=False)
@@ -141,7 +141,7 @@ def write(analysis: Analysis, config: CompareConfig, folder: Path) -> list[Path]
     files += [folder / "slices.csv", folder / REPORT]
     if comparison.parent_id is not None and comparison.store is not None:
         for file in files:
-            comparison.store.client.log_artifact(comparison.parent_id, str(file), ARTIFACTS)
+            comparison.store.log_artifact(comparison.parent_id, file, ARTIFACTS)
     return files
 
 

@@ -17,7 +17,7 @@ from sentexp.tracking.run_names import run_names
 from sentexp.tracking.store import Store, read_artifact
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from sentexp.tracking.sqlite_reader import Run
 
 FEWEST_ROWS = 30
 """Fewer rows show no difference, and their intervals are unreliable."""
@@ -258,9 +258,8 @@ def _baselines(selection: Selection, rows: _Rows) -> list[Configuration]:
             if run_id in seen:
                 continue
             seen.add(run_id)
-            if not selection.store.exists(run_id):
-                continue
-            scored = rows.read(selection.store.client.get_run(run_id), required=False)
+            baseline = selection.store.get_run(run_id)
+            scored = None if baseline is None else rows.read(baseline, required=False)
             if scored is not None:
                 baselines[run_id] = Configuration(name=facts["title"], runs=[scored], baseline=kind)
     compared_ids = {run.info.run_id for run in selection.runs}

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from sentexp.compare import significance
 from sentexp.compare.comparison import Comparison, Configuration
+from sentexp.compare.confident_learning import doubted_rows
 from sentexp.compare.metric_sums import AREA, measured
 from sentexp.config import TargetKind, check_measure
 from sentexp.data.text_parts import shown
@@ -140,8 +141,8 @@ def _require_classes(comparison: Comparison, name: str) -> None:
 def label_errors(comparison: Comparison, most: int = 50) -> "pd.DataFrame":
     """Return the rows whose label is probably wrong, the likeliest first: confident learning (Northcutt et al. 2021).
 
-    It looks at the mean probabilities of all configurations, by the library cleanlab. None of these rows was trained
-    on, as confident learning asks. A row that is found is to be looked at, not to be taken out.
+    It looks at the mean probabilities of all configurations. None of these rows was trained on, as confident learning
+    asks. A row that is found is to be looked at, not to be taken out.
 
     The columns are `text`, `label`, `suggested`, `p` (of the suggested label), `id`, and the slices.
 
@@ -150,12 +151,8 @@ def label_errors(comparison: Comparison, most: int = 50) -> "pd.DataFrame":
         most: how many rows.
     """
     _require_classes(comparison, "label_errors")
-    from cleanlab.filter import find_label_issues
-
     probabilities = np.mean([_mean_probabilities(one) for one in comparison.configurations], axis=0)
-    numbers = find_label_issues(
-        comparison.targets, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
-    )[:most]
+    numbers = doubted_rows(comparison.targets, probabilities)[:most]
     table = texts_of(comparison, numbers)
     table.insert(2, "suggested", _labels(comparison, probabilities.argmax(1)[numbers]))
     table.insert(3, "p", probabilities.max(1)[numbers])

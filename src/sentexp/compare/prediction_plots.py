@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sentexp.compare.comparison import Comparison, Configuration
 from sentexp.compare.leaderboard import Leaderboard, ranked
 from sentexp.compare.roc_pr_curves import GRID, Curve, band, positives, precision_recall, roc
+from sentexp.compare.sample_size import wilson
 from sentexp.config.metric_names import BINS
 from sentexp.plots import charts
 from sentexp.plots.style import BEST, drawn, panels, plain
@@ -105,18 +106,14 @@ def _reliability(targets: NDArray[Any], one: Configuration, confidence: float) -
 
     The runs of a configuration answer the same rows: together they count as one run, or intervals would be too narrow.
     """
-    from statsmodels.stats.proportion import proportion_confint
-
     probabilities = np.concatenate([run.probabilities for run in one.runs])
     largest, right = probabilities.max(1), probabilities.argmax(1) == np.tile(targets, len(one.runs))
     bins = np.minimum((largest * BINS).astype(np.int64), BINS - 1)
     _, places, counts = np.unique(bins, return_inverse=True, return_counts=True)
     hits, total = (np.bincount(places, weights) for weights in (right, largest))
     rows = counts / len(one.runs)
-    low, high = proportion_confint(hits / len(one.runs), rows, alpha=1 - confidence, method="wilson")
-    return charts.Reliability(
-        confidence=total / counts, accuracy=hits / counts, rows=rows, low=np.asarray(low), high=np.asarray(high)
-    )
+    low, high = wilson(hits / len(one.runs), rows, confidence)
+    return charts.Reliability(confidence=total / counts, accuracy=hits / counts, rows=rows, low=low, high=high)
 
 
 @drawn

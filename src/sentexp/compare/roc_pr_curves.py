@@ -87,11 +87,9 @@ def positives(targets: NDArray[Any], classes: int) -> list[int]:
 
 
 def line_of(curve: Curve, positive: NDArray[Any], scores: NDArray[Any]) -> NDArray[Any]:
-    """Return a curve of the rows as they are, from the rates that scikit-learn counts."""
-    from sklearn.metrics import roc_curve
-
-    false, true, _ = roc_curve(positive, scores, drop_intermediate=False)
-    return curve(np.rint(true[1:] * positive.sum()), np.rint(false[1:] * (~positive).sum()))
+    """Return a curve of the rows as they are, each once."""
+    line: NDArray[Any] = on_resamples(curve, positive, scores, np.ones((1, len(scores)), np.float32))[0]
+    return line
 
 
 def on_resamples(curve: Curve, positive: NDArray[Any], scores: NDArray[Any], drawn: NDArray[Any]) -> NDArray[Any]:

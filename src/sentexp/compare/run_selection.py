@@ -10,7 +10,7 @@ from sentexp.tracking.queries import EVALUATION, find_sweeps, is_run, runs_of_sw
 from sentexp.tracking.store import Store, describe_store, find_store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from sentexp.tracking.sqlite_reader import Run
 
 SHORTEST_ID = 4
 LISTED = 5
@@ -43,7 +43,9 @@ def select(config: CompareConfig) -> Selection:
             "tracking.uri=..."
         )
     if config.runs is not None:
-        return Selection(title=f"{len(config.runs)} runs", runs=_by_ids(store, config.runs, where), store=store)
+        chosen = _by_ids(store, config.runs, where)
+        title = "1 run" if len(chosen) == 1 else f"{len(chosen)} runs"
+        return Selection(title=title, runs=chosen, store=store)
     if config.experiment_name is not None or config.filter is not None:
         title = f"experiment {experiment}" if config.filter is None else f"runs of {experiment} where {config.filter}"
         matching = _search(store, config.filter or "", where)
@@ -90,18 +92,17 @@ def _finished(title: str, runs: "list[Run]", store: Store, parent: "Run | None",
 
 
 def _by_ids(store: Store, wanted: list[str], where: str) -> "list[Run]":
-    """Return runs by their ids, or by the beginnings of these, in that order."""
-    by_id = {run.info.run_id: run for run in store.search("")}
-    chosen = []
+    """Return runs by ids of MLflow's, identities, or the beginnings of these, or by their names, in that order."""
+    recorded, chosen = store.search(), []
     for name in dict.fromkeys(wanted):
-        runs = [run for run_id, run in by_id.items() if run_id.startswith(name)]
-        runs = runs or [
-            run for run in by_id.values() if run.data.tags.get("identity") == name or run.info.run_name == name
-        ]
+        begins = len(name) >= SHORTEST_ID
+        runs = [run for run in recorded if begins and run.info.run_id.startswith(name)]
+        runs = runs or [run for run in recorded if begins and run.data.tags.get("identity", "").startswith(name)]
+        runs = runs or [run for run in recorded if run.info.run_name == name]
         require(
-            len(runs) == 1 and len(name) >= SHORTEST_ID,
-            f"runs={name} is {'not a run' if not runs else f'{len(runs)} runs'} in {where}: give an MLflow id of "
-            f"{SHORTEST_ID} letters or more; python -m sentexp runs lists all.",
+            len(runs) == 1,
+            f"runs={name} is {f'{len(runs)} runs' if runs else 'not a run'} in {where}: give {SHORTEST_ID} letters "
+            "or more of an identity or an MLflow id; python -m sentexp runs lists all.",
         )
         require(
             runs[0].info.status == "FINISHED",
@@ -114,7 +115,7 @@ def _by_ids(store: Store, wanted: list[str], where: str) -> "list[Run]":
 
 def _search(store: Store, query: str, where: str) -> "list[Run]":
     try:
-        return store.search(query)
+        return list(store.search_by(query))
     except UserError as error:
         raise UserError(
             f"filter={query} is not a filter that MLflow can search {where} by ({error.__cause__ or error}): write it "

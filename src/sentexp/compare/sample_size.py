@@ -1,6 +1,10 @@
-"""How small a difference a number of rows can show, where two classifiers are compared on the same rows."""
+"""How certain a share of rows is, and how small a difference of two classifiers they can show."""
 
 import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 ALPHA, POWER = 0.05, 0.8
 
@@ -8,6 +12,25 @@ ALPHA, POWER = 0.05, 0.8
 def standard_error(accuracy: float, rows: int) -> float:
     """Return the standard error of an accuracy that is measured on some rows (binomial)."""
     return math.sqrt(accuracy * (1 - accuracy) / rows)
+
+
+def wilson(
+    right: NDArray[Any] | float, rows: NDArray[Any] | float, confidence: float = 0.95
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the ends of the interval of a share (Wilson 1927).
+
+    Args:
+        right: how many rows are; runs that answer the same rows can be averaged.
+        rows: of how many.
+        confidence: of the interval.
+    """
+    from scipy.special import ndtri
+
+    square = ndtri((1 + confidence) / 2) ** 2
+    share, room = np.asarray(right) / rows, 1 + square / rows
+    middle = (share + square / (2 * rows)) / room
+    half = np.sqrt(square * (share * (1 - share) / rows + square / (4 * rows**2))) / room
+    return middle - half, middle + half
 
 
 def rows_needed(difference: float, disagreement: float) -> float:
@@ -19,9 +42,9 @@ def rows_needed(difference: float, disagreement: float) -> float:
         difference: of the two accuracies, at most `disagreement`.
         disagreement: the share of rows on which one is right and the other is wrong.
     """
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
-    chance, miss = norm.ppf(1 - ALPHA / 2), norm.ppf(POWER)
+    chance, miss = ndtri(1 - ALPHA / 2), ndtri(POWER)
     spread = chance * math.sqrt(disagreement) + miss * math.sqrt(disagreement - difference**2)
     return float((spread / difference) ** 2)
 

@@ -18,12 +18,13 @@ def score_features(targets: NDArray[Any], predicted: NDArray[Any]) -> NDArray[An
         targets: true scores, shape (rows,).
         predicted: scores, shape (rows,).
     """
-    from scipy.stats import rankdata
+    import pandas as pd
 
     true, said = targets.astype(np.float64), predicted.astype(np.float64)
     errors = said - true
     columns = [np.ones(len(true)), errors**2, np.abs(errors)]
-    for pair in ((true, said), (rankdata(true), rankdata(said))):
+    ranked = [pd.Series(values).rank().to_numpy() for values in (true, said)]
+    for pair in ((true, said), ranked):
         a, b = (_standard(values) for values in pair)
         columns += [a, b, a * a, b * b, a * b]
     return np.stack(columns, 1).astype(np.float32)

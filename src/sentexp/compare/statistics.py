@@ -215,6 +215,6 @@ def _between_seeds(replicates: NDArray[Any], spans: Sequence[range]) -> float:
 
 def _margin(freedom: float) -> float:
     """Return how many standard errors a difference must have to be found with `POWER` at `ALPHA`, by Student's test."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return float(t.ppf(1 - ALPHA / 2, freedom) + t.ppf(POWER, freedom))
+    return float(stdtrit(freedom, 1 - ALPHA / 2) + stdtrit(freedom, POWER))

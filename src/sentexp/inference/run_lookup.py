@@ -19,7 +19,7 @@ from sentexp.tracking.run_dir import RESULT, STATE
 from sentexp.tracking.store import Store, describe_store, find_store, read_artifact
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from sentexp.tracking.sqlite_reader import Run
 
 LATEST, BEST, REGISTERED = "latest", "best", "models:/"
 SHORTEST = 4
@@ -183,7 +183,7 @@ def _recorded(store: Store | None, wanted: str) -> "list[Run]":
     """
     if store is None:
         return []
-    runs = [run for run in store.walk("") if is_run(run)]
+    runs = [run for run in store.walk() if is_run(run)]
     named = [run for run in runs if run.info.run_name == wanted]
     finished = [run for run in named if run.info.status == "FINISHED"]
     if named or len(wanted) < SHORTEST:
@@ -250,7 +250,4 @@ def _in_folder(path: Path, store: Store | None) -> Finished:
 
 
 def _run_of(trained: Trained, store: Store | None) -> "Run | None":
-    if store is None or trained.run_id is None or not store.exists(trained.run_id):
-        return None
-    run: Run = store.client.get_run(trained.run_id)
-    return run
+    return None if store is None or trained.run_id is None else store.get_run(trained.run_id)

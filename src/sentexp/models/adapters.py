@@ -20,6 +20,7 @@ from sentexp.models.peft_methods import adapter_config, check_storage, train_bia
 from sentexp.models.start_from_data import StartFromData
 from sentexp.models.structure import base_of, find_head, head_of, head_paths
 from sentexp.models.targets import has_name, is_inside, shape_of, target_names, targets_in_head
+from sentexp.models.without_bitsandbytes import without_bitsandbytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,6 +54,7 @@ class ParameterAudit:
         return self.trainable_total + sum(self.frozen.values())
 
 
+@without_bitsandbytes()
 def attach(
     model: "PreTrainedModel", peft: PeftConfig, start: StartFromData | None = None
 ) -> tuple[nn.Module, ParameterAudit]:

@@ -33,6 +33,7 @@ from sentexp.models.dequantize import unpack
 from sentexp.models.loading import Loading, load_classifier, load_language_model, load_tokenizer
 from sentexp.models.pretrained import Backbone, locate_backbone
 from sentexp.models.structure import head_modules, output_path
+from sentexp.models.without_bitsandbytes import without_bitsandbytes
 from sentexp.system.hub import is_local
 
 if TYPE_CHECKING:
@@ -260,6 +261,7 @@ def _put_head(model: nn.Module, file: Path) -> None:
         raise UserError(f"{file} does not fit the base model: {str(error).splitlines()[-1].strip()}") from None
 
 
+@without_bitsandbytes()
 def _with_adapter(model: "PreTrainedModel | nn.Module", folder: Path) -> nn.Module:
     from peft import PeftModel
 

@@ -13,6 +13,9 @@ from sentexp.plan.timing import EVALUATION_BATCHES, TRAINING_BATCHES
 from sentexp.system.console import OUT, duration, say
 from sentexp.system.device import describe
 
+LISTED = 3
+"""Names of runs that share a sentence."""
+
 
 def print_runs(runs: list[Planned]) -> None:
     """Print the state of each run, what it trains and how much it reads."""
@@ -25,13 +28,16 @@ def print_runs(runs: list[Planned]) -> None:
     for run in runs:
         table.add_row(Text(run.name), run.standing.value, *_work(run))
     OUT.print(table)
+    notes: dict[str, list[str]] = defaultdict(list)
     for run in runs:
         if run.result is not None and run.standing is Standing.finished:
             first = run.result.kind.headline
             value, seconds = run.result.metrics[f"test/{first}"], run.result.metrics["seconds"]
             say(f"{run.name}: finished with test {first} {value:.4f} in {duration(seconds)}")
         elif run.note:
-            say(f"{run.name}: {run.note}")
+            notes[run.note].append(run.name)
+    for note, names in notes.items():
+        say(f"{_those(names)}: {note}")
 
 
 def print_times(runs: list[Planned], baselines: dict[str, float]) -> None:
@@ -49,14 +55,23 @@ def print_times(runs: list[Planned], baselines: dict[str, float]) -> None:
             table.add_row(Text(name), *times, f"{costs.measured.peak_gib:.1f}")
     if table.rows:
         OUT.print(table)
+    untimed: dict[str, list[str]] = defaultdict(list)
     for name, costs in left.items():
         if costs.measured is None:
-            say(f"{name} was not timed here: {costs.unmeasured}")
+            untimed[costs.unmeasured].append(name)
+    for reason, names in untimed.items():
+        say(f"{_those(names)} {'was' if len(names) == 1 else 'were'} not timed here: {reason}")
     kinds = {id(run.costs.measured): run.costs.measured for run in runs if run.costs and run.costs.measured}
     spent["baselines"] = sum(baselines.values())
     spent["loading"] = sum(kind.loading for kind in kinds.values())
     if kinds:
         _say_in_all(spent, len(kinds))
+
+
+def _those(names: list[str]) -> str:
+    """Return one run by its name, several by their number and the first of them."""
+    listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+    return names[0] if len(names) == 1 else f"{len(names)} runs ({listed})"
 
 
 def _here(left: Iterable[Costs]) -> str:

@@ -67,9 +67,10 @@ def _apart(config: Config, folder: str) -> Config:
 
 
 def _look_at_store(tracking: TrackingConfig) -> None:
-    """Find out whether runs can be recorded; looking creates nothing."""
-    if tracking.backend is not TrackingBackend.none:
-        find_store(tracking)
+    """Find out whether MLflow can record runs there; looking creates nothing."""
+    store = None if tracking.backend is TrackingBackend.none else find_store(tracking)
+    if store is not None:
+        store.client.get_experiment(store.experiment)
 
 
 def _why(run: Planned) -> str:

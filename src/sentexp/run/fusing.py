@@ -75,10 +75,9 @@ def _kind(config: Config) -> tuple[str, str]:
 def _are_recorded(config: Config, architecture: str) -> bool:
     """Tell whether a run by itself replays its steps, which takes less time than those of several runs that do not."""
     from sentexp.run.cuda_graphs import uses_cuda_graphs
-    from sentexp.system.device import choose_device, choose_precision
+    from sentexp.system.device import choose_device
 
-    device = choose_device(config.trainer.accelerator)
-    return uses_cuda_graphs(config, device, choose_precision(config.trainer.precision, device), architecture)
+    return uses_cuda_graphs(config, choose_device(config.trainer.accelerator), architecture)
 
 
 def _obstacle(config: Config) -> str:

@@ -122,6 +122,18 @@ def run_identity(spec: RunSpec) -> str:
     return fingerprint(spec.config, spec.digest, spec.backbone.revision, spec.prompt.to_dict())
 
 
+def choose_arithmetic(spec: RunSpec) -> tuple[torch.device, Precision, bool]:
+    """Return where and in which precision a run computes, and whether its steps are recorded as CUDA graphs.
+
+    Raises:
+        UserError: a device, a precision or CUDA graphs that cannot be had here.
+    """
+    trainer = spec.config.trainer
+    device = choose_device(trainer.accelerator)
+    precision = choose_precision(trainer.precision, device)
+    return device, precision, uses_cuda_graphs(spec.config, device, model_type(spec.backbone))
+
+
 def prepare_inputs(spec: RunSpec, near: bool = False, show: bool = True) -> RunInputs:
     """Choose device and precision, tokenise, and audit.
 
@@ -135,9 +147,7 @@ def prepare_inputs(spec: RunSpec, near: bool = False, show: bool = True) -> RunI
     """
     config = spec.config
     require_installed(config.peft.quantization)
-    device = choose_device(config.trainer.accelerator)
-    precision = choose_precision(config.trainer.precision, device)
-    cuda_graphs = uses_cuda_graphs(config, device, precision, model_type(spec.backbone))
+    device, precision, cuda_graphs = choose_arithmetic(spec)
     reset_peak_memory(device)
     tokens = tokenize_splits(spec)
     data_audit = cached(

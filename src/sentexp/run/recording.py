@@ -133,8 +133,7 @@ def _drop_plots(folder: Path) -> None:
 def _open(config: Config, resume: str | None, tags: dict[str, str]) -> RunLogger:
     name, tracking = config.sweep.name, config.tracking
     if name is None:  # in a sweep `tracking.run_name` is that of the sweep
-        kinds = config.model.title, method_name(config.peft), config.data.title, task_name(config.task)
-        name = tracking.run_name or "-".join(kinds)
+        name = tracking.run_name or config.title
     if config.sweep.parent is not None:
         tags |= {PARENT: config.sweep.parent}
     if config.sweep.trial is not None:

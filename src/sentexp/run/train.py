@@ -12,7 +12,7 @@ from sentexp.errors import require
 from sentexp.run import report
 from sentexp.run.finished import finished_result
 from sentexp.run.fitting import fit_and_test
-from sentexp.run.inputs import RunSpec, prepare_inputs, resolve_inputs, run_identity
+from sentexp.run.inputs import RunSpec, choose_arithmetic, prepare_inputs, resolve_inputs, run_identity
 from sentexp.run.out_of_memory import with_smaller_batches
 from sentexp.run.recording import (
     CONFIG,
@@ -26,7 +26,6 @@ from sentexp.run.resolve import is_follower, resolve_config
 from sentexp.run.result import Result
 from sentexp.run.weights_card import write_weights_card
 from sentexp.system.console import OUT
-from sentexp.system.device import choose_device
 from sentexp.system.memory import release_memory
 from sentexp.tracking.run_dir import RunDir
 from sentexp.training.checkpoint import remove_checkpoints
@@ -54,8 +53,8 @@ def train(config: Config, policy: PruningPolicy | None = None) -> Result:
     config = resolve_config(config)
     with record_early_failure(config):
         spec = resolve_inputs(config)  # before processes join: then only the first writes a converted model
-    strategy, device = config.trainer.strategy, choose_device(config.trainer.accelerator)
-    with processes.process_group(strategy, device), _run_dir(spec) as run_dir:
+        device, *_ = choose_arithmetic(spec)  # what cannot be had here leaves no folder
+    with processes.process_group(config.trainer.strategy, device), _run_dir(spec) as run_dir:
         if (result := finished_result(spec, run_dir)) is not None:
             return result
         with record_early_failure(config):

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from sentexp.compare.sample_size import wilson
 from sentexp.config import Config, TargetKind
 from sentexp.config.metric_names import MEASURED
 from sentexp.data.audit import DataAudit
@@ -127,9 +128,7 @@ def _measured(result: Result, rows: int) -> str:
     table = "| metric | value |\n| --- | ---: |\n" + "\n".join(lines)
     if result.kind is not TargetKind.classes:
         return f"## Measured\n\nOn {rows:,} test rows.\n\n{table}"
-    from statsmodels.stats.proportion import proportion_confint
-
     right = sum(result.confusion[number][number] for number in range(len(result.labels)))
-    low, high = proportion_confint(right, rows, method="wilson")
+    low, high = wilson(right, rows)
     interval = f"the 95 % interval of accuracy is {low:.4f} to {high:.4f}"
     return f"## Measured\n\nOn {rows:,} test rows; {interval}.\n\n{table}"

@@ -68,7 +68,7 @@ class OptunaSweeper(RunSweeper):
         corners = space.corners()
         jobs = self.compose([space.overrides(values) for values in corners], [space.name(values) for values in corners])
         check_pruner(self.options, jobs[0].config)
-        self.load_libraries()
+        self.load_libraries(jobs)
         from sentexp.search.trials import Search
 
         search = Search(self, self.options, space, jobs[0].config, words)

@@ -23,7 +23,7 @@ from sentexp.tracking.next_steps import place_words, say_next, sentexp_command
 from sentexp.tracking.store import Store, describe_store, open_store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from sentexp.tracking.sqlite_reader import Run
 
 MODEL = "model"
 """The artifact folder of a run that holds its MLflow model."""
@@ -94,7 +94,7 @@ def _judge(config: RegisterConfig, store: Store, run: "Run", champion: Any) -> G
     """Compare a run with the present champion on the same rows."""
     if champion is None:
         return Gate(passed=True, reason=f"{config.name} has no {config.alias} yet.")
-    if not store.exists(champion.run_id):
+    if store.get_run(champion.run_id) is None:
         return Gate(
             passed=False,
             reason=f"The run of {config.name}@{config.alias} (version {champion.version}) no longer exists, so "

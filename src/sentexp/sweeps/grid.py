@@ -38,6 +38,8 @@ class GridSweeper(RunSweeper):
             )
         (runs,) = BasicSweeper.split_arguments(overrides, None)
         jobs = self.compose(runs, run_names(runs))
+        if len(jobs) == 1:  # nothing tells it from others
+            jobs = self.compose(runs, [jobs[0].config.title])
         try:
             if any(job.config.sweep.dry_run for job in jobs):
                 self.plan(jobs)
@@ -51,7 +53,7 @@ class GridSweeper(RunSweeper):
 
     def _run(self, jobs: list[Job], words: list[str]) -> "list[Outcome]":
         """Run what is not finished, under the sweep's own MLflow run."""
-        self.load_libraries()
+        self.load_libraries(jobs)
         from sentexp.run.recording import track_run
         from sentexp.sweeps.report import print_beginning
         from sentexp.tracking.identity import digest_of, settings

@@ -182,6 +182,7 @@ def note(jobs: list[Job], results: Sequence[JobReturn], folder: "SweepFolder") -
 def collect(jobs: list[Job], folder: "SweepFolder") -> "list[Outcome]":
     """Return the outcome of every job; one that has none was killed."""
     from sentexp.sweeps.sweep_dir import Outcome, State
+    from sentexp.tracking.sqlite_reader import Wanted
     from sentexp.tracking.store import open_store
 
     ended = folder.outcomes()
@@ -194,7 +195,7 @@ def collect(jobs: list[Job], folder: "SweepFolder") -> "list[Outcome]":
             tracking = job.config.tracking
             if tracking.backend is not TrackingBackend.none and job.identity is not None:
                 store = open_store(tracking)
-                for run in store.search(f"attributes.status = 'RUNNING' AND tags.identity = '{job.identity}'"):
+                for run in store.search(Wanted(status="RUNNING", tag="identity", value=job.identity)):
                     store.client.set_terminated(run.info.run_id, status="KILLED")
             error = "its process was killed"
             folder.write(job.number, Outcome(name=name, state=State.killed, identity=job.identity, error=error))

@@ -13,6 +13,7 @@ from sentexp.system.console import OUT, duration, say
 from sentexp.tracking.next_steps import override, place_words, predict_example, sentexp_command
 
 LONGEST_NAME = 36
+OF_ORDERED = ("accuracy", "mae", "qwk")
 
 
 def print_beginning(what: str, total: int, finished: int, interrupted: int, run_id: str | None, folder: Path) -> None:
@@ -38,11 +39,12 @@ def print_progress(outcome: Outcome, progress: Progress, monitor: str) -> None:
 
 def print_outcomes(outcomes: list[Outcome], monitor: str) -> None:
     """Print the table of all runs, and below it why runs failed."""
-    found = {key for outcome in outcomes for key in outcome.metrics}
-    metrics = kind_of_run(found).short
+    metrics = _shown({key for outcome in outcomes for key in outcome.metrics})
     numbers = [monitor.replace("/", "\n"), *(f"test\n{name.replace('_', ' ')}" for name in metrics), "seconds"]
     table = Table(
-        Column("run", no_wrap=True, max_width=LONGEST_NAME), Column("state", no_wrap=True), *numbers, title="sweep"
+        Column("run", max_width=LONGEST_NAME, overflow="fold"),
+        *(Column(name, no_wrap=True) for name in ("state", *numbers)),
+        title="sweep",
     )
     table.title_justify = "left"
     best = best_of(outcomes, monitor)
@@ -62,6 +64,11 @@ def print_outcomes(outcomes: list[Outcome], monitor: str) -> None:
             say(f"{outcome.name}: {outcome.error}")
     if best is not None:
         say(f"Best {monitor}: {best.name} ({best.objective:.4f}); the test columns selected nothing.")
+
+
+def _shown(found: set[str]) -> tuple[str, ...]:
+    """Return the test metrics that have columns, which are others where classes are ordered."""
+    return OF_ORDERED if "test/qwk" in found else kind_of_run(found).short
 
 
 def next_commands(outcomes: list[Outcome], config: Config, compared: str | None) -> list[str]:

@@ -22,6 +22,8 @@ from sentexp.config.explain import COMPOSITION_ERRORS, explain
 from sentexp.config.metric_names import ORDERED_METRICS
 from sentexp.distributed.launch import require_one
 from sentexp.errors import UserError, complain, first_line
+from sentexp.run.early_look import look_early
+from sentexp.sweeps.cluster import ClusterLauncher
 from sentexp.sweeps.launch import (
     Job,
     check_launcher,
@@ -71,16 +73,18 @@ class RunSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def load_libraries(self) -> None:
-        """Import what runs need, which takes seconds."""
+    def load_libraries(self, jobs: Sequence[Job]) -> None:
+        """Import what runs need, which takes seconds, unless none of them can begin."""
         from sentexp.system.console import waiting
 
+        if not isinstance(self.launcher, ClusterLauncher):  # whose machines may have the files
+            look_early(job.config for job in jobs)
         with waiting("Loading the libraries"):
             import_module("sentexp.run.train")
 
     def plan(self, jobs: list[Job]) -> None:
         """Print what would be done."""
-        self.load_libraries()
+        self.load_libraries(jobs)
         from sentexp.plan.command import plan
         from sentexp.tracking.provenance import planned_words
 
@@ -88,7 +92,7 @@ class RunSweeper(Sweeper):
 
     def quick(self, jobs: list[Job]) -> None:
         """Try a few steps of each kind of run."""
-        self.load_libraries()
+        self.load_libraries(jobs)
         from sentexp.quick.command import quick
 
         quick([job.config for job in jobs])
@@ -236,7 +240,8 @@ class RunSweeper(Sweeper):
             return
         store = open_store(jobs[0].config.tracking)
         for outcome in earlier.values():
-            if outcome.run_id is not None and PARENT not in store.client.get_run(outcome.run_id).data.tags:
+            run = None if outcome.run_id is None else store.get_run(outcome.run_id)
+            if run is not None and PARENT not in run.data.tags:
                 store.client.set_tag(outcome.run_id, PARENT, parent.run_id)
         for job in jobs:
             job.overrides.append(f"sweep.parent={parent.run_id}")

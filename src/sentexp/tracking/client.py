@@ -23,7 +23,16 @@ PATIENCE = 120.0
 RETRY_AFTER = 0.5
 LOST_RACE = ("UNIQUE constraint failed", "duplicate key value")
 """What databases say where two processes have written the same new row, a data set's for instance: it is there now."""
+OWN_PATIENCE = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
+"""MLflow's variables for servers that are slow."""
+ANSWERS_WITHIN = (4.0, 5.0)
+"""Seconds to connect to a server, and until its first word."""
 MEANT_FOR_THE_CALLER = ("RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
+
+
+def is_server(uri: str) -> bool:
+    """Tell whether a store is a server."""
+    return uri.startswith(("http://", "https://"))
 
 
 @lru_cache
@@ -41,7 +50,7 @@ class RetryingClient:
 
     def __init__(self, uri: str) -> None:
         self._where = mask_uri(uri)
-        self._is_remote = uri.startswith(("http://", "https://"))
+        self._is_remote = is_server(uri)
         self._client = self._call(_open_client, uri)
 
     def __getattr__(self, name: str) -> Any:
@@ -79,8 +88,32 @@ def _open_client(uri: str) -> "MlflowClient":
     for name in ("mlflow", "mlflow.store", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its tracebacks: a sentence tells of them
+    if is_server(uri):
+        _require_answer(uri)
     _create_whole(uri)
     return MlflowClient(tracking_uri=uri)
+
+
+def _require_answer(uri: str) -> None:
+    """Refuse a server that does not answer, which MLflow asks for minutes unless its variables say otherwise.
+
+    Raises:
+        UserError: it does not answer in seconds.
+    """
+    from requests import RequestException, get
+    from requests.exceptions import SSLError
+
+    if any(name in os.environ for name in OWN_PATIENCE):
+        return
+    try:
+        get(uri, timeout=ANSWERS_WITHIN, allow_redirects=False, stream=True).close()
+    except SSLError:  # MLflow has settings of its own for certificates
+        return
+    except RequestException as error:
+        raise UserError(
+            f"The MLflow server {mask_uri(uri)} does not answer ({type(error).__name__}): start it, check tracking.uri "
+            "or MLFLOW_TRACKING_URI, or use tracking=none."
+        ) from error
 
 
 def _create_whole(uri: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sentexp.config import TrackingBackend, TrackingConfig, from_conf
 from sentexp.system.console import say
+from sentexp.tracking.client import is_server
 from sentexp.tracking.provenance import mask_uri, shell_line
 from sentexp.tracking.store import open_store, store_uri
 
@@ -77,10 +78,9 @@ def say_recorded(run_id: str | None, tracking: TrackingConfig) -> None:
 def say_ui(tracking: TrackingConfig, run_id: str | None = None) -> None:
     """Print the address of MLflow's UI at a run, or at the experiment, and the command that opens it."""
     uri = store_uri(tracking)
-    is_server = uri.startswith(("http://", "https://"))
-    server = mask_uri(uri).rstrip("/") if is_server else f"http://127.0.0.1:{UI_PORT}"
+    server = mask_uri(uri).rstrip("/") if is_server(uri) else f"http://127.0.0.1:{UI_PORT}"
     address = f"{server}/#/experiments/{open_store(tracking).experiment}{'' if run_id is None else f'/runs/{run_id}'}"
-    opened = "" if is_server else f" once `{_ui_command(tracking)}` runs"
+    opened = "" if is_server(uri) else f" once `{_ui_command(tracking)}` runs"
     say(f"MLflow UI: {address}{opened}", address)
 
 

@@ -2,12 +2,9 @@
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from sentexp.tracking.sqlite_reader import Run, Wanted
 from sentexp.tracking.store import PARENT, Store, read_artifact
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 EVALUATION = "evaluation"
 """The tag of a finished run's evaluation on other data: the name of these data."""
@@ -26,21 +23,22 @@ def is_run(run: "Run") -> bool:
 
 def finished_runs(store: Store) -> "Iterator[Run]":
     """Yield the runs that are finished, the one that ended last first."""
-    return filter(is_run, store.walk("attributes.status = 'FINISHED'", "attributes.end_time DESC", page=FEW))
+    return filter(is_run, store.walk(Wanted(status="FINISHED", by_end=True), page=FEW))
 
 
 def find_sweeps(store: Store) -> "list[Run]":
     """Return the MLflow runs of the sweeps themselves, the latest first."""
-    return store.search("tags.`sweep.identity` != ''")
+    return store.search(Wanted(tag="sweep.identity"))
 
 
 def runs_of_sweep(store: Store, parent: "Run") -> "list[Run]":
     """Return the runs of a sweep in the order of their starts, after them those that an earlier sweep has finished."""
-    children = store.search(f"tags.`{PARENT}` = '{parent.info.run_id}'")
+    children = store.search(Wanted(tag=PARENT, value=parent.info.run_id))
     runs = {run.info.run_id: run for run in reversed(children)}
     listed = read_artifact(store, parent.info.run_id, "runs.json")
     for outcome in [] if listed is None else json.loads(listed):
         run_id = outcome["run_id"]
-        if run_id is not None and run_id not in runs and store.exists(run_id):
-            runs[run_id] = store.client.get_run(run_id)
+        run = None if run_id is None or run_id in runs else store.get_run(run_id)
+        if run is not None:
+            runs[run_id] = run
     return list(runs.values())

@@ -77,7 +77,7 @@ class MlflowRunLogger(RunLogger):
         self.store = Store(store_uri(tracking), tracking.experiment)
         self.where = self.store.where
         self.monitor: Any = None
-        if resume is not None and self.store.exists(resume):
+        if resume is not None and self.store.get_run(resume) is not None:
             self._id: str = resume
             self.store.client.update_run(resume, status="RUNNING")
             self.set_tags(tags)

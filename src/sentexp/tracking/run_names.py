@@ -8,7 +8,7 @@ SMALL = 0.01
 def run_names(runs: Sequence[Sequence[str]]) -> list[str]:
     """Return a name for each run, such as `r=16 lr=2e-4`: the overrides that differ, by the last word of their keys.
 
-    Keys whose last words are the same keep as many words as it takes. A sweep of one run is named by all of them.
+    Keys whose last words are the same keep as many words as it takes. A single one is named by all of its overrides.
 
     Args:
         runs: the overrides of each run.

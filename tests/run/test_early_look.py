@@ -1,0 +1,95 @@
+"""What is wrong with paths and small tables is said before PyTorch is imported."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sentexp.config import load_config
+from sentexp.errors import UserError
+from sentexp.run import early_look
+from sentexp.run.early_look import look_early
+from sentexp.run.train import train
+
+
+@pytest.fixture
+def films(tmp_path):
+    """Return the words that name a small table."""
+    file = tmp_path / "films.csv"
+    file.write_text("text,label\n" + "".join(f"film {row},{'up' if row % 2 else 'down'}\n" for row in range(20)))
+    return ["model=tiny", "data=csv", f"data.path={file}"]
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("data.label=stars", "data.label=stars is not a column of"),
+        ("data.path=none.csv", "data.path=none.csv does not exist"),
+        ("data.path=none-*.csv", r"data.path=none-\*.csv matches no file"),
+        ("model.path=/nowhere", "model.path=/nowhere does not exist"),
+        ("data.labels=[up,sideways]", "sideways"),
+        ("task.loss=regression", "not a number"),
+    ],
+)
+def test_what_no_run_can_begin_with_is_refused(word, sentence, films):
+    look_early([load_config(*films)])
+    with pytest.raises(UserError, match=sentence):
+        look_early([load_config(*films, word)])
+
+
+def test_of_several_runs_those_that_can_begin_do(films):
+    wrong, right = load_config(*films, "data.label=stars"), load_config(*films)
+    look_early([wrong, right])
+    with pytest.raises(UserError, match=r"data\.label=stars"):
+        look_early([wrong, load_config(*films, "data.path=none.csv")])
+
+
+def test_large_data_is_left_to_the_run(films, monkeypatch):
+    monkeypatch.setattr(early_look, "SMALL", 10)
+    look_early([load_config(*films, "data.label=stars")])
+    pattern = films[2].replace("films", "fil*")
+    look_early([load_config(*films, "data.label=stars", pattern)])
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"data\.label=stars"):
+        look_early([load_config(*films, "data.label=stars", pattern)])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["trainer.precision=fp16"], "trainer.precision=fp16 needs a CUDA GPU"),
+        (["optim=paged_adamw_8bit"], "optim=paged_adamw_8bit needs a CUDA GPU"),
+        (["trainer.cuda_graphs=true"], "and this run is on the CPU, which has none"),
+    ],
+)
+def test_what_a_named_device_cannot_do_is_refused_by_the_configuration(words, sentence):
+    load_config(*words)
+    with pytest.raises(UserError, match=sentence):
+        load_config(*words, "trainer.accelerator=cpu")
+
+
+def test_what_this_machine_cannot_do_leaves_no_folder(films, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for word in ("trainer.cuda_graphs=true", "trainer.precision=fp16"):
+        with pytest.raises(UserError):
+            train(load_config(*films, word, "tracking=none", f"output_dir={tmp_path / 'outputs'}"))
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["plan"], ["audit"], ["--multirun", "peft.r=2,4"], ["--quick"]])
+def test_commands_refuse_without_torch(words, films, command_environment, tmp_path):
+    """In a process of its own, as the libraries are imported once."""
+    code = (
+        "import sys, json; from sentexp.cli.main import main\n"
+        f"sys.argv[1:] = {[*words, *films, 'data.label=stars']}\n"
+        "try: main()\nexcept SystemExit as ended: code = ended.code\n"
+        "print(json.dumps([code, 'torch' in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env=command_environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == [1, False], done.stderr
+    assert done.stderr.startswith("sentexp: data.label=stars is not a column of")
+    assert [path.name for path in tmp_path.iterdir()] == ["films.csv"]
