@@ -1,5 +1,6 @@
 """Which runs are compared: those of a sweep, of an experiment, by their ids, or by MLflow's filter."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 SHORTEST_ID = 4
 LISTED = 5
+MOST_NAMED = 10
+"""Configurations or runs that a sentence names."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -66,11 +69,11 @@ def _of_sweep(store: Store, wanted: str | None, where: str) -> Selection:
     else:
         named = [run for run in sweeps if run.info.run_id.startswith(wanted) and len(wanted) >= SHORTEST_ID]
         named = named or [run for run in sweeps if run.info.run_name == wanted]
-        listed = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in sweeps[:LISTED]) or "none"
+        there = listed([f"{run.info.run_id[:8]} ({run.info.run_name})" for run in sweeps], LISTED) or "none"
         require(
             bool(named),
             f"sweep={wanted} is not a sweep in {where}: it must be the id or the name of its MLflow run; there are: "
-            f"{listed}.",
+            f"{there}.",
         )
         parent = named[0]
     return _finished(parent.info.run_name, runs_of_sweep(store, parent), store, parent, where)
@@ -79,13 +82,13 @@ def _of_sweep(store: Store, wanted: str | None, where: str) -> Selection:
 def _finished(title: str, runs: "list[Run]", store: Store, parent: "Run | None", where: str) -> Selection:
     done = [run for run in runs if run.info.status == "FINISHED"]
     others = [run.info.run_name for run in runs if run.info.status != "FINISHED"]
-    listed = ", ".join(others[:LISTED]) + (", ..." if len(others) > LISTED else "")
+    names = listed(others, LISTED)
     require(
         bool(done),
         f"{title} has no finished run in {where}"
-        + (f": {listed} did not finish; give the same command again to resume." if others else "."),
+        + (f": {names} did not finish; give the same command again to resume." if others else "."),
     )
-    left_out = f"{len(others)} of {len(runs)} runs did not finish and are left out: {listed}." if others else ""
+    left_out = f"{len(others)} of {len(runs)} runs did not finish and are left out: {names}." if others else ""
     return Selection(title=title, runs=done, store=store, parent=parent, left_out=left_out)
 
 
@@ -120,6 +123,12 @@ def _search(store: Store, query: str, where: str) -> "list[Run]":
             f"filter={query} is not a filter that MLflow can search {where} by ({error.__cause__ or error}): write it "
             "as in filter=\"params.peft = 'lora'\"."
         ) from error
+
+
+def listed(names: Sequence[str], most: int = MOST_NAMED) -> str:
+    """Return names as a sentence lists them: the first ones, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def settings_of(run: "Run") -> dict[str, Any]:
