@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sentexp.config import CompareConfig
 from sentexp.errors import UserError, require
 from sentexp.tracking.identity import LATER
-from sentexp.tracking.queries import EVALUATION, find_sweeps, is_run, runs_of_sweep
+from sentexp.tracking.queries import EVALUATION, find_sweeps, is_run, runs_beginning, runs_named, runs_of_sweep
 from sentexp.tracking.store import Store, describe_store, find_store
 
 if TYPE_CHECKING:
@@ -94,15 +94,13 @@ def _finished(title: str, runs: "list[Run]", store: Store, parent: "Run | None",
 
 def _by_ids(store: Store, wanted: list[str], where: str) -> "list[Run]":
     """Return runs by their ids, or by the beginnings of these, in that order."""
-    by_id = {run.info.run_id: run for run in store.search("")}
     chosen = []
     for name in dict.fromkeys(wanted):
-        runs = [run for run_id, run in by_id.items() if run_id.startswith(name)]
-        runs = runs or [
-            run for run in by_id.values() if run.data.tags.get("identity") == name or run.info.run_name == name
-        ]
+        begun = runs_beginning(store, name) if len(name) >= SHORTEST_ID else []
+        runs = [run for run in begun if run.info.run_id.startswith(name)]
+        runs = runs or [run for run in begun if run.data.tags["identity"] == name] or runs_named(store, name)
         require(
-            len(runs) == 1 and len(name) >= SHORTEST_ID,
+            len(runs) == 1,
             f"runs={name} is {'not a run' if not runs else f'{len(runs)} runs'} in {where}: give an MLflow id of "
             f"{SHORTEST_ID} letters or more; python -m sentexp runs lists all.",
         )
