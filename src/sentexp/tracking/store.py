@@ -77,7 +77,7 @@ class Store:
 
     def of_ids(self, run_ids: Sequence[str]) -> "list[Run]":
         """Return these runs of the experiment in this order, without those that were deleted; many at one time."""
-        found = {}
+        found: dict[str, Run] = {}
         for start in range(0, len(run_ids), BATCH):
             ids = ", ".join(f"'{run_id}'" for run_id in run_ids[start : start + BATCH])
             found |= {run.info.run_id: run for run in self.search(f"attributes.run_id IN ({ids})")}
