@@ -58,7 +58,7 @@ def select(config: CompareConfig) -> Selection:
 
 def _of_sweep(store: Store, wanted: str | None, where: str) -> Selection:
     """Return the runs of a sweep, the latest where none is named."""
-    sweeps = find_sweeps(store)
+    sweeps = find_sweeps(store, most=1 if wanted is None else None)
     if wanted is None:
         require(
             bool(sweeps),

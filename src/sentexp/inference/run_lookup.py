@@ -124,7 +124,7 @@ def _best(store: Store | None, tracking: TrackingConfig, output_dir: str) -> Fin
 
     The test rows select nothing (law 10).
     """
-    sweeps = [] if store is None else find_sweeps(store)
+    sweeps = [] if store is None else find_sweeps(store, most=1)
     if not sweeps:
         return _latest(BEST, f"{LAST}, as there is no sweep", store, tracking, output_dir)
     assert store is not None

@@ -52,9 +52,9 @@ def _pattern(text: str) -> str:
     return re.sub(r"[^\w .=,:+-]|_", "_", text)
 
 
-def find_sweeps(store: Store) -> "list[Run]":
-    """Return the MLflow runs of the sweeps themselves, the latest first."""
-    return store.search("tags.`sweep.identity` != ''")
+def find_sweeps(store: Store, most: int | None = None) -> "list[Run]":
+    """Return the MLflow runs of the sweeps themselves, the latest first, not more than `most`."""
+    return store.search("tags.`sweep.identity` != ''", most)
 
 
 def runs_of_sweep(store: Store, parent: "Run") -> "list[Run]":
