@@ -43,31 +43,37 @@ COPIED = {
 
 
 def main() -> None:
-    """Measure, print a table, write JSON."""
+    """Measure what is asked for, or make what a measurement needs in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="of the full sizes")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
     parser.add_argument("--output", type=Path, default=HERE / "scale.json")
     parser.add_argument("--make-runs", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--make-copies", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--make-rows", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.make_runs is not None:
         compare.make(*given.make_runs)
-        return
-    if given.make_rows is not None:
+    elif given.make_copies is not None:
+        multiply(Path("mlflow.db"), given.make_copies)
+    elif given.make_rows is not None:
         data.write_rows(Path("rows.csv"), given.make_rows)
-        return
+    else:
+        measure(given.scale, given.parts, given.output)
+
+
+def measure(scale: float, parts: list[str], output: Path) -> None:
+    """Measure each command at two sizes, print a table, write JSON."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for part in given.parts:
+    for part in parts:
         for share in (0.1, 1.0):
             with tempfile.TemporaryDirectory() as folder:
-                for command, size, used in PARTS[part](Path(folder), given.scale, share):
+                for command, size, used in PARTS[part](Path(folder), scale, share):
                     found.setdefault(command, {})[str(size)] = used
                     print(f"{command}, {size:,}: {used['wall_seconds']:.1f} s, {used['peak_gib']:.2f} GiB", flush=True)
     show(found)
-    given.output.write_text(
-        json.dumps({"machine": machine(), "scale": given.scale, "commands": found}, indent=2) + "\n"
-    )
+    facts = {"machine": machine(), "scale": scale, "commands": found}
+    output.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 Measurements = Iterator[tuple[str, int, dict[str, float]]]
@@ -85,7 +91,7 @@ def list_runs(folder: Path, scale: float, share: float) -> Measurements:
     """List the runs of a store, and find one of them."""
     runs = sized("runs", LISTED * scale * share)
     make(folder, "--make-runs", 1, 100)
-    multiply(folder / "mlflow.db", runs)
+    make(folder, "--make-copies", runs)
     yield "runs", runs, sentexp(folder, "runs")
     yield "compare, one of them", runs, sentexp(folder, "compare", f"runs=[{copy_id(runs // 2)[:12]}]")
 

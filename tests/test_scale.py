@@ -26,7 +26,7 @@ def scale(monkeypatch):
 
 def test_copies_of_a_run_are_runs(scale, command_line, tmp_path):
     scale.make(tmp_path, "--make-runs", 1, 100)
-    scale.multiply(tmp_path / "mlflow.db", 25)
+    scale.make(tmp_path, "--make-copies", 25)
     code, said, _ = command_line("runs", f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}")
     assert code == 0
     assert "25 runs in experiment sentexp" in said
