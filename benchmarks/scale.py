@@ -7,7 +7,7 @@
 Each command is a user's, in a process of its own, first at a tenth of the size and then at the whole. Where the size
 is ten times larger, so may time and memory be; what a command takes to start counts in both. Runs to compare are those
 of `compare.py`. A store of many runs is one recorded run, whose rows are copied within the store. Rows are those of
-`data.py`; `train` does ten steps and evaluates on the rest. Writes scale.json beside this, but for a part of it.
+`data.py`; `train` does ten steps and evaluates on the rest. Writes scale.json beside this, or `--output`.
 """
 
 import argparse
