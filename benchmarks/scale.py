@@ -1,6 +1,6 @@
 """What is large: a thousand runs compared, a hundred thousand listed, a million rows prepared, trained and predicted.
 
-    python benchmarks/scale.py                          # an hour on two cores, 7 GB of disk
+    python benchmarks/scale.py                          # an hour on two cores, 5 GB of disk
     python benchmarks/scale.py --scale 0.1              # a tenth of all of it
     python benchmarks/scale.py --parts compare runs     # not the rows
 

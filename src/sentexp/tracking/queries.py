@@ -39,11 +39,11 @@ def runs_beginning(store: Store, beginning: str) -> "list[Run]":
     """Return the MLflow runs whose id or identity begins so, the latest first; the store reads no others."""
     queries = (f"{key} LIKE '{_pattern(beginning)}%'" for key in ("attributes.run_id", "tags.identity"))
     found = {run.info.run_id: run for query in queries for run in store.search(query)}
-    runs = (run for run in found.values() if run.info.run_id.startswith(beginning) or _identity(run, beginning))
+    runs = (run for run in found.values() if run.info.run_id.startswith(beginning) or _identity_begins(run, beginning))
     return sorted(runs, key=lambda run: -run.info.start_time)
 
 
-def _identity(run: "Run", beginning: str) -> bool:
+def _identity_begins(run: "Run", beginning: str) -> bool:
     return bool(run.data.tags.get("identity", "").startswith(beginning))
 
 
