@@ -9,6 +9,7 @@ wall seconds, and with a second core more. Writes compare.json beside this.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -139,20 +140,29 @@ def _record(name: str, tags: dict[str, str], own: dict[str, Any]) -> "RunLogger"
     """Return a run with the parameters, tags and metrics of a real one, still running."""
     import random
 
-    from sentexp.config import TrackingBackend, TrackingConfig, flatten, from_conf, load_config
+    from sentexp.config import TrackingBackend, TrackingConfig, from_conf
     from sentexp.config.metric_names import METRICS
-    from sentexp.tracking.provenance import library_versions
     from sentexp.tracking.run_logger import open_run_logger
 
-    versions = {f"version.{library}": version for library, version in library_versions().items()}
+    params, versions = _usual()
     tracking = from_conf(TrackingConfig, backend=TrackingBackend.mlflow, system_metrics=False)
     record = open_run_logger(tracking, name, None, tags | versions | {"command": "python -m sentexp --multirun ..."})
     if "sweep.identity" not in tags:
-        record.log_params({"peft": "lora", "task": "seq_cls", **flatten(load_config()), **own})
+        record.log_params(params | own)
         costs = ("train/seconds", "seconds", "peak_memory_gib", "parameters/trainable", "saved_mib", "temperature")
         record.log_metrics({name: random.uniform(1, 2) for name in costs})
         record.log_metrics({f"{split}/{name}": random.random() for split in ("validation", "test") for name in METRICS})
     return record
+
+
+@functools.cache
+def _usual() -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the parameters and the versions of libraries that a run of the default configuration records."""
+    from sentexp.config import flatten, load_config
+    from sentexp.tracking.provenance import library_versions
+
+    versions = {f"version.{library}": version for library, version in library_versions().items()}
+    return {"peft": "lora", "task": "seq_cls", **flatten(load_config())}, versions
 
 
 def _say(run_id: str | None, table: "pa.Table", skill: float, targets: Any, hard: Any, chance: Any) -> None:

@@ -1,14 +1,18 @@
 """`python -m sentexp runs`: every run, its identity, state and result."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from sentexp.cli import list_runs
 from sentexp.cli.list_runs import runs
 from sentexp.run import fitting
 from sentexp.run.train import train
+from sentexp.tracking.run_logger import open_run_logger
+from sentexp.tracking.store import open_store
 
 RECORDED = ("tracking=mlflow", "tracking.system_metrics=false", "baseline=false")
 
@@ -56,6 +60,29 @@ def test_a_folder_of_a_baseline_is_no_run(config, capsys):
     (folder / "result.json").write_text('{"test/accuracy": 0.5}')
     runs(settings)
     assert "No runs in" in capsys.readouterr().out
+
+
+def test_many_runs_are_read_and_printed_a_part_at_a_time(config, store, monkeypatch, capsys):
+    settings, read, printed = config(*RECORDED, f"tracking.uri={store}"), [], []
+    for number in range(5):
+        found = open_run_logger(settings.tracking, f"r={number}", None, {"identity": f"{number:016x}"})
+        found.finish("FINISHED")
+    open_run_logger(settings.tracking, "sweep", None, {"sweep.identity": "a sweep"}).finish("FINISHED")
+    monkeypatch.setattr(list_runs, "BLOCK", 2)
+    opened = open_store(settings.tracking)
+    search, show = opened.client.search_runs, list_runs.OUT.print
+    walk = opened.walk
+    monkeypatch.setattr(opened, "walk", lambda *words: walk(*words, page=2))
+    monkeypatch.setattr(
+        opened.client, "search_runs", lambda *words, **named: read.append(1) or search(*words, **named), raising=False
+    )
+    monkeypatch.setattr(list_runs.OUT, "print", lambda *words: printed.append(len(read)) or show(*words))
+    runs(settings)
+    assert printed == [1, 2, 3]
+    out = capsys.readouterr().out
+    titles = [line.partition(" in ")[0] for line in out.splitlines() if line.startswith("runs ")]
+    assert titles == ["runs 1 to 2", "runs 3 to 4", "runs 5 to 5"]
+    assert re.findall("000000000000000[0-9]", out) == [f"{number:016x}" for number in range(5)]
 
 
 def test_a_store_without_runs_says_so(config, store, capsys):

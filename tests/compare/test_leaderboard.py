@@ -1,5 +1,7 @@
 """The leaderboard: ranks, intervals, differences, corrections, notes."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from scipy.stats import t
@@ -27,6 +29,25 @@ def test_clear_differences_rank_and_unclear_ones_tie(simulate):
     )
     assert any("rows to settle the first two" in note or "same value" in note for note in board.notes)
     assert "one seed" in board.notes[-1]
+
+
+def test_the_variance_of_seeds_is_computed_once_however_many_configurations(simulate, monkeypatch):
+    counts, variance = [], np.var
+    for configurations in (10, 20):
+        made = simulate([(f"r={n}", 1.0, 1) for n in range(configurations)], rows=60)
+        counting = Mock(wraps=variance)
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "var", counting)
+            leaderboard(made, resamples=100)
+        counts.append(counting.call_count)
+    assert counts[1] <= 2 * counts[0]
+
+
+def test_a_note_names_the_first_of_many_that_tie(simulate):
+    board = leaderboard(simulate([("r=0", -1.0, 1), *((f"r={n}", 1.5, 1) for n in range(1, 25))]), resamples=100)
+    tied = board.table[board.table["rank"] == 1]["configuration"].tolist()
+    assert len(tied) > 10
+    assert f"{', '.join(tied[:10])} and {len(tied) - 10} more. Two such" in board.notes[0]
 
 
 def test_a_difference_that_only_an_uncorrected_test_finds_shares_its_rank(simulate):
@@ -108,7 +129,7 @@ def test_seeds_make_intervals_wider_and_are_reported(simulate):
     best = board.table.iloc[0]
     assert best["to_best"] == 0
     assert np.isnan(best["to_best_low"])
-    assert board.evidence.seed_freedom() == 4
+    assert board.evidence.seed_freedom == 4
     rows_only = float(np.nanstd(board.evidence.replicates["accuracy"][0])) * 1.96
     number = board.evidence.configurations.index(comparison.configurations[0])
     assert board.evidence.interval(number, "accuracy").high - board.evidence.value(number, "accuracy") > rows_only

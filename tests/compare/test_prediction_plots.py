@@ -145,6 +145,30 @@ def test_the_members_of_the_front_are_named(sweep, board):
         assert lost or name.replace("$", r"\$") in named
 
 
+@pytest.mark.parametrize("others", [1, 13])
+def test_many_configurations_are_points_at_their_values(others, simulate):
+    made = simulate([(f"r={rank} lr={n}", 1.0, 1) for rank in range(1, 121 // others) for n in range(others)], rows=50)
+    for place, one in enumerate(made.configurations):
+        one.runs[0].settings = {"peft.r": str(1 + place // others), "optim.lr": str(1 + place % others)}
+    figure = axis_picture(leaderboard(made, resamples=100))
+    for panel in figure.axes:
+        points, *medians = panel.get_lines()
+        assert len(points.get_xdata()) == len(made.configurations)
+        assert set(points.get_xdata()) == set(range(1, 1 + len(set(points.get_xdata()))))
+        assert len(medians) == (others > 1)
+        assert not panel.containers, "bars lie over each other"
+
+
+def test_of_a_large_front_the_best_are_named(simulate):
+    made = simulate([(f"r={n}", 0.05 * n, 1) for n in range(40)], rows=3000)
+    board = leaderboard(made, resamples=100)
+    board.table["seconds"] = board.table["accuracy"].rank()  # what is better costs more: nothing is beaten
+    named = pareto_picture(board).get_supxlabel().splitlines()
+    assert len(named) == 9
+    assert named[0] == f"A: {board.table['configuration'][0]}"
+    assert named[-1].endswith("more are not beaten")
+
+
 def test_the_learning_curve_says_how_many_rows_it_takes(growing):
     figure = learning_curve_picture(leaderboard(growing, resamples=200))
     (told,) = [text for text in texts(figure) if "takes about" in text]

@@ -9,7 +9,9 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
+from sentexp.compare import report, report_tables
 from sentexp.compare.leaderboard import leaderboard
+from sentexp.compare.leaderboard_tables import write_tables
 from sentexp.compare.report import write_report
 from sentexp.compare.report_tables import commands, frame_sheet, leaderboard_sheet
 
@@ -106,6 +108,20 @@ def test_every_metric_stands_with_its_interval(written, comparison):
         assert first[heads.index(metric.replace("_", " "))] == told
     assert first[heads.index("seconds")] == "60"
     assert rest[-1][0] == "baseline"
+
+
+def test_of_many_configurations_the_best_are_in_the_tables(written, comparison, monkeypatch, tmp_path):
+    monkeypatch.setattr(report_tables, "MOST_ROWS", 3)
+    monkeypatch.setattr(report, "MOST_COMMANDS", 1)
+    board = leaderboard(comparison, resamples=200)
+    page = Page(written())
+    results, differences, *_ = page.tables
+    assert [row[1] for row in results[1:]] == [*board.table["configuration"][:3], "untuned base"]
+    assert [row[0] for row in differences[1:]] == board.table["configuration"][:3].tolist()
+    told = "".join(page.texts)
+    assert told.count("These are the best 3 of 4; leaderboard.csv and leaderboard.json hold all.") == 2
+    assert "These are 1 of 2; MLflow has the others" in told
+    assert len(write_tables(board, "title", tmp_path)[1].read_text().splitlines()) == 1 + 5
 
 
 def test_texts_of_the_data_stay_texts(written):

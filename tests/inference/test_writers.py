@@ -1,5 +1,7 @@
 """The output of `predict` on disk: whole or not there, by one process at a time, gone on with where it was left."""
 
+import csv
+
 import pytest
 
 from sentexp.errors import UserError
@@ -52,6 +54,15 @@ def test_what_was_written_after_the_state_is_cut_off(opened, tmp_path):
         f"text,{','.join(ADDED)}", "one,a,0.75,0.25", ",,,", "three,a,0.75,0.25",
     ]  # fmt: skip
     assert again.rows == 3
+
+
+def test_what_a_spreadsheet_takes_for_a_formula_is_copied_as_it_is(opened, tmp_path):
+    texts = ['=HYPERLINK("http://x")', "+1 from me", "-1", "@all", "'=1"]
+    output = opened()
+    output.write(chunk(*texts), said(len(texts)))
+    output.finish()
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert [row["text"] for row in csv.DictReader(file)] == texts
 
 
 @pytest.mark.parametrize("damage", ["state", "partial", "task"])

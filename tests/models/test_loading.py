@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from sentexp.config import Attention, HeadOnly, ModelConfig, PackageModel, Precision, from_conf, load_config
 from sentexp.errors import UserError
-from sentexp.models.architecture import read_config
+from sentexp.models.architecture import read_config, require_own_tokenizer
 from sentexp.models.loading import Loading, load_classifier, load_tokenizer
 from sentexp.models.pretrained import Backbone, locate_backbone
 from sentexp.models.structure import head_of
@@ -155,3 +155,13 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(tiny, tmp_path):
     (folder / "tokenizer.json").write_bytes(b"[" * 100_000)
     with pytest.raises(UserError, match=r"holds no tokenizer that transformers can read"):
         load_tokenizer(Backbone(folder=folder, revision=""))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny, tmp_path):
+    folder = shutil.copytree(tiny.folder, tmp_path / "other")
+    facts = json.loads((folder / "config.json").read_text())
+    tokenizer = load_tokenizer(local(folder))
+    require_own_tokenizer(local(folder), tokenizer)
+    (folder / "config.json").write_text(json.dumps(facts | {"vocab_size": tokenizer.vocab_size - 1}))
+    with pytest.raises(UserError, match=rf"a tokenizer of {tokenizer.vocab_size} tokens and a model of"):
+        require_own_tokenizer(local(folder), tokenizer)

@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import shutil
+import struct
 import zipfile
 
 import pandas as pd
@@ -122,7 +123,35 @@ def _safetensors(header, data=b""):
     return len(text).to_bytes(8, "little") + text + data
 
 
-WEIGHTS = "model.safetensors"
+def _tokenizer(merges, vocab=None):
+    """Return a tokenizer with so many merges, of words that it has, or of some that it lacks."""
+    words = [f"{number:x}" for number in range(merges)]
+    every = {word: number for number, word in enumerate([*"ab", *(f"a{word}" for word in words), *words])}
+    model = {"type": "BPE", "vocab": vocab or every, "merges": [f"a {word}" for word in words]}
+    return json.dumps({"version": "1.0", "added_tokens": [], "model": model}).encode()
+
+
+def _gguf(tensors, fields, *parts):
+    """Return a GGUF file that says how many tensors and fields follow."""
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, fields) + b"".join(parts)
+
+
+def _words(text):
+    return struct.pack("<Q", len(text)) + text
+
+
+def _field(key, value):
+    """Return a field of GGUF: a text, or an unsigned number of 32 bits."""
+    return _words(key) + (
+        struct.pack("<I", 8) + _words(value) if isinstance(value, bytes) else struct.pack("<II", 4, value)
+    )
+
+
+LLAMA = _field(b"general.architecture", b"llama")
+LARGE = b"".join(
+    _field(b"llama." + key, 1 << 31) for key in (b"block_count", b"embedding_length", b"feed_forward_length")
+)
+GGUF, WEIGHTS = "model.gguf", "model.safetensors"
 HOSTILE = {
     "a header longer than the file": (WEIGHTS, (1 << 62).to_bytes(8, "little") + b"{}"),
     "a header of 90 MB": (WEIGHTS, (90_000_000).to_bytes(8, "little") + b"{" + b" " * 90_000_000),
@@ -142,9 +171,26 @@ HOSTILE = {
     ),
     "a pickle under another name": (WEIGHTS, pickle.dumps(Bomb())),
     "nothing": (WEIGHTS, b""),
+    "GGUF of more tensors and fields than bytes": (GGUF, _gguf(1 << 62, 1 << 62)),
+    "GGUF with a text that is longer than the file": (GGUF, _gguf(0, 1, struct.pack("<Q", 1 << 60), b"abc")),
+    "GGUF with a list that is longer than the file": (
+        GGUF,
+        _gguf(0, 1, _words(b"a"), struct.pack("<IIQ", 9, 0, 1 << 40)),
+    ),
+    "GGUF with a list that is nested 100,000 deep": (
+        GGUF,
+        _gguf(0, 1, _words(b"a"), struct.pack("<I", 9), struct.pack("<IQ", 9, 1) * 100_000),
+    ),
+    "GGUF with a tensor beyond the end": (
+        GGUF,
+        _gguf(1, 1, LLAMA, _words(b"t"), struct.pack("<I4QIQ", 4, *[1 << 40] * 4, 0, 0), bytes(64)),
+    ),
+    "GGUF of two billion layers": (GGUF, _gguf(0, 4, LLAMA, LARGE, bytes(64))),
     "a tokenizer that is no JSON": ("tokenizer.json", b"\x80\x04."),
     "a tokenizer without a model": ("tokenizer.json", b'{"version": "1.0"}'),
     "a tokenizer nested a million deep": ("tokenizer.json", b"[" * 1_000_000),
+    "a tokenizer of two million merges of nothing": ("tokenizer.json", _tokenizer(2_000_000, {"a": 0})),
+    "a tokenizer of a million words": ("tokenizer.json", _tokenizer(1_000_000)),
     "a configuration of a trillion words": ("config.json", {"vocab_size": 10**12}),
     "a configuration of a billion layers": ("config.json", {"num_hidden_layers": 10**9}),
     "a configuration of negative sizes": ("config.json", {"hidden_size": -64}),
@@ -166,7 +212,8 @@ def test_a_model_that_is_made_to_harm_is_refused_in_a_sentence(name, llama, revi
     (model / file).write_bytes(content)
     bounded = tmp_path / "bounded.py"
     bounded.write_text(BOUNDED)
-    words = [f"model.path={model}", "model=tiny", "model.random=null", "data=sst2", f"data.path={reviews}"]
+    place = model / file if file == GGUF else model
+    words = [f"model.path={place}", "model=tiny", "model.random=null", "data=sst2", f"data.path={reviews}"]
     words += [
         "data.splits.validation=validation",
         "data.splits.test=test",

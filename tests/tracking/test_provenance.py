@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from sentexp import __version__
 from sentexp.tracking.provenance import command, git_state, library_versions, mask_uri
 
 
@@ -38,3 +39,4 @@ def test_versions_of_the_libraries_behind_a_result():
     versions = library_versions()
     assert versions["torch"].startswith("2.")
     assert versions["peft"] != "not installed"
+    assert versions["sentexp"] == __version__, "not that of an earlier installation of the same folder"

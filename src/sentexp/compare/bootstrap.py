@@ -53,30 +53,39 @@ def replicate(runs: Sequence[Measured], rows: int, resamples: int, seed: int) ->
     }
 
 
-def bca(value: float, replicates: NDArray[Any], without_each: NDArray[Any], confidence: float) -> Interval:
+def acceleration(without_each: NDArray[Any]) -> float:
+    """Return how fast the standard error changes with the value, by the jackknife; NaN where it cannot be known.
+
+    Args:
+        without_each: the metric on the rows without one, shape (rows,).
+    """
+    left = without_each[np.isfinite(without_each)]
+    if len(left) == 0:
+        return float("nan")
+    spread = left.mean() - left
+    squares = spread * spread
+    scale = squares.sum() ** 1.5
+    return float(np.sum(squares * spread) / (6 * scale)) if scale > 0 else float("nan")
+
+
+def bca(value: float, replicates: NDArray[Any], bend: float, confidence: float) -> Interval:
     """Return the bias-corrected and accelerated interval (Efron 1987, JASA 82; Efron and Tibshirani 1993, 14.3).
 
     Args:
         value: of the metric on all rows.
         replicates: on the resamples, shape (resamples,).
-        without_each: on the rows without one, shape (rows,).
+        bend: its `acceleration`; where that is not known the interval is between two quantiles.
         confidence: of the interval.
     """
     from scipy.special import ndtr, ndtri
 
-    finite, left = replicates[np.isfinite(replicates)], without_each[np.isfinite(without_each)]
-    if len(finite) == 0 or len(left) == 0:
-        return percentile(value, finite, confidence)
-    spread = left.mean() - left
-    squares = spread * spread
-    scale = squares.sum() ** 1.5
-    if scale == 0:
+    finite = replicates[np.isfinite(replicates)]
+    if len(finite) == 0 or not np.isfinite(bend):
         return percentile(value, finite, confidence)
     # ties with the value count half, as the metrics are steps
     share = (np.sum(finite < value) + np.sum(finite <= value)) / (2 * len(finite))
     edge = 1 / (2 * len(finite))
     bias = ndtri(np.clip(share, edge, 1 - edge))
-    bend = np.sum(squares * spread) / (6 * scale)
     tails = ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
     levels = ndtr(bias + (bias + tails) / (1 - bend * (bias + tails)))
     low, high = np.quantile(finite, levels)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from sentexp.compare.comparison import Comparison, Configuration
+from sentexp.compare.run_selection import listed
 from sentexp.compare.settings import by_value, differing
 from sentexp.config.metric_names import is_better_higher
 from sentexp.errors import require
@@ -49,7 +50,7 @@ def with_chosen(comparison: Comparison, key: str, metric: str) -> Comparison:
     pairs = zip(best, groups.values(), strict=True)
     ends = [one.name for one, group in pairs if _is_at_an_end(one, group, key) and _is_alone(one, group, metric)]
     if ends:
-        notes.append(f"The smallest or the largest {key} was the best for {', '.join(ends)}: one beyond may be better.")
+        notes.append(f"The smallest or the largest {key} was the best for {listed(ends)}: one beyond may be better.")
     return replace(comparison, configurations=kept, notes=[*comparison.notes, *notes])
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sentexp.compare.run_selection import SHORTEST_ID, Selection, select, settings_of
+from sentexp.compare.run_selection import SHORTEST_ID, Selection, listed, select, settings_of
 from sentexp.config import CompareConfig, TargetKind, kind_of
 from sentexp.errors import UserError, require
 from sentexp.tracking.predictions import Predictions, file_name, read_predictions
@@ -95,7 +95,9 @@ class Comparison:
             by_id = len(name) >= SHORTEST_ID and any(run.run_id.startswith(name) for run in one.runs)
             if by_id or name in (one.name, one.baseline):
                 return one
-        names = ", ".join(one.baseline or one.name for one in self.everything())
+        names = ", ".join(
+            [listed([one.name for one in self.configurations]), *(one.baseline for one in self.baselines)]
+        )
         unread = "" if self.split == "test" else "; baselines are compared on the test rows only"
         raise UserError(
             f"{key}={name} is not among what is compared: it must be one of {names}, or a run's id{unread}."
@@ -197,9 +199,7 @@ class _Rows:
 
     def require_alike(self) -> None:
         """Refuse runs that were tested on different rows."""
-        groups = "; ".join(
-            f"{len(predictions.targets):,} rows: {', '.join(names)}" for predictions, names in self.groups
-        )
+        groups = "; ".join(f"{len(predictions.targets):,} rows: {listed(names)}" for predictions, names in self.groups)
         require(
             len(self.groups) < 2,  # noqa: PLR2004
             f"{self.selection.title} holds runs that were measured on different {self.split} rows, so their metrics "

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sentexp.compare import significance
 from sentexp.compare.comparison import BASES, Comparison, Configuration
+from sentexp.compare.run_selection import listed
 from sentexp.compare.statistics import Evidence, measure_configurations
 from sentexp.config import TargetKind, check_measure
 from sentexp.config.metric_names import ORDERED_METRICS, is_better_higher
@@ -206,7 +207,7 @@ def _findings(board: Leaderboard, order: list[int], comparison: Comparison) -> l
     tied = ranked[ranked["rank"] == 1]["configuration"].tolist()
     if len(order) > 1:
         among = f"the {len(tied)}" if len(tied) == len(order) else f"the first {len(tied)} of {len(order)}"
-        names = f": {', '.join(tied)}" if len(tied) < len(order) else ""
+        names = f": {listed(tied)}" if len(tied) < len(order) else ""
         verdict = f"On these {rows} {split} rows {among} configurations do not differ significantly in {metric}{names}."
         if len(tied) == 1:
             verdict = f"{tied[0]} is the best by {metric}."
@@ -229,7 +230,7 @@ def _findings(board: Leaderboard, order: list[int], comparison: Comparison) -> l
                 if math.isinf(needed)
                 else f"It would take about {math.ceil(needed):,} rows to settle the first two."
             )
-    if evidence.seed_freedom() == 0 and len(order) > 1:
+    if evidence.seed_freedom == 0 and len(order) > 1:
         notes.append(
             "Each configuration was trained with one seed: intervals and ranks include the noise of the rows, not "
             "that of the seeds. Add seed=1,2,3 to the sweep to see both."

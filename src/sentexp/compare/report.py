@@ -25,9 +25,11 @@ from sentexp.compare.report_tables import (
     environments,
     frame_sheet,
     leaderboard_sheet,
+    left_out,
     pairs_sheet,
     settings_sheet,
 )
+from sentexp.compare.run_selection import listed
 from sentexp.compare.settings import shared
 from sentexp.config import TargetKind
 from sentexp.plots.style import to_svg
@@ -65,9 +67,10 @@ class Section:
     text: str = ""
     pictures: list[Picture] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
-    commands: list[tuple[str, list[str]]] = field(default_factory=list)
+    commands: list[tuple[str, str]] = field(default_factory=list)
 
 
+MOST_COMMANDS = 50
 Drawing = tuple[Callable[[], "Figure | None"], str, str]
 """What draws a picture, what it shows, and what to look at."""
 
@@ -150,7 +153,7 @@ def _titled(title: str, frame: "pd.DataFrame") -> Part:
 def _intervals(board: Leaderboard) -> str:
     return (
         f"Below each metric is its {board.level} interval. Configurations that share a rank do not "
-        "differ significantly from the best of that rank. Click a head to sort."
+        "differ significantly from the best of that rank. Click a head to sort." + left_out(board)
     )
 
 
@@ -158,6 +161,7 @@ def _tests(board: Leaderboard) -> str:
     return (
         f"Differences in {board.metric} on the same rows with their {board.level} intervals, and p-values: "
         "raw, corrected by Holm's method, from which ranks follow, and by that of Benjamini and Hochberg."
+        + left_out(board)
     )
 
 
@@ -263,5 +267,9 @@ def _environment(comparison: Comparison) -> Section:
 
 
 def _commands(comparison: Comparison) -> Section:
+    every = commands(comparison)
     text = "The command that repeats each run, for the folder where it was started."
-    return Section(anchor="commands", title="Commands", text=text, commands=commands(comparison))
+    if len(every) > MOST_COMMANDS:
+        text += f" These are {MOST_COMMANDS} of {len(every):,}; MLflow has the others, as the tag command of each run."
+    shown = [(command, listed(runs)) for command, runs in every[:MOST_COMMANDS]]
+    return Section(anchor="commands", title="Commands", text=text, commands=shown)

@@ -19,6 +19,8 @@ SMALLEST, LARGEST = 0.001, 1e6
 ENVIRONMENT = ("version.", "machine.")
 """What the tags of libraries and of the machine begin with."""
 COMMAND = "command"
+MOST_ROWS = 200
+"""Configurations in the tables of results and differences, the best ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +66,7 @@ def figure(value: float, digits: int | None = 4, below: str = "", sign: str = ""
 
 def leaderboard_sheet(board: Leaderboard) -> Sheet:
     """Return the leaderboard: every metric with its interval, the ranking one first; costs, calibration, answers."""
-    table = board.table
+    table = _first(board)
     metrics = [board.metric, *(name for name in board.metrics if name != board.metric)]
     others = [name for name in (*COSTS, *CALIBRATION, *ANSWERS) if name in table and table[name].notna().any()]
     heads = ["rank", "configuration", "seeds", *metrics, *others, "runs"]
@@ -80,7 +82,8 @@ def leaderboard_sheet(board: Leaderboard) -> Sheet:
 
 def differences_sheet(board: Leaderboard) -> Sheet | None:
     """Return by how much each is above the best and the base, with p-values; None where there is one alone."""
-    table = board.table[board.table["rank"].notna()]
+    table = _first(board)
+    table = table[table["rank"].notna()]
     against = {name: other for name, other in (("to_best", "the best"), ("to_base", board.base)) if name in table}
     if len(table) < 2 and "to_base" not in against:  # noqa: PLR2004 (a difference takes two)
         return None
@@ -96,6 +99,20 @@ def differences_sheet(board: Leaderboard) -> Sheet | None:
             cells += [Cell(text="", is_number=True) if same else _p(row[name + test]) for test in tests]
         sheet.rows.append(cells)
     return sheet
+
+
+def left_out(board: Leaderboard) -> str:
+    """Return what the tables leave out, as a sentence to follow others; nothing where they hold everything."""
+    count = int(board.table["rank"].notna().sum())
+    if count <= MOST_ROWS:
+        return ""
+    return f" These are the best {MOST_ROWS} of {count:,}; leaderboard.csv and leaderboard.json hold all."
+
+
+def _first(board: Leaderboard) -> "pd.DataFrame":
+    """Return the rows of the best `MOST_ROWS` configurations and of the baselines."""
+    ranked = board.table["rank"].notna()
+    return board.table[~ranked | (ranked.cumsum() <= MOST_ROWS)]
 
 
 def frame_sheet(name: str, frame: "pd.DataFrame") -> Sheet:

@@ -1,12 +1,13 @@
 """Which runs are compared: those of a sweep, of an experiment, by their ids, or by MLflow's filter."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sentexp.config import CompareConfig
 from sentexp.errors import UserError, require
 from sentexp.tracking.identity import LATER
-from sentexp.tracking.queries import EVALUATION, find_sweeps, is_run, runs_of_sweep
+from sentexp.tracking.queries import EVALUATION, find_sweeps, is_run, runs_beginning, runs_named, runs_of_sweep
 from sentexp.tracking.store import Store, describe_store, find_store
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 SHORTEST_ID = 4
 LISTED = 5
+MOST_NAMED = 10
+"""Configurations or runs that a sentence names."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,7 +60,7 @@ def select(config: CompareConfig) -> Selection:
 
 def _of_sweep(store: Store, wanted: str | None, where: str) -> Selection:
     """Return the runs of a sweep, the latest where none is named."""
-    sweeps = find_sweeps(store)
+    sweeps = find_sweeps(store, most=1 if wanted is None else None)
     if wanted is None:
         require(
             bool(sweeps),
@@ -68,11 +71,11 @@ def _of_sweep(store: Store, wanted: str | None, where: str) -> Selection:
     else:
         named = [run for run in sweeps if run.info.run_id.startswith(wanted) and len(wanted) >= SHORTEST_ID]
         named = named or [run for run in sweeps if run.info.run_name == wanted]
-        listed = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in sweeps[:LISTED]) or "none"
+        there = listed([f"{run.info.run_id[:8]} ({run.info.run_name})" for run in sweeps], LISTED) or "none"
         require(
             bool(named),
             f"sweep={wanted} is not a sweep in {where}: it must be the id or the name of its MLflow run; there are: "
-            f"{listed}.",
+            f"{there}.",
         )
         parent = named[0]
     return _finished(parent.info.run_name, runs_of_sweep(store, parent), store, parent, where)
@@ -81,24 +84,22 @@ def _of_sweep(store: Store, wanted: str | None, where: str) -> Selection:
 def _finished(title: str, runs: "list[Run]", store: Store, parent: "Run | None", where: str) -> Selection:
     done = [run for run in runs if run.info.status == "FINISHED"]
     others = [run.info.run_name for run in runs if run.info.status != "FINISHED"]
-    listed = ", ".join(others[:LISTED]) + (", ..." if len(others) > LISTED else "")
+    names = listed(others, LISTED)
     require(
         bool(done),
         f"{title} has no finished run in {where}"
-        + (f": {listed} did not finish; give the same command again to resume." if others else "."),
+        + (f": {names} did not finish; give the same command again to resume." if others else "."),
     )
-    left_out = f"{len(others)} of {len(runs)} runs did not finish and are left out: {listed}." if others else ""
+    left_out = f"{len(others)} of {len(runs)} runs did not finish and are left out: {names}." if others else ""
     return Selection(title=title, runs=done, store=store, parent=parent, left_out=left_out)
 
 
 def _by_ids(store: Store, wanted: list[str], where: str) -> "list[Run]":
     """Return runs by ids of MLflow's, identities, or the beginnings of these, or by their names, in that order."""
-    recorded, chosen = store.search(), []
+    chosen = []
     for name in dict.fromkeys(wanted):
-        begins = len(name) >= SHORTEST_ID
-        runs = [run for run in recorded if begins and run.info.run_id.startswith(name)]
-        runs = runs or [run for run in recorded if begins and run.data.tags.get("identity", "").startswith(name)]
-        runs = runs or [run for run in recorded if run.info.run_name == name]
+        begun = runs_beginning(store, name) if len(name) >= SHORTEST_ID else []
+        runs = [run for run in begun if run.info.run_id.startswith(name)] or begun or runs_named(store, name)
         require(
             len(runs) == 1,
             f"runs={name} is {f'{len(runs)} runs' if runs else 'not a run'} in {where}: give {SHORTEST_ID} letters "
@@ -121,6 +122,12 @@ def _search(store: Store, query: str, where: str) -> "list[Run]":
             f"filter={query} is not a filter that MLflow can search {where} by ({error.__cause__ or error}): write it "
             "as in filter=\"params.peft = 'lora'\"."
         ) from error
+
+
+def listed(names: Sequence[str], most: int = MOST_NAMED) -> str:
+    """Return names as a sentence lists them: the first ones, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def settings_of(run: "Run") -> dict[str, Any]:

@@ -61,7 +61,8 @@ def swept(configurations: Sequence[Configuration], first: str = "") -> list[Axis
 
 def _groups(values: Sequence[str | None]) -> tuple[int, ...]:
     """Return for each value the place of its first occurrence: equal for settings that change together."""
-    return tuple(values.index(value) for value in values)
+    first: dict[str | None, int] = {}
+    return tuple(first.setdefault(value, place) for place, value in enumerate(values))
 
 
 def _numbers(values: Sequence[str | None]) -> list[float]:

@@ -108,11 +108,12 @@ def ranks(values: NDArray[Any], corrected: NDArray[Any], higher: bool, alpha: fl
         alpha: below it a difference is significant.
     """
     ranked = np.zeros(len(values), np.int64)
-    left = [int(number) for number in np.argsort(-values if higher else values, kind="stable")]
+    left = np.argsort(-values if higher else values, kind="stable")
     rank = 0
-    while left:
+    while len(left):
         rank += 1
-        tied = [number for number in left if number == left[0] or corrected[left[0], number] > alpha]
-        ranked[tied] = rank
-        left = [number for number in left if number not in tied]
+        tied = corrected[left[0], left] > alpha
+        tied[0] = True
+        ranked[left[tied]] = rank
+        left = left[~tied]
     return ranked

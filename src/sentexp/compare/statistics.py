@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentexp.compare import significance
-from sentexp.compare.bootstrap import Interval, bca, half_width, percentile, replicate, satterthwaite
+from sentexp.compare.bootstrap import Interval, acceleration, bca, half_width, percentile, replicate, satterthwaite
 from sentexp.compare.comparison import Comparison, Configuration, Scored
 from sentexp.compare.metric_sums import Measured, measured
 from sentexp.compare.sample_size import ALPHA, POWER
@@ -24,15 +24,21 @@ class Evidence:
 
     `values` hold, by metric, the value of each run, by configuration; `replicates` the mean over the runs of a
     configuration on every resample, shape (configurations, resamples). `between_seeds` is the variance that the rows
-    add to a run beside the other seeds of its configuration, pooled over all configurations.
-    `right` are the rows that the first run of each gets right, none of scores.
+    add to a run beside the other seeds of its configuration, and `seed_variance` the variance between these runs, both
+    pooled over all configurations; `shares` are what part of the latter each configuration has: the less the more
+    runs, baselines none. `seed_freedom` are the degrees of freedom that seeds have: how many there are beyond one for
+    each configuration. `accelerations` are those of the metrics of configurations with one run. `right` are the rows
+    that the first run of each gets right, none of scores.
     """
 
     configurations: list[Configuration]
     values: list[dict[str, NDArray[Any]]]
     replicates: dict[str, NDArray[Any]]
     between_seeds: dict[str, float]
-    without_each: list[dict[str, NDArray[Any]]]
+    seed_variance: dict[str, float]
+    seed_freedom: int
+    shares: NDArray[Any]
+    accelerations: list[dict[str, float]]
     right: NDArray[Any]
     confidence: float
 
@@ -47,12 +53,12 @@ class Evidence:
         seed includes it too.
         """
         value, replicates = self.value(number, metric), self.replicates[metric][number]
-        by_rows, by_seeds = self._variances(replicates, self._shares()[number], metric)
+        by_rows, by_seeds = self._variances(replicates, self.shares[number], metric)
         if by_seeds > 0:
-            half = half_width(float(by_rows), float(by_seeds), self.seed_freedom(), self.confidence)
+            half = half_width(float(by_rows), float(by_seeds), self.seed_freedom, self.confidence)
             return Interval(value, value - half, value + half)
         if len(self.values[number][metric]) == 1:
-            return bca(value, replicates, self.without_each[number][metric], self.confidence)
+            return bca(value, replicates, self.accelerations[number][metric], self.confidence)
         return percentile(value, replicates, self.confidence)
 
     def difference(self, number: int, other: int, metric: str) -> Interval:
@@ -61,10 +67,10 @@ class Evidence:
             return Interval(0.0, np.nan, np.nan)
         value = self.value(number, metric) - self.value(other, metric)
         gaps = self.replicates[metric][number] - self.replicates[metric][other]
-        by_rows, by_seeds = self._variances(gaps, self._shares()[[number, other]].sum(), metric)
+        by_rows, by_seeds = self._variances(gaps, self.shares[[number, other]].sum(), metric)
         if by_seeds == 0:
             return percentile(value, gaps, self.confidence)
-        half = half_width(float(by_rows), float(by_seeds), self.seed_freedom(), self.confidence)
+        half = half_width(float(by_rows), float(by_seeds), self.seed_freedom, self.confidence)
         return Interval(value, value - half, value + half)
 
     def p_values(self, metric: str) -> NDArray[Any]:
@@ -73,26 +79,22 @@ class Evidence:
         McNemar's exact test for (subset) accuracies of single runs; else a test of the difference over its standard
         error, by the paired resamples and, where there are several seeds, by these.
         """
-        if metric in ("accuracy", "subset_accuracy") and self.seed_freedom() == 0:
+        if metric in ("accuracy", "subset_accuracy") and self.seed_freedom == 0:
             return significance.mcnemar(self.right)
         count = len(self.configurations)
         values = np.array([self.value(number, metric) for number in range(count)])
-        shares, replicates = self._shares(), self.replicates[metric]
+        shares, replicates = self.shares, self.replicates[metric]
         p = np.ones((count, count))
         for i in range(1, count):
             by_rows, by_seeds = self._variances(replicates[i] - replicates[:i], shares[i] + shares[:i], metric)
-            p[i, :i] = p[:i, i] = significance.t_test(values[i] - values[:i], by_rows, by_seeds, self.seed_freedom())
+            p[i, :i] = p[:i, i] = significance.t_test(values[i] - values[:i], by_rows, by_seeds, self.seed_freedom)
         return p
-
-    def seed_freedom(self) -> int:
-        """Return the degrees of freedom that seeds have: how many there are beyond one for each configuration."""
-        return sum(len(one.runs) - 1 for one in self.configurations)
 
     def standard_error(self, number: int, other: int, metric: str) -> tuple[float, float]:
         """Return the standard error of a difference, and its degrees of freedom: infinite where rows alone vary."""
         gaps = self.replicates[metric][number] - self.replicates[metric][other]
-        by_rows, by_seeds = self._variances(gaps, self._shares()[[number, other]].sum(), metric)
-        return float(np.sqrt(by_rows + by_seeds)), float(satterthwaite(by_rows, by_seeds, self.seed_freedom()))
+        by_rows, by_seeds = self._variances(gaps, self.shares[[number, other]].sum(), metric)
+        return float(np.sqrt(by_rows + by_seeds)), float(satterthwaite(by_rows, by_seeds, self.seed_freedom))
 
     def detectable(self, number: int, other: int, metric: str) -> float:
         """Return the smallest difference of two such configurations that is found in four of five cases."""
@@ -104,8 +106,8 @@ class Evidence:
         gap = abs(self.value(number, metric) - self.value(other, metric))
         _, freedom = self.standard_error(number, other, metric)
         by_rows = float(np.nanvar(self.replicates[metric][number] - self.replicates[metric][other]))
-        on_any_rows = max(0.0, self._seed_variance(metric) - self.between_seeds[metric])
-        room = (gap / _margin(freedom)) ** 2 - on_any_rows * float(self._shares()[[number, other]].sum())
+        on_any_rows = max(0.0, self.seed_variance[metric] - self.between_seeds[metric])
+        room = (gap / _margin(freedom)) ** 2 - on_any_rows * float(self.shares[[number, other]].sum())
         return self.right.shape[1] * by_rows / room if room > 0 else np.inf
 
     def _variances(
@@ -122,17 +124,7 @@ class Evidence:
             metric: whose replicates they are.
         """
         alike = _variance(replicates) - self.between_seeds[metric] * np.asarray(shares)
-        return np.maximum(alike, 0.0), self._seed_variance(metric) * np.asarray(shares)
-
-    def _seed_variance(self, metric: str) -> float:
-        """Return the variance between runs that differ in their seed, pooled over all configurations."""
-        freedom = self.seed_freedom()
-        squares = sum(float(np.var(one[metric])) * len(one[metric]) for one in self.values)
-        return squares / freedom if freedom else 0.0
-
-    def _shares(self) -> NDArray[Any]:
-        """Return what part of the variance of a seed each configuration has: the less the more runs, baselines none."""
-        return np.array([0.0 if one.baseline else 1 / len(one.runs) for one in self.configurations])
+        return np.maximum(alike, 0.0), self.seed_variance[metric] * np.asarray(shares)
 
 
 def measure_configurations(
@@ -168,14 +160,19 @@ def measure_configurations(
     ends = np.cumsum([len(one.runs) for one in configurations])
     spans = [range(end - len(one.runs), end) for one, end in zip(configurations, ends, strict=True)]
     on_all_rows = [run.whole() for run in runs]
+    values = [{metric: np.array([on_all_rows[n][metric] for n in span]) for metric in by_run} for span in spans]
+    freedom = sum(len(span) - 1 for span in spans)
     return Evidence(
         configurations=list(configurations),
-        values=[{metric: np.array([on_all_rows[n][metric] for n in span]) for metric in by_run} for span in spans],
+        values=values,
         replicates={
             metric: np.stack([by_resample[span].mean(0) for span in spans]) for metric, by_resample in by_run.items()
         },
         between_seeds={metric: _between_seeds(by_resample, spans) for metric, by_resample in by_run.items()},
-        without_each=[runs[span[0]].without_each() if len(span) == 1 < resamples else {} for span in spans],
+        seed_variance={metric: _seed_variance([one[metric] for one in values], freedom) for metric in by_run},
+        seed_freedom=freedom,
+        shares=np.array([0.0 if one.baseline else 1 / len(one.runs) for one in configurations]),
+        accelerations=[_accelerations(runs[span[0]]) if len(span) == 1 < resamples else {} for span in spans],
         right=np.stack(right),
         confidence=confidence,
     )
@@ -191,6 +188,10 @@ def _right(comparison: Comparison, run: Scored) -> NDArray[Any]:
         return exact
     right: NDArray[Any] = said.argmax(1) == targets
     return right
+
+
+def _accelerations(run: Measured) -> dict[str, float]:
+    return {metric: acceleration(values) for metric, values in run.without_each().items()}
 
 
 def _variance(replicates: NDArray[Any]) -> NDArray[Any]:
@@ -211,6 +212,12 @@ def _between_seeds(replicates: NDArray[Any], spans: Sequence[range]) -> float:
     freedom = sum(len(span) - 1 for span in spans)
     apart = (replicates[span] - replicates[span].mean(0) for span in spans)
     return sum(float(np.nansum(_variance(each))) for each in apart) / freedom if freedom else 0.0
+
+
+def _seed_variance(values: Sequence[NDArray[Any]], freedom: int) -> float:
+    """Return the variance between runs that differ in their seed, pooled over all configurations."""
+    squares = sum(float(np.var(each)) * len(each) for each in values)
+    return squares / freedom if freedom else 0.0
 
 
 def _margin(freedom: float) -> float:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_PANELS = 4
+MOST_BARS, MOST_ASIDE = 100, 12
+"""Configurations whose bars fit in a panel, and side by side at one value."""
+MOST_NAMED = 8
+"""Configurations of the Pareto fronts that are named below the picture, the best ones."""
 COST_NAMES = {
     "seconds": "training, seconds",
     "trainable_parameters": "parameters trained",
@@ -46,13 +50,21 @@ def axis_picture(board: Leaderboard) -> "Figure | None":
 
 
 def _draw_along(panel: "Axes", board: Leaderboard, axis: Axis, settings: Sequence[Axis]) -> None:
-    """Draw the metric along a setting: a band for one line, bars for several, bars alone where nothing is a line."""
+    """Draw the metric along a setting: a band for one line, bars for several, bars alone where nothing is a line.
+
+    Where bars would lie over each other, configurations are points, with a line through the medians.
+    """
     table, numbers = board.table, np.asarray(axis.numbers)
     wide = is_wide(numbers[np.isfinite(numbers)])
+    panel.set_xlabel(plain(axis.key))
+    set_ticks(panel, numbers[np.isfinite(numbers)].tolist(), wide)
     lines = lines_along(axis, settings)
     joined = 1 <= len(lines) <= len(STYLES) and max(len(places) for _, places in lines) > 1
     if not joined:
         lines = [("", np.flatnonzero(np.isfinite(numbers)).tolist())]
+        if _are_many(numbers[lines[0][1]]):
+            _draw_points(panel, numbers[lines[0][1]], table[board.metric].to_numpy(float)[lines[0][1]])
+            return
     step = 1.04 if wide else 0.015 * float(np.ptp(numbers[np.isfinite(numbers)]))
     for place, ((label, places), (ink, style, marker)) in enumerate(zip(lines, STYLES, strict=False)):
         x, rows = numbers[places], table.iloc[places]
@@ -65,10 +77,23 @@ def _draw_along(panel: "Axes", board: Leaderboard, axis: Axis, settings: Sequenc
         moved, ends = x * step**shift if wide else x + step * shift, np.maximum(0, [y - low, high - y])
         shape: dict[str, Any] = {"color": ink, "marker": marker, "linewidth": 1, "markersize": 4, "capsize": 2}
         panel.errorbar(moved, y, ends, linestyle=style if joined else "none", label=plain(label), **shape)
-    set_ticks(panel, numbers[np.isfinite(numbers)].tolist(), wide)
-    panel.set_xlabel(plain(axis.key))
     if len(lines) > 1:
         panel.legend(loc="best")
+
+
+def _are_many(x: NDArray[Any]) -> bool:
+    """Tell whether the bars of these values would lie over each other."""
+    return len(x) > MOST_BARS or int(np.unique(x, return_counts=True)[1].max()) > MOST_ASIDE
+
+
+def _draw_points(panel: "Axes", x: NDArray[Any], y: NDArray[Any]) -> None:
+    """Draw configurations without their intervals, and the median of each value where all values have several."""
+    values, counts = np.unique(x, return_counts=True)
+    panel.plot(x, y, "o", color="grey", fillstyle="none", markersize=3, label="configurations")
+    if counts.min() > 1:
+        medians = [np.nanmedian(y[x == value]) for value in values]
+        panel.plot(values, medians, color="black", marker="D", markersize=4, label="median")
+    panel.legend(loc="best")
 
 
 def _aside(x: NDArray[Any]) -> NDArray[Any]:
@@ -91,10 +116,13 @@ def pareto_picture(board: Leaderboard) -> "Figure | None":
     costs = [name for name in differing if (table[name].notna() & table[board.metric].notna()).sum() >= FEWEST]
     if not costs:
         return None
-    figure, axes = panels(len(costs), 3.6, 3.4, sharey=True)
     fronts = {name: _front(board, name) for name in costs}
     members = sorted(set(np.concatenate(list(fronts.values())).tolist()))
-    letters = dict(zip(members, _letters(len(members)), strict=True))
+    letters = dict(zip(members, string.ascii_uppercase[:MOST_NAMED], strict=False))
+    names = [f"{letter}: {plain(table['configuration'].iloc[place])}" for place, letter in letters.items()]
+    if len(members) > MOST_NAMED:
+        names.append(f"{len(members) - MOST_NAMED} more are not beaten")
+    figure, axes = panels(len(costs), 3.6, 3.4 + 0.15 * max(0, len(names) - FEWEST), sharey=True)
     for panel, name in zip(axes, costs, strict=True):
         x, y = table[name].to_numpy(float), table[board.metric].to_numpy(float)
         front = fronts[name]
@@ -102,7 +130,7 @@ def pareto_picture(board: Leaderboard) -> "Figure | None":
         panel.plot(x[others], y[others], "o", color="grey", fillstyle="none", markersize=5, label="beaten")
         panel.step(x[front], y[front], where="post", color="black", linewidth=0.8)
         panel.plot(x[front], y[front], "o", color="black", markersize=5, label="not beaten")
-        for place in front:
+        for place in filter(letters.__contains__, front.tolist()):
             panel.annotate(letters[place], (x[place], y[place]), (4, 4), textcoords="offset points", weight="bold")
         seen = x[np.isfinite(x)]
         set_ticks(panel, seen.tolist(), is_wide(seen) or (name in LOGARITHMIC and seen.min() > 0))
@@ -110,7 +138,6 @@ def pareto_picture(board: Leaderboard) -> "Figure | None":
         panel.set_xlabel(COST_NAMES[name])
     axes[0].set_ylabel(board.metric)
     axes[0].legend(loc="best")
-    names = [f"{letter}: {plain(table['configuration'].iloc[place])}" for place, letter in letters.items()]
     figure.supxlabel("\n".join(names), fontsize=8, ha="left", x=0.02)
     return figure
 
@@ -122,11 +149,3 @@ def _front(board: Leaderboard, cost: str) -> NDArray[Any]:
     finite = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     front = finite[pareto_front(x[finite], y[finite], is_better_higher(board.metric))]
     return np.asarray(front[np.argsort(x[front], kind="stable")])
-
-
-def _letters(count: int) -> list[str]:
-    return (
-        list(string.ascii_uppercase[:count])
-        if count <= len(string.ascii_uppercase)
-        else [str(n + 1) for n in range(count)]
-    )

@@ -14,7 +14,7 @@ from sentexp.inference.recent_runs import LISTED, ended_runs, identity_of, list_
 from sentexp.models.saved import FACTS, FOLDERS, Trained, read_trained, require_no_pickle
 from sentexp.system.console import waiting
 from sentexp.system.json_files import read_json
-from sentexp.tracking.queries import find_sweeps, is_run, runs_of_sweep
+from sentexp.tracking.queries import find_sweeps, is_run, runs_beginning, runs_named, runs_of_sweep
 from sentexp.tracking.run_dir import RESULT, STATE
 from sentexp.tracking.store import Store, describe_store, find_store, read_artifact
 
@@ -124,7 +124,7 @@ def _best(store: Store | None, tracking: TrackingConfig, output_dir: str) -> Fin
 
     The test rows select nothing (law 10).
     """
-    sweeps = [] if store is None else find_sweeps(store)
+    sweeps = [] if store is None else find_sweeps(store, most=1)
     if not sweeps:
         return _latest(BEST, f"{LAST}, as there is no sweep", store, tracking, output_dir)
     assert store is not None
@@ -183,12 +183,11 @@ def _recorded(store: Store | None, wanted: str) -> "list[Run]":
     """
     if store is None:
         return []
-    runs = [run for run in store.walk() if is_run(run)]
-    named = [run for run in runs if run.info.run_name == wanted]
+    named = [run for run in runs_named(store, wanted) if is_run(run)]
     finished = [run for run in named if run.info.status == "FINISHED"]
     if named or len(wanted) < SHORTEST:
         return finished or named
-    return [run for run in runs if run.info.run_id.startswith(wanted) or identity_of(run).startswith(wanted)]
+    return [run for run in runs_beginning(store, wanted) if is_run(run)]
 
 
 def _require_one(wanted: str, matches: dict[str, str]) -> None:

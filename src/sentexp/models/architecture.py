@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sentexp.errors import UserError, first_line, require
 from sentexp.models.encoders import ENCODERS
@@ -11,6 +11,9 @@ from sentexp.models.fast.padding_free import PADDING_FREE_ARCHITECTURES
 from sentexp.models.fast.support import ARCHITECTURES
 from sentexp.models.pretrained import Backbone
 from sentexp.models.structure import output_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FIRST_POSITION = 2
 """Of encoders that count positions from their pad id, which is 1 in all of them."""
@@ -72,6 +75,20 @@ def max_positions(backbone: Backbone) -> int:
     encoder = ENCODERS.get(config.model_type)
     taken = FIRST_POSITION if encoder is not None and encoder.counts_from_pad else 0
     return int(config.max_position_embeddings) - taken
+
+
+def require_own_tokenizer(backbone: Backbone, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse a tokenizer with more tokens than the backbone has embeddings; added ones that no text has do not count.
+
+    Raises:
+        UserError: it is of another model.
+    """
+    embeddings = int(read_config(backbone).get_text_config().vocab_size)
+    require(
+        tokenizer.vocab_size <= embeddings,
+        f"model.path={backbone.folder} has a tokenizer of {tokenizer.vocab_size:,} tokens and a model of "
+        f"{embeddings:,}: use the tokenizer that the model was trained with.",
+    )
 
 
 def require_supported(backbone: Backbone, name: str, answers: bool) -> None:

@@ -24,7 +24,7 @@ from sentexp.data.prompts import Prompt, build_prompt, choose_shots, holding_spe
 from sentexp.data.splits import NAMES, Examples, load_examples
 from sentexp.data.tokens import TokenRows, tokenize
 from sentexp.errors import require
-from sentexp.models.architecture import max_positions, model_type, require_supported
+from sentexp.models.architecture import max_positions, model_type, require_own_tokenizer, require_supported
 from sentexp.models.checkpoint_labels import head_rows
 from sentexp.models.fast.padding_free import packer_for
 from sentexp.models.loading import load_tokenizer
@@ -264,7 +264,9 @@ def _backbone(config: Config) -> tuple[Backbone, "PreTrainedTokenizerBase", int]
     hint(f"Reading the model, {config.model.title}")
     backbone = locate_backbone(config.model)
     require_supported(backbone, config.model.given_as, isinstance(config.task, CausalLM))
-    return backbone, load_tokenizer(backbone), max_positions(backbone)
+    tokenizer = load_tokenizer(backbone)
+    require_own_tokenizer(backbone, tokenizer)
+    return backbone, tokenizer, max_positions(backbone)
 
 
 def _token_key(spec: RunSpec) -> list[Any]:

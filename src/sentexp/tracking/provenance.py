@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from urllib.parse import urlsplit, urlunsplit
 
+from sentexp import __version__
+
 LIBRARIES = (
-    "sentexp",
     "torch",
     "transformers",
     "peft",
@@ -70,8 +71,8 @@ def git_state() -> dict[str, str]:
 
 
 def library_versions() -> dict[str, str]:
-    """Return the installed versions of the libraries that a result depends on."""
-    return {name: _version(name) for name in LIBRARIES}
+    """Return the versions of sentexp, and of the installed libraries that a result depends on."""
+    return {"sentexp": __version__, **{name: _version(name) for name in LIBRARIES}}
 
 
 def mask_uri(text: str) -> str:

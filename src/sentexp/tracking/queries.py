@@ -26,9 +26,26 @@ def finished_runs(store: Store) -> "Iterator[Run]":
     return filter(is_run, store.walk(Wanted(status="FINISHED", by_end=True), page=FEW))
 
 
-def find_sweeps(store: Store) -> "list[Run]":
-    """Return the MLflow runs of the sweeps themselves, the latest first."""
-    return store.search(Wanted(tag="sweep.identity"))
+def runs_named(store: Store, name: str) -> list[Run]:
+    """Return the MLflow runs of this name, the latest first; the store looks for them, and reads no others."""
+    return [run for run in store.search(Wanted(name=name)) if run.info.run_name == name]
+
+
+def runs_beginning(store: Store, beginning: str) -> list[Run]:
+    """Return the MLflow runs whose id or identity begins so, the latest first; the store reads no others."""
+    wanted = Wanted(id_begins=beginning), Wanted(tag="identity", value_begins=beginning)
+    found = {run.info.run_id: run for one in wanted for run in store.search(one)}
+    runs = (run for run in found.values() if run.info.run_id.startswith(beginning) or _identity_begins(run, beginning))
+    return sorted(runs, key=lambda run: -run.info.start_time)
+
+
+def _identity_begins(run: Run, beginning: str) -> bool:
+    return run.data.tags.get("identity", "").startswith(beginning)
+
+
+def find_sweeps(store: Store, most: int | None = None) -> list[Run]:
+    """Return the MLflow runs of the sweeps themselves, the latest first, not more than `most`."""
+    return store.search(Wanted(tag="sweep.identity"), most)
 
 
 def runs_of_sweep(store: Store, parent: "Run") -> "list[Run]":
@@ -36,9 +53,5 @@ def runs_of_sweep(store: Store, parent: "Run") -> "list[Run]":
     children = store.search(Wanted(tag=PARENT, value=parent.info.run_id))
     runs = {run.info.run_id: run for run in reversed(children)}
     listed = read_artifact(store, parent.info.run_id, "runs.json")
-    for outcome in [] if listed is None else json.loads(listed):
-        run_id = outcome["run_id"]
-        run = None if run_id is None or run_id in runs else store.get_run(run_id)
-        if run is not None:
-            runs[run_id] = run
-    return list(runs.values())
+    run_ids = [outcome["run_id"] for outcome in ([] if listed is None else json.loads(listed))]
+    return [*runs.values(), *store.of_ids([one for one in run_ids if one is not None and one not in runs])]

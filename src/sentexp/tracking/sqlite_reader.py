@@ -4,6 +4,7 @@ The tables are MLflow's own: a test holds what is read against what MLflow's cli
 """
 
 import math
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -48,37 +49,73 @@ class Wanted:
 
     Attributes:
         status: that they have.
-        tag: that they have, with `value`; with any but an empty one where that is None.
+        name: that they have.
+        id_begins: the beginning of their ids.
+        ids: that they have one of.
+        tag: that they have, with `value`, or one that begins with `value_begins`; with any but an empty one else.
         value: of the tag.
+        value_begins: its beginning.
         by_end: the one that ended last first.
+        oldest_first: the one that was started first.
     """
 
     status: str | None = None
+    name: str | None = None
+    id_begins: str | None = None
+    ids: tuple[str, ...] | None = None
     tag: str | None = None
     value: str | None = None
+    value_begins: str | None = None
     by_end: bool = False
+    oldest_first: bool = False
 
     def as_filter(self) -> str:
-        """Return them as a filter of MLflow's client."""
-        ended = [] if self.status is None else [f"attributes.status = '{self.status}'"]
-        tagged = "!= ''" if self.value is None else f"= '{self.value}'"
-        return " AND ".join([*ended, *([] if self.tag is None else [f"tags.`{self.tag}` {tagged}"])])
+        """Return them as a filter of MLflow's client, which finds some more of a name or a beginning."""
+        parts = []
+        if self.status is not None:
+            parts.append(f"attributes.status = '{self.status}'")
+        if self.name is not None:
+            parts.append(f"attributes.run_name LIKE '{_pattern(self.name)}'")
+        if self.id_begins is not None:
+            parts.append(f"attributes.run_id LIKE '{_pattern(self.id_begins)}%'")
+        if self.ids is not None:
+            parts.append(f"attributes.run_id IN ({', '.join(map(repr, self.ids))})")
+        if self.tag is not None:
+            tagged = "!= ''" if self.value is None else f"= '{self.value}'"
+            tagged = tagged if self.value_begins is None else f"LIKE '{_pattern(self.value_begins)}%'"
+            parts.append(f"tags.`{self.tag}` {tagged}")
+        return " AND ".join(parts)
 
     def as_order(self) -> list[str] | None:
         """Return their order for MLflow's client."""
+        if self.oldest_first:
+            return ["attributes.start_time ASC"]
         return ["attributes.end_time DESC"] if self.by_end else None
 
     def as_sql(self) -> tuple[str, list[str]]:
         """Return them as what follows WHERE in SQL, with its parameters."""
-        conditions, values = ["lifecycle_stage = 'active'"], []
-        if self.status is not None:
-            conditions, values = [*conditions, "status = ?"], [self.status]
-        if self.tag is not None:
-            tagged = "value != ''" if self.value is None else "value = ?"
-            conditions.append(f"run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND {tagged})")
-            values += [self.tag, *([] if self.value is None else [self.value])]
-        order = "end_time" if self.by_end else "start_time"
-        return f"{' AND '.join(conditions)} ORDER BY {order} DESC, run_uuid", values
+        tagged = "value != ''" if self.value is None else "value = ?"
+        tagged = tagged if self.value_begins is None else "instr(value, ?) = 1"
+        ids = self.ids or ()
+        conditions: dict[str, list[str | None]] = {
+            "status = ?": [self.status],
+            "name = ?": [self.name],
+            "instr(run_uuid, ?) = 1": [self.id_begins],
+            f"run_uuid IN ({', '.join('?' * len(ids))})": [*ids] if self.ids is not None else [None],
+            f"run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND {tagged})": [
+                self.tag,
+                *(one for one in (self.value, self.value_begins) if one is not None),
+            ],
+        }
+        given = {condition: values for condition, values in conditions.items() if None not in values}
+        where = " AND ".join(["lifecycle_stage = 'active'", *given])
+        order = f"{'end_time' if self.by_end else 'start_time'} {'ASC' if self.oldest_first else 'DESC'}"
+        return f"{where} ORDER BY {order}, run_uuid", [str(one) for values in given.values() for one in values]
+
+
+def _pattern(text: str) -> str:
+    """Return a pattern of SQL for a text, any letter in place of those that would end the text or the filter."""
+    return re.sub(r"[^\w .=,:+-]|_", "_", text)
 
 
 class SqliteReader:
@@ -104,12 +141,14 @@ class SqliteReader:
         return found[0] if found else None
 
     def walk(self, experiment: str, wanted: Wanted, page: int) -> Iterator[list[Run]]:
-        """Yield runs of an experiment, so many at a time."""
+        """Yield runs of an experiment, so many at a time; those that are deleted in between are left out."""
         where, values = wanted.as_sql()
-        start = 0
-        while runs := self._runs(f"experiment_id = ? AND {where} LIMIT {page} OFFSET {start}", [experiment, *values]):
-            yield runs
-            start += page
+        found = self._rows(f"SELECT run_uuid FROM runs WHERE experiment_id = ? AND {where}", [experiment, *values])
+        run_ids = [row[0] for row in found]
+        for start in range(0, len(run_ids), page):
+            ids = run_ids[start : start + page]
+            runs = {run.info.run_id: run for run in self._runs(f"run_uuid IN ({', '.join('?' * len(ids))})", ids)}
+            yield [runs[run_id] for run_id in ids if run_id in runs]
 
     def _runs(self, where: str, values: Sequence[str]) -> list[Run]:
         columns = "run_uuid, name, status, start_time, end_time, lifecycle_stage, artifact_uri"

@@ -5,7 +5,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
@@ -27,6 +27,8 @@ NOWHERE = "nowhere (tracking=none)"
 """Where runs are recorded without a store, in messages."""
 PAGE = 1000
 ALL = Wanted()
+BATCH = 200
+"""Ids in one query."""
 
 
 class Store:
@@ -116,6 +118,14 @@ class Store:
                     seen += len(runs)
                 return
         yield from islice(self.search_by(wanted.as_filter(), wanted.as_order(), page), seen, None)
+
+    def of_ids(self, run_ids: Sequence[str]) -> list[Run]:
+        """Return these runs of the experiment in this order, without those that were deleted; many at one time."""
+        found: dict[str, Run] = {}
+        for start in range(0, len(run_ids), BATCH):
+            wanted = Wanted(ids=tuple(run_ids[start : start + BATCH]))
+            found |= {run.info.run_id: run for run in self.walk(wanted)}
+        return [found[run_id] for run_id in dict.fromkeys(run_ids) if run_id in found]
 
     def search_by(self, query: str, order: list[str] | None = None, page: int = PAGE) -> Iterator[Run]:
         """Yield the runs that a filter of MLflow's finds, the one that was started last first unless ordered."""

@@ -64,7 +64,7 @@ def _named(view: dict[str, object]) -> str:
 
 def _latest_sweep(store: Store) -> tuple[list[str], str]:
     """Return the parameters that differ between the runs of the latest sweep, and the metric that selects."""
-    sweeps = find_sweeps(store)
+    sweeps = find_sweeps(store, most=1)
     if not sweeps:
         return [], USUAL_MONITOR
     runs = runs_of_sweep(store, sweeps[0])
