@@ -38,7 +38,7 @@ def test_copies_of_a_run_are_runs(scale, command_line, tmp_path):
         "compare", f"runs=[{scale.copy_id(3)[:8]}]", f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"
     )
     assert code == 0
-    assert "1 runs: 100 test rows" in said
+    assert "1 run: 100 test rows" in said
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from sentexp.cli.list_runs import runs
 from sentexp.run import fitting
 from sentexp.run.train import train
 from sentexp.tracking.run_logger import open_run_logger
+from sentexp.tracking.sqlite_reader import SqliteReader
 from sentexp.tracking.store import open_store
 
 RECORDED = ("tracking=mlflow", "tracking.system_metrics=false", "baseline=false")
@@ -70,12 +71,9 @@ def test_many_runs_are_read_and_printed_a_part_at_a_time(config, store, monkeypa
     open_run_logger(settings.tracking, "sweep", None, {"sweep.identity": "a sweep"}).finish("FINISHED")
     monkeypatch.setattr(list_runs, "BLOCK", 2)
     opened = open_store(settings.tracking)
-    search, show = opened.client.search_runs, list_runs.OUT.print
-    walk = opened.walk
+    look, show, walk = SqliteReader._runs, list_runs.OUT.print, opened.walk
     monkeypatch.setattr(opened, "walk", lambda *words: walk(*words, page=2))
-    monkeypatch.setattr(
-        opened.client, "search_runs", lambda *words, **named: read.append(1) or search(*words, **named), raising=False
-    )
+    monkeypatch.setattr(SqliteReader, "_runs", lambda *words: read.append(1) or look(*words))
     monkeypatch.setattr(list_runs.OUT, "print", lambda *words: printed.append(len(read)) or show(*words))
     runs(settings)
     assert printed == [1, 2, 3]
