@@ -44,10 +44,11 @@ class Command:
     def run(self, config: Any, *arguments: str) -> "float | Outcome":
         """Run the command; return the objective of a run, what became of a run of a sweep, or NaN."""
         from sentexp.system.console import waiting
+        from sentexp.system.garbage import nothing_collected
 
         if self.reads_data and config.sweep.name is None:  # else the sweeper has looked
             look_early([config])
-        with waiting(f"Starting {self.name}"):
+        with waiting(f"Starting {self.name}"), nothing_collected():
             function = getattr(import_module(self.module), self.name)
         if self.name != "train":
             launch.require_one(f"sentexp {self.name}")

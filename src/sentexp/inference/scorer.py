@@ -28,6 +28,7 @@ from sentexp.models.structure import base_of
 from sentexp.models.virtual_tokens import has_virtual_tokens
 from sentexp.system.console import waiting
 from sentexp.system.device import choose_device, choose_precision
+from sentexp.system.garbage import nothing_collected
 from sentexp.system.memory import is_out_of_memory, limit_kernel_caches, release_memory
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Scorer:
         best = Precision.fp32 if halved else choose_precision(trained.precision, self.device)
         self.precision = precision or best
         if loaded is None:
-            with waiting("Loading the model"):
+            with waiting("Loading the model"), nothing_collected():
                 backbone = base if isinstance(base, Backbone) else find_base(trained, base)
                 loaded = load_trained(trained, backbone, self.precision, self.device)
         model, self.tokenizer = loaded

@@ -76,10 +76,11 @@ class RunSweeper(Sweeper):
     def load_libraries(self, jobs: Sequence[Job]) -> None:
         """Import what runs need, which takes seconds, unless none of them can begin."""
         from sentexp.system.console import waiting
+        from sentexp.system.garbage import nothing_collected
 
         if not isinstance(self.launcher, ClusterLauncher):  # whose machines may have the files
             look_early(job.config for job in jobs)
-        with waiting("Loading the libraries"):
+        with waiting("Loading the libraries"), nothing_collected():
             import_module("sentexp.run.train")
 
     def plan(self, jobs: list[Job]) -> None:
