@@ -1,6 +1,6 @@
 """Frozen weights as they are stored: bytes, what rounding loses, packing, steps of training and their memory.
 
-    python benchmarks/quantised.py                                    # every storage that is installed; about half an hour
+    python benchmarks/quantised.py                                    # every storage that is installed; half an hour
     python benchmarks/quantised.py --storage nf4 int8_weight_only     # of two
     python benchmarks/quantised.py --model tiny --steps 2 --repeats 1 # does it run; two minutes
 
