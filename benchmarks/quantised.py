@@ -1,8 +1,8 @@
 """Frozen weights as they are stored: bytes, what rounding loses, packing, steps of training and their memory.
 
-    python benchmarks/quantised.py                                    # every storage that is installed; twenty minutes
+    python benchmarks/quantised.py                                    # every storage that is installed; half an hour
     python benchmarks/quantised.py --storage nf4 int8_weight_only     # of two
-    python benchmarks/quantised.py --steps 2 --repeats 1              # does it run; four minutes
+    python benchmarks/quantised.py --model tiny --steps 2 --repeats 1 # does it run; two minutes
 
 LoRA trains over the embedded model (rank 16, all linear layers) with rows without padding; `padded` are the same steps
 through transformers' layers. All storages are in one process and take turns: in each round each loads the model anew

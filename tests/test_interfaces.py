@@ -14,6 +14,7 @@ import pytest
 import torch
 from storages import STORAGES
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader, Sampler
 
 from sentexp.config import Attention, Precision, load_config, register_schemas
@@ -631,3 +632,13 @@ def test_torchao_and_hqq_keep_weights_under_the_names_that_are_read(storage, tin
 
 def test_torch_says_what_torchao_registers_under_a_name_of_its_own():
     logs_as("torch.utils._pytree", "sentexp.system.console", "log")
+
+
+def test_torchs_products_with_4_bit_weights_still_have_no_gradient():
+    """Where they have one, torchao's 4 bits could be offered: see `peft.quantization` in the guide."""
+    with FakeTensorMode():  # shapes alone: the product itself needs a GPU, its place in autograd does not
+        x = torch.empty(4, 128, dtype=torch.bfloat16, requires_grad=True)
+        packed, scales = torch.empty(8, 1, 32, 4, dtype=torch.int32), torch.empty(2, 64, 2, dtype=torch.bfloat16)
+        product = torch.ops.aten._weight_int4pack_mm(x, packed, 64, scales)
+        with pytest.raises(RuntimeError, match="derivative for aten::_weight_int4pack_mm is not implemented"):
+            product.sum().backward()

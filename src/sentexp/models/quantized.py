@@ -1,4 +1,4 @@
-"""How frozen linear layers are stored: what transformers is to pack while it loads, and what is packed behind it.
+"""How frozen linear layers are stored: what transformers packs while it loads, and what is packed once it has.
 
 bitsandbytes and torchao pack layer by layer while the weights are read. HQQ (Badri & Shaji 2023) is packed once they
 are there, by its own layers: transformers 5 has its configuration, but cannot load with it.
@@ -38,12 +38,12 @@ def require_installed(quantization: Quantization) -> None:
     )
 
 
-def quantization_config(storage: PeftConfig, precision: torch.dtype, kept: Sequence[str]) -> Any:
+def quantization_config(storage: PeftConfig, compute: torch.dtype, kept: Sequence[str]) -> Any:
     """Return transformers' configuration of the layers that are packed while they are read; None where none are.
 
     Args:
         storage: how.
-        precision: of the products in 4 bits, unless `peft.compute_dtype` is another.
+        compute: dtype of bitsandbytes' products in 4 bits.
         kept: names or paths of modules that stay as they are.
     """
     from transformers import BitsAndBytesConfig, TorchAoConfig
@@ -58,7 +58,7 @@ def quantization_config(storage: PeftConfig, precision: torch.dtype, kept: Seque
                 load_in_4bit=True,
                 bnb_4bit_quant_type=storage.quantization.name,
                 bnb_4bit_use_double_quant=storage.double_quant,
-                bnb_4bit_compute_dtype=precision,
+                bnb_4bit_compute_dtype=compute,
                 llm_int8_skip_modules=kept,
             )
         case Quantization.int8_weight_only:
