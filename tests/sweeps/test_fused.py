@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from sentexp.config import load_config
 from sentexp.errors import UserError
 from sentexp.models.fast import multi_run
+from sentexp.models.fast.llama import LlamaLayers
 from sentexp.models.fast.padding_free import PaddingFreeModel
 from sentexp.plan.command import plan
 from sentexp.run import cuda_graphs
@@ -301,6 +302,21 @@ def test_head_only_runs_read_each_text_once(sentexp, monkeypatch):
     words = ("--multirun", "peft=head", "optim.lr=1e-3,1e-2", "trainer.max_epochs=2", "tracking=none")
     assert sentexp(*words)[0] == 0
     assert sum(read) == 32 + 8 + 8
+
+
+@pytest.mark.parametrize("launcher", ["fused", "sequential"])
+def test_runs_that_adapt_upper_layers_read_each_text_once(sentexp, monkeypatch, launcher):
+    read, original = [], LlamaLayers._states_before
+
+    def states(self, number, packed):
+        read.append((number, packed.rows))
+        return original(self, number, packed)
+
+    monkeypatch.setattr(LlamaLayers, "_states_before", states)
+    axes = ("--multirun", "peft.layers_to_transform=[1]", "optim.lr=1e-3,1e-2", "trainer.max_epochs=2")
+    assert sentexp(*axes, "tracking=none", "baseline=false", f"hydra/launcher={launcher}")[0] == 0
+    assert {number for number, _ in read} == {1}
+    assert sum(rows for _, rows in read) == 32 + 8 + 8
 
 
 def test_what_differs_in_more_than_an_adapter_is_another_group(config):

@@ -57,6 +57,7 @@ SETTINGS = {
         *("trainer.average_interval=3", "optim=lion", "peft.dropout=0.3", "task.r_drop=1", "task.neftune_alpha=5"),
     ],
     "schedule-free": ["trainer.max_epochs=2", "trainer.save_steps=1", "trainer.eval_steps=3", "optim=schedule_free"],
+    "upper layers": ["trainer.max_epochs=2", "trainer.save_steps=1", "peft.layers_to_transform=[1]"],
 }
 HARDEST = "accumulation"
 """The setting that is always tried; the others are slow tests."""

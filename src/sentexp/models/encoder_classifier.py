@@ -9,7 +9,7 @@ from sentexp.data.batch import Padded, Texts
 from sentexp.data.packing import Packed
 from sentexp.models.encoders import encoder_of, first_position, mean_of_tokens, pool, pooling_of
 from sentexp.models.fast.attention import PrefixCache
-from sentexp.models.feature_cache import FeatureCache
+from sentexp.models.fast.row_cache import RowCache
 from sentexp.models.links import UNCHANGED, Link
 from sentexp.models.sequence_classifier import Scores, SequenceClassifier
 from sentexp.models.structure import base_of
@@ -118,7 +118,7 @@ def segments_of(ids: Tensor, begins: Tensor, separator: int) -> Tensor:
 def classifier_over(
     model: nn.Module,
     compiled: bool = False,
-    feature_cache: FeatureCache | None = None,
+    row_cache: RowCache | None = None,
     separator: int | None = None,
     link: Link = UNCHANGED,
 ) -> SequenceClassifier:
@@ -127,10 +127,10 @@ def classifier_over(
     Args:
         model: transformers' sequence classifier, with or without a PEFT adapter.
         compiled: see `PaddingFreeModel`.
-        feature_cache: keeps the features of texts, where no training changes them and a decoder has no dropout.
+        row_cache: see `SequenceClassifier`; encoders have none.
         separator: see `EncoderClassifier`.
         link: see `SequenceClassifier`.
     """
     if encoder_of(base_of(model).config) is not None:
         return EncoderClassifier(model, compiled, separator, link)
-    return SequenceClassifier(model, compiled, feature_cache, link)
+    return SequenceClassifier(model, compiled, row_cache, link)

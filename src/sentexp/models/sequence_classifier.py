@@ -9,7 +9,7 @@ from sentexp.data.batch import Texts
 from sentexp.data.packing import Packed
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import PaddingFreeModel
-from sentexp.models.feature_cache import FeatureCache
+from sentexp.models.fast.row_cache import RowCache
 from sentexp.models.links import UNCHANGED, Link
 from sentexp.models.pretrained import Backbone
 from sentexp.models.structure import base_of, head_of
@@ -41,7 +41,7 @@ class SequenceClassifier(nn.Module):
     Args:
         model: transformers' sequence classifier, with or without a PEFT adapter.
         compiled: see `PaddingFreeModel`.
-        feature_cache: keeps the features of texts, where no training changes them.
+        row_cache: keeps what no training changes: features, where the head alone trains, or states of the lower layers.
         link: from the outputs of the head to logits.
     """
 
@@ -49,14 +49,14 @@ class SequenceClassifier(nn.Module):
         self,
         model: nn.Module,
         compiled: bool = False,
-        feature_cache: FeatureCache | None = None,
+        row_cache: RowCache | None = None,
         link: Link = UNCHANGED,
     ) -> None:
         super().__init__()
         self.model = model
         self.link = link
-        self.feature_cache = feature_cache
-        self.packed = PaddingFreeModel(model, compiled)
+        self.row_cache = row_cache
+        self.packed = PaddingFreeModel(model, compiled, row_cache)
 
     def forward(self, texts: Texts, cache: PrefixCache | None = None) -> Scores:
         """Return the scores of rows.
@@ -72,8 +72,9 @@ class SequenceClassifier(nn.Module):
 
     def features(self, texts: Texts, cache: PrefixCache | None = None) -> Tensor:
         """Return the float32 hidden states of the last tokens, shape (rows, hidden): what the head reads."""
-        if isinstance(texts, Packed) and self.feature_cache is not None and self.packed.uses_fast_layers(texts):
-            return self.feature_cache.get(texts, self.packed.hidden)
+        if isinstance(texts, Packed) and self._keeps_features(texts):
+            assert self.row_cache is not None
+            return torch.stack(self.row_cache.get("features", texts, lambda rows: [*self.packed.hidden(rows).float()]))
         if isinstance(texts, Packed):
             return self.packed.hidden(texts, cache).float()
         inputs = inputs_of(self.model, texts.ids, texts.mask, (texts.mask.cumsum(-1) - 1).clamp(min=0))
@@ -81,6 +82,9 @@ class SequenceClassifier(nn.Module):
         hidden = backbone(**inputs.options, use_cache=False).last_hidden_state[:, inputs.ahead :]
         last = texts.mask.shape[1] - 1 - texts.mask.flip(1).argmax(1)
         return hidden[torch.arange(len(last), device=last.device), last].float()  # type: ignore[no-any-return]
+
+    def _keeps_features(self, texts: Packed) -> bool:
+        return self.row_cache is not None and self.packed.uses_fast_layers(texts) and self.packed.fast_layers.is_frozen
 
     def losses(self, texts: Texts, targets: Tensor) -> Tensor:
         """Return the loss of each row, shape (rows,): of classes the cross-entropy."""

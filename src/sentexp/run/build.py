@@ -35,7 +35,7 @@ from sentexp.metrics.target import Target, target_of
 from sentexp.models.adapters import ParameterAudit, attach
 from sentexp.models.encoder_classifier import classifier_over
 from sentexp.models.fast.fusion_context import fused_run
-from sentexp.models.feature_cache import FeatureCache
+from sentexp.models.fast.row_cache import RowCache
 from sentexp.models.label_scorer import LabelScorer
 from sentexp.models.links import link_of
 from sentexp.models.loading import (
@@ -179,12 +179,16 @@ def _weights(inputs: RunInputs) -> list[Any]:
     return [inputs.backbone.revision, *stored, inputs.device]
 
 
-def _known_features(inputs: RunInputs) -> FeatureCache | None:
-    """Return what keeps the features of texts where the head alone trains; runs of a sweep share it."""
+def _row_cache(inputs: RunInputs) -> RowCache | None:
+    """Return what keeps what no training changes, where it pays; runs of a sweep share it.
+
+    States of lower layers are kept on the CPU alone: a GPU repeats recorded steps, which read embeddings.
+    """
     config = inputs.config
-    if not isinstance(config.peft, HeadOnly):
+    below = isinstance(config.peft, Lora) and inputs.device.type == "cpu" and not inputs.cuda_graphs
+    if not isinstance(config.peft, HeadOnly) and not (below and config.task.neftune_alpha == 0):
         return None
-    return cached(config, "features", _weights(inputs), FeatureCache, most=1)
+    return cached(config, "rows", _weights(inputs), RowCache, most=1)
 
 
 def build_module(inputs: RunInputs, model: nn.Module) -> ClassifierModule:
@@ -235,7 +239,7 @@ def _classifier(inputs: RunInputs, model: nn.Module) -> SequenceClassifier | Lab
     if isinstance(task, SequenceClassification):
         separator = pair_separator(prompt, inputs.tokenizer)
         link = link_of(task.loss, inputs.examples.scale())
-        return classifier_over(model, compiled, _known_features(inputs), separator, link)
+        return classifier_over(model, compiled, _row_cache(inputs), separator, link)
     pad_id = inputs.tokenizer.pad_token_id
     assert isinstance(task, CausalLM)
     return LabelScorer(model, prompt.answers, prompt.end, task, pad_id, prompt.max_answer_tokens, compiled)

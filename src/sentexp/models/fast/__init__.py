@@ -20,7 +20,7 @@ When which path is used (`padding_free.PaddingFreeModel`):
     else                                                                           padded rows, transformers' layers
 
 The modules, from below: `ops` (norm, rotary embeddings, gated units), `attention`, `lora_linear`, `stacked_lora` (the
-weights and adapters of a model as W, A and B), `llama` (the layers), `support`, `padding_free`. Only a fused sweep goes
-through `fused_lora_linear`, `fused_forward`, `run_thread` and `multi_run` (the scheduler); `fusion_context` says
-whether a thread is one of its runs.
+weights and adapters of a model as W, A and B), `decoder_layer`, `row_cache` (what frozen weights say about rows),
+`llama` (all layers), `support`, `padding_free`. Only a fused sweep goes through `fused_lora_linear`, `fused_forward`,
+`run_thread` and `multi_run` (the scheduler); `fusion_context` says whether a thread is one of its runs.
 """

@@ -1,7 +1,8 @@
 """One forward pass for several runs over the same frozen weights: `LlamaLayers.__call__`, but over the rows of all.
 
 The tokens of the runs are one after the other. Products with frozen weights are over all of them at once; adapters and
-attention are each run's own. Below the first layer that any run adapts, rows that several runs read are computed once:
+attention are each run's own. Below the first layer that any run adapts, rows that several runs read are computed once,
+and may be kept for the next time (see `row_cache`):
 
     tokens      | run 0 | run 1 | run 2 |        runs 0 and 2 read the same rows
     layers 0..k | run 0 | run 1 |                no adapter yet: their states are the same as well
@@ -20,8 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from sentexp.data.packing import Packed
 from sentexp.models.fast.attention import PrefixCache, PrefixKV, attend, join, within
 from sentexp.models.fast.batched_lora import AdapterStack
+from sentexp.models.fast.decoder_layer import Layer, Rotary, feed_forward, project
 from sentexp.models.fast.fused_lora_linear import fused_lora_linear
-from sentexp.models.fast.llama import Layer, LlamaLayers, Rotary, feed_forward, project
+from sentexp.models.fast.llama import LlamaLayers
 
 
 class ForwardInput(NamedTuple):
@@ -58,13 +60,16 @@ def fused_forward(
     layers = inputs[0].layers
     count = len(layers.groups)
     shared_layers = min(count - 1, *(one.layers.unadapted for one in inputs))
+    known = 0 if as_one else min(one.layers.known for one in inputs)
+    if known:  # the prefix is kept with the rows
+        inputs = [one._replace(cache=None) for one in inputs]
     rows = FusedRows.of([within(one.packed, one.cache) for one in inputs], [[one.cache] for one in inputs])
     leaders = rows.leaders() if shared_layers and not as_one else list(range(len(inputs)))
     distinct = rows.only(leaders)
     with torch.autocast(rows.packed[0].ids.device.type, enabled=False):
         adapters = _convert(inputs, rows, stack)
-        hidden = layers.embed(torch.cat([part.ids for part in distinct.packed]))
-        hidden = _run(layers, range(shared_layers), hidden, distinct, [])
+        hidden = torch.cat([layers.states_before(known, part) for part in distinct.packed])
+        hidden = _run(layers, range(known, shared_layers), hidden, distinct, [])
         hidden = distinct.repeated(hidden, leaders)
         rows = rows.with_joined(layers) if as_one else rows
         hidden = _run(layers, range(shared_layers, count), hidden, rows, adapters)

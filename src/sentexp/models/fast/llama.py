@@ -7,61 +7,29 @@ is written out below. In the last layer only the tokens that are read go through
 This is the path of a single run. `fused_forward` passes several runs through the same steps at once.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sentexp.data.packing import Packed
-from sentexp.models.fast.attention import PrefixCache, attend, within
-from sentexp.models.fast.lora_linear import Linear, lora_linear
-from sentexp.models.fast.ops import apply_rotary, geglu, rms_norm, swiglu
+from sentexp.models.fast.attention import PrefixCache, within
+from sentexp.models.fast.decoder_layer import (
+    GATED,
+    Layer,
+    Norms,
+    Rotary,
+    activation_of,
+    decoder_layer,
+    norm_weight,
+    norms_of,
+)
+from sentexp.models.fast.ops import rms_norm
+from sentexp.models.fast.row_cache import RowCache
 from sentexp.models.fast.stacked_lora import Adapters, Group
-
-GATED = {"silu": swiglu, "gelu_pytorch_tanh": geglu}
-"""What joins gate and up, by transformers' names of the activation."""
-
-
-class Rotary(NamedTuple):
-    """Cosine and sine of the positions, shape (tokens, 1, width of a head)."""
-
-    cosine: Tensor
-    sine: Tensor
-
-
-class Norms(NamedTuple):
-    """The weights of the norms of a layer, and what is added below their roots.
-
-    `first` and `second` are before attention and before the feed-forward part, `after` behind each of them (Gemma 3);
-    `heads` are those of queries and keys (Qwen 3, Gemma 3).
-    """
-
-    first: Tensor
-    second: Tensor
-    after: tuple[Tensor, Tensor] | None
-    heads: tuple[Tensor, Tensor] | None
-    eps: float
-
-
-class Layer(NamedTuple):
-    """What a decoder layer computes with; all layers of a backbone have the same shapes.
-
-    `qkv_widths` are the outputs of q, k and v; `head_size` is the width of a head, `scale` multiplies the scores.
-    `gated` joins gate and up; `rotates` is false in layers without positions (SmolLM3).
-    """
-
-    norms: Norms
-    qkv: Linear
-    out: Linear
-    gate_up: Linear
-    down: Linear
-    qkv_widths: list[int]
-    head_size: int
-    scale: float
-    gated: Callable[[Tensor], Tensor]
-    rotates: bool
 
 
 class LlamaLayers:
@@ -70,10 +38,12 @@ class LlamaLayers:
     Args:
         backbone: transformers' model without its head, wrapped by PEFT inside or not; see `supports`.
         compiled: let torch.compile make the code of a training layer: one for all layers and lengths.
+        row_cache: keeps the states of rows below the first layer with an adapter.
     """
 
-    def __init__(self, backbone: Any, compiled: bool = False) -> None:
+    def __init__(self, backbone: Any, compiled: bool = False, row_cache: RowCache | None = None) -> None:
         self.backbone = backbone
+        self.row_cache = row_cache
         self.dtype: torch.dtype = backbone.norm.weight.dtype
         self.groups = [_groups(layer) for layer in backbone.layers]
         self._norms: tuple[int, list[Norms]] = -1, []
@@ -89,12 +59,14 @@ class LlamaLayers:
             packed: rows.
             cache: of the prefix of all rows of an evaluation.
         """
+        begin = self.known
+        cache = None if begin else cache  # the prefix is kept with the rows
         packed = within(packed, cache)
         with torch.autocast(packed.ids.device.type, enabled=False):
-            hidden = self.embed(packed.ids)
+            hidden = self.states_before(begin, packed)
             rotary = self.rotary(packed.positions, hidden)
             adapters = self.adapters.convert(self.backbone.training)
-            for number in range(len(self.groups)):
+            for number in range(begin, len(self.groups)):
                 layer = self.layer(number, [[] if one is None else [one] for one in self.of_layer(number, adapters)])
                 read = packed.read if number == len(self.groups) - 1 else None
                 if not self.trains:
@@ -105,6 +77,40 @@ class LlamaLayers:
                 else:
                     hidden = self.train_layer(hidden, layer, rotary[number], packed, read)
             return self.last_norm(hidden)
+
+    def states_before(self, number: int, packed: Packed) -> Tensor:
+        """Return the hidden states of tokens before a layer below which nothing is adapted, shape (tokens, hidden).
+
+        Those of rows that were read before are taken from the cache, where there is one.
+        """
+        if not number or self.row_cache is None:
+            return self._states_before(number, packed)
+        rows = self.row_cache.get(number, packed, lambda missing: self._by_row(number, missing))
+        return torch.cat([rows[0][: packed.prefix], *(row[packed.prefix :] for row in rows)])
+
+    def _states_before(self, number: int, packed: Packed) -> Tensor:
+        hidden = self.embed(packed.ids)
+        rotary = self.rotary(packed.positions, hidden)
+        for below in range(number):
+            layer = self.layer(below, [[]] * len(self.groups[below]))
+            hidden = decoder_layer(hidden, layer, rotary[below], packed, None)
+        return hidden
+
+    def _by_row(self, number: int, packed: Packed) -> list[Tensor]:
+        """Return the states of each row with those of the prefix before them."""
+        states, starts = self._states_before(number, packed), packed.starts.tolist()
+        prefix, rest = states[: packed.prefix], states[packed.prefix :]
+        return [torch.cat([prefix, rest[start:end]]) for start, end in itertools.pairwise(starts)]
+
+    @property
+    def known(self) -> int:
+        """The number of the first layer whose states are not kept with the rows."""
+        return 0 if self.row_cache is None else min(self.unadapted, len(self.groups) - 1)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no layer has an adapter."""
+        return self.unadapted == len(self.groups)
 
     @property
     def trains(self) -> bool:
@@ -196,104 +202,3 @@ def _groups(layer: Any) -> list[Group]:
         Group([mlp.gate_proj, mlp.up_proj]),
         Group([mlp.down_proj]),
     ]
-
-
-def norms_of(layer: Any) -> Norms:
-    """Return the norms of a decoder layer."""
-    first, second, attention = layer.input_layernorm, layer.post_attention_layernorm, layer.self_attn
-    after = heads = None
-    if hasattr(layer, "pre_feedforward_layernorm"):
-        after = norm_weight(second), norm_weight(layer.post_feedforward_layernorm)
-        second = layer.pre_feedforward_layernorm
-    if hasattr(attention, "q_norm"):
-        heads = norm_weight(attention.q_norm), norm_weight(attention.k_norm)
-    eps = first.eps if hasattr(first, "eps") else first.variance_epsilon
-    return Norms(norm_weight(first), norm_weight(second), after, heads, float(eps))
-
-
-def norm_weight(norm: Any) -> Tensor:
-    """Return what a norm multiplies by: its weight, or in float32 1 + its weight, as Gemma stores it."""
-    weight: Tensor = norm.weight
-    return 1 + weight.detach().float() if type(norm).__name__ == "Gemma3RMSNorm" else weight
-
-
-def activation_of(layer: Any) -> str:
-    """Return the activation of the feed-forward part of a decoder layer, by transformers' name."""
-    config = layer.mlp.config
-    return str(getattr(config, "hidden_activation", None) or config.hidden_act)
-
-
-def decoder_layer(
-    hidden: Tensor,
-    layer: Layer,
-    rotary: Rotary,
-    packed: Packed,
-    read: Tensor | None,
-    cache: PrefixCache | None = None,
-    number: int = 0,
-) -> Tensor:
-    """Return the hidden states after a layer, shape (tokens, hidden), or (read, hidden) of the last one.
-
-    Args:
-        hidden: states before it, shape (tokens, hidden).
-        layer: what it computes with.
-        rotary: of the positions.
-        packed: the rows.
-        read: in the last layer, the tokens that are read: only their states are returned.
-        cache: of the prefix, in an evaluation.
-        number: of the layer, in the cache.
-    """
-    query, key, value = project(hidden, layer, rotary)
-    prefix_kv = None if cache is None else cache.get(number, key, value, packed.prefix)
-    attended = attend(query, key, value, packed, layer.scale, prefix_kv=prefix_kv)
-    return feed_forward(hidden, attended, layer, read)
-
-
-Product = Callable[[Tensor, Linear], Tensor]
-"""`lora_linear`, or what takes its place where several runs share a product."""
-
-
-def project(
-    hidden: Tensor, layer: Layer, rotary: Rotary, product: Product = lora_linear
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries, keys and values, shape (tokens, heads or key heads, width of a head)."""
-    norms = layer.norms
-    states = product(rms_norm(hidden, norms.first, norms.eps), layer.qkv).unflatten(1, (-1, layer.head_size))
-    queries, keys, values = [width // layer.head_size for width in layer.qkv_widths]
-    if norms.heads is not None:
-        of_query, of_key = norms.heads
-        query, key, value = states.split([queries, keys, values], 1)
-        query, key = rms_norm(query, of_query, norms.eps), rms_norm(key, of_key, norms.eps)
-        both = torch.cat([query, key], 1)
-    else:
-        both, value = states.split([queries + keys, values], 1)
-    if layer.rotates:
-        both = apply_rotary(both, *rotary)
-    query, key = both.split([queries, keys], 1)
-    return query, key, value
-
-
-def feed_forward(
-    hidden: Tensor, attended: Tensor, layer: Layer, read: Tensor | None, product: Product = lora_linear
-) -> Tensor:
-    """Return the hidden states after the second half of a layer, of all tokens or of those that are read.
-
-    Args:
-        hidden: states before the layer, shape (tokens, hidden).
-        attended: what attention gives, shape (tokens, heads, width of a head).
-        layer: what it computes with.
-        read: in the last layer, the tokens that are read.
-        product: multiplies with the weights.
-    """
-    attended = attended.flatten(1)
-    if read is not None:
-        attended, hidden = attended.index_select(0, read), hidden.index_select(0, read)
-    norms = layer.norms
-    hidden = hidden + _after(product(attended, layer.out), norms, 0)
-    inner = product(rms_norm(hidden, norms.second, norms.eps), layer.gate_up)
-    return hidden + _after(product(layer.gated(inner), layer.down), norms, 1)
-
-
-def _after(states: Tensor, norms: Norms, half: int) -> Tensor:
-    """Return what a half of a layer adds to the hidden states: normalised once more, where the layer does so."""
-    return states if norms.after is None else rms_norm(states, norms.after[half], norms.eps)

@@ -14,6 +14,7 @@ from sentexp.models.encoders import ENCODERS
 from sentexp.models.fast.attention import PrefixCache, takes_flash, use_packed_attention, within, without_grid
 from sentexp.models.fast.fusion_context import ForwardOutput, fused_run
 from sentexp.models.fast.llama import LlamaLayers
+from sentexp.models.fast.row_cache import RowCache
 from sentexp.models.fast.support import supports
 from sentexp.models.structure import base_of
 
@@ -55,10 +56,12 @@ class PaddingFreeModel:
     Args:
         model: transformers' model, with its adapter where it has one.
         compiled: let torch.compile make the code of the fast layers, in training.
+        row_cache: keeps what no training changes in the states of rows, where fast layers read them.
     """
 
-    def __init__(self, model: nn.Module, compiled: bool = False) -> None:
+    def __init__(self, model: nn.Module, compiled: bool = False, row_cache: RowCache | None = None) -> None:
         self.model = model
+        self.row_cache = row_cache
         self.compiled = compiled
         self.before_training_pass: Callable[[Packed], None] | None = None
         """Called with the rows that the fast layers are to read in training."""
@@ -116,7 +119,7 @@ class PaddingFreeModel:
     def fast_layers(self) -> LlamaLayers:
         """The layers in place of the backbone's own, where these are supported."""
         if self._layers is None:
-            self._layers = LlamaLayers(base_of(self.model).base_model, self.compiled)
+            self._layers = LlamaLayers(base_of(self.model).base_model, self.compiled, self.row_cache)
         return self._layers
 
     def finish(self) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sentexp.models.fast.llama import GATED, activation_of
+from sentexp.models.fast.decoder_layer import GATED, activation_of
 from sentexp.models.fast.stacked_lora import ADAPTER, base_layer
 
 ARCHITECTURES = ("gemma3_text", "llama", "mistral", "qwen2", "qwen3", "smollm3")
