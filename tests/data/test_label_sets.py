@@ -186,6 +186,22 @@ def test_what_does_not_go_together_is_refused(tmp_path):
         read(tmp_path / "films", "data.label=[joy,anger]")
 
 
+def test_lists_that_are_read_as_classes_are_noticed(tmp_path):
+    words = ["data=csv", f"data.path={table(tmp_path, 'jsonl')}"]
+    (note,) = [note for note in load_source(load_config(*words).data).notes if "multi_label" in note]
+    assert (
+        note == 'Labels such as ["Anger", "joy", "joy"] are lists: task.loss=multi_label learns several labels a text.'
+    )
+    with pytest.raises(UserError, match=r"holds list.*, and lists of labels with task.loss=multi_label"):
+        load_source(load_config(*words[:1], f"data.path={table(tmp_path, 'parquet')}").data)
+    many = [{"text": f"film {number}", "label": [str(number)]} for number in range(200)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
+    with pytest.raises(
+        UserError, match=r"probably no classes; .*, or learn lists of labels with task.loss=multi_label"
+    ):
+        load_source(load_config(*words).data)
+
+
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
     """Return the splits of 1,000 texts with three labels, of which one is rare."""

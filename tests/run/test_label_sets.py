@@ -68,6 +68,7 @@ def test_a_run_learns_sets_and_is_drawn(trained):
     assert result.metrics["test/hamming"] == pytest.approx(hamming_loss(true, said), abs=1e-5)
     assert result.metrics["test/auroc_macro"] > 0.7
     assert {"test/f1_joy", "test/ap_fear", "test/auroc_anger"} <= set(result.metrics)
+    assert result.metrics["test/duplicate_free/f1_macro"] == result.metrics["test/f1_macro"]  # all texts are different
     assert "temperature" in result.metrics
     assert "test/accuracy" not in result.metrics
     assert result.objective == result.metrics["best/f1_macro"]
@@ -182,8 +183,8 @@ def test_an_evaluation_takes_labels_by_their_names(trained, sets, command_line, 
     assert "has rows of the label awe, and run" in errors
 
 
-@pytest.mark.parametrize("form", ["peft", "merged", pytest.param("onnx", marks=ONNX)])
-@pytest.mark.parametrize("kind", ["decoder", "bert"])
+@pytest.mark.parametrize("form", ["peft", "merged", pytest.param("onnx", marks=(ONNX, pytest.mark.slow))])
+@pytest.mark.parametrize("kind", ["decoder", pytest.param("bert", marks=pytest.mark.slow)])
 def test_an_export_says_what_the_run_says(kind, form, trained, base_words, exported):  # noqa: F811
     result = trained("peft=lora", *base_words(kind))
     folder, found, wanted = exported(result, form, TEXTS)
@@ -221,6 +222,7 @@ def test_plain_transformers_reads_a_merged_model(trained, exported, monkeypatch)
     assert sorted(names["labels"]) == held
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft's own
 @pytest.mark.parametrize("method", ["lora", "full", "head"])
 def test_the_lines_of_a_card_give_probabilities_and_labels(method, trained, monkeypatch):
@@ -249,6 +251,7 @@ def test_an_mlflow_model_and_a_server_give_lists(trained, tmp_path):
         assert "It answers with any of: anger, fear, joy" in client.get("/").text
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_an_undisturbed_one(sets, tmp_path, monkeypatch):
     from sentexp.run import fitting
     from sentexp.run.train import train
@@ -266,6 +269,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(sets, tmp_path, monkeypat
     assert resumed.metrics["test/f1_macro"] == alone.metrics["test/f1_macro"]
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_together_and_is_compared(sets, store, command_line, tmp_path):
     quick = ["model=tiny", "trainer.max_steps=4", "trainer.progress_bar=false", "tracking.system_metrics=false"]
     quick += ["trainer.precision=fp32", f"optim.eps={EPS}"]  # numbers that no order of sums changes
@@ -291,6 +295,11 @@ def test_a_sweep_trains_together_and_is_compared(sets, store, command_line, tmp_
     assert "metric=accuracy measures classes, and these runs predict sets of labels: use f1_macro" in errors
     code, output, _ = command_line("runs", *record)
     assert "f1_macro " in output
+    best, worst = (row["run_ids"].split()[0] for row in (board[0], board[1]))
+    named = [f"tracking.uri={store}", f"output_dir={tmp_path / 'runs'}", "name=emotions", "resamples=200"]
+    assert command_line("register", f"run={worst}", *named)[0] == 0
+    code, output, errors = command_line("register", f"run={best}", *named)
+    assert "f1_macro on the same 60 validation rows" in output + errors
     alone = ["tracking=none", f"output_dir={tmp_path / 'alone'}", "optim.lr=1e-2", "seed=2", "baseline=false"]
     assert command_line(*quick, *sets[1], *OWN, *alone)[0] == 0
     (single,) = tmp_path.glob("alone/*/predictions/test.parquet")

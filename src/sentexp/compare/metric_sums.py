@@ -186,8 +186,8 @@ def from_sums(
     rest = rows[..., None] - support
 
     def area() -> NDArray[Any]:
-        areas = ratio(ours, support) + ratio(theirs, rest)
-        return _mean(areas if remainder is None else areas + remainder, (support > 0) & (rest > 0))
+        means = ratio(ours, support) + ratio(theirs, rest)
+        return _mean(means if remainder is None else means + remainder, (support > 0) & (rest > 0))
 
     made: dict[str, Callable[[], NDArray[Any]]] = {
         "loss": lambda: loss / rows,

@@ -257,7 +257,7 @@ class RegisterConfig(FinishedRun):
             self.tracking.backend is not TrackingBackend.none,
             "register writes to MLflow's registry, and tracking=none has none: leave it out.",
         )
-        check_measure(self.metric, self.confidence, self.resamples)
+        check_measure("accuracy" if self.metric == AUTO else self.metric, self.confidence, self.resamples)
 
 
 @dataclass(kw_only=True, slots=True)

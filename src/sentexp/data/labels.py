@@ -48,11 +48,11 @@ def classes_of(data: DataConfig, values: Callable[[], set[str]]) -> tuple[list[s
     for word in sorted(values() - ({"", header} if isinstance(header, str) else {""}), key=_order):
         forms.setdefault(word.casefold(), []).append(word)
     words = [alike[0] for alike in forms.values()]
-    numbers = ", or learn them as scores with task.loss=regression" if all(map(_is_number, words)) else ""
     require(
         len(words) <= MOST_CLASSES,
         f"data={data.name} has {len(words):,} different labels ({', '.join(words[:3])}, ...): more than {MOST_CLASSES} "
-        f"classes are probably no classes; check data.label, map them with data.labels={{value: class, ...}}{numbers}.",
+        "classes are probably no classes; check data.label, map them with data.labels={value: class, ...}"
+        f"{_otherwise(words)}.",
     )
     require(
         len(words) > 1,
@@ -66,7 +66,22 @@ def classes_of(data: DataConfig, values: Callable[[], set[str]]) -> tuple[list[s
         f"data.ordered=true needs the order of the classes, and {', '.join(words[:5])} are words: name them from the "
         "lowest to the highest with data.labels=[...].",
     )
-    return words, notes + proposal(words) + _ratings(data, words)
+    return words, notes + _lists(words) + proposal(words) + _ratings(data, words)
+
+
+def _otherwise(words: list[str]) -> str:
+    """Return what else labels are than classes, as the end of a sentence."""
+    if _lists(words):
+        return ", or learn lists of labels with task.loss=multi_label"
+    return ", or learn them as scores with task.loss=regression" if all(map(_is_number, words)) else ""
+
+
+def _lists(words: list[str]) -> list[str]:
+    """Return a note on classes that are lists."""
+    first = next((word for word in words if word.startswith("[")), None)
+    if first is None:
+        return []
+    return [f"Labels such as {first[:40]} are lists: task.loss=multi_label learns several labels a text."]
 
 
 def _ratings(data: DataConfig, words: list[str]) -> list[str]:

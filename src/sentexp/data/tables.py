@@ -149,7 +149,8 @@ def as_strings(columns: "pa.Table", wanted: Sequence[str], file: object, lists: 
             arrays[name] = column.cast(pa.large_string())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             raise UserError(
-                f"The column {name} of {file} holds {column.type}: texts, numbers and words can be read."
+                f"The column {name} of {file} holds {column.type}: texts, numbers and words can be read, and lists of "
+                "labels with task.loss=multi_label."
             ) from None
     return pa.table(arrays)
 

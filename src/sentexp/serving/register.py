@@ -10,7 +10,7 @@ import numpy as np
 from sentexp.compare.comparison import load
 from sentexp.compare.leaderboard import metrics_of
 from sentexp.compare.statistics import measure_configurations
-from sentexp.config import CompareConfig, RegisterConfig, from_conf
+from sentexp.config import AUTO, CompareConfig, RegisterConfig, from_conf
 from sentexp.config.metric_names import is_better_higher
 from sentexp.errors import UserError, require
 from sentexp.export.mlflow_model import save_model
@@ -111,23 +111,24 @@ def _judge(config: RegisterConfig, store: Store, run: "Run", champion: Any) -> G
     )
     try:
         comparison = load(wanted)
-        metrics_of(comparison, config.metric)
+        metric = comparison.kind.headline if config.metric == AUTO else config.metric
+        metrics_of(comparison, metric)
     except UserError as error:
         return Gate(passed=False, reason=f"It cannot be compared with {config.name}@{config.alias}: {error}")
     sides = [comparison.find("runs", one) for one in ids]
     evidence = measure_configurations(
-        comparison, sides, config.resamples, config.seed, config.confidence, metrics=[config.metric]
+        comparison, sides, config.resamples, config.seed, config.confidence, metrics=[metric]
     )
-    gap = evidence.difference(0, 1, config.metric)
-    worse = gap.value if is_better_higher(config.metric) else -gap.value
-    p = float(evidence.p_values(config.metric)[0, 1])
+    gap = evidence.difference(0, 1, metric)
+    worse = gap.value if is_better_higher(metric) else -gap.value
+    p = float(evidence.p_values(metric)[0, 1])
     passed = bool(np.isfinite(p)) and worse > 0 and p < 1 - config.confidence
     rows = f"{len(comparison.targets):,} {comparison.split} rows"
-    values = [evidence.value(number, config.metric) for number in range(2)]
+    values = [evidence.value(number, metric) for number in range(2)]
     verdict = "which is significantly better" if passed else "which is not significantly better"
     return Gate(
         passed=passed,
-        reason=f"{config.metric} on the same {rows}: {values[0]:.4f} against {values[1]:.4f} of {config.name}@"
+        reason=f"{metric} on the same {rows}: {values[0]:.4f} against {values[1]:.4f} of {config.name}@"
         f"{config.alias} (version {champion.version}), difference {gap.value:+.4f} "
         f"[{gap.low:+.4f}, {gap.high:+.4f}], p = {p:.3g}: {verdict}.",
     )
