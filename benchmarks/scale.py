@@ -152,10 +152,11 @@ def sentexp(folder: Path, *words: str) -> dict[str, float]:
     """Return time and memory of a command in a folder, which has a cache of its own but for converted models."""
     from sentexp.system.package_files import cache_dir
 
-    cache = folder / "cache"
+    cache, models = folder / "cache", cache_dir() / "models"
     if not cache.exists():
         cache.mkdir()
-        (cache / "models").symlink_to(cache_dir() / "models")
+        models.mkdir(parents=True, exist_ok=True)
+        (cache / "models").symlink_to(models)
     return compare.measure(["env", f"SENTEXP_CACHE={cache}", sys.executable, "-m", "sentexp", *words], folder)[0]
 
 
