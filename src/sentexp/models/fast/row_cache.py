@@ -28,7 +28,7 @@ class RowCache:
         """Return what `read` says about each row, on the device of the rows.
 
         Args:
-            kind: of what is said.
+            kind: what `read` computes, by a name.
             packed: rows of which the last token is read.
             read: computes it for rows that are not kept yet, from these and their prefix alone.
         """
