@@ -144,7 +144,7 @@ def test_runs_that_cost_the_same_are_timed_once(config, timed):
 @pytest.mark.parametrize("keep", ["true", "false"])
 def test_weights_that_are_unpacked_once_are_reported(config, capsys, keep):
     plan([config("peft=qlora", f"model.keep_dequantized={keep}")])
-    said = "4-bit weights are unpacked once for the whole run; model.keep_dequantized=false keeps them packed."
+    said = "Packed weights are unpacked once for the whole run; model.keep_dequantized=false keeps them packed."
     assert (said in capsys.readouterr().out.replace("\n", " ")) is (keep == "true")
 
 

@@ -20,7 +20,7 @@ def test_safe_names_are_different_and_safe():
         "x" * 300: "x" * 200,
         "x" * 301: "x" * 200 + "_",
     }
-    assert safe_classes(["macro", "micro", "so so"]) == {"macro": "macro_", "micro": "micro", "so so": "so so"}
+    assert safe_classes(["macro", "micro", "so so"]) == {"macro": "macro_", "micro": "micro_", "so so": "so so"}
     assert shown_names(["a/b", "c"])["f1_a_b"] == "f1_a/b"
 
 

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from sentexp.config import load_config
 from sentexp.errors import UserError
+from sentexp.tracking import store as store_module
 from sentexp.tracking.sqlite_reader import SqliteReader, Wanted
 from sentexp.tracking.store import Store, find_store
 
@@ -118,7 +119,8 @@ def test_what_cannot_be_read_is_asked_of_mlflow(filled, monkeypatch):
     assert store.get_run(store.search()[0].info.run_id).info.run_name == "r=3"
 
 
-def test_a_file_that_is_no_store_is_named(tmp_path):
+def test_a_file_that_is_no_store_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "_ask_for_experiment", lambda *_: pytest.fail("MLflow tries again for minutes"))
     (tmp_path / "mlflow.db").write_text("not a database, but text that is long enough to look at")
     with pytest.raises(UserError, match=r"The MLflow store sqlite:.* cannot be used"):
         find_store(load_config(f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}").tracking)

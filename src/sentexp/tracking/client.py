@@ -70,7 +70,7 @@ class RetryingClient:
                     raise
                 lost_race = any(sign in str(error) for sign in LOST_RACE)
                 if not (lost_race or "locked" in str(error)) or time.monotonic() - began > PATIENCE:
-                    raise UserError(_explain(error, self._where)) from error
+                    raise UserError(explain(error, self._where)) from error
                 if not has_warned and not lost_race:
                     print(
                         f"sentexp: The MLflow store {self._where} is locked by another process: waiting.",
@@ -140,7 +140,7 @@ def _create_whole(uri: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _explain(error: Exception, where: str) -> str:
+def explain(error: Exception, where: str) -> str:
     """Return a sentence for what a store says when it cannot be used."""
     text = str(error)
     if "database schema" in text or "Can't locate revision" in text:

@@ -16,7 +16,7 @@ from urllib.request import url2pathname
 from sentexp.config import TrackingBackend, TrackingConfig
 from sentexp.distributed import processes
 from sentexp.errors import UserError
-from sentexp.tracking.client import SQLITE, RetryingClient, connect
+from sentexp.tracking.client import SQLITE, RetryingClient, connect, explain
 from sentexp.tracking.provenance import mask_uri
 from sentexp.tracking.sqlite_reader import Run, SqliteReader, Wanted
 
@@ -218,12 +218,14 @@ def _find_experiment(uri: str, name: str) -> str | None:
     """Return the id of an experiment; None where it is missing.
 
     Raises:
-        UserError: it was deleted.
+        UserError: it was deleted, or the file is not a database.
     """
     reader = _reader(uri)
     try:
         found = _ask_for_experiment(uri, name) if reader is None else reader.experiment(name)
-    except sqlite3.Error:
+    except sqlite3.Error as error:
+        if "not a database" in str(error):  # MLflow's client tries again for minutes
+            raise UserError(explain(error, mask_uri(uri))) from None
         found = _ask_for_experiment(uri, name)
     if found is None:
         return None
