@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-embedded.txt
 run: setup ## train the embedded default and print its result; make run ARGS="peft=head" overrides
 	$(BIN)/python -m sentexp $(ARGS)
 
-test: setup ## run the tests (about ten minutes on two cores)
+test: setup ## run the tests (about six minutes on two cores)
 	$(BIN)/python -m pytest $(PARALLEL)
 
 numerics: setup ## run the numerical tests again on the lowest instruction set
