@@ -47,7 +47,7 @@ lowest: $(LOWEST)/.installed ## run the tests with the oldest releases that pypr
 $(LOWEST)/.installed: pyproject.toml requirements-embedded.txt
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --output-file $(LOWEST)/requirements.txt --extra dev --extra excel --extra export --extra launchers --extra notebooks --extra optimizers --extra search pyproject.toml
+	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --output-file $(LOWEST)/requirements.txt --extra dev --extra excel --extra export --extra hqq --extra launchers --extra notebooks --extra optimizers --extra search --extra torchao pyproject.toml
 	$(TO_LOWEST) --requirement $(LOWEST)/requirements.txt
 	$(TO_LOWEST) --no-deps --editable .
 	$(TO_LOWEST) --no-deps --require-hashes --requirement requirements-embedded.txt
