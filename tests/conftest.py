@@ -4,6 +4,7 @@ import copy
 import csv
 import gc
 import json
+import logging
 import os
 import shutil
 import signal
@@ -113,6 +114,16 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True)
+def open_streams() -> None:
+    """Take away the log handlers whose streams have ended with an earlier test: what they are to write is an error."""
+    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    for logger in [one for one in loggers if isinstance(one, logging.Logger)]:
+        for handler in [*logger.handlers]:
+            if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "closed", False):
+                logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
