@@ -631,6 +631,8 @@ def test_torchao_and_hqq_keep_weights_under_the_names_that_are_read(storage, tin
 
 
 def test_torch_says_what_torchao_registers_under_a_name_of_its_own():
+    if not hasattr(torch.utils._pytree, "log"):
+        pytest.skip("this torch says nothing")
     logs_as("torch.utils._pytree", "sentexp.system.console", "log")
 
 
