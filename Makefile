@@ -8,6 +8,9 @@ TO_LOWEST := $(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python
 RELEASE := .venv-release
 SLURM := /tmp/sentexp-slurm
 EXTRAS := dev docs excel export hqq launchers notebooks optimizers search torchao
+COMMA := ,
+EMPTY :=
+SPACE := $(EMPTY) $(EMPTY)
 LOCKED := 3.11.7
 PARALLEL := --numprocesses 2 --dist worksteal --durations 10
 NUMERICAL := tests/models tests/training tests/metrics tests/sweeps/test_fused.py tests/run/test_numerics.py tests/test_causal_lm.py
@@ -24,7 +27,7 @@ setup: $(STAMP) ## create .venv, install the tested set of packages, convert the
 $(STAMP): pyproject.toml constraints.txt requirements-embedded.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"sentexp needs Python 3.11 to 3.13, not {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev,docs,excel,export,hqq,launchers,notebooks,optimizers,search,torchao]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[$(subst $(SPACE),$(COMMA),$(EXTRAS))]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-embedded.txt
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	$(BIN)/python -m sentexp prepare trainer.progress_bar=false
@@ -47,7 +50,7 @@ lowest: $(LOWEST)/.installed ## run the tests with the oldest releases that pypr
 $(LOWEST)/.installed: pyproject.toml requirements-embedded.txt
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --output-file $(LOWEST)/requirements.txt --extra dev --extra excel --extra export --extra hqq --extra launchers --extra notebooks --extra optimizers --extra search --extra torchao pyproject.toml
+	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --output-file $(LOWEST)/requirements.txt $(patsubst %,--extra %,$(filter-out docs,$(EXTRAS))) pyproject.toml
 	$(TO_LOWEST) --requirement $(LOWEST)/requirements.txt
 	$(TO_LOWEST) --no-deps --editable .
 	$(TO_LOWEST) --no-deps --require-hashes --requirement requirements-embedded.txt

@@ -43,7 +43,7 @@ from sentexp.tracking.provenance import library_versions
 
 HERE = Path(__file__).parent
 DEVICE = choose_device("auto")
-INSTALLED = [one.name for one in Quantization if one.library is None or find_spec(one.library)]
+INSTALLED = [one.name for one in Quantization if one.package is None or find_spec(one.package)]
 OUT = Console(width=130)
 COLUMNS = ("storage", "weights MiB", "error", "packed in s", "s/step", "(quartiles)", "of none", "padded", "peak GiB")
 

@@ -460,3 +460,26 @@ def interrupted_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractC
 def command_environment(tmp_path: Path) -> dict[str, str]:
     """Return the environment for a command run in a process of its own."""
     return {**os.environ, "SENTEXP_CACHE": os.environ["SENTEXP_CACHE"], "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture
+def in_a_process(command_environment: dict[str, str], tmp_path: Path) -> Callable[..., tuple[int, set[str], str]]:
+    """Return a function that gives a command in a process of its own, as libraries are imported once.
+
+    It returns the exit code, the modules that the process has imported, and what it wrote to stderr.
+    """
+
+    def run(*words: str) -> tuple[int, set[str], str]:
+        code = (
+            "import sys, json; from sentexp.cli.main import main\n"
+            f"sys.argv[1:] = {list(words)}\n"
+            "try: main()\nexcept SystemExit as ended: code = ended.code\n"
+            "print(json.dumps([code, list(sys.modules)]))"
+        )
+        call = [sys.executable, "-c", code]
+        done = subprocess.run(call, cwd=tmp_path, env=command_environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        ended, modules = json.loads(done.stdout.splitlines()[-1])
+        return ended, set(modules), done.stderr
+
+    return run

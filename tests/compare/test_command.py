@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -46,25 +44,11 @@ def test_the_latest_sweep_is_ranked_and_written(sentexp, sweep, tmp_path, compar
 @pytest.mark.parametrize(
     ("words", "drawn"), [(["compare", "resamples=200"], True), (["runs"], False)], ids=["compare", "runs"]
 )
-def test_runs_are_looked_at_without_the_libraries_that_take_longest(
-    words, drawn, sweep, store, command_environment, tmp_path
-):
-    """In a process of its own, as the libraries are imported once."""
-    code = (
-        "import sys, json; from sentexp.cli.main import main\n"
-        f"sys.argv[1:] = {[*words, f'tracking.uri={store}']}\n"
-        "try: main()\nexcept SystemExit as ended: code = ended.code\n"
-        "print(json.dumps([code, list(sys.modules)]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path, env=command_environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    code, loaded = json.loads(done.stdout.splitlines()[-1])
-    assert code == 0
+def test_runs_are_looked_at_without_the_libraries_that_take_longest(words, drawn, sweep, store, in_a_process):
+    code, loaded, errors = in_a_process(*words, f"tracking.uri={store}")
+    assert code == 0, errors
     libraries = {"torch", "transformers", "mlflow", "sqlalchemy", "sklearn", "scipy.stats", "statsmodels", "datasets"}
-    assert not libraries & set(loaded)
+    assert not libraries & loaded
     assert drawn == ("pandas" in loaded) == ("matplotlib" in loaded)
 
 

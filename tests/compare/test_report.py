@@ -118,9 +118,9 @@ def test_of_many_configurations_the_best_are_in_the_tables(written, comparison, 
     results, differences, *_ = page.tables
     assert [row[1] for row in results[1:]] == [*board.table["configuration"][:3], "untuned base"]
     assert [row[0] for row in differences[1:]] == board.table["configuration"][:3].tolist()
-    told = "".join(page.texts)
-    assert told.count("These are the best 3 of 4; leaderboard.csv and leaderboard.json hold all.") == 2
-    assert "These are 1 of 2; MLflow has the others" in told
+    text = "".join(page.texts)
+    assert text.count("These are the best 3 of 4; leaderboard.csv and leaderboard.json hold all.") == 2
+    assert "These are 1 of 2; MLflow has the others" in text
     assert len(write_tables(board, "title", tmp_path)[1].read_text().splitlines()) == 1 + 5
 
 

@@ -59,7 +59,7 @@ def test_it_holds_signature_example_requirements_and_no_pickle(saved):
 @pytest.mark.parametrize("storage", ["nf4", *STORAGES])
 def test_packed_weights_need_the_package_that_has_packed_them(storage, finished):
     needed = requirements(read_trained(finished("peft=lora", f"peft.quantization={storage}").weights))
-    assert [line for line in needed if line.startswith(f"{Quantization[storage].library}==")]
+    assert [line for line in needed if line.startswith(f"{Quantization[storage].package}==")]
 
 
 @pytest.mark.slow

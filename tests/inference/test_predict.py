@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -440,22 +439,8 @@ def test_what_is_wrong_is_one_sentence(words, said, sentexp, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sentence_is_predicted_without_what_trains_or_draws(result, command_environment, tmp_path):
-    """In a process of its own, as the libraries are imported once."""
-    code = (
-        "import sys, json; from sentexp.cli.main import main\n"
-        f"sys.argv[1:] = ['predict', 'run={result.folder}', '--text', 'a warm film', 'tracking=none']\n"
-        "try: main()\nexcept SystemExit as ended: code = ended.code\n"
-        "print(json.dumps([code, [name for name in sys.modules if '.' not in name]]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path, env=command_environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    code, loaded = json.loads(done.stdout.splitlines()[-1])
-    assert code == 0
-    assert {"torch", "transformers", "peft"} <= set(loaded)
-    assert not {"lightning", "torchmetrics", "matplotlib", "datasets", "sklearn", "mlflow", "bitsandbytes"} & set(
-        loaded
-    )
+def test_a_sentence_is_predicted_without_what_trains_or_draws(result, in_a_process):
+    code, loaded, errors = in_a_process("predict", f"run={result.folder}", "--text", "a warm film", "tracking=none")
+    assert code == 0, errors
+    assert {"torch", "transformers", "peft"} <= loaded
+    assert not {"lightning", "torchmetrics", "matplotlib", "datasets", "sklearn", "mlflow", "bitsandbytes"} & loaded

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L  # noqa: N812
 import pytest
 import torch
+from kills import Killed, killed_at
 from methods import LORA, PRESETS, plus
 from methods import WORDS as METHODS_OF_PEFT
 from peft import AdaLoraModel, PeftModel
@@ -33,7 +34,6 @@ from sentexp.run.resolve import resolve_config
 from sentexp.run.train import train as train_config
 from sentexp.tracking.predictions import file_name, read_predictions
 from sentexp.training.adalora import RankAllocation
-from sentexp.training.module import ClassifierModule
 
 CLASSES = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 WORDS = METHODS_OF_PEFT | LORA
@@ -117,10 +117,6 @@ def test_its_losses_are_those_of_a_plain_loop(name, config):
     assert abs(expected[0] - expected[-1]) > 10 * rounding(1.0), "nothing was learnt that could differ"
 
 
-class Killed(BaseException):
-    """What stands for a kill."""
-
-
 def loss_of(model, rows, labels):
     """Return PEFT's loss, which has the penalty of AdaLoRA in it."""
     if has_virtual_tokens(model):
@@ -180,15 +176,8 @@ def read_type(result):
 def test_a_killed_run_ends_with_the_same_numbers(name, config, monkeypatch, tmp_path):
     words = [*plus(WORDS[name]), "trainer.save_steps=1", "baseline=false", "trainer.max_epochs=2", "optim.lr=1e-2"]
     undisturbed = train_config(config(*words, f"output_dir={tmp_path / 'undisturbed'}"))
-    step = ClassifierModule.training_step
-
-    def killed(self, batch, batch_idx):
-        if self.trainer.global_step == 5:
-            raise Killed
-        return step(self, batch, batch_idx)
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(ClassifierModule, "training_step", killed)
+        killed_at(patch, 5)
         train_config(config(*words))
     resumed = train_config(config(*words))
     assert torch.equal(said(resumed), said(undisturbed))

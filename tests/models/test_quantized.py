@@ -5,6 +5,7 @@ from importlib import util
 import pyarrow.parquet as pq
 import pytest
 import torch
+from kills import Killed, killed_at
 from peft import PeftModel
 from rounding import drift, rounding, smooth
 from safetensors.torch import load_file
@@ -25,7 +26,6 @@ from sentexp.models.pretrained import locate_backbone
 from sentexp.models.quantized import pack, quantization_config
 from sentexp.models.saved import find_base, read_trained
 from sentexp.tracking.predictions import file_name, read_predictions
-from sentexp.training.module import ClassifierModule
 
 STEPS = 8
 STEADY = ("optim.lr=1e-2", "optim.eps=1e-2", "trainer.max_epochs=2", "trainer.eval_steps=1000", "baseline=false")
@@ -193,23 +193,12 @@ def plainly_packed(storage, folder):
     return auto.from_pretrained(folder, num_labels=2, quantization_config=packing, device_map="cpu")
 
 
-class Killed(BaseException):
-    """What stands for a kill."""
-
-
 @storages
 def test_a_killed_run_ends_with_the_same_numbers(storage, train, monkeypatch, tmp_path):
     words = [f"peft.quantization={storage}", *STEADY, "trainer.save_steps=1"]
     undisturbed = train(*words, f"output_dir={tmp_path / 'undisturbed'}")
-    step = ClassifierModule.training_step
-
-    def killed(self, batch, batch_idx):
-        if self.trainer.global_step == 5:
-            raise Killed
-        return step(self, batch, batch_idx)
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(ClassifierModule, "training_step", killed)
+        killed_at(patch, 5)
         train(*words)
     found, expected = (load_file(run.weights / "adapter_model.safetensors") for run in (train(*words), undisturbed))
     assert found.keys() == expected.keys()
@@ -219,10 +208,10 @@ def test_a_killed_run_ends_with_the_same_numbers(storage, train, monkeypatch, tm
 @pytest.mark.parametrize("storage", EXTRA)
 def test_a_missing_package_is_one_sentence_with_what_installs_it(storage, train, monkeypatch):
     find = util.find_spec
-    library = Quantization[storage].library
-    monkeypatch.setattr(quantized, "find_spec", lambda name: None if name == library else find(name))
+    package = Quantization[storage].package
+    monkeypatch.setattr(quantized, "find_spec", lambda name: None if name == package else find(name))
     sentence = (
-        rf"peft.quantization={storage} is in the package {library}, which is not installed: pip install .*\[{library}\]"
+        rf"peft.quantization={storage} is in the package {package}, which is not installed: pip install .*\[{package}\]"
     )
     with pytest.raises(UserError, match=sentence):
         train(f"peft.quantization={storage}")

@@ -1,9 +1,5 @@
 """What is wrong with paths and small tables is said before PyTorch is imported."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 
 from sentexp.config import load_config
@@ -78,18 +74,9 @@ def test_what_this_machine_cannot_do_leaves_no_folder(films, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("words", [[], ["plan"], ["audit"], ["--multirun", "peft.r=2,4"], ["--quick"]])
-def test_commands_refuse_without_torch(words, films, command_environment, tmp_path):
-    """In a process of its own, as the libraries are imported once."""
-    code = (
-        "import sys, json; from sentexp.cli.main import main\n"
-        f"sys.argv[1:] = {[*words, *films, 'data.label=stars']}\n"
-        "try: main()\nexcept SystemExit as ended: code = ended.code\n"
-        "print(json.dumps([code, 'torch' in sys.modules]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path, env=command_environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert json.loads(done.stdout) == [1, False], done.stderr
-    assert done.stderr.startswith("sentexp: data.label=stars is not a column of")
+def test_commands_refuse_without_torch(words, films, in_a_process, tmp_path):
+    code, loaded, errors = in_a_process(*words, *films, "data.label=stars")
+    assert code == 1
+    assert "torch" not in loaded
+    assert errors.startswith("sentexp: data.label=stars is not a column of")
     assert [path.name for path in tmp_path.iterdir()] == ["films.csv"]

@@ -6,7 +6,7 @@ import pytest
 
 from sentexp.config import Quantization
 
-EXTRA = [storage.name for storage in Quantization if storage.library in ("torchao", "hqq")]
+EXTRA = [storage.name for storage in Quantization if storage.package in ("torchao", "hqq")]
 
 
 def over(storage, *values, marks=(), **others):
@@ -18,8 +18,8 @@ def over(storage, *values, marks=(), **others):
         marks: that the test has besides.
         others: of pytest.param.
     """
-    library = Quantization[storage].library
-    missing = pytest.mark.skipif(find_spec(library) is None, reason=f"needs {library}: pip install '.[{library}]'")
+    package = Quantization[storage].package
+    missing = pytest.mark.skipif(find_spec(package) is None, reason=f"needs {package}: pip install '.[{package}]'")
     return pytest.param(*(values or (storage,)), marks=[missing, *marks], **{"id": storage, **others})
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kills import Killed, killed_at
 from safetensors import safe_open
 
 from sentexp.data.datamodule import DataModule
@@ -12,24 +13,6 @@ from sentexp.models.adapters import trainable_state
 from sentexp.run import fitting
 from sentexp.run.train import train
 from sentexp.training.checkpoint import Checkpoints
-from sentexp.training.module import ClassifierModule
-
-
-class Killed(BaseException):
-    """What stands for a kill inside a test: nothing of ours catches it to tidy up."""
-
-
-def killed_at(monkeypatch, micro_batch):
-    """Raise at the end of a micro-batch, counted over the whole training."""
-    original = ClassifierModule.training_step
-
-    def step(self, batch, batch_idx):
-        if self.trainer.fit_loop.epoch_loop.total_batch_idx == micro_batch:
-            raise Killed
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(ClassifierModule, "training_step", step)
-
 
 SETTINGS = {
     "epoch ends": ["trainer.max_epochs=3", "trainer.save_steps=1"],

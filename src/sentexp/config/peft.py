@@ -21,7 +21,7 @@ class Quantization(Enum):
     hqq4 = "hqq4"
 
     @property
-    def library(self) -> str | None:
+    def package(self) -> str | None:
         """The package that packs the weights and computes with them."""
         if self is Quantization.none:
             return None

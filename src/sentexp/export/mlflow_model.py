@@ -70,9 +70,9 @@ def requirements(trained: Trained) -> list[str]:
     required = [
         match[0] for line in requires("sentexp") or [] if "extra ==" not in line and (match := NAME.match(line))
     ]
-    library = trained.storage.quantization.library
-    left_out = [*OF_TRAINING, *(["bitsandbytes"] if library is None else [])]
-    needed = {name for name in required if name not in left_out} | ({library} if library else set())
+    package = trained.storage.quantization.package
+    left_out = [*OF_TRAINING, *(["bitsandbytes"] if package is None else [])]
+    needed = {name for name in required if name not in left_out} | ({package} if package else set())
     return sorted(f"{name}=={version(name).partition('+')[0]}" for name in needed)
 
 

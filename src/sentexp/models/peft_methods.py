@@ -194,7 +194,7 @@ def methods_over(quantization: Quantization) -> tuple[str, ...]:
     """Return the methods that train over weights in a storage, by PEFT's names."""
     if quantization is Quantization.int8:
         return ("IA3", "LORA")
-    return {"torchao": OVER_TORCHAO, "hqq": OVER_HQQ}.get(quantization.library or "", OVER_PACKED_WEIGHTS)
+    return {"torchao": OVER_TORCHAO, "hqq": OVER_HQQ}.get(quantization.package or "", OVER_PACKED_WEIGHTS)
 
 
 def check_storage(method: str, quantization: Quantization) -> None:

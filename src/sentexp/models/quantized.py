@@ -30,11 +30,11 @@ def require_installed(quantization: Quantization) -> None:
     Raises:
         UserError: it is missing.
     """
-    library = quantization.library
+    package = quantization.package
     require(
-        library is None or find_spec(library) is not None,
-        f"peft.quantization={quantization.name} is in the package {library}, which is not installed: pip install "
-        f"'sentexp[{library}]', or use peft.quantization=nf4.",
+        package is None or find_spec(package) is not None,
+        f"peft.quantization={quantization.name} is in the package {package}, which is not installed: pip install "
+        f"'sentexp[{package}]', or use peft.quantization=nf4.",
     )
 
 
@@ -86,7 +86,7 @@ def pack(
     Raises:
         UserError: layers that are no linear layers of torch.
     """
-    if quantization.library not in ("torchao", "hqq"):
+    if quantization.package not in ("torchao", "hqq"):
         return
     require(
         not any(type(module).__name__ == CONV for module in model.modules()),
