@@ -82,10 +82,10 @@ def said(classifier, packed, cache=None):
 @pytest.mark.parametrize("layers", ["[2]", "[1,2]"])
 def test_what_is_computed_of_rows_stays_the_same(base, layers, prefix, read):
     kept, plain = adapted(base, layers, RowCache()), adapted(base, layers, None)
-    packed = Packer().train(ROWS, TARGETS.tolist(), prefix)
+    packed, cache = Packer().train(ROWS, TARGETS.tolist(), prefix), PrefixCache()
     for _ in range(2):
         agree(learned(kept, packed), learned(plain, packed))
-        agree(said(kept, packed, PrefixCache()), said(plain, packed))
+        agree(said(kept, packed, cache), said(plain, packed))
     assert read == [3]
 
 
@@ -119,14 +119,13 @@ def test_runs_share_what_is_below_the_adapters_of_both(base, read):
     kept = [adapted(base, layers, cache, seed) for seed, layers in enumerate(["[2]", "[1,2]"])]
     plain = [adapted(base, layers, None, seed) for seed, layers in enumerate(["[2]", "[1,2]"])]
     packed = [Packer().score(rows, 3) for rows in (ROWS, ROWS[:3])]
+    caches = [[PrefixCache(), PrefixCache()] for _ in range(2)]
     for _ in range(2):
-        with torch.no_grad():
-            both = [
-                fused_forward(
-                    [ForwardInput(one.packed.fast_layers, rows) for one, rows in zip(runs, packed, strict=True)]
-                )
-                for runs in (kept, plain)
-            ]
+        both = []
+        for runs, own in zip((kept, plain), caches, strict=True):
+            each = zip(runs, packed, own, strict=True)
+            with torch.no_grad():
+                both.append(fused_forward([ForwardInput(one.packed.fast_layers, *rest) for one, *rest in each]))
         agree(dict(enumerate(both[0])), dict(enumerate(both[1])))
     assert sum(read) == 3
 
