@@ -23,7 +23,10 @@ EACH = [
     Wanted(tag="identity"),
     Wanted(tag="identity", value="b"),
     Wanted(tag="mlflow.parentRunId", value='it\'s "x"'),
-    Wanted(status="FAILED", tag="identity", value="a"),
+    Wanted(status="FAILED", tag="identity", value="ab"),
+    Wanted(name="r=1"),
+    Wanted(oldest_first=True),
+    Wanted(tag="identity", value_begins="b"),
 ]
 
 
@@ -35,7 +38,7 @@ def filled(tmp_path_factory):
     client = MlflowClient(uri)
     one, other = (client.create_experiment(name, f"file://{folder}/of {name}") for name in ("sentexp", "other"))
     for number, (identity, status) in enumerate(
-        [("a", "FINISHED"), ("b", "FAILED"), ("b", "FINISHED"), ("", "KILLED")]
+        [("ab", "FINISHED"), ("b", "FAILED"), ("b", "FINISHED"), ("", "KILLED")]
     ):
         run = client.create_run(one, start_time=1000 + number, run_name=f"r={number}", tags={"identity": identity})
         client.log_param(run.info.run_id, "peft.r", number)
@@ -70,6 +73,22 @@ def test_runs_are_those_of_the_client(filled, wanted, page):
     theirs = client.search_runs([experiment], wanted.as_filter(), order_by=wanted.as_order())
     assert [plain(run) for run in read] == [plain(run) for run in theirs]
     assert len(read) < 5
+
+
+def test_runs_are_found_by_ids_and_by_what_these_begin_with(filled):
+    uri, client, experiment = filled
+    reader, ids = SqliteReader(uri_file(uri)), [run.info.run_id for run in client.search_runs([experiment])]
+    for wanted in (
+        Wanted(ids=(ids[2], ids[0])),
+        Wanted(ids=()),
+        Wanted(id_begins=ids[1][:16]),
+        Wanted(id_begins=ids[1][4:20]),
+    ):
+        read = [run.info.run_id for runs in reader.walk(experiment, wanted, 10) for run in runs]
+        begins = [one for one in ids if wanted.id_begins and one.startswith(wanted.id_begins)]
+        assert read == ([ids[0], ids[2]] if wanted.ids else begins)
+        theirs = [] if wanted.ids == () else client.search_runs([experiment], wanted.as_filter())
+        assert [run.info.run_id for run in theirs] == read
 
 
 def test_values_are_parameters_of_the_query(filled):
