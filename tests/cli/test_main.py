@@ -323,3 +323,19 @@ def test_a_training_skips_its_imports_when_it_collects_garbage(words, command_li
     assert command_line(*words, "peft=head")[0] == 0
     assert command_line("runs", *words)[0] == 0
     assert frozen == [("sentexp.run.train",)] * 2
+
+
+@pytest.mark.parametrize("option", ["-v", "--verbose"])
+def test_a_table_says_where_the_time_went(sentexp, option):
+    code, output, errors = sentexp(option, "plots=true", "trainer.max_steps=2", "baseline=true")
+    assert code == 0, errors
+    seconds = {name.strip(): float(value) for name, value in re.findall(r"│ ([a-z ]+)│ +([\d.]+) │", output)}
+    parts = ["data", "tokens", "audit", "loading the model", "baselines", "training", "validation", "test", "plots"]
+    assert set(parts) | {"start and imports", "records", "saving"} <= set(seconds)
+    assert seconds.pop("sum") == pytest.approx(sum(seconds.values()), abs=0.05 * len(seconds) + 0.05)
+
+
+def test_no_table_of_times_is_printed_unless_asked_for(sentexp):
+    code, output, _ = sentexp("plan")
+    assert code == 0
+    assert "start and imports" not in output

@@ -32,6 +32,7 @@ sentexp fine-tunes language models to classify sentiment.
 
 Options:
   --multirun, -m        run every combination of comma-separated values
+  --verbose, -v         at the end, a table of where the time went
   --quick               try every path of a configuration, keep nothing; with --multirun once for each kind of run
   --cfg job             print the composed configuration; --package peft prints one group
   --config-dir FOLDER   also look for group options in FOLDER/<group>/<option>.yaml

@@ -38,6 +38,7 @@ VALUED_OPTIONS = (
     "-cp",
 )
 QUICK = "--quick"
+VERBOSE = ("-v", "--verbose")
 NAMING_RUNS = ("run", "runs", "sweep", "base", "filter")
 """Keys of commands whose values may be ids or names of runs, or MLflow's filter of them."""
 TEMPLATES = ("data.text", "data.text_pair", "text", "text_pair")
@@ -74,12 +75,18 @@ def main() -> None:
         print(help_of(command))
         return
     sys.argv += [command.override] if command.override else []
+    verbose = _take_verbose()
     _take_quick(command)
     several = bool({"--multirun", "-m"} & set(sys.argv[1:]))
     sys.argv[1:] = [_as_text(word, several) for word in _options_first(sys.argv[1:])]
     _check_options()
     signal.signal(signal.SIGTERM, _on_sigterm)
-    sys.exit(_compose_and_run(command, [] if text is None else [text]))
+    exit_code = _compose_and_run(command, [] if text is None else [text])
+    if verbose:
+        from sentexp.system.stopwatch import print_times
+
+        print_times()
+    sys.exit(exit_code)
 
 
 def _take_command() -> Command:
@@ -104,6 +111,13 @@ def _take_quick(command: Command) -> None:
         complain(f"{QUICK} tries a run before it is trained, and {command.name} trains none: leave it out.")
         sys.exit(1)
     sys.argv[1:] = [word for word in sys.argv[1:] if word != QUICK] + ["sweep.quick=true"]
+
+
+def _take_verbose() -> bool:
+    """Take `--verbose` out of the arguments, and tell whether it was there."""
+    words = [word for word in sys.argv[1:] if word not in VERBOSE]
+    verbose, sys.argv[1:] = len(words) < len(sys.argv) - 1, words
+    return verbose
 
 
 def _take_text() -> str | None:

@@ -30,6 +30,7 @@ from sentexp.run.summary import count_answers
 from sentexp.system.atomic_write import write_atomic
 from sentexp.system.console import say
 from sentexp.system.json_files import read_json
+from sentexp.system.stopwatch import TIMES
 from sentexp.tracking.predictions import FOLDER as PREDICTIONS
 from sentexp.tracking.provenance import command, git_state
 from sentexp.tracking.run_dir import RunDir
@@ -44,6 +45,7 @@ PROBE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 TFIDF_STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 
 
+@TIMES.part("baselines")
 def measure_baselines(inputs: RunInputs, model: nn.Module, batches: BatchPlan | None = None) -> dict[str, Baseline]:
     """Return what a run of these inputs is compared with, by name; what is recorded already is not computed again.
 

@@ -54,6 +54,7 @@ from sentexp.run.cache import cached, clear_cache
 from sentexp.run.inputs import RunInputs, RunSpec, build_packer
 from sentexp.system.console import hint
 from sentexp.system.memory import total_memory
+from sentexp.system.stopwatch import TIMES
 from sentexp.training.batch_plan import BatchPlan
 from sentexp.training.loss import RowLoss
 from sentexp.training.module import ClassifierModule
@@ -78,6 +79,7 @@ def keeps_dequantized(inputs: RunInputs) -> bool:
     return bool(wanted)
 
 
+@TIMES.part("loading the model")
 def build_model(inputs: RunInputs, batches: BatchPlan | None = None) -> tuple[nn.Module, ParameterAudit]:
     """Load the backbone, with a head where the task has one, and attach what is trained.
 

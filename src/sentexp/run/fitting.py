@@ -20,6 +20,7 @@ from sentexp.run.recording import MetricSinks, record_summary, save_predictions
 from sentexp.run.result import Result, shots_of
 from sentexp.run.summary import TestSummary, best_metrics, differences, summarise_test
 from sentexp.system.memory import peak_memory_gib
+from sentexp.system.stopwatch import TIMES
 from sentexp.tracking.run_dir import RunDir
 from sentexp.tracking.run_logger import RunLogger
 from sentexp.training.adalora import rank_allocation
@@ -106,6 +107,7 @@ def _fit(
     return checkpoints.seconds + time.monotonic() - began
 
 
+@TIMES.part("saving")
 def _save(
     inputs: RunInputs,
     model: nn.Module,

@@ -39,6 +39,7 @@ from sentexp.system.console import hint, waiting
 from sentexp.system.device import choose_device, choose_precision
 from sentexp.system.hub import is_local
 from sentexp.system.memory import reset_peak_memory
+from sentexp.system.stopwatch import TIMES
 from sentexp.tracking.identity import fingerprint
 
 if TYPE_CHECKING:
@@ -192,7 +193,8 @@ def tokenize_splits(spec: RunSpec) -> dict[str, TokenRows]:
     def rows(split: str) -> TokenRows:
         return tokenize(spec.examples.split(split), spec.tokenizer, spec.prompt, length, spec.positions, progress)
 
-    return cached(config, "tokens", _token_key(spec), lambda: {split: rows(split) for split in NAMES})
+    with TIMES.part("tokens"):
+        return cached(config, "tokens", _token_key(spec), lambda: {split: rows(split) for split in NAMES})
 
 
 def scoring_facts(inputs: RunInputs) -> dict[str, Any]:
@@ -224,7 +226,7 @@ def scoring_facts(inputs: RunInputs) -> dict[str, Any]:
 
 
 def _audit(spec: RunSpec, tokens: dict[str, TokenRows], near: bool) -> DataAudit:
-    with waiting("Looking at the data"):
+    with TIMES.part("audit"), waiting("Looking at the data"):
         return audit(spec.config.data.title, spec.examples, tokens, near)
 
 
@@ -254,12 +256,14 @@ def build_packer(spec: RunSpec) -> Packer | None:
     return packer
 
 
+@TIMES.part("data")
 def _examples(config: Config, whole: bool) -> tuple[Examples, str]:
     hint(f"Reading the data, {config.data.title}")
     examples = load_examples(config.data, whole, kind=target_kind(config.task))
     return examples, examples.digest()
 
 
+@TIMES.part("model files and tokenizer")
 def _backbone(config: Config) -> tuple[Backbone, "PreTrainedTokenizerBase", int]:
     hint(f"Reading the model, {config.model.title}")
     backbone = locate_backbone(config.model)

@@ -16,6 +16,7 @@ from sentexp.plots.run import (
 from sentexp.run.result import Result
 from sentexp.system.console import say
 from sentexp.system.json_files import read_json
+from sentexp.system.stopwatch import TIMES
 from sentexp.tracking.predictions import file_name, read_predictions
 from sentexp.tracking.run_dir import METRICS_FILE, RESULT, STATE, RunDir
 from sentexp.tracking.store import open_store
@@ -84,6 +85,7 @@ def _label_scores(result: Result) -> dict[str, tuple[float, float, float]]:
     }
 
 
+@TIMES.part("plots")
 def plot_result(result: Result) -> bool:
     """Draw a run, and return whether that went well: no fault there fails a run whose result is whole."""
     try:

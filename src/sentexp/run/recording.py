@@ -27,6 +27,7 @@ from sentexp.run.result import Result
 from sentexp.run.summary import TestSummary
 from sentexp.system.console import say
 from sentexp.system.device import describe
+from sentexp.system.stopwatch import TIMES
 from sentexp.tracking.identity import digest_of, settings
 from sentexp.tracking.predictions import FOLDER as PREDICTIONS
 from sentexp.tracking.predictions import file_name, write_predictions
@@ -100,6 +101,7 @@ def _record_early_failure(config: Config, trace: str) -> None:
     logger.finish("FAILED")
 
 
+@TIMES.part("records")
 def start_or_resume_run(inputs: RunInputs, run_dir: RunDir) -> RunLogger:
     """Return where a run is recorded: the MLflow run that an earlier attempt left unfinished, or a new one.
 
@@ -153,6 +155,7 @@ def without_secrets(config: Config) -> Config:
     return replace(config, tracking=replace(config.tracking, uri=mask_uri(config.tracking.uri or "") or None))
 
 
+@TIMES.part("records")
 @processes.main_process_only
 def record_inputs(logger: RunLogger, inputs: RunInputs, folder: Path) -> None:
     """Record configuration, command, code, libraries, machine and data."""
@@ -228,7 +231,8 @@ class MetricSinks:
     def flush(self) -> None:
         """Send what waits to MLflow."""
         waiting, self._waiting = self._waiting, []
-        self.logger.log_measurements(waiting)
+        with TIMES.part("records"):
+            self.logger.log_measurements(waiting)
         self._send_at = -math.inf
 
 
@@ -265,6 +269,7 @@ def save_predictions(
             write_predictions(examples.split(split), examples.labels, answers, file, more, thresholds)
 
 
+@TIMES.part("records")
 @processes.main_process_only
 def record_result(logger: RunLogger, result: Result, config: Config, started: float) -> Result:
     """Write the result of a training down, and return it with the time that the run took.

@@ -257,6 +257,7 @@ def _compare(config: Config, parent: "RunLogger", folder: "SweepFolder", outcome
     from sentexp.compare.command import REPORT, analyse, write
     from sentexp.sweeps.sweep_dir import State
     from sentexp.system.console import say, waiting
+    from sentexp.system.stopwatch import TIMES
 
     finished = [outcome for outcome in outcomes if outcome.state is State.finished]
     if parent.run_id is None or not finished:
@@ -271,7 +272,7 @@ def _compare(config: Config, parent: "RunLogger", folder: "SweepFolder", outcome
         CompareConfig, tracking=config.tracking, sweep=parent.run_id, metric=metric, choose=config.sweep.choose
     )
     try:
-        with waiting("Comparing the runs"):
+        with TIMES.part("report"), waiting("Comparing the runs"):
             analysis = analyse(asked)
             write(analysis, asked, folder.path)
     except UserError as error:

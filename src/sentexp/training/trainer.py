@@ -23,6 +23,7 @@ from sentexp.distributed import processes
 from sentexp.distributed.strategies import ReplicatedStrategy, ShardedStrategy, SingleStrategy
 from sentexp.errors import OutOfMemory, UserError, first_line
 from sentexp.system.memory import is_out_of_memory
+from sentexp.system.stopwatch import TIMES
 from sentexp.training.checkpoint import Checkpoints, ResumableEarlyStopping
 from sentexp.training.module import ClassifierModule
 from sentexp.training.progress_bar import ProgressBar
@@ -40,6 +41,22 @@ EXPECTED_WARNINGS = (
     ".*The number of training batches .* is smaller than the logging interval.*",
     ".*Sparse invariant checks.*",  # SHiRA's changes of the weights are sparse
 )
+
+
+class EvaluationTime(Callback):
+    """Counts an evaluation within a training as one."""
+
+    _before = ""
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Interrupt the training."""
+        del trainer, pl_module
+        self._before = TIMES.turn_to("validation")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Continue it."""
+        del trainer, pl_module
+        TIMES.turn_to(self._before)
 
 
 class MetricSink(Protocol):
@@ -116,7 +133,7 @@ def build_trainer(
         gradient_clip_val=config.gradient_clip_val,
         log_every_n_steps=config.log_every_n_steps,
         logger=logger,
-        callbacks=[*callbacks, *last],
+        callbacks=[EvaluationTime(), *callbacks, *last],
         enable_checkpointing=False,
         enable_progress_bar=config.progress_bar,
         enable_model_summary=False,
@@ -135,7 +152,7 @@ def fit(trainer: L.Trainer, module: ClassifierModule, data: DataModule, checkpoi
         OutOfMemory: a batch did not fit.
     """
     resume = _readable(checkpoints.last_file)
-    with _quiet(), _out_of_memory():
+    with TIMES.part("training"), _quiet(), _out_of_memory():
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         if checkpoints.evaluated_at != trainer.global_step:
             trainer.validate(module, datamodule=data, verbose=False)
@@ -149,7 +166,7 @@ def evaluate(trainer: L.Trainer, module: ClassifierModule, data: DataModule, spl
         OutOfMemory: a batch did not fit.
     """
     run = trainer.validate if split == "validation" else trainer.test
-    with _quiet(), _out_of_memory():
+    with TIMES.part(split), _quiet(), _out_of_memory():
         (metrics,) = run(module, datamodule=data, verbose=False)
     return dict(metrics)
 
