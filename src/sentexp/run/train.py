@@ -26,7 +26,7 @@ from sentexp.run.resolve import is_follower, resolve_config
 from sentexp.run.result import Result
 from sentexp.run.weights_card import write_weights_card
 from sentexp.system.console import OUT
-from sentexp.system.memory import release_memory
+from sentexp.system.memory import limit_kernel_caches, release_memory
 from sentexp.tracking.run_dir import RunDir
 from sentexp.training.checkpoint import remove_checkpoints
 from sentexp.training.pruning import PruningPolicy
@@ -48,6 +48,7 @@ def train(config: Config, policy: PruningPolicy | None = None) -> Result:
         ProcessFailed: another process of the run has failed.
     """
     started = time.monotonic()
+    limit_kernel_caches()
     require_launched(config.trainer.strategy)
     OUT.quiet = OUT.quiet or is_follower(config)
     config = resolve_config(config)
