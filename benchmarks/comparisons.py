@@ -7,11 +7,12 @@ where there are several seeds, a deviation of its own. The true metrics of a ski
 
 - coverage: how often the 95 % intervals of values and of differences hold the truth (93 to 97 % is good);
 - false rejections: how often two equal configurations are declared different at 5 %;
-- power: how often a difference is found, beside how often it should be by the spread that `compare` states;
+- power: how often another test finds the difference that `compare` says is found in four of five cases;
 - sweeps of eight: how often any equal pair is declared different or any pair is put in the wrong order, with Holm's
   correction, and how often the truly best configuration has rank 1.
 
-Prints shares; writes them with their binomial 95 % intervals (Wilson) to comparisons.json beside this.
+Prints shares of each setting and of all; writes them with their binomial 95 % intervals (Wilson) to comparisons.json
+beside this.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from scipy.stats import nct, norm, t
+from scipy.optimize import brentq
 from statsmodels.stats.proportion import proportion_confint
 
 from sentexp.compare.comparison import Comparison, Configuration, Scored
@@ -45,10 +46,10 @@ SHARES = (0.5, 0.3, 0.2)
 SHARED_NOISE, OWN_NOISE = 0.8, 0.6
 SEED_SPREAD = 0.03
 """Of the skill, where a configuration has several seeds: about 0.6 points of accuracy."""
-SKILLS = np.linspace(0.6, 1.8, 41)
+SKILLS = np.linspace(0.1, 3.0, 59)
+LEAST = 0.25
+"""Skill of the lesser of two configurations."""
 POPULATION = 1_000_000
-MANY = 1000
-"""Degrees of freedom at which Student's distribution is the normal one."""
 
 
 class Rows:
@@ -81,7 +82,7 @@ def true_metrics(seed: int) -> dict[str, Callable[[float, float], float]]:
     def mean(curve: np.polynomial.Chebyshev, skill: float, spread: float) -> float:
         return float(weights @ curve(skill + spread * nodes) / weights.sum())
 
-    fitted = {name: np.polynomial.Chebyshev.fit(SKILLS, [value[name] for value in values], 8) for name in METRICS}
+    fitted = {name: np.polynomial.Chebyshev.fit(SKILLS, [value[name] for value in values], 12) for name in METRICS}
     return {name: partial(mean, curve) for name, curve in fitted.items()}
 
 
@@ -122,11 +123,11 @@ class Counts:
     """How often something happened, by setting and by what."""
 
     def __init__(self) -> None:
-        self.hits: dict[tuple[str, ...], list[float]] = defaultdict(list)
+        self.hits: dict[tuple[str, ...], list[bool]] = defaultdict(list)
 
-    def add(self, *key: str, hit: float) -> None:
-        """Count a case: whether it happened, or how likely it was."""
-        self.hits[key].append(float(hit))
+    def add(self, *key: str, hit: bool) -> None:
+        """Count a case: whether it happened."""
+        self.hits[key].append(bool(hit))
 
     def shares(self) -> list[dict[str, Any]]:
         """Return the share of each kind of case with its interval."""
@@ -139,7 +140,7 @@ class Counts:
 
 
 def pairs(count: int, truth: dict[str, Callable[[float, float], float]], counts: Counts, seed: int) -> None:
-    """Compare two configurations many times: equal ones, and ones as far apart as should be found in four of five."""
+    """Compare two configurations many times, equal or not; then two others that differ by what should be found."""
     for rows, seeds in itertools.product(ROWS, SEEDS):
         spread = SEED_SPREAD if seeds > 1 else 0.0
         for number in track(range(count), f"pairs, {rows:,} rows, {seeds} seeds", transient=True):
@@ -156,6 +157,33 @@ def pairs(count: int, truth: dict[str, Callable[[float, float], float]], counts:
                 where = (metric, f"{rows}", f"{seeds}")
                 true = [truth[metric](one, spread) for one in (skill, skill + gap)]
                 _count_pair(evidence, metric, true, where, counts)
+            _count_power(evidence, skill + gap / 2, spread, truth, (rows, seeds, number), chance, counts)
+
+
+def _count_power(
+    evidence: Evidence,
+    skill: float,
+    spread: float,
+    truth: dict[str, Callable[[float, float], float]],
+    where: tuple[int, int, int],
+    chance: np.random.Generator,
+    counts: Counts,
+) -> None:
+    """Count whether two others around a skill, that differ by what should be found, are told apart."""
+    rows, seeds, number = where
+    metric = METRICS[number // 2 % len(METRICS)]
+    smallest = evidence.detectable(0, 1, metric)
+
+    def lacking(half: float) -> float:
+        return abs(truth[metric](skill + half, spread) - truth[metric](skill - half, spread)) - smallest
+
+    if lacking(skill - LEAST) < 0:
+        return  # no two differ so much
+    half = brentq(lacking, 0, skill - LEAST)
+    comparison = simulate(Rows(rows, chance), [skill - half, skill + half], seeds, chance)
+    other = measure_configurations(comparison, comparison.configurations, 2000, number, 0.95, metrics=[metric])
+    found = bool(other.p_values(metric)[0, 1] <= ALPHA)
+    counts.add("stated difference, found", metric, f"{rows}", f"{seeds}", hit=found)
 
 
 def _count_pair(evidence: Evidence, metric: str, true: list[float], where: tuple[str, ...], counts: Counts) -> None:
@@ -164,16 +192,8 @@ def _count_pair(evidence: Evidence, metric: str, true: list[float], where: tuple
         counts.add("value covered", *where, hit=interval.low <= value <= interval.high)
     gap, interval = true[1] - true[0], evidence.difference(1, 0, metric)
     counts.add("difference covered", *where, hit=interval.low <= gap <= interval.high)
-    found = bool(evidence.p_values(metric)[0, 1] <= ALPHA)
     if gap == 0:
-        counts.add("equal, declared different", *where, hit=found)
-        return
-    error, freedom = evidence.standard_error(1, 0, metric)
-    power = norm.cdf(abs(gap) / error - norm.ppf(1 - ALPHA / 2))
-    if freedom < MANY:  # Student's test (Johnson, Kotz and Balakrishnan 1995, chapter 31)
-        power = nct.sf(t.ppf(1 - ALPHA / 2, freedom), freedom, abs(gap) / error)
-    counts.add("different, found", *where, hit=found)
-    counts.add("different, to be found", *where, hit=float(power))
+        counts.add("equal, declared different", *where, hit=bool(evidence.p_values(metric)[0, 1] <= ALPHA))
 
 
 def sweeps(count: int, counts: Counts, seed: int) -> None:
@@ -222,6 +242,19 @@ def show(found: list[dict[str, Any]]) -> None:
     Console(width=120).print(table)
 
 
+def summarise(found: list[dict[str, Any]]) -> None:
+    """Print the shares over all metrics and numbers of rows, with one seed and with several."""
+    table = Table("%", "one seed", "cases", "several seeds", "cases")
+    for what in sorted({one["what"] for one in found}):
+        cells = []
+        for several in (False, True):
+            kept = [one for one in found if one["what"] == what and (one["seeds"] != "1") == several]
+            cases = sum(one["cases"] for one in kept)
+            cells += [f"{100 * sum(one['share'] * one['cases'] for one in kept) / cases:.1f}", f"{cases:,}"]
+        table.add_row(what, *cells)
+    Console(width=120).print(table)
+
+
 def main() -> None:
     """Simulate, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -234,6 +267,7 @@ def main() -> None:
     sweeps(given.sweeps, counts, given.seed)
     found = counts.shares()
     show(found)
+    summarise(found)
     facts = {"seed": given.seed, "seed_spread": SEED_SPREAD, "shares": found}
     Path(__file__).with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -165,14 +165,14 @@ PARTS = {"compare": compare_runs, "runs": list_runs, "rows": use_rows}
 
 def show(found: dict[str, dict[str, dict[str, float]]]) -> None:
     """Print what was measured, and how it grew."""
-    table = Table("", "size", "seconds", "CPU seconds", "peak GiB", "size x", "seconds x", "GiB x")
+    table = Table("", "size", "seconds", "CPU seconds", "peak GiB", "size x", "CPU x", "GiB x")
     for command, by_size in found.items():
         first = before = None
         for size, used in by_size.items():
             keys = ("wall_seconds", "cpu_seconds", "peak_gib")
             cells = [f"{int(size):,}", *(f"{used[key]:.{2 if key == 'peak_gib' else 1}f}" for key in keys)]
             if before is not None and first is not None:
-                grown = (used[key] / before[key] for key in ("wall_seconds", "peak_gib"))
+                grown = (used[key] / before[key] for key in ("cpu_seconds", "peak_gib"))
                 cells += [f"{int(size) / int(first):.1f}", *(f"{times:.1f}" for times in grown)]
             table.add_row("" if before else command, *cells)
             first, before = size, used

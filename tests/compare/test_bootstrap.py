@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sentexp.compare.bootstrap import acceleration, bca, half_width, percentile, replicate, weights
+from sentexp.compare.bootstrap import acceleration, bca, percentile, replicate, weights
 from sentexp.compare.metric_sums import measured
 
 SPATIAL = "48 36 20 29 42 42 20 42 22 41 45 14 6 0 33 28 34 4 32 24 47 41 24 26 30 41"
@@ -87,15 +87,3 @@ def test_resamples_do_not_depend_on_the_blocks(monkeypatch):
     assert np.array_equal(np.concatenate(list(weights(50, 40, 7))), whole)
     assert whole.shape == (40, 50)
     assert (whole.sum(1) == 50).all()
-
-
-def test_few_seeds_make_a_wide_interval_that_covers():
-    chance = np.random.default_rng(4)
-    repetitions, covered = 2000, 0
-    for _ in range(repetitions):
-        seeds = 0.8 + 0.02 * chance.normal(size=3) + 0.01 * chance.normal()  # noise of each seed, and of the rows
-        half = half_width(0.01**2, float(np.var(seeds, ddof=1)) / 3, 2, 0.95)
-        covered += abs(seeds.mean() - 0.8) <= half
-    assert 0.93 <= covered / repetitions <= 0.985
-    assert half_width(0.01**2, 0.0, 2, 0.95) == pytest.approx(1.96 * 0.01, rel=1e-3)
-    assert half_width(0.0, 0.01**2, 2, 0.95) == pytest.approx(stats.t.ppf(0.975, 2) * 0.01)

@@ -1,14 +1,14 @@
 """The leaderboard: ranks, intervals, differences, corrections, notes."""
 
+import math
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from scipy.stats import t
 from statsmodels.stats.multitest import multipletests
 
-from sentexp.compare.bootstrap import half_width
 from sentexp.compare.leaderboard import leaderboard
+from sentexp.compare.rows_and_seeds import detectable, half_width
 from sentexp.compare.significance import mcnemar
 from sentexp.compare.slices import slice_table
 from sentexp.config.metric_names import METRICS
@@ -163,10 +163,24 @@ def test_what_the_rows_do_to_each_seed_counts_once(simulate):
 
 def test_few_seeds_show_large_differences_only(simulate):
     evidence = leaderboard(simulate((("r=1", 1.0, 2), ("r=2", 1.1, 2)), spread=0.2), resamples=300).evidence
-    error, freedom = evidence.standard_error(0, 1, "loss")
-    assert 2 <= freedom < 4
-    assert evidence.detectable(0, 1, "loss") == pytest.approx(error * (t.ppf(0.975, freedom) + t.ppf(0.8, freedom)))
-    assert evidence.detectable(0, 1, "loss") > 1.2 * error * (1.96 + 0.84)
+    gaps = evidence.replicates["loss"][0] - evidence.replicates["loss"][1]
+    apart, by_seeds = evidence.between_seeds["loss"], evidence.seed_variance["loss"]
+    by_rows = max(0.0, float(np.var(gaps)) - apart)
+    assert evidence.detectable(0, 1, "loss") == pytest.approx(detectable(by_rows, by_seeds, 2))
+    assert evidence.detectable(0, 1, "loss") > 2 * math.sqrt(by_rows + by_seeds) * (1.96 + 0.84)
+    assert evidence.detectable(0, 1, "loss", 4) == pytest.approx(
+        detectable(by_rows / 4, by_seeds - 0.75 * min(apart, by_seeds), 2)
+    )
+
+
+def test_as_many_rows_as_stated_show_the_difference_that_was_found(simulate):
+    evidence = leaderboard(simulate((("r=1", 1.0, 3), ("r=2", 1.03, 3)), spread=0.01), "loss", resamples=300).evidence
+    gap = abs(evidence.value(0, "loss") - evidence.value(1, "loss"))
+    evidence.seed_variance["loss"] = evidence.between_seeds["loss"]  # what seeds do on any rows alike is nothing
+    times = evidence.rows_to_settle(0, 1, "loss") / 400
+    assert evidence.detectable(0, 1, "loss", times) == pytest.approx(gap, rel=0.01)
+    evidence.seed_variance["loss"] *= 1e4
+    assert evidence.rows_to_settle(0, 1, "loss") == math.inf
 
 
 def test_more_rows_tell_smaller_differences_apart(simulate):

@@ -43,6 +43,8 @@ def test_lines_and_arrays_give_the_same_rows(opened, content, count):
         ('{"a": 1}\n\n{"a"\n', "Line 3 of the input is not JSON"),
         ('[{"a": 1},\n {"a"}]', "Line 2 of the input is not JSON"),
         ('{"a": 1}\n\n3\n', "Row 2 of the input is not a JSON object"),
+        ("[" * 100_000, "the input is nested too deep to be read as JSON"),
+        ('{"a": 1}\n' + '{"a":' * 100_000, "Line 2 of the input is nested too deep to be read as JSON"),
         ('[{"a": 1}, [2]]', "Row 2 of the input is not a JSON object"),
         ('{"a": 1}\n{"a": ["\\ud800"]}\n', "Row 2 of the input holds half of a surrogate pair"),
         (b'{"a": 1}\n{"a": "\xe9"}\n', "Line 2 of the input is not utf-8: name its encoding with data.encoding=<name>"),

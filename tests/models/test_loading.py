@@ -69,6 +69,12 @@ def test_pickled_weights_are_refused(tmp_path):
         local(tmp_path)
 
 
+def test_a_link_to_a_device_is_not_read_as_gguf(tmp_path):
+    (tmp_path / "x.gguf").symlink_to("/dev/null")  # /dev/zero would have no end
+    with pytest.raises(UserError, match=r"x.gguf must be a folder with config.json .*, a GGUF file"):
+        local(tmp_path / "x.gguf")
+
+
 def test_a_missing_path_and_an_offline_hub_say_what_to_pass():
     with pytest.raises(UserError, match=r"model.path=./nowhere does not exist"):
         local("./nowhere")

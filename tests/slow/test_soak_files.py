@@ -3,9 +3,11 @@
 `make soak` tries 1,000 tables, `make slow` a tenth. A seed repeats them.
 """
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import random
@@ -14,6 +16,7 @@ import struct
 import zipfile
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -202,29 +205,117 @@ HOSTILE = {
 }
 
 
+@pytest.fixture
+def bounded(fork, tmp_path):
+    """Return a function that runs a command in bounded memory, which has to refuse in a sentence, and returns that."""
+    program = tmp_path / "bounded.py"
+    program.write_text(BOUNDED)
+
+    def refused(*words):
+        code = fork(tmp_path / "run", str(program), *words).wait()
+        said = (tmp_path / "run" / "console.txt").read_text()
+        assert code == 1, said
+        assert "Traceback" not in said
+        assert said.count("sentexp: ") == 1, said
+        return said
+
+    return refused
+
+
+@pytest.fixture
+def model(llama, reviews, tmp_path):
+    """Return a copy of a whole model, and the words of a run of what lies at a path."""
+    folder = shutil.copytree(llama, tmp_path / "model")
+
+    def words(path):
+        return [
+            f"model.path={path}", "model=tiny", "model.random=null", "data=sst2", f"data.path={reviews}",
+            "data.splits.validation=validation", "data.splits.test=test", "tracking=none", "trainer.progress_bar=false",
+        ]  # fmt: skip
+
+    return folder, words
+
+
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_model_that_is_made_to_harm_is_refused_in_a_sentence(name, llama, reviews, fork, tmp_path):
+def test_a_model_that_is_made_to_harm_is_refused_in_a_sentence(name, model, bounded, tmp_path):
     file, content = HOSTILE[name]
-    model = shutil.copytree(llama, tmp_path / "model")
-    (model / "mine.py").write_text("import os\nos.mkdir('harmed')\n")
+    folder, words = model
+    (folder / "mine.py").write_text("import os\nos.mkdir('harmed')\n")
     if isinstance(content, dict):
-        content = json.dumps(json.loads((model / file).read_text()) | content).encode()
-    (model / file).write_bytes(content)
-    bounded = tmp_path / "bounded.py"
-    bounded.write_text(BOUNDED)
-    place = model / file if file == GGUF else model
-    words = [f"model.path={place}", "model=tiny", "model.random=null", "data=sst2", f"data.path={reviews}"]
-    words += [
-        "data.splits.validation=validation",
-        "data.splits.test=test",
-        "tracking=none",
-        "trainer.progress_bar=false",
-    ]
-    code = fork(tmp_path / "run", str(bounded), *words).wait()
-    said = (tmp_path / "run" / "console.txt").read_text()
-    assert code == 1, said
-    assert "Traceback" not in said
-    assert said.count("sentexp: ") == 1, said
+        content = json.dumps(json.loads((folder / file).read_text()) | content).encode()
+    (folder / file).write_bytes(content)
+    bounded(*words(folder / file if file == GGUF else folder))
+    assert not list(tmp_path.rglob("harmed"))
+
+
+@pytest.mark.parametrize("file", ["config.json", WEIGHTS, GGUF])
+def test_a_file_of_a_model_that_is_a_link_to_a_device_is_refused_in_a_sentence(file, model, bounded):
+    folder, words = model
+    (folder / file).unlink(missing_ok=True)
+    (folder / file).symlink_to("/dev/zero")
+    bounded(*words(folder / file if file == GGUF else folder))
+
+
+MIB = b"a" * (1 << 20)
+ODS = (
+    '<office:document-content xmlns:office="urn:oasis:names:tc:opendocument:xmlns:office:1.0" '
+    'xmlns:table="urn:oasis:names:tc:opendocument:xmlns:table:1.0" '
+    'xmlns:text="urn:oasis:names:tc:opendocument:xmlns:text:1.0"><office:body><office:spreadsheet>'
+    '<table:table table:name="a"><table:table-row table:number-rows-repeated="1000000">'
+    '<table:table-cell table:number-columns-repeated="16000"><text:p>a cell that is there often</text:p>'
+    "</table:table-cell></table:table-row></table:table></office:spreadsheet></office:body></office:document-content>"
+)
+LAUGHS = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 30))
+
+
+def _archive(**members):
+    """Return a zip; a number instead of a text is what it says the size of an empty file is."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, "" if isinstance(content, int) else content)
+            if isinstance(content, int):
+                archive.filelist[-1].file_size = content
+    return out.getvalue()
+
+
+def _workbook(**changed):
+    """Return an .xlsx of which some files are others."""
+    out = io.BytesIO()
+    pd.DataFrame({"text": ["a"], "label": [1]}).to_excel(out, index=False, engine="openpyxl")
+    with zipfile.ZipFile(out) as archive:
+        return _archive(**{name: archive.read(name) for name in archive.namelist()} | changed)
+
+
+SHEET = "xl/worksheets/sheet1.xml"
+BOMBS = {
+    "x.csv.gz": lambda: gzip.compress(MIB) * 1100,
+    "x.csv.bz2": lambda: bz2.compress(MIB) * 1100,
+    "x.csv.xz": lambda: lzma.compress(MIB) * 1100,
+    "x.csv.zst": lambda: bytes(pa.compress(MIB, "zstd", asbytes=True)) * 1100,
+    "x.zip": lambda: _archive(**{"x.csv": MIB * 1100}),
+    "larger.xlsx": lambda: _workbook(**{SHEET: 1 << 40}),
+    "lying.xlsx": lambda: _workbook(**{"xl/sharedStrings.xml": 0, SHEET: 0}),
+    "laughing.xlsx": lambda: _workbook(
+        **{SHEET: f'<!DOCTYPE worksheet [<!ENTITY e0 "a">{LAUGHS}]><worksheet>&e29;</worksheet>'}
+    ),
+    "repeated.ods": lambda: _archive(**{"content.xml": ODS}),
+    "laughing.ods": lambda: _archive(
+        **{"content.xml": f'<!DOCTYPE a [<!ENTITY e0 "a">{LAUGHS}]>' + ODS.replace("a cell", "&e29;")}
+    ),
+    "nested.json": lambda: b"[" * 5_000_000,
+    "nested.jsonl": lambda: b'{"text":' * 2_000_000,
+    "x.parquet": lambda: b"PAR1" + bytes(64) + (1 << 30).to_bytes(4, "little") + b"PAR1",
+    "pickled.csv": lambda: pickle.dumps(Bomb()),
+}
+"""Small files that unpack to much, or say so."""
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_table_that_is_made_to_harm_is_refused_in_a_sentence(name, bounded, tmp_path):
+    file = tmp_path / name
+    file.write_bytes(BOMBS[name]())
+    assert name in bounded("audit", "data=csv", f"data.path={file}", "model=tiny", "tracking=none")
     assert not list(tmp_path.rglob("harmed"))
 
 

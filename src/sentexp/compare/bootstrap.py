@@ -99,29 +99,3 @@ def percentile(value: float, replicates: NDArray[Any], confidence: float) -> Int
         return Interval(value, value, value)
     low, high = np.quantile(finite, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value, float(low), float(high))
-
-
-def half_width(by_rows: float, by_seeds: float, freedom: float, confidence: float) -> float:
-    """Return half the width of the interval of a mean over seeds, for new rows and new seeds.
-
-    Its variance has two parts; Student's quantile is taken at Satterthwaite's (1946) degrees of freedom, so that few
-    seeds make a wide interval.
-
-    Args:
-        by_rows: variance of the mean over resamples of the rows.
-        by_seeds: variance between seeds, divided by their number.
-        freedom: degrees of freedom of `by_seeds`.
-        confidence: of the interval.
-    """
-    from scipy.special import stdtrit
-
-    total = by_rows + by_seeds
-    if total == 0:
-        return 0.0
-    return float(stdtrit(satterthwaite(by_rows, by_seeds, freedom), (1 + confidence) / 2) * np.sqrt(total))
-
-
-def satterthwaite(by_rows: NDArray[Any] | float, by_seeds: NDArray[Any] | float, freedom: float) -> NDArray[Any]:
-    """Return the degrees of freedom of a sum of two variances; the first is taken to be known."""
-    no_seeds = np.equal(by_seeds, 0)
-    return np.where(no_seeds, np.inf, freedom * (np.add(by_rows, by_seeds) / np.where(no_seeds, 1, by_seeds)) ** 2)

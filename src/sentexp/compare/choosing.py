@@ -7,10 +7,9 @@ from dataclasses import replace
 from statistics import fmean
 
 from sentexp.compare.comparison import Comparison, Configuration
-from sentexp.compare.run_selection import listed
 from sentexp.compare.settings import by_value, differing
 from sentexp.config.metric_names import is_better_higher
-from sentexp.errors import require
+from sentexp.errors import listed, require
 
 FEWEST = 3
 """Values of which the best is noteworthy where it is the smallest or the largest."""

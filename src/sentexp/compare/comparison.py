@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sentexp.compare.run_selection import SHORTEST_ID, Selection, listed, select, settings_of
+from sentexp.compare.run_selection import SHORTEST_ID, Selection, select, settings_of
 from sentexp.config import CompareConfig, TargetKind, kind_of
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, listed, require
 from sentexp.tracking.predictions import Predictions, file_name, read_predictions
 from sentexp.tracking.run_names import run_names
 from sentexp.tracking.store import Store, read_artifact

@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 
 from sentexp.compare import significance
 from sentexp.compare.comparison import BASES, Comparison, Configuration
-from sentexp.compare.run_selection import listed
 from sentexp.compare.statistics import Evidence, measure_configurations
 from sentexp.config import TargetKind, check_measure
 from sentexp.config.metric_names import ORDERED_METRICS, is_better_higher
 from sentexp.config.target_kind import measured_kind
-from sentexp.errors import require
+from sentexp.errors import listed, require
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -29,9 +29,9 @@ from sentexp.compare.report_tables import (
     pairs_sheet,
     settings_sheet,
 )
-from sentexp.compare.run_selection import listed
 from sentexp.compare.settings import shared
 from sentexp.config import TargetKind
+from sentexp.errors import listed
 from sentexp.plots.style import to_svg
 from sentexp.system.atomic_write import write_atomic
 

@@ -1,11 +1,10 @@
 """Which runs are compared: those of a sweep, of an experiment, by their ids, or by MLflow's filter."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sentexp.config import CompareConfig
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, listed, require
 from sentexp.tracking.identity import LATER
 from sentexp.tracking.queries import EVALUATION, find_sweeps, is_run, runs_beginning, runs_named, runs_of_sweep
 from sentexp.tracking.store import Store, describe_store, find_store
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
 
 SHORTEST_ID = 4
 LISTED = 5
-MOST_NAMED = 10
-"""Configurations or runs that a sentence names."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -122,12 +119,6 @@ def _search(store: Store, query: str, where: str) -> "list[Run]":
             f"filter={query} is not a filter that MLflow can search {where} by ({error.__cause__ or error}): write it "
             "as in filter=\"params.peft = 'lora'\"."
         ) from error
-
-
-def listed(names: Sequence[str], most: int = MOST_NAMED) -> str:
-    """Return names as a sentence lists them: the first ones, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def settings_of(run: "Run") -> dict[str, Any]:

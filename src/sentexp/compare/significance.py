@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sentexp.compare.bootstrap import CELLS, satterthwaite
+from sentexp.compare.bootstrap import CELLS
 from sentexp.compare.metric_sums import Measured, from_sums
 from sentexp.compare.sample_size import ALPHA
 
@@ -55,21 +55,6 @@ def permutation(run: Measured, other: Measured, metric: str, permutations: int, 
         gaps = from_sums(ours - moved, classes, [metric])[metric] - from_sums(theirs + moved, classes, [metric])[metric]
         reached += int(np.sum(np.abs(gaps) >= observed - TOLERANCE))
     return reached / (permutations + 1)
-
-
-def t_test(
-    difference: NDArray[Any] | float, by_rows: NDArray[Any] | float, by_seeds: NDArray[Any] | float, freedom: int
-) -> NDArray[Any]:
-    """Return the p-value of a difference whose variance comes from rows and, with few degrees of freedom, from seeds.
-
-    Without seeds it is the normal test; with them Student's, at Satterthwaite's (1946) degrees of freedom.
-    """
-    from scipy.special import stdtr
-
-    error = np.sqrt(np.add(by_rows, by_seeds))
-    certain = error == 0
-    size = np.abs(difference) / np.where(certain, 1, error)
-    return np.where(certain, 1.0, 2 * stdtr(satterthwaite(by_rows, by_seeds, freedom), -size))
 
 
 def correct(p: NDArray[Any], method: str) -> NDArray[Any]:

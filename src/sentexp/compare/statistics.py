@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sentexp.compare import significance
-from sentexp.compare.bootstrap import Interval, acceleration, bca, half_width, percentile, replicate, satterthwaite
+from sentexp.compare import rows_and_seeds, significance
+from sentexp.compare.bootstrap import Interval, acceleration, bca, percentile, replicate
 from sentexp.compare.comparison import Comparison, Configuration, Scored
 from sentexp.compare.metric_sums import Measured, measured
-from sentexp.compare.sample_size import ALPHA, POWER
 from sentexp.config import TargetKind
 from sentexp.config.metric_names import METRICS
 from sentexp.tracking.predictions import holds
@@ -55,7 +54,7 @@ class Evidence:
         value, replicates = self.value(number, metric), self.replicates[metric][number]
         by_rows, by_seeds = self._variances(replicates, self.shares[number], metric)
         if by_seeds > 0:
-            half = half_width(float(by_rows), float(by_seeds), self.seed_freedom, self.confidence)
+            half = float(rows_and_seeds.half_width(by_rows, by_seeds, self.seed_freedom, self.confidence))
             return Interval(value, value - half, value + half)
         if len(self.values[number][metric]) == 1:
             return bca(value, replicates, self.accelerations[number][metric], self.confidence)
@@ -70,14 +69,14 @@ class Evidence:
         by_rows, by_seeds = self._variances(gaps, self.shares[[number, other]].sum(), metric)
         if by_seeds == 0:
             return percentile(value, gaps, self.confidence)
-        half = half_width(float(by_rows), float(by_seeds), self.seed_freedom, self.confidence)
+        half = float(rows_and_seeds.half_width(by_rows, by_seeds, self.seed_freedom, self.confidence))
         return Interval(value, value - half, value + half)
 
     def p_values(self, metric: str) -> NDArray[Any]:
         """Return the p-values of every two configurations, not corrected, shape (configurations, configurations).
 
-        McNemar's exact test for (subset) accuracies of single runs; else a test of the difference over its standard
-        error, by the paired resamples and, where there are several seeds, by these.
+        McNemar's exact test for (subset) accuracies of single runs; else a test of the difference by its variance over
+        the paired resamples and, where there are several seeds, over these.
         """
         if metric in ("accuracy", "subset_accuracy") and self.seed_freedom == 0:
             return significance.mcnemar(self.right)
@@ -87,28 +86,38 @@ class Evidence:
         p = np.ones((count, count))
         for i in range(1, count):
             by_rows, by_seeds = self._variances(replicates[i] - replicates[:i], shares[i] + shares[:i], metric)
-            p[i, :i] = p[:i, i] = significance.t_test(values[i] - values[:i], by_rows, by_seeds, self.seed_freedom)
+            p[i, :i] = p[:i, i] = rows_and_seeds.p_value(values[i] - values[:i], by_rows, by_seeds, self.seed_freedom)
         return p
 
-    def standard_error(self, number: int, other: int, metric: str) -> tuple[float, float]:
-        """Return the standard error of a difference, and its degrees of freedom: infinite where rows alone vary."""
-        gaps = self.replicates[metric][number] - self.replicates[metric][other]
-        by_rows, by_seeds = self._variances(gaps, self.shares[[number, other]].sum(), metric)
-        return float(np.sqrt(by_rows + by_seeds)), float(satterthwaite(by_rows, by_seeds, self.seed_freedom))
+    def detectable(self, number: int, other: int, metric: str, times: float = 1.0) -> float:
+        """Return the smallest difference of two such configurations that is found in four of five cases.
 
-    def detectable(self, number: int, other: int, metric: str) -> float:
-        """Return the smallest difference of two such configurations that is found in four of five cases."""
-        error, freedom = self.standard_error(number, other, metric)
-        return _margin(freedom) * error
+        Args:
+            number: of a configuration.
+            other: of another.
+            metric: that is compared.
+            times: as many rows as there are.
+        """
+        gaps = self.replicates[metric][number] - self.replicates[metric][other]
+        share = self.shares[[number, other]].sum()
+        by_rows, by_seeds = self._variances(gaps, share, metric)
+        fewer = min(by_seeds, self.between_seeds[metric] * share) * (1 - 1 / times)
+        return rows_and_seeds.detectable(float(by_rows) / times, float(by_seeds - fewer), self.seed_freedom)
 
     def rows_to_settle(self, number: int, other: int, metric: str) -> float:
         """Return how many rows would show the difference that was found, in four of five cases; infinite: none do."""
+        from scipy.optimize import brentq
+
         gap = abs(self.value(number, metric) - self.value(other, metric))
-        _, freedom = self.standard_error(number, other, metric)
-        by_rows = float(np.nanvar(self.replicates[metric][number] - self.replicates[metric][other]))
-        on_any_rows = max(0.0, self.seed_variance[metric] - self.between_seeds[metric])
-        room = (gap / _margin(freedom)) ** 2 - on_any_rows * float(self.shares[[number, other]].sum())
-        return self.right.shape[1] * by_rows / room if room > 0 else np.inf
+
+        def lacking(log: float) -> float:
+            return self.detectable(number, other, metric, np.exp(log)) - gap
+
+        fewest, most = -30.0, 60.0
+        if not lacking(most) < 0:  # nor where the metric is not a number
+            return np.inf
+        times = np.exp(brentq(lacking, fewest, most, xtol=1e-3)) if lacking(fewest) > 0 else 0.0
+        return float(times * self.right.shape[1])
 
     def _variances(
         self, replicates: NDArray[Any], shares: NDArray[Any] | float, metric: str
@@ -218,10 +227,3 @@ def _seed_variance(values: Sequence[NDArray[Any]], freedom: int) -> float:
     """Return the variance between runs that differ in their seed, pooled over all configurations."""
     squares = sum(float(np.var(each)) * len(each) for each in values)
     return squares / freedom if freedom else 0.0
-
-
-def _margin(freedom: float) -> float:
-    """Return how many standard errors a difference must have to be found with `POWER` at `ALPHA`, by Student's test."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, 1 - ALPHA / 2) + stdtrit(freedom, POWER))

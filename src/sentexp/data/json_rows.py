@@ -80,12 +80,17 @@ class JsonRows:
             raise UserError(
                 f"Line {number or error.lineno} of {self.name} is not JSON ({error.msg}): fix it."
             ) from None
+        except RecursionError:
+            where = f"Line {number} of {self.name}" if number else self.name
+            raise UserError(f"{where} is nested too deep to be read as JSON: fix it.") from None
 
     def _checked(self, row: Any, is_escaped: bool, number: int) -> dict[str, Any]:
         require(isinstance(row, dict), f"Row {number} of {self.name} is not a JSON object with names and values.")
         try:
             if is_escaped:
                 json.dumps(row, ensure_ascii=False).encode()
+        except RecursionError:
+            raise UserError(f"Row {number} of {self.name} is nested too deep to be read as JSON: fix it.") from None
         except UnicodeEncodeError:
             raise UserError(
                 f"Row {number} of {self.name} holds half of a surrogate pair, which is not a character: fix it."

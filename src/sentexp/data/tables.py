@@ -18,7 +18,7 @@ from sentexp.data.delimited import Delimited, Keys, TextFormat
 from sentexp.data.json_rows import JsonRows
 from sentexp.data.labelled_lines import COLUMNS, LABEL, LabelledLines
 from sentexp.data.spreadsheets import SPREADSHEETS, Spreadsheet
-from sentexp.errors import UserError, first_line, require
+from sentexp.errors import UserError, first_line, listed, require
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +37,8 @@ def is_table(path: Path) -> bool:
 
 JSON_ROWS = 1 << 13
 """Rows of JSON that are read at one time."""
+MOST_NAMED = 30
+"""Columns that a sentence names."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -174,10 +176,10 @@ def _near(key: str, name: str, present: Sequence[str]) -> str:
 def require_columns(present: Sequence[str], columns: dict[str, str], where: object, hint: str = "") -> None:
     """Refuse a table that lacks a wanted column, or has it twice."""
     for key, name in columns.items():
-        listed = ", ".join(map(_as_typed, map(str, present)))
+        names = listed([_as_typed(str(column)) for column in present], MOST_NAMED)
         require(
             name in present,
-            f"{key}={_as_typed(name)} is not a column of {where}: its columns are {listed}{hint}."
+            f"{key}={_as_typed(name)} is not a column of {where}: its columns are {names}{hint}."
             f"{_near(key, name, present)}",
         )
         require(

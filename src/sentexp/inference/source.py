@@ -8,7 +8,7 @@ from sentexp.config import TextTemplate, text_template
 from sentexp.data.json_rows import Rows
 from sentexp.data.tables import require_columns
 from sentexp.data.text_parts import join_columns, pair_texts, text_columns
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, listed, require
 from sentexp.inference.row_formats import Chunk, as_text
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Source:
         require(
             len(self.textual) == 1,
             f"{self.name} has no column {' or '.join(dict.fromkeys(filter(None, (usual, 'text'))))}: name the one that "
-            f"holds the texts with text=<column>; its columns are {', '.join(self.columns)}{self.hint}.",
+            f"holds the texts with text=<column>; its columns are {listed(self.columns)}{self.hint}.",
         )
         return self.textual[0]
 

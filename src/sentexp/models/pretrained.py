@@ -50,7 +50,7 @@ def locate_backbone(model: ModelConfig) -> Backbone:
         folder = snapshot("model.path", model.path, model.revision, "model")
         return Backbone(folder=folder, revision=folder.name)
     path = local_path("model.path", model.path)
-    if path.suffix == ".gguf":
+    if path.suffix == ".gguf" and path.is_file():  # nor a device, which has no end
         return _from_gguf(path, sha256_of(path))
     require(
         (path / "config.json").is_file() and any(path.glob("*.safetensors")),
