@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
-from sentexp.errors import UserError, require
-
 BLOCK = 1 << 16
 LARGEST = 1 << 30
 """Bytes that a spreadsheet may unpack to, and characters that its rows may have."""
@@ -91,7 +89,8 @@ class _SheetReader:
         if self._cell is not None and self._paragraphs and not self._aside:
             self._paragraphs[-1].append(text)
             self._characters += len(text)  # a run of blanks is written as their number
-            require(self._characters <= LARGEST, "Its texts are larger than any sheet.")
+            if self._characters > LARGEST:
+                raise ValueError("its texts are larger than any sheet")
 
     def end(self, name: str) -> None:
         if self._aside:
@@ -122,7 +121,7 @@ def _parser() -> Any:
 
 
 def _refuse_entities(*_: object) -> None:
-    raise UserError("The .ods file declares a document type, which no program writes: it is not read.")
+    raise ValueError("it declares a document type, which no program writes")
 
 
 def _parsed(file: Path, parser: Any) -> Iterator[None]:
