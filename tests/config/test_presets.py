@@ -10,8 +10,8 @@ WORDS = {2: "[bad,good]", 3: "[bad,even,good]"}  # bytes are the tokens of the t
 SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-QUICK = ("five_seeds", "gpt2_full_sst2", "llama2_7b_qlora_fpb")
-"""Presets that the default tests train: a sweep's, one that trains every weight, one in 4 bits."""
+QUICK = ("five_seeds", "gpt2_full_sst2", "llama2_7b_qlora_fpb", "one_minute")
+"""Presets that the default tests train: a sweep's, one of every weight, one in 4 bits, one of upper layers."""
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,8 @@ def test_every_preset_trains_a_few_steps(preset, corpora, tmp_path):
         quick += ["data.test_fraction=0.002"]
     else:
         quick += [f"data.path={corpora / plain.data.name}"]
+    if getattr(plain.peft, "layers_to_transform", None):
+        quick += ["peft.layers_to_transform=[1]"]
     if plain.data.name == "multilingual":
         quick += ["data.languages=[german]"]
     if isinstance(plain.task, CausalLM):
