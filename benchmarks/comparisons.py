@@ -169,7 +169,7 @@ def _count_power(
     chance: np.random.Generator,
     counts: Counts,
 ) -> None:
-    """Count whether two others around a skill, that differ by what should be found, are told apart."""
+    """Count whether two others around a skill, that differ by what should be found, differ significantly."""
     rows, seeds, number = where
     metric = METRICS[number // 2 % len(METRICS)]
     smallest = evidence.detectable(0, 1, metric)
