@@ -11,11 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sentexp.config import PeftConfig, PeftMethod
+from sentexp.config import VIRTUAL, PeftConfig, PeftMethod
 from sentexp.models.structure import base_of
-
-VIRTUAL = ("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING")
-"""PEFT's names of the methods."""
 
 
 class Inputs(NamedTuple):

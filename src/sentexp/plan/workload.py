@@ -44,6 +44,11 @@ class Batches:
         """The number of the batch with the most tokens: the first where the batches are equal."""
         return int(self.computed.argmax())
 
+    @property
+    def smallest(self) -> int:
+        """The number of the batch with the fewest tokens."""
+        return int(self.computed.argmin())
+
     def spread(self, count: int) -> list[int]:
         """Return the numbers of `count` batches, spread evenly over their sizes and away from the extremes."""
         by_size = self.computed.argsort(kind="stable")
