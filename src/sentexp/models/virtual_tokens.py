@@ -31,6 +31,12 @@ def count_virtual_tokens(peft: PeftConfig) -> int:
     return int(peft.own_keys().get("num_virtual_tokens") or 0) if is_virtual else 0  # type: ignore[attr-defined]
 
 
+def count_columns(peft: PeftConfig) -> int:
+    """Return how many columns virtual tokens add to each row: none where they are keys and values of every layer."""
+    is_prefix = isinstance(peft, PeftMethod) and peft.type == "PREFIX_TUNING"
+    return 0 if is_prefix else count_virtual_tokens(peft)
+
+
 def has_virtual_tokens(model: nn.Module) -> bool:
     """Tell whether a model, wrapped by PEFT or not, puts virtual tokens before its rows."""
     config: Any = getattr(model, "peft_config", {})
