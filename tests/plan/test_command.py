@@ -118,9 +118,9 @@ def timed(monkeypatch):
     sizes = []
     original = planning.measure
 
-    def measure(inputs, work):
+    def measure(inputs, work, patience):
         sizes.append(inputs.config.trainer.batch_size)
-        return original(inputs, work)
+        return original(inputs, work, patience)
 
     monkeypatch.setattr(planning, "measure", measure)
     return sizes

@@ -40,6 +40,13 @@ def test_tokens_are_those_of_the_batches(config, overrides):
         assert counted.computed[counted.largest] == max(batch.texts.ids.numel() for batch in batches)
 
 
+@pytest.mark.parametrize(("method", "more"), [("prompt_tuning", 7), ("prefix_tuning", 0)])
+def test_virtual_tokens_are_read_with_each_row(config, method, more):
+    inputs, work = planned(config(f"peft={method}", "peft.num_virtual_tokens=7"))
+    for batch, computed in zip(build_data(inputs).train_dataloader(), work.train.computed, strict=True):
+        assert computed == batch.texts.ids.numel() + more * batch.texts.rows
+
+
 @pytest.mark.parametrize("free", [True, False])
 @pytest.mark.parametrize("loss", ["answer", "full", "label_words"])
 def test_a_language_model_reads_what_stands_behind_the_prompt(config, loss, free):

@@ -1,11 +1,13 @@
 """What is wrong with paths and small tables is said before PyTorch is imported."""
 
+import pyarrow as pa
 import pytest
+from pyarrow import csv, parquet
 
 from sentexp.config import load_config
 from sentexp.errors import UserError
 from sentexp.run import early_look
-from sentexp.run.early_look import look_early
+from sentexp.run.early_look import gpu_is_possible, look_early
 from sentexp.run.train import train
 
 
@@ -41,14 +43,15 @@ def test_of_several_runs_those_that_can_begin_do(films):
         look_early([wrong, load_config(*films, "data.path=none.csv")])
 
 
-def test_large_data_is_left_to_the_run(films, monkeypatch):
-    monkeypatch.setattr(early_look, "SMALL", 10)
-    look_early([load_config(*films, "data.label=stars")])
+def test_rows_of_large_data_are_left_to_the_run(films, monkeypatch):
     pattern = films[2].replace("films", "fil*")
-    look_early([load_config(*films, "data.label=stars", pattern)])
-    monkeypatch.undo()
-    with pytest.raises(UserError, match=r"data\.label=stars"):
-        look_early([load_config(*films, "data.label=stars", pattern)])
+    with pytest.raises(UserError, match="sideways"):
+        look_early([load_config(*films, "data.labels=[up,sideways]")])
+    monkeypatch.setattr(early_look, "SMALL", 10)
+    for place in (films[2], pattern):
+        look_early([load_config(*films, place, "data.labels=[up,sideways]")])
+        with pytest.raises(UserError, match=r"data\.label=stars"):
+            look_early([load_config(*films, place, "data.label=stars")])
 
 
 @pytest.mark.parametrize(
@@ -80,3 +83,67 @@ def test_commands_refuse_without_torch(words, films, in_a_process, tmp_path):
     assert "torch" not in loaded
     assert errors.startswith("sentexp: data.label=stars is not a column of")
     assert [path.name for path in tmp_path.iterdir()] == ["films.csv"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["trainer.precision=fp16"], "trainer.precision=fp16 needs a CUDA GPU"),
+        (["optim=paged_adamw_8bit"], "optim=paged_adamw_8bit needs a CUDA GPU"),
+        (["trainer.cuda_graphs=true"], "and this run is on the CPU, which has none"),
+        (["trainer.accelerator=gpu"], "trainer.accelerator=gpu, but no CUDA GPU is visible here"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_where_there_surely_is_none(words, sentence, films, monkeypatch):
+    monkeypatch.setattr(early_look, "gpu_is_possible", lambda: True)
+    look_early([load_config(*films, *words)])
+    monkeypatch.setattr(early_look, "gpu_is_possible", lambda: False)
+    look_early([load_config(*films)])
+    with pytest.raises(UserError, match=sentence):
+        look_early([load_config(*films, *words)])
+
+
+def test_a_gpu_is_possible_where_linux_has_a_device_for_one(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(early_look, "DEV", tmp_path)
+    (tmp_path / "null").touch()
+    (tmp_path / "nvidia-caps").touch()
+    assert not gpu_is_possible()
+    (tmp_path / "nvidia0").touch()
+    assert gpu_is_possible()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not gpu_is_possible()
+
+
+@pytest.mark.parametrize("words", [["optim=paged_adamw_8bit"], ["peft=p_tuning", "task.neftune_alpha=5"]])
+def test_what_cannot_be_had_is_refused_without_torch(words, films, in_a_process, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    code, loaded, errors = in_a_process(*films, *words)
+    assert code == 1
+    assert "torch" not in loaded
+    assert errors.startswith(f"sentexp: {words[-1]}")
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_of_large_data_the_header_is_looked_at(ending, tmp_path, monkeypatch):
+    file = tmp_path / f"films.{ending}"
+    table = pa.table({"text": ["a film", "a 'film"], "label": ["up", ""]})
+    (csv.write_csv if ending == "csv" else parquet.write_table)(table, file)
+    films = ["model=tiny", "data=csv", f"data.path={file}"]
+    with pytest.raises(UserError, match="label"):
+        look_early([load_config(*films)])
+    monkeypatch.setattr(early_look, "SMALL", 10)
+    look_early([load_config(*films)])
+    with pytest.raises(UserError, match=r"data\.text=review is not a column of .*: its columns are text, label"):
+        look_early([load_config(*films, "data.text=review")])
+
+
+def test_rows_and_encoding_of_large_data_are_left_to_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(early_look, "SMALL", 10)
+    file = tmp_path / "films.csv"
+    films = ["model=tiny", "data=csv", f"data.path={file}"]
+    file.write_text('text,label\n"never closed,up\n')
+    look_early([load_config(*films)])
+    file.write_bytes("text,étiquette\nfilm,up\n".encode("latin-1"))
+    look_early([load_config(*films)])

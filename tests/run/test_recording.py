@@ -7,6 +7,7 @@ from mlflow import MlflowClient
 
 from sentexp.errors import UserError
 from sentexp.run import recording
+from sentexp.run import train as training
 from sentexp.run.recording import MetricSinks, track_run
 from sentexp.tracking.run_dir import RunDir
 from sentexp.tracking.run_logger import RunLogger
@@ -123,3 +124,22 @@ def test_mlflow_has_every_step_of_a_run_that_was_killed(
     history = MlflowClient(store).get_metric_history(result.run_id, "train/loss")
     assert [row.step for row in history] == [1, 2, 3, 4]
     assert [row.timestamp for row in history] == sorted(row.timestamp for row in history)
+
+
+def test_a_run_that_failed_early_has_one_record_though_its_template_is_left_open(config, store, monkeypatch):
+    words = (
+        "tracking=mlflow",
+        f"tracking.uri={store}",
+        "sweep.name=one",
+        "task.template=auto",
+        "trainer.max_steps=1",
+        "baseline=false",
+    )
+    settings = config(*words)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "prepare_inputs", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            training.train(settings)
+    (failed,) = MlflowClient(store).search_runs(["1"])
+    assert failed.info.status == "FAILED"
+    assert training.train(settings).run_id == failed.info.run_id

@@ -12,6 +12,7 @@ from sentexp.data.datamodule import DataModule
 from sentexp.models.adapters import trainable_state
 from sentexp.run import fitting
 from sentexp.run.train import train
+from sentexp.training import preemption
 from sentexp.training.checkpoint import Checkpoints
 
 SETTINGS = {
@@ -195,3 +196,17 @@ def test_the_best_weights_are_tested_not_the_last(config, monkeypatch, worsening
     assert all(torch.equal(state[name], value) for name, value in evaluated[0].items())
     assert not any(torch.equal(state[name], value) for name, value in evaluated[-1].items())
     assert result.objective == result.metrics["best/loss"]
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_the_step_at_which_a_job_ends_is_recorded(config, last):
+    settings = config("trainer.log_every_n_steps=1", f"trainer.max_steps={last}", "baseline=false")
+    preemption.ask_runs_to_stop()
+    try:
+        with pytest.raises(preemption.Preempted):
+            train(settings)
+    finally:
+        preemption.forget()
+    lines = (train(settings).folder / "metrics.jsonl").read_text().splitlines()
+    found = [line["step"] for line in map(json.loads, lines) if "train/loss" in line]
+    assert len(found) == len(set(found)) == last

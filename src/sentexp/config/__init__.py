@@ -44,6 +44,7 @@ from sentexp.config.model import Attention, HeadStart, ModelConfig, PackageFile,
 from sentexp.config.optim import OptimConfig, OptimizerName, Schedule
 from sentexp.config.peft import (
     IA3,
+    VIRTUAL,
     Bias,
     BiasOnly,
     FullFineTuning,
@@ -92,6 +93,7 @@ __all__ = [
     "RATING_LIMIT",
     "READING_ROWS",
     "TEMPLATE_GROUP",
+    "VIRTUAL",
     "AnswerLoss",
     "Attention",
     "Average",

@@ -10,6 +10,7 @@ from sentexp.errors import require
 
 ON_GPUS = (OptimizerName.adamw_8bit, OptimizerName.paged_adamw_32bit, OptimizerName.paged_adamw_8bit)
 """Optimizers that compute on a CUDA GPU alone."""
+NO_GPU = "{key}=gpu, but no CUDA GPU is visible here: use {key}=cpu or auto."
 
 
 def check_devices(trainer: TrainerConfig, optim: OptimizerName, peft: PeftConfig, task: TaskConfig) -> None:

@@ -108,6 +108,10 @@ class IA3(PeftConfig):
                 self.feedforward_modules = module_names("peft.feedforward_modules", self.feedforward_modules)
 
 
+VIRTUAL = ("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING")
+"""PEFT's names of the methods that put virtual tokens before each text."""
+
+
 @dataclass(kw_only=True, slots=True)
 class PeftMethod(PeftConfig):
     """Any other method of PEFT.

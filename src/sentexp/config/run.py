@@ -12,6 +12,7 @@ from sentexp.config.metric_names import ORDERED_METRICS
 from sentexp.config.model import ModelConfig
 from sentexp.config.optim import OptimConfig, OptimizerName
 from sentexp.config.peft import (
+    VIRTUAL,
     HeadOnly,
     PeftConfig,
     PeftMethod,
@@ -162,6 +163,11 @@ class Config:
             noise == 0 or not isinstance(self.peft, HeadOnly),
             f"task.neftune_alpha={noise} makes the embeddings of a text new in each epoch, and peft=head computes the "
             "features of a text once: use another peft, or leave it 0.",
+        )
+        require(
+            noise == 0 or not (isinstance(self.peft, PeftMethod) and self.peft.type in VIRTUAL),
+            f"task.neftune_alpha={noise} puts noise on the embeddings of a text, and those of virtual tokens are "
+            "trained: leave it 0, or use peft=lora.",
         )
         require(
             average is Average.none or self.optim.name is not OptimizerName.schedule_free,

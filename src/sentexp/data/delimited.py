@@ -70,14 +70,15 @@ class Delimited:
         ending: .csv or .tsv, which has no quotation marks unless `form` says so (as GLUE's).
         keys: of the configuration, for the sentences.
         name: of the file, in the sentences.
+        whole: read it through; else only its header, and there are no rows.
 
     Raises:
         UserError: its encoding cannot be detected, a quotation mark is not closed, or there is no header.
     """
 
-    def __init__(self, file: Path, form: TextFormat, ending: str, keys: Keys, name: str) -> None:
+    def __init__(self, file: Path, form: TextFormat, ending: str, keys: Keys, name: str, whole: bool = True) -> None:
         self.file, self.keys, self.name = file, keys, name
-        self.skipped = 0
+        self.rows = self.skipped = 0
         self.notes: list[str] = []
         self._first_ragged = ""
         self._header_lines = 0 if form.columns else 1
@@ -89,14 +90,8 @@ class Delimited:
             delimiter=self.delimiter,
             quoting=not is_tsv if form.quoting is None else form.quoting,
         )
-        try:
-            self.rows = self._check_through()
-        except UnicodeError:
-            self._detect_encoding(form.encoding or marked_encoding(file))
-            try:
-                self.rows = self._check_through()
-            except UnicodeError as error:
-                raise self._unreadable(error) from None
+        if whole:
+            self._read_through(form.encoding or marked_encoding(file))
         self.names, self._blank_lines = self._read_header()
 
     def tables(self, wanted: Sequence[str] | None = None) -> "Iterator[pa.Table]":
@@ -158,6 +153,17 @@ class Delimited:
                     written = other.replace("\t", "\\t")
                     return f"; pass \"{self.keys.delimiter}='{written}'\" if that divides them"
         return "" if self.form.columns else first_row_hint(self.names, self.keys)
+
+    def _read_through(self, named: str | None) -> None:
+        """Count the rows, in the encoding that is named or in one that is detected."""
+        try:
+            self.rows = self._check_through()
+        except UnicodeError:
+            self._detect_encoding(named)
+            try:
+                self.rows = self._check_through()
+            except UnicodeError as error:
+                raise self._unreadable(error) from None
 
     def _detect_encoding(self, named: str | None) -> None:
         """Take the encoding that is likely, and tell of it; one that was named is not replaced."""

@@ -75,6 +75,24 @@ def read_table(file: Path, columns: dict[str, str], form: TextFormat) -> Table:
     return table
 
 
+def look_at_header(file: Path, columns: dict[str, str], form: TextFormat) -> None:
+    """Refuse a CSV, TSV or Parquet file whose header lacks a wanted column; no row is read.
+
+    Raises:
+        UserError: a column is missing or named twice.
+    """
+    ending = file.suffix.lower()
+    if ending == ".parquet":
+        with open_parquet(file, file) as stream:
+            require_columns(stream.schema_arrow.names, columns, file)
+    elif ending in (".csv", ".tsv"):
+        try:
+            table = Delimited(file, form, ending, Keys(), str(file), whole=False)
+        except UnicodeError:  # another encoding, which is detected where the whole file is read
+            return
+        require_columns(table.names, columns, file, table.header_hint())
+
+
 def require_one_file(key: str, path: str) -> None:
     """Refuse a folder in the place of a file, with what to write instead."""
     if splits := saved_splits(Path(path).expanduser()):

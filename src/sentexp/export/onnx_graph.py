@@ -11,7 +11,7 @@ from sentexp.models.encoder_classifier import EncoderClassifier
 from sentexp.models.encoders import encoder_of
 from sentexp.models.links import Link, link_of
 from sentexp.models.saved import Trained
-from sentexp.models.structure import head_of
+from sentexp.models.structure import final_logits, head_of
 
 
 def graph_of(model: Any, trained: Trained, separator: int | None = None) -> nn.Module:
@@ -80,5 +80,6 @@ class DecoderGraph(nn.Module):
             use_cache=False,
         ).last_hidden_state
         last = (mask.sum(1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
-        logits: Tensor = nn.functional.linear(hidden.gather(1, last).squeeze(1), self.weight, self.bias)
+        logits = nn.functional.linear(hidden.gather(1, last).squeeze(1), self.weight, self.bias)
+        logits = final_logits(self.base, logits) if self.answers else logits
         return self.link(logits) - self.prior

@@ -16,7 +16,7 @@ from sentexp.errors import require
 from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import PaddingFreeModel
 from sentexp.models.sequence_classifier import Scores
-from sentexp.models.structure import base_of
+from sentexp.models.structure import base_of, final_logits
 from sentexp.models.virtual_tokens import has_virtual_tokens, inputs_of
 
 VOCABULARY_BLOCK = 1 << 14
@@ -141,8 +141,8 @@ class LabelScorer(nn.Module):
         bias = None if head.bias is None else head.bias[self.tree.tokens].float()
         hidden = self.packed.hidden(texts).float()
         with torch.autocast(hidden.device.type, enabled=False):
-            choice: Tensor = nn.functional.linear(hidden, head.weight[self.tree.tokens].float(), bias)
-        return choice
+            products = nn.functional.linear(hidden, head.weight[self.tree.tokens].float(), bias)
+        return final_logits(self.model, products)
 
     def _learned(self, texts: Packed) -> Tensor:
         """Return the mean loss of each packed row over the tokens it learns."""

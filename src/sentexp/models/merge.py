@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sentexp.config import Precision, Quantization
-from sentexp.errors import UserError
+from sentexp.errors import UserError, require
 from sentexp.models.dequantize import restore_kinds
 from sentexp.models.loading import build_on_meta
 from sentexp.models.pretrained import Backbone
@@ -28,7 +28,7 @@ def merge(trained: Trained, base: Backbone, device: torch.device = CPU) -> nn.Mo
         device: where it is merged, and then is.
 
     Raises:
-        UserError: weights that are missing, damaged, or do not fit the base.
+        UserError: weights that are missing, damaged, not finite, or do not fit the base.
     """
     model: Any
     model, _ = load_trained(trained, base, Precision.fp32, device, unpacked=True)
@@ -39,12 +39,17 @@ def merge(trained: Trained, base: Backbone, device: torch.device = CPU) -> nn.Mo
         )
     if hasattr(model, "merge_and_unload"):
         try:
-            model = model.merge_and_unload(safe_merge=True)
+            model = model.merge_and_unload()  # PEFT's own look at the numbers copies each matrix several times
         except (ValueError, NotImplementedError) as error:
             method = model.peft_config["default"].peft_type.value
             raise UserError(f"PEFT cannot merge {method} into this model ({error}): use format=peft.") from None
     if trained.storage.quantization is not Quantization.none:
         restore_kinds(model, build_on_meta(base, None if trained.answers else trained.labels))
+    require(
+        all(bool(weight.sum().isfinite()) for weight in model.parameters()),
+        f"{trained.folder}: merged weights hold numbers that are not finite, so the adapter has diverged: train it "
+        "again with a lower optim.lr.",
+    )
     model.config.use_cache = True
     merged: nn.Module = model.float().requires_grad_(False).train(False)
     return merged

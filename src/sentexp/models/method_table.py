@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, fields
 
+from sentexp.config import VIRTUAL
 from sentexp.config.peft_methods import OPTIONS
 from sentexp.models.peft_methods import NOT_MERGEABLE, NOT_OVER_ENCODERS, OVER_HQQ, OVER_PACKED_WEIGHTS, OVER_TORCHAO
-from sentexp.models.virtual_tokens import VIRTUAL
 
 TYPES = {option: kind for kind, option in OPTIONS.items()}
 LORA = ("dora", "lora", "qlora")

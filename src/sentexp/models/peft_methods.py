@@ -6,13 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sentexp.config import OtherMethod, PeftMethod, Quantization
+from sentexp.config import VIRTUAL, OtherMethod, PeftMethod, Quantization
 from sentexp.config.peft_methods import OPTIONS
 from sentexp.errors import UserError, first_line, require
 from sentexp.models.encoders import encoder_of
 from sentexp.models.structure import find_head, head_paths
 from sentexp.models.targets import has_name, is_inside, shape_of, target_names
-from sentexp.models.virtual_tokens import VIRTUAL
 
 if TYPE_CHECKING:
     import peft as library

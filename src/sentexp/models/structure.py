@@ -65,6 +65,21 @@ def base_of(model: torch.nn.Module) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
+def final_logits(model: torch.nn.Module, products: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a language model, given the products of its output matrix: Granite and Cohere scale them,
+    Gemma 2 caps them.
+
+    Args:
+        model: wrapped by PEFT or not.
+        products: any shape.
+    """  # noqa: D205
+    config = base_of(model).config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    scaled = products if scale == 1 else products * scale
+    return scaled if cap is None else cap * torch.tanh(scaled / cap)
+
+
 def shardable_parts(model: torch.nn.Module) -> list[torch.nn.Module]:
     """Return the layers of a model's backbone, the backbone, and the head; parts come before what holds them."""
     base, head = base_of(model), head_modules(model)

@@ -11,11 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sentexp.config import PeftConfig, PeftMethod
+from sentexp.config import VIRTUAL, PeftConfig, PeftMethod
 from sentexp.models.structure import base_of
-
-VIRTUAL = ("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING")
-"""PEFT's names of the methods."""
 
 
 class Inputs(NamedTuple):
@@ -32,6 +29,12 @@ def count_virtual_tokens(peft: PeftConfig) -> int:
     """Return how many positions of each row virtual tokens take."""
     is_virtual = isinstance(peft, PeftMethod) and peft.type in VIRTUAL
     return int(peft.own_keys().get("num_virtual_tokens") or 0) if is_virtual else 0  # type: ignore[attr-defined]
+
+
+def count_columns(peft: PeftConfig) -> int:
+    """Return how many columns virtual tokens add to each row: none where they are keys and values of every layer."""
+    is_prefix = isinstance(peft, PeftMethod) and peft.type == "PREFIX_TUNING"
+    return 0 if is_prefix else count_virtual_tokens(peft)
 
 
 def has_virtual_tokens(model: nn.Module) -> bool:

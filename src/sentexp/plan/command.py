@@ -3,6 +3,7 @@
 Runs that cost the same are timed once: a few steps of one of them, on this machine.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
@@ -93,8 +94,13 @@ def show_data(runs: list[Planned]) -> None:
             print_data(run.costs.inputs.data_audit)
 
 
-def measure_kinds(runs: list[Planned]) -> list[list[Planned]]:
-    """Time a few steps for each kind of run that is left, and return the runs of each kind."""
+def measure_kinds(runs: list[Planned], patience: float = math.inf) -> list[list[Planned]]:
+    """Time a few steps for each kind of run that is left, and return the runs of each kind.
+
+    Args:
+        runs: that are planned.
+        patience: see `measure`.
+    """
     kinds: dict[str, list[Planned]] = {}
     for run in runs:
         if run.costs is not None and run.costs.inputs is not None:
@@ -105,7 +111,7 @@ def measure_kinds(runs: list[Planned]) -> list[list[Planned]]:
         assert first.inputs is not None
         if keeps_dequantized(first.inputs):
             say("Packed weights are unpacked once for the whole run; model.keep_dequantized=false keeps them packed.")
-        _measure_until_it_fits(first, first.inputs)
+        _measure_until_it_fits(first, first.inputs, patience)
         for costs in others:
             costs.measured, costs.unmeasured = first.measured, first.unmeasured
             if first.halved:
@@ -113,7 +119,7 @@ def measure_kinds(runs: list[Planned]) -> list[list[Planned]]:
     return list(kinds.values())
 
 
-def _measure_until_it_fits(costs: Costs, inputs: RunInputs) -> None:
+def _measure_until_it_fits(costs: Costs, inputs: RunInputs, patience: float) -> None:
     """Time a run, at half the micro-batch whenever memory runs out (law 9); not at all where it must."""
     needed = costs.arithmetic.memory(costs.largest_batch, inputs.precision)
     if inputs.device.type == "cuda":  # there running out is an error that tells, not the end of this process
@@ -124,7 +130,7 @@ def _measure_until_it_fits(costs: Costs, inputs: RunInputs) -> None:
     while True:
         config = replace(inputs.config, trainer=costs.trainer)
         try:
-            costs.measured = measure(replace(inputs, config=config), costs.work)
+            costs.measured = measure(replace(inputs, config=config), costs.work, patience)
             return
         except UserError as error:
             costs.unmeasured = str(error)

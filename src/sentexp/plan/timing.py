@@ -1,5 +1,6 @@
 """A few steps of a run, timed on this machine: what a batch costs by its tokens, and the peak of memory."""
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,7 +9,7 @@ import lightning as L  # noqa: N812 (the library's own abbreviation)
 import numpy as np
 import torch
 
-from sentexp.config import Untuned
+from sentexp.config import HeadOnly, Untuned
 from sentexp.data.datamodule import DataModule
 from sentexp.plan.workload import Batches, Workload
 from sentexp.run.build import build_data, build_model, build_module
@@ -20,6 +21,8 @@ from sentexp.training.trainer import build_trainer, run_batches
 
 TRAINING_BATCHES, EVALUATION_BATCHES = 5, 4
 """Batches that are timed, after one that warms up: the largest, which also shows whether it fits."""
+SHOWN = 4
+"""Tokens of an evaluation for each of a training batch, which takes more memory: it keeps the states of all layers."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,12 +66,14 @@ class Measurement:
         return (self.written or self.evaluation).seconds(work.test)
 
 
-def measure(inputs: RunInputs, work: Workload) -> Measurement:
+def measure(inputs: RunInputs, work: Workload, patience: float = math.inf) -> Measurement:
     """Train and evaluate a few batches of a run and forget what was learned.
 
     Args:
         inputs: of the run.
         work: the batches that it has.
+        patience: seconds that the batches of a stage may take; where they would take more, one is timed. A GPU, whose
+            first batch says nothing of the others, is always given its time.
 
     Raises:
         OutOfMemory: a batch did not fit.
@@ -79,17 +84,20 @@ def measure(inputs: RunInputs, work: Workload) -> Measurement:
     began = time.monotonic()
     model, _ = build_model(inputs)
     loading = time.monotonic() - began
-    rehearsal = _Rehearsal(inputs, build_data(inputs), build_module(inputs, model))
-    training, optimizer = None, 0.0
+    patience = math.inf if inputs.device.type == "cuda" else patience
+    rehearsal = _Rehearsal(inputs, build_data(inputs), build_module(inputs, model), patience)
+    training, optimizer, shown = None, 0.0, 0
     if not isinstance(inputs.config.peft, Untuned):
-        watch = rehearsal.watch("train", work.train, _few(work.train, TRAINING_BATCHES))
-        training, optimizer = watch.speed(), float(np.median(watch.optimizer[1:]))
-    looked = _few(work.validation, EVALUATION_BATCHES)
+        watch = rehearsal.watch("train", work.train, TRAINING_BATCHES)
+        training, optimizer = watch.speed(), watch.optimizer_seconds()
+        shown = 0 if isinstance(inputs.config.peft, HeadOnly) else SHOWN * work.train.largest_size.tokens
     measurement = Measurement(
         training=training,
         optimizer=optimizer,
-        evaluation=rehearsal.watch("validation", work.validation, looked).speed(),
-        written=rehearsal.watch("test", work.test, looked).speed() if rehearsal.module.generates else None,
+        evaluation=rehearsal.watch("validation", work.validation, EVALUATION_BATCHES, shown).speed(),
+        written=rehearsal.watch("test", work.test, EVALUATION_BATCHES, shown).speed()
+        if rehearsal.module.generates
+        else None,
         loading=loading,
         peak_gib=peak_memory_gib(inputs.device),
     )
@@ -130,8 +138,14 @@ class _Stopwatch(L.Callback):
     optimizer: list[float] = field(default_factory=list)
 
     def speed(self) -> Speed:
-        """Return the line through the timed batches, the first left out."""
+        """Return the line through the timed batches, the first left out; through zero where there is one only."""
+        if len(self.batch) == 1:
+            return Speed(fixed=0.0, per_token=self.batch[0] / self.tokens[0])
         return fit_line(self.tokens[1:], self.batch[1:])
+
+    def optimizer_seconds(self) -> float:
+        """Return what an optimizer step takes beyond its batch; the first, which makes its state, is left out."""
+        return float(np.median(self.optimizer[1:] or self.optimizer))
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._began = self._now()
@@ -167,10 +181,27 @@ class _Rehearsal:
     inputs: RunInputs
     data: DataModule
     module: ClassifierModule
+    patience: float
 
-    def watch(self, stage: str, batches: Batches, count: int) -> _Stopwatch:
-        """Return the times of `count` batches of a stage, after that of the largest."""
-        numbers = [batches.largest, *batches.spread(count)]
+    def watch(self, stage: str, batches: Batches, most: int, shown: int = 0) -> _Stopwatch:
+        """Return the times of some batches of a stage, after that of the largest; or of one, where time is short.
+
+        Args:
+            stage: train, validation or test.
+            batches: of the stage.
+            most: batches that are timed.
+            shown: tokens of a batch that are known to fit: then the smallest is the one.
+        """
+        others = batches.spread(_few(batches, most))
+        if self.patience < math.inf:
+            fits = batches.largest_size.tokens <= shown
+            one = self._time(stage, batches, [batches.smallest if fits else batches.largest])
+            if one.batch[0] * (1 + len(others)) > self.patience:
+                return one
+        return self._time(stage, batches, [batches.largest, *others])
+
+    def _time(self, stage: str, batches: Batches, numbers: list[int]) -> _Stopwatch:
+        """Return the times of batches, in their order."""
         config, device = self.inputs.config.trainer, self.inputs.device
         watch = _Stopwatch(tokens=[int(batches.computed[number]) for number in numbers], device=device)
         once = replace(

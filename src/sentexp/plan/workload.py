@@ -13,6 +13,7 @@ from sentexp.data.datamodule import DataModule
 from sentexp.data.packing import Packer
 from sentexp.data.text_hash import Numbers
 from sentexp.data.tokens import TokenRows
+from sentexp.models.virtual_tokens import count_columns
 from sentexp.run.inputs import RunSpec, build_packer
 
 Order = Sequence[tuple[list[int], int]]
@@ -24,8 +25,8 @@ class Batches:
 
     `order` holds what the data module takes, (row numbers, rows of the step). Of each batch `rows` and `width`, the
     tokens of its longest row, count what follows a prompt in the same pass, and `computed` the tokens that the
-    model reads: with padding where rows are padded, what all rows begin with only once where they are not. `tokens` are
-    those of the texts in their frames.
+    model reads: with virtual ones, with padding where rows are padded, what all rows begin with only once where they
+    are not. `tokens` are those of the texts in their frames.
     """
 
     order: Order
@@ -43,6 +44,11 @@ class Batches:
     def largest(self) -> int:
         """The number of the batch with the most tokens: the first where the batches are equal."""
         return int(self.computed.argmax())
+
+    @property
+    def smallest(self) -> int:
+        """The number of the batch with the fewest tokens."""
+        return int(self.computed.argmin())
 
     def spread(self, count: int) -> list[int]:
         """Return the numbers of `count` batches, spread evenly over their sizes and away from the extremes."""
@@ -99,9 +105,10 @@ def workload(spec: RunSpec, tokens: dict[str, TokenRows], trainer: TrainerConfig
     learned, scored = _behind_the_prompt(spec)
     packer = build_packer(spec)
     order: Order = data.train_dataloader().sampler.batches()  # type: ignore[attr-defined]
-    train = _batches(tokens["train"], order, learned, packer)
+    virtual = count_columns(config.peft)
+    train = _batches(tokens["train"], order, learned, packer, virtual)
     validation, test = (
-        _batches(tokens[split], list(data.by_length(split).sampler), Behind(scored, scored), packer)
+        _batches(tokens[split], list(data.by_length(split).sampler), Behind(scored, scored), packer, virtual)
         for split in ("validation", "test")
     )
     per_epoch = len(train.order)
@@ -136,7 +143,8 @@ class Behind(NamedTuple):
     of_label: int | list[int]
 
 
-def _batches(rows: TokenRows, order: Order, behind: Behind, packer: Packer | None) -> Batches:
+def _batches(rows: TokenRows, order: Order, behind: Behind, packer: Packer | None, virtual: int) -> Batches:
+    """Return the batches of a split; `virtual` tokens precede each row, which is then padded."""
     lengths = np.asarray(rows.lengths)
     count = np.array([len(numbers) for numbers, _ in order])
     width = np.array([int(lengths[numbers].max()) for numbers, _ in order]) + behind.most
@@ -145,7 +153,7 @@ def _batches(rows: TokenRows, order: Order, behind: Behind, packer: Packer | Non
         whole = lengths + (each[rows.labels] if each.ndim else each)
         computed = np.array([int(whole[numbers].sum()) for numbers, _ in order]) - (count - 1) * shared
     else:
-        computed = count * width
+        computed = count * (width + virtual)
     tokens = sum(int(lengths[numbers].sum()) for numbers, _ in order)
     return Batches(order=order, rows=count, width=width, computed=computed, tokens=tokens)
 

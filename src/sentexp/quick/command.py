@@ -22,6 +22,8 @@ from sentexp.tracking.provenance import given_words
 from sentexp.tracking.store import find_store
 
 KEY = "sweep.quick"
+PATIENCE = 5.0
+"""Seconds for the batches of a stage that are timed; of a large model on the CPU, one takes more."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,7 +46,7 @@ def quick(configs: Sequence[Config]) -> None:
     with tempfile.TemporaryDirectory(prefix="sentexp-quick-") as folder:
         runs = survey([_apart(in_one_process(config), folder) for config in configs])
         show_data(runs)
-        kinds = [_try_kind(alike, Path(folder)) for alike in measure_kinds(runs)]
+        kinds = [_try_kind(alike, Path(folder)) for alike in measure_kinds(runs, PATIENCE)]
     tried = {name for kind in kinds for name in kind.names}
     kinds += [Kind(names=[run.name], failure=_why(run)) for run in runs if run.name not in tried and _why(run)]
     clear_cache()
@@ -111,11 +113,10 @@ def _sentences(trial: Trial, costs: Costs) -> list[str]:
     ]
     if trial.unmerged:
         sentences.append(f"merging for exports was not tried: {trial.unmerged}")
-    if costs.halved or trial.batches:
-        sizes = trial.batches or {costs.trainer.fills_by: costs.trainer.micro_batch}
+    if costs.halved:
         sentences.append(
-            f"memory ran out, so the run will use {', '.join(f'trainer.{key}={value}' for key, value in sizes.items())}"
-            "; its effective batch stays the same"
+            f"memory ran out, so the run will use trainer.{costs.trainer.fills_by}={costs.trainer.micro_batch}; its "
+            "effective batch stays the same"
         )
     peak = max(trial.peak_gib, costs.measured.peak_gib)
     longest = costs.largest_batch.width

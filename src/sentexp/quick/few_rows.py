@@ -1,14 +1,17 @@
-"""The rows of a quick run: two optimizer steps and two batches of each evaluation, the longest rows among them."""
+"""The rows of a quick run: two optimizer steps and two batches of each evaluation, small ones, with the longest row.
+
+Whether the largest batches of the run fit into memory is found out where they are timed, once and not in every part.
+"""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from sentexp.config import Average, PeftConfig, Sampling
-from sentexp.data.splits import NAMES
+from sentexp.data.splits import NAMES, Examples
 from sentexp.data.text_hash import Numbers
 from sentexp.data.tokens import TokenRows
 from sentexp.plan.workload import Batches, Workload
@@ -17,6 +20,8 @@ from sentexp.training.adalora import check_phases, is_adalora
 from sentexp.training.averaging import check_interval
 
 STEPS = 2
+FEW = 2
+"""Rows of a batch."""
 
 
 class ChosenRows(TokenRows):
@@ -42,10 +47,19 @@ class ChosenRows(TokenRows):
         return self._rows.ids([self._chosen[row] for row in rows])
 
 
+@dataclass(kw_only=True, slots=True)
+class ChosenExamples(Examples):
+    """Some rows of each split, of which scores keep mean and deviation of the `whole` training split."""
+
+    whole: Examples
+
+    def scale(self) -> tuple[float, float] | None:
+        """Those of the whole split: of few rows, which may be alike, the deviation may be 0."""
+        return self.whole.scale()
+
+
 def with_few_rows(inputs: RunInputs, work: Workload) -> RunInputs:
     """Return the inputs of a run of two steps, evaluated on two batches of either split.
-
-    Rows are read from short to long, so that the longest meet in one batch, which no batch of the run exceeds.
 
     Args:
         inputs: of the run.
@@ -58,6 +72,9 @@ def with_few_rows(inputs: RunInputs, work: Workload) -> RunInputs:
         trainer,
         max_epochs=STEPS,  # of data that fill one step only
         max_steps=STEPS,
+        batch_size=min(FEW, trainer.batch_size),
+        eval_batch_size=min(FEW, trainer.eval_batch_size),
+        accumulate_grad_batches=min(STEPS, trainer.accumulate_grad_batches),
         eval_steps=None,
         log_every_n_steps=1,
         save_steps=1,
@@ -67,15 +84,18 @@ def with_few_rows(inputs: RunInputs, work: Workload) -> RunInputs:
     data = inputs.config.data
     if data.sampling is not Sampling.natural:  # rows that are drawn may not be the longest
         data = replace(data, sampling=Sampling.natural)
-    accumulated = {"train": trainer.accumulate_grad_batches, "validation": 1, "test": 1}
+    rows = {"train": loop.batch_size * loop.accumulate_grad_batches}
     chosen = {
-        split: _rows_of_two(getattr(work, split), inputs.tokens[split].lengths, accumulated[split]) for split in NAMES
+        split: _rows_of_two(getattr(work, split), inputs.tokens[split].lengths, rows.get(split, loop.eval_batch_size))
+        for split in NAMES
     }
-    tables: dict[str, Any] = {split: inputs.examples.split(split).take(rows) for split, rows in chosen.items()}
+    whole = inputs.examples
+    parts: dict[str, Any] = {item.name: getattr(whole, item.name) for item in fields(whole)}
+    parts |= {split: whole.split(split).take(rows) for split, rows in chosen.items()}
     return replace(
         inputs,
         config=replace(inputs.config, trainer=loop, data=data, peft=_in_two_steps(inputs.config.peft, work.steps)),
-        examples=replace(inputs.examples, **tables),
+        examples=ChosenExamples(**parts, whole=whole),
         tokens={split: ChosenRows(inputs.tokens[split], rows) for split, rows in chosen.items()},
     )
 
@@ -89,14 +109,11 @@ def _in_two_steps(peft: PeftConfig, steps: int) -> PeftConfig:
     return replace(peft, **at_once)
 
 
-def _rows_of_two(batches: Batches, lengths: Numbers, accumulated: int) -> list[int]:
-    """Return the rows of two steps: the one with the largest batch, and the one with the longest row or a usual one."""
-    groups = [batches.order[start : start + accumulated] for start in range(0, len(batches.order), accumulated)]
-    steps = [[row for rows, _ in group for row in rows] for group in groups]
-    largest = batches.largest // accumulated
-    longest = max(range(len(steps)), key=lambda step: int(lengths[steps[step]].max()))
-    by_size = sorted(range(len(steps)), key=lambda step: int(np.sum(lengths[steps[step]])))
-    usual = by_size[len(by_size) // 2]
-    others = [step for step in (longest, usual, by_size[0]) if step != largest]
-    both = [largest, *others[:1]]
-    return [row for step in both for row in dict.fromkeys(steps[step])]
+def _rows_of_two(batches: Batches, lengths: Numbers, most: int) -> list[int]:
+    """Return some rows of the largest batch and of a usual one: as many as asked, the split's longest among them."""
+    longest = int(np.argmax(lengths))
+    rows: list[int] = [longest]
+    for batch, wanted in ((batches.largest, most), (batches.spread(1)[0], 2 * most)):
+        others = [row for row in dict.fromkeys(batches.order[batch][0]) if row not in rows]
+        rows += others[: wanted - len(rows)]
+    return rows

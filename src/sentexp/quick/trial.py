@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,14 +41,13 @@ class Trial:
     """What a quick run has shown: its peak memory, and by how much probabilities of its test rows differ at most.
 
     `read` are those of the weights that are read again, `merged` those of the merged ones; None where merging was not
-    tried, for the reason in `unmerged`. `batches` are smaller ones where memory ran out.
+    tried, for the reason in `unmerged`.
     """
 
     peak_gib: float
     read: float
     merged: float | None
     unmerged: str
-    batches: dict[str, Any]
 
 
 def try_out(inputs: RunInputs, work: Workload, folder: Path) -> Trial:
@@ -69,7 +67,6 @@ def try_out(inputs: RunInputs, work: Workload, folder: Path) -> Trial:
         result = with_smaller_batches(partial(fit_and_test, few, logger, run_dir, None), few, logger, run_dir)
         write_weights_card(result, few.config, few.data_audit, folder / CONFIG)
         result = record_result(logger, result, few.config, began)
-        batches = dict(run_dir.state.get("fits", {}))
     clear_cache("model")
     release_memory()
     trained = read_trained(result.weights)
@@ -83,9 +80,7 @@ def try_out(inputs: RunInputs, work: Workload, folder: Path) -> Trial:
     unmerged = _why_unmerged(base, inputs)
     merged = None if unmerged else _merged(trained, base, inputs, texts, wanted)
     release_memory()
-    return Trial(
-        peak_gib=result.metrics["peak_memory_gib"], read=read, merged=merged, unmerged=unmerged, batches=batches
-    )
+    return Trial(peak_gib=result.metrics["peak_memory_gib"], read=read, merged=merged, unmerged=unmerged)
 
 
 def _merged(

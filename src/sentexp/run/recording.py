@@ -102,10 +102,16 @@ def _record_early_failure(config: Config, trace: str) -> None:
 
 
 @TIMES.part("records")
-def start_or_resume_run(inputs: RunInputs, run_dir: RunDir) -> RunLogger:
+def start_or_resume_run(inputs: RunInputs, run_dir: RunDir, given: Config) -> RunLogger:
     """Return where a run is recorded: the MLflow run that an earlier attempt left unfinished, or a new one.
 
     A run of a sweep is linked to the sweep's own MLflow run, and named by what tells it from the others.
+
+    Args:
+        inputs: of the run.
+        run_dir: its folder.
+        given: its configuration before the model has decided what that leaves open, by which `record_early_failure`
+            knows it.
     """
     config, identity = inputs.config, run_dir.path.name
     if run_dir.state:
@@ -115,7 +121,7 @@ def start_or_resume_run(inputs: RunInputs, run_dir: RunDir) -> RunLogger:
         started = find_run(config.tracking, "identity", identity, "RUNNING")
         resume = None if started is None else started.info.run_id
     if resume is None and config.sweep.name is not None:
-        failed = find_run(config.tracking, UNSTARTED, digest_of(settings(config)), "FAILED")
+        failed = find_run(config.tracking, UNSTARTED, digest_of(settings(given)), "FAILED")
         resume = None if failed is None else failed.info.run_id
     _drop_plots(run_dir.path)
     run_dir.save_state(identity=identity)

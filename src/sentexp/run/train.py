@@ -60,7 +60,7 @@ def train(config: Config, policy: PruningPolicy | None = None) -> Result:
             return result
         with record_early_failure(config):
             inputs = prepare_inputs(spec)
-        logger = start_or_resume_run(inputs, run_dir)
+        logger = start_or_resume_run(inputs, run_dir, config)
         with track_run(logger):
             record_inputs(logger, inputs, run_dir.path)
             attempt = partial(fit_and_test, inputs, logger, run_dir, policy)

@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from sentexp.config import Precision
+from sentexp.config.devices import NO_GPU
 from sentexp.errors import require
 from sentexp.system.memory import GIB
 
@@ -22,10 +23,7 @@ def choose_device(accelerator: str, key: str = "trainer.accelerator") -> torch.d
         UserError: a GPU is asked for and there is none.
     """
     available = torch.cuda.is_available()
-    require(
-        accelerator != "gpu" or available,
-        f"{key}=gpu, but no CUDA GPU is visible here: use {key}=cpu or auto.",
-    )
+    require(accelerator != "gpu" or available, NO_GPU.format(key=key))
     return torch.device("cuda" if available and accelerator != "cpu" else "cpu")
 
 

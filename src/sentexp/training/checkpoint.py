@@ -49,32 +49,46 @@ class Checkpoints(L.Callback):
         self._began = time.monotonic()
         self._step_before = 0
         self._between_steps = False
+        self._stops = False
 
     def on_train_start(self, *_: Any) -> None:
         """Start the clock."""
         self._began = time.monotonic()
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Note the optimizer step, to know whether this micro-batch completes the next one."""
+        """Note the optimizer step, to know whether this micro-batch completes the next one.
+
+        Raises:
+            Preempted: the job ends, the state is saved, and Lightning has logged the step after that.
+        """
+        self._stop_if_asked()
         self._step_before = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save every `save_steps` steps, unless an evaluation follows, which saves itself.
 
-        Only between two optimizer steps: a checkpoint does not hold gradients that are accumulated so far.
-
-        Raises:
-            Preempted: the job ends, and the state is saved. Of several processes the main one says so; where they hold
-                shards, which all would have to save, none does.
+        Only between two optimizer steps: a checkpoint does not hold gradients that are accumulated so far. Where the
+        job ends, the run stops once Lightning has logged the step. Of several processes the main one says so; where
+        they hold shards, which all would have to save, none does.
         """
         step = trainer.global_step
         self._between_steps = step > self._step_before
         if not self._between_steps or _validation_follows(trainer):
             return
-        stops = is_asked_to_stop() and processes.is_main() and not isinstance(trainer.strategy, ShardedStrategy)
-        if stops or step % self.save_steps == 0:
+        self._stops = is_asked_to_stop() and processes.is_main() and not isinstance(trainer.strategy, ShardedStrategy)
+        if self._stops or step % self.save_steps == 0:
             self._save_state(trainer)
-        if stops:
+
+    def on_train_end(self, *_: Any) -> None:
+        """Stop here if the job ends: the last step was logged.
+
+        Raises:
+            Preempted: the state is saved.
+        """
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self._stops:
             raise Preempted
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -8,23 +8,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sentexp.data.packing import Packed
-from sentexp.errors import require
 from sentexp.models.structure import base_of
-from sentexp.models.virtual_tokens import has_virtual_tokens
 from sentexp.training.module import ClassifierModule
 
 
 def embedding_noise(model: nn.Module, alpha: float) -> list[L.Callback]:
-    """Return the callback of `task.neftune_alpha`; 0 needs none.
-
-    Raises:
-        UserError: the model has virtual tokens, which are no embeddings of a text.
-    """
-    require(
-        not alpha or not has_virtual_tokens(model),
-        f"task.neftune_alpha={alpha} puts noise on the embeddings of a text, and those of virtual tokens are trained: "
-        "leave it 0, or use peft=lora.",
-    )
+    """Return the callback of `task.neftune_alpha`; 0 needs none."""
     return [EmbeddingNoise(model, alpha)] if alpha else []
 
 

@@ -490,6 +490,18 @@ def test_capped_logits_are_left_to_transformers(fast_calls):
     assert (said(free, pad(some_rows(), 0, "right"))["logits"] - scores["logits"]).abs().max() > 0.1
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("gemma3_text", {"final_logit_softcapping": 0.1}),
+        ("granite", {"logits_scaling": 9.0}),
+        ("cohere", {"logit_scale": 9.0}),
+    ],
+)
+def test_logits_of_label_words_alone_are_capped_and_scaled_as_those_of_the_vocabulary(kind, changes):
+    compare(*build(kind, TASKS[3], ("peft=full",), **changes), some_rows())
+
+
 def test_attention_dropout_is_left_to_transformers(fast_calls):
     classifier, packer = build("llama", attention_dropout=0.5)
     rows = some_rows()

@@ -3,6 +3,7 @@
 import re
 from fnmatch import fnmatchcase
 from glob import has_magic
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,15 @@ from sentexp.data.label_sets import joined_cells
 from sentexp.data.sources.class_folders import ENDING, class_folders, has_class_folders
 from sentexp.data.sources.layout import ALIASES, SLICE, RawSplits, read_splits
 from sentexp.data.sources.line_pairs import has_line_pairs, line_pairs
-from sentexp.data.tables import TextFormat, as_strings, is_table, matching_files, read_table, require_columns
+from sentexp.data.tables import (
+    TextFormat,
+    as_strings,
+    is_table,
+    look_at_header,
+    matching_files,
+    read_table,
+    require_columns,
+)
 from sentexp.data.text_parts import join_columns, pair_texts, text_columns
 from sentexp.errors import require
 from sentexp.system.hub import hub_splits, hub_tables, is_local, local_path
@@ -30,10 +39,7 @@ def table_splits(data: TableData, lists: bool = False) -> RawSplits:
         data: where it is, and its columns.
         lists: whether a label may be a list, which is then read as JSON.
     """
-    columns = _label_keys(data) | text_columns("data.text", data.text_template)
-    columns |= text_columns("data.text_pair", data.pair_template) if data.pair_template is not None else {}
-    columns |= {f"data.slices[{number}]": name for number, name in enumerate(data.slices)}
-    columns |= {"data.group": data.group} if data.group is not None else {}
+    columns = _columns(data)
     if data.path is None:
         _require_one_table(data, f"data={data.name} is one table of an installed package")
         return RawSplits(splits={"train": _renamed(_package_table(data, columns), data)})
@@ -44,7 +50,36 @@ def table_splits(data: TableData, lists: bool = False) -> RawSplits:
         return line_pairs(data, folder)
     if _has_no_table(data.path) and has_class_folders(Path(data.path).expanduser()):
         return class_folders(data, Path(data.path).expanduser())
-    form = TextFormat(
+    form = _form(data, data.label_columns if lists else [])
+    return read_splits(_split_files(data), columns, form, lambda table, _: _renamed(table, data))
+
+
+def look_at_columns(data: TableData) -> None:
+    """Refuse local files, too large to be read in a moment, of which a header lacks a column; no row is read.
+
+    Raises:
+        UserError: a file of a split or a column is missing.
+    """
+    assert data.path is not None
+    folder = Path(data.path).expanduser()
+    if has_line_pairs(folder / (data.subset or "")) or (_has_no_table(data.path) and has_class_folders(folder)):
+        return
+    columns, form = _columns(data), _form(data, [])
+    for file in chain.from_iterable(_split_files(data).values()):
+        look_at_header(file, columns, form)
+
+
+def _columns(data: TableData) -> dict[str, str]:
+    """Return the columns that are read, by configuration key."""
+    columns = _label_keys(data) | text_columns("data.text", data.text_template)
+    columns |= text_columns("data.text_pair", data.pair_template) if data.pair_template is not None else {}
+    columns |= {f"data.slices[{number}]": name for number, name in enumerate(data.slices)}
+    return columns | ({"data.group": data.group} if data.group is not None else {})
+
+
+def _form(data: TableData, lists: list[str]) -> TextFormat:
+    """Return how files of texts are written; `lists` are columns whose values may be lists."""
+    return TextFormat(
         encoding=data.encoding,
         delimiter=data.delimiter,
         quoting=data.quoting,
@@ -52,9 +87,8 @@ def table_splits(data: TableData, lists: bool = False) -> RawSplits:
         columns=data.columns,
         sheet=data.sheet,
         named_classes=data.labels is None,
-        lists=data.label_columns if lists else [],
+        lists=lists,
     )
-    return read_splits(_split_files(data), columns, form, lambda table, _: _renamed(table, data))
 
 
 def _hub_splits(data: TableData, repo: str, columns: dict[str, str], lists: bool) -> dict[str, "pa.Table"]:
