@@ -135,6 +135,11 @@ def test_evaluations_come_when_asked_and_at_the_end(train, overrides, steps):
     assert evaluations(train("peft=head", *overrides)) == steps
 
 
+def test_losses_are_recorded_after_every_so_many_steps(train):
+    words = ("trainer.log_every_n_steps=3", "trainer.batch_size=2", "trainer.accumulate_grad_batches=2")
+    assert list(losses(train(*words, "trainer.max_steps=7"))) == [3, 6]
+
+
 def test_early_stopping_stops(train):
     result = train("peft=lora", "trainer.max_epochs=20", "trainer.early_stopping_patience=2", "optim.lr=1e-30")
     assert result.metrics["train/steps"] == 3 * 4

@@ -131,7 +131,7 @@ def attend_whole(states: Tensor, packed: Packed, scale: float, dropout: float, r
         read: one token of each row, shape (rows,), where its attention is all that is wanted.
     """
     if read is None and not dropout and takes_flash(packed, states.dtype, states.shape[-1]):
-        return _flash(*states.unbind(1), packed, scale)
+        return _flash(states[:, 0], states[:, 1], states[:, 2], packed, scale)
     grid = states.index_select(0, packed.grid.flatten()).unflatten(0, packed.grid.shape)
     query, key, value = grid.unbind(2)
     if read is not None:

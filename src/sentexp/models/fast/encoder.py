@@ -137,7 +137,7 @@ class EncoderLayers:
         dropout = self._live(embeddings.dropout)
         states = drop(states, dropout) if dropout else states
         project = getattr(self.backbone, "embeddings_project", None)
-        return states if project is None else project(states)  # type: ignore[no-any-return]
+        return states if project is None else project(states)
 
     def layer(self, number: int, adapters: list[list[Any]]) -> EncoderLayer:
         """Return what a layer computes with.
@@ -147,10 +147,13 @@ class EncoderLayers:
             adapters: those of q, k and v, of what follows attention, and of the two feed-forward products.
         """
         parts, groups = self.layers[number], self.groups[number]
-        linear = [group.with_adapters(own) for group, own in zip(groups, adapters, strict=True)]
+        qkv, out, up, down = (group.with_adapters(own) for group, own in zip(groups, adapters, strict=True))
         first, last = parts.dropouts
         return EncoderLayer(
-            *linear,
+            qkv=qkv,
+            out=out,
+            up=up,
+            down=down,
             norms=self.norms[number],
             dropouts=(self._live(first), self._live(last)),
             attention_dropout=self._live(parts.attention_dropout),

@@ -1,9 +1,9 @@
-"""What one layer of BERT and its like computes over packed rows, and its steps between products, with their derivatives.
+"""What one layer of BERT and its like computes over packed rows, and the derivative of its sums.
 
     h = LayerNorm(x + dropout(attention(x)))      y = LayerNorm(h + dropout(W_2 f(W_1 h)))
 
-All tokens of a row see each other (Devlin et al. 2019, section 3). Products are in the arithmetic of the frozen weights,
-sums and norms in float32. Where one token of a row is all that is read, the last layer computes no other.
+All tokens of a row see each other (Devlin et al. 2019, section 3). Products are in the arithmetic of the frozen
+weights, sums and norms in float32. Where one token of a row is all that is read, the last layer computes no other.
 """
 
 from collections.abc import Callable

@@ -28,7 +28,8 @@ LINEAR = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_p
 def supports(backbone: Any, longest: int) -> bool:
     """Tell whether the fast layers compute what a backbone's own do, for rows of so many tokens at most."""
     if backbone.config.model_type in encoder.LAYERS:
-        return not getattr(backbone.config, "is_decoder", False) and all(map(_is_supported_encoder_layer, encoder.layers_of(backbone)))
+        decodes = getattr(backbone.config, "is_decoder", False)
+        return not decodes and all(map(_is_supported_encoder_layer, encoder.layers_of(backbone)))
     layers = getattr(backbone, "layers", None)
     config = backbone.config
     window = getattr(config, "sliding_window", None)
