@@ -202,6 +202,17 @@ def test_the_same_seed_drops_the_same_with_and_without_checkpointing(kind, build
     assert (found[2]["losses"] - found[0]["losses"]).abs().max() > 100 * rounding()
 
 
+@pytest.mark.parametrize(("kind", "behind"), [("bert", (0.2, 0.2)), ("distilbert", (0.0, 0.2))])
+def test_what_is_dropped_where(kind, behind, build):
+    hidden, attention = DROPOUTS[kind]
+    classifier = build(kind, **{hidden: 0.2, attention: 0.1})
+    layers = encoder.EncoderLayers(base_of(classifier.model).base_model)
+    for trains in (True, False):
+        classifier.train(trains)
+        layer = layers.layer(1, [[], [], [], []])
+        assert (layer.dropouts, layer.attention_dropout) == ((behind, 0.1) if trains else ((0.0, 0.0), 0.0))
+
+
 def test_layers_that_have_scored_can_be_trained(build):
     """Lightning evaluates in inference mode, whose tensors no gradient goes through."""
     classifier, texts = build("bert"), packed()
