@@ -441,6 +441,7 @@ class Watch(L.Callback):
         loop = trainer.fit_loop.epoch_loop
         self.seen.append((loop.total_batch_idx, loop.batch_idx, loop.batch_progress.current.processed))
         self.fits.append(trainer.state.fn == "fit")
+        has(loop, "_batches_that_stepped", used="sentexp.training.module")
 
     def on_validation_end(self, trainer, *_):
         """Note the interval."""

@@ -16,7 +16,8 @@ def test_every_option_is_listed_the_smallest_first(capsys):
     cells_of = [line.split() for line in architectures.splitlines()]
     for cells in (
         ["mpnet", "encoder", *["yes"] * 2],
-        ["roberta", "encoder", *["yes"] * 3],
+        ["roberta", "encoder", *["yes"] * 4],
+        ["modernbert", "encoder", *["yes"] * 3],
         ["qwen3", "decoder", *["yes"] * 6],
         ["smollm3", "decoder", *["yes"] * 5],
         ["gpt2", "decoder", *["yes"] * 3],

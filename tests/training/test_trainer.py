@@ -135,6 +135,15 @@ def test_evaluations_come_when_asked_and_at_the_end(train, overrides, steps):
     assert evaluations(train("peft=head", *overrides)) == steps
 
 
+def test_losses_are_recorded_after_every_so_many_steps(train, tmp_path):
+    words = ("trainer.batch_size=2", "trainer.accumulate_grad_batches=2", "trainer.max_steps=7")
+    every, some = (
+        losses(train(*words, f"trainer.log_every_n_steps={steps}", f"output_dir={tmp_path / str(steps)}"))
+        for steps in (1, 3)
+    )
+    assert some == {step: every[step] for step in (3, 6)}
+
+
 def test_early_stopping_stops(train):
     result = train("peft=lora", "trainer.max_epochs=20", "trainer.early_stopping_patience=2", "optim.lr=1e-30")
     assert result.metrics["train/steps"] == 3 * 4

@@ -101,7 +101,7 @@ def architectures() -> list[list[str]]:
     rows = [["architecture", "kind", "padding-free", "fast layers", "fused", "QLoRA", "ONNX", "GGUF"]]
     for one in supported():
         written = [form in formats_of(one) for form in (ExportFormat.onnx, ExportFormat.gguf)]
-        fast = [one.own_layers, one.own_layers]  # runs are fused in the fast layers, and in these alone
-        said = ["yes" if answer else "" for answer in (one.packs, *fast, one.quantizes, *written)]
+        answers = (one.packs, one.own_layers, one.fuses, one.quantizes, *written)
+        said = ["yes" if answer else "" for answer in answers]
         rows.append([one.architecture, "encoder" if one.encodes else "decoder", *said])
     return rows

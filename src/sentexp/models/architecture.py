@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentexp.errors import UserError, first_line, require
 from sentexp.models.encoders import ENCODERS
+from sentexp.models.fast import encoder
 from sentexp.models.fast.padding_free import PADDING_FREE_ARCHITECTURES
 from sentexp.models.fast.support import ARCHITECTURES
 from sentexp.models.pretrained import Backbone
@@ -72,8 +73,8 @@ def model_type(backbone: Backbone) -> str:
 def max_positions(backbone: Backbone) -> int:
     """Return the most tokens that the backbone has positions for."""
     config = read_config(backbone).get_text_config()
-    encoder = ENCODERS.get(config.model_type)
-    taken = FIRST_POSITION if encoder is not None and encoder.counts_from_pad else 0
+    known = ENCODERS.get(config.model_type)
+    taken = FIRST_POSITION if known is not None and known.counts_from_pad else 0
     return int(config.max_position_embeddings) - taken
 
 
@@ -136,7 +137,7 @@ def require_supported(backbone: Backbone, name: str, answers: bool) -> None:
 
 @dataclass(kw_only=True, slots=True)
 class Support:
-    """What is computed how for an architecture: rows without padding, layers of sentexp's own, runs together.
+    """What is computed how for an architecture: rows without padding, layers of sentexp's own, runs together (`fuses`).
 
     Its frozen weights can be kept packed where it `quantizes`.
     """
@@ -145,18 +146,20 @@ class Support:
     encodes: bool
     packs: bool
     own_layers: bool
+    fuses: bool
     quantizes: bool = True
 
 
 def supported() -> list[Support]:
     """Return the architectures that were compared with transformers' own; other decoders are padded."""
     encoders = [
-        Support(architecture=name, encodes=True, packs=encoder.packs, own_layers=False)
-        for name, encoder in ENCODERS.items()
+        Support(architecture=name, encodes=True, packs=one.packs, own_layers=name in encoder.LAYERS, fuses=False)
+        for name, one in ENCODERS.items()
     ]
     decoders = [
-        Support(architecture=name, encodes=False, packs=True, own_layers=name in ARCHITECTURES)
+        Support(architecture=name, encodes=False, packs=True, own_layers=own, fuses=own)
         for name in PADDING_FREE_ARCHITECTURES
+        for own in (name in ARCHITECTURES,)
     ]
     return [*encoders, *decoders]
 

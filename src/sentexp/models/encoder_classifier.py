@@ -56,8 +56,7 @@ class EncoderClassifier(SequenceClassifier):
         """Return float32 states of rows, shape (rows, hidden): what the head reads, or their mean where it pools."""
         del cache
         if isinstance(texts, Packed) and self.pooling == "first":
-            first = self._packed_states(texts).index_select(0, texts.grid[:, 0])
-            return first.float()
+            return self._packed_states(texts._replace(read=texts.grid[:, 0])).float()
         return pool(self._states(texts), self._mask(texts), self.pooling)
 
     def _states(self, texts: Texts) -> Tensor:
@@ -83,7 +82,7 @@ class EncoderClassifier(SequenceClassifier):
         return Padded(texts.ids.gather(1, order), texts.mask.gather(1, order))
 
     def _packed_states(self, packed: Packed) -> Tensor:
-        """Return the hidden states of all tokens, shape (tokens, hidden), positions as the encoder numbers them."""
+        """Return the hidden states that are read, shape (read, hidden), positions as the encoder numbers them."""
         segments = None
         if self.separator is not None:
             segments = segments_of(packed.ids, packed.positions == 0, self.separator)

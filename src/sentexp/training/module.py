@@ -119,7 +119,12 @@ class ClassifierModule(L.LightningModule):
 
     def _seed_dropout(self) -> None:
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        torch.manual_seed(self.seed * 1_000_003 + number + processes.rank() * OF_A_PROCESS)
+        seed = self.seed * 1_000_003 + number + processes.rank() * OF_A_PROCESS
+        torch.default_generator.manual_seed(
+            seed
+        )  # torch.manual_seed notes the call stack, for devices that are not there
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss whose sum over an accumulation window is the mean over the rows of the whole step.
@@ -154,7 +159,8 @@ class ClassifierModule(L.LightningModule):
         loss = self.step_loss.clone()
         self.step_loss.zero_()
         self.last_loss = loss
-        self.log("train/loss", loss)
+        if self._is_recorded:
+            self.log("train/loss", loss)
         if self.trainer.global_step % self.log_every_n_steps == 0:
             self._refuse_what_is_no_number(loss)
 
@@ -274,7 +280,13 @@ class ClassifierModule(L.LightningModule):
             elapsed = self._pace[-1][0] - self._pace[0][0]
             done = sum(count for _, count in self._pace) - self._pace[0][1]
             self.rows_per_second = done / max(elapsed, 1e-9)
-            self.log("train/rows_per_second", torch.tensor(self.rows_per_second))  # a tensor, or it goes to the GPU
+            if self._is_recorded:
+                self.log("train/rows_per_second", torch.tensor(self.rows_per_second))  # a tensor, or it goes to the GPU
+
+    @property
+    def _is_recorded(self) -> bool:
+        """Whether Lightning passes on what is logged in this step: in others logging takes as long for nothing."""
+        return (self.trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % self.log_every_n_steps == 0
 
 
 @processes.main_process_only

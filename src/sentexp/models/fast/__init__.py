@@ -16,11 +16,13 @@ When which path is used (`padding_free.PaddingFreeModel`):
     - frozen, plain or packed layers of `support.ARCHITECTURES`, with LoRA or
       DoRA at most (`support.supports`); weights not sharded; rows within the
       sliding window                                                               `llama`
+    - the same of encoders of `encoder.LAYERS`                                     `encoder`
     - any other                                                                    transformers' layers
     else                                                                           padded rows, transformers' layers
 
 The modules, from below: `ops` (norm, rotary embeddings, gated units), `attention`, `lora_linear`, `stacked_lora` (the
 weights and adapters of a model as W, A and B), `decoder_layer`, `row_cache` (what frozen weights say about rows),
-`llama` (all layers), `support`, `padding_free`. Only a fused sweep goes through `fused_lora_linear`, `fused_forward`,
-`run_thread` and `multi_run` (the scheduler); `fusion_context` says whether a thread is one of its runs.
+`llama` (all layers), `encoder_layer` and `encoder` (those of encoders, with `dropout`), `support`, `padding_free`. Only
+a fused sweep goes through `fused_lora_linear`, `fused_forward`, `run_thread` and `multi_run` (the scheduler);
+`fusion_context` says whether a thread is one of its runs.
 """

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sentexp.data.buckets import bucket
 from sentexp.data.packing import Packed
+from sentexp.models.fast.dropout import drop
 
 NAME = "packed"
 HALF = (torch.bfloat16, torch.float16)
@@ -119,6 +120,26 @@ def _rows(
     return out.flatten(0, 1).index_select(0, packed.cells)
 
 
+def attend_whole(states: Tensor, packed: Packed, scale: float, dropout: float, read: Tensor | None) -> Tensor:
+    """Return the attention of rows whose tokens see all of their row, shape (tokens or read, heads, width of a head).
+
+    Args:
+        states: queries, keys and values, shape (tokens, 3, heads, width of a head).
+        packed: the layout.
+        scale: of the scores.
+        dropout: of the attention weights.
+        read: one token of each row, shape (rows,), where its attention is all that is wanted.
+    """
+    if read is None and not dropout and takes_flash(packed, states.dtype, states.shape[-1]):
+        return _flash(states[:, 0], states[:, 1], states[:, 2], packed, scale)
+    grid = states.index_select(0, packed.grid.flatten()).unflatten(0, packed.grid.shape)
+    query, key, value = grid.unbind(2)
+    if read is not None:
+        query = states[:, 0].index_select(0, read)[:, None]
+    out = _grid(query, key, value, packed.bias, scale, dropout, drop).flatten(0, 1)
+    return out if read is not None else out.index_select(0, packed.cells)
+
+
 def takes_flash(packed: Packed, dtype: torch.dtype, head_size: int) -> bool:
     """Tell whether the variable-length kernel can attend within rows: on a GPU in 16 bits, all of it causal or none."""
     whole = len(packed.bias) == 1 or not packed.causal
@@ -190,7 +211,15 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: fl
     return _grid(query[None], key[None], value[None], bias, scale, dropout)[0]
 
 
-def _grid(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float) -> Tensor:
+def _grid(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    scale: float,
+    dropout: float,
+    drop: Callable[[Tensor, float], Tensor] = nn.functional.dropout,
+) -> Tensor:
     """Return the attention of padded rows, shape (rows, width, heads, width of a head).
 
     Args:
@@ -200,6 +229,7 @@ def _grid(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float,
         bias: of the scores, shape (rows or 1, width or 1, keys).
         scale: of the scores.
         dropout: of the weights.
+        drop: does it, on the CPU.
     """
     rows, width, heads, size = query.shape
     keys, groups = key.shape[1:3]
@@ -222,7 +252,7 @@ def _grid(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float,
     scores = torch.bmm(queries, keyed.mT).float().view(rows, heads, width, keys) * scale + bias[:, None]
     weights = scores.softmax(-1).to(query.dtype).view(rows * groups, each * width, keys)
     if dropout:
-        weights = nn.functional.dropout(weights, dropout)
+        weights = drop(weights, dropout)
     out = torch.bmm(weights, valued).view(rows, groups, each, width, size)
     return out.permute(0, 3, 1, 2, 4).reshape(rows, width, heads, size)
 

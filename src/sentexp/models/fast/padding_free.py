@@ -1,4 +1,4 @@
-"""Running a backbone over packed rows: the Llama family through fast layers, others through transformers'."""
+"""Running a backbone over packed rows: Llama, BERT and their like through fast layers, others through transformers'."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +12,7 @@ from sentexp.data.prompts import Prompt
 from sentexp.distributed.sharding import is_sharded
 from sentexp.models.encoders import ENCODERS
 from sentexp.models.fast.attention import PrefixCache, takes_flash, use_packed_attention, within, without_grid
+from sentexp.models.fast.encoder import EncoderLayers
 from sentexp.models.fast.fusion_context import ForwardOutput, fused_run
 from sentexp.models.fast.llama import LlamaLayers
 from sentexp.models.fast.row_cache import RowCache
@@ -66,6 +67,7 @@ class PaddingFreeModel:
         self.before_training_pass: Callable[[Packed], None] | None = None
         """Called with the rows that the fast layers are to read in training."""
         self._layers: LlamaLayers | None = None
+        self._encoder_layers: EncoderLayers | None = None
         self._is_supported: bool | None = None
         self._fused_outputs: list[ForwardOutput] = []
 
@@ -78,7 +80,7 @@ class PaddingFreeModel:
             segments: of the tokens, 0 or 1, shape (tokens,), where an encoder reads pairs.
         """
         if self.uses_fast_layers(packed):
-            return self._fast_hidden(packed, cache)
+            return self._fast_hidden(packed, cache) if packed.causal else self._encoded(packed, segments)
         packed = within(packed, cache)
         options = {} if segments is None else {"token_type_ids": segments[None]}
         states: Tensor = _run(base_of(self.model).base_model, packed, cache, **options).last_hidden_state[0]
@@ -96,7 +98,7 @@ class PaddingFreeModel:
         return logits
 
     def uses_fast_layers(self, packed: Packed) -> bool:
-        """Tell whether these rows go through the fast layers, which have no dropout but that of adapters."""
+        """Tell whether these rows go through the fast layers; those of decoders have the dropout of adapters alone."""
         backbone = base_of(self.model).base_model
         longest = packed.prefix + packed.grid.shape[1]
         if self._is_supported is None:
@@ -107,9 +109,9 @@ class PaddingFreeModel:
     def recordable(self, texts: Any) -> Packed | None:
         """Return rows as a CUDA graph reads them: their shape is all that a pass of the fast layers depends on.
 
-        None where other layers read them.
+        None where other layers read them, or those of an encoder, which have no graphs.
         """
-        if not isinstance(texts, Packed) or not self.uses_fast_layers(texts):
+        if not isinstance(texts, Packed) or not texts.causal or not self.uses_fast_layers(texts):
             return None
         layers = self.fast_layers
         is_plain = not texts.prefix and takes_flash(texts, layers.dtype, layers.head_size)
@@ -117,7 +119,7 @@ class PaddingFreeModel:
 
     @property
     def fast_layers(self) -> LlamaLayers:
-        """The layers in place of the backbone's own, where these are supported."""
+        """The layers in place of a decoder's own, where these are supported."""
         if self._layers is None:
             self._layers = LlamaLayers(base_of(self.model).base_model, self.compiled, self.row_cache)
         return self._layers
@@ -129,6 +131,14 @@ class PaddingFreeModel:
             for output in self._fused_outputs:
                 run.backward(output)
         self._fused_outputs.clear()
+
+    def _encoded(self, packed: Packed, segments: Tensor | None) -> Tensor:
+        """Return the hidden states that are read by the fast layers of an encoder."""
+        if self._encoder_layers is None:
+            self._encoder_layers = EncoderLayers(base_of(self.model).base_model)
+        if self.before_training_pass is not None and self.model.training:
+            self.before_training_pass(packed)
+        return self._encoder_layers(packed, segments)
 
     def _fast_hidden(self, packed: Packed, cache: PrefixCache | None) -> Tensor:
         """Return the hidden states that are read by the fast layers; in a fused sweep with those of other runs."""

@@ -1,4 +1,4 @@
-"""Which backbones the fast layers can replace: frozen Llamas and their like, with LoRA or DoRA adapters at most."""
+"""Which backbones the fast layers can replace: frozen Llamas and BERTs and their like, with LoRA or DoRA at most."""
 
 from typing import Any
 
@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from sentexp.models.dequantize import is_packed
+from sentexp.models.fast import encoder
 from sentexp.models.fast.decoder_layer import GATED, activation_of
 from sentexp.models.fast.stacked_lora import ADAPTER, base_layer
 
 ARCHITECTURES = ("gemma3_text", "llama", "mistral", "qwen2", "qwen3", "smollm3")
-"""transformers' names of the models whose layers can be replaced."""
+"""transformers' names of the decoders whose layers can be replaced; `encoder.LAYERS` has the encoders."""
 LAYERS = (
     "Gemma3DecoderLayer",
     "LlamaDecoderLayer",
@@ -26,6 +27,9 @@ LINEAR = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_p
 
 def supports(backbone: Any, longest: int) -> bool:
     """Tell whether the fast layers compute what a backbone's own do, for rows of so many tokens at most."""
+    if backbone.config.model_type in encoder.LAYERS:
+        decodes = getattr(backbone.config, "is_decoder", False)
+        return not decodes and all(map(_is_supported_encoder_layer, encoder.layers_of(backbone)))
     layers = getattr(backbone, "layers", None)
     config = backbone.config
     window = getattr(config, "sliding_window", None)
@@ -38,6 +42,15 @@ def supports(backbone: Any, longest: int) -> bool:
     if getattr(config, "use_bidirectional_attention", None) or getattr(config, "final_logit_softcapping", None):
         return False
     return all(_is_supported_layer(layer, backbone.norm.weight.dtype) for layer in layers)
+
+
+def _is_supported_encoder_layer(parts: encoder.Parts) -> bool:
+    """Tell the same of a layer of an encoder, which may train nothing but LoRA or DoRA adapters."""
+    dtype = parts.norms[0].weight.dtype
+    kinds = {type(base_layer(module)) for module in parts[:3]}
+    if len(kinds) > 1 or not all(_is_supported_linear(module, dtype) for module in parts.linear):
+        return False
+    return all(type(norm) is nn.LayerNorm and not norm.weight.requires_grad for norm in parts.norms)
 
 
 def _is_supported_layer(layer: Any, dtype: torch.dtype) -> bool:

@@ -1,0 +1,56 @@
+"""Dropout from 16 random bits for each element.
+
+On a CPU PyTorch draws a number for each, which takes four times as long: as long as a product with a small matrix.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BITS = 16
+
+
+def kept_at_random(like: Tensor, dropout: float) -> Tensor:
+    """Return which elements are kept, as booleans of the shape of a tensor.
+
+    Args:
+        like: gives shape and device.
+        dropout: probability that an element is left out, rounded to a multiple of 2^-16.
+    """
+    size = like.numel()
+    words = torch.empty(-(-size * BITS // 64), dtype=torch.int64, device=like.device).random_(-(1 << 63), None)
+    limit = _left_out(dropout) - (1 << BITS - 1)
+    return (words.view(torch.int16)[:size] >= limit).view(like.shape)
+
+
+def scale_of(dropout: float) -> float:
+    """Return what kept elements are multiplied by, so that their expectation stays."""
+    return 1 / (1 - _left_out(dropout) / (1 << BITS))
+
+
+def drop(x: Tensor, dropout: float) -> Tensor:
+    """Return the elements that are kept, scaled, and 0 for the others."""
+    out: Tensor = _Dropout.apply(x, dropout)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _left_out(dropout: float) -> int:
+    """Return how many of 2^16 elements are left out."""
+    return round(dropout * (1 << BITS))
+
+
+class _Dropout(torch.autograd.Function):
+    """`drop`; what was left out is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropout: float) -> Tensor:
+        kept = kept_at_random(x, dropout)
+        ctx.save_for_backward(kept)
+        ctx.scale = scale_of(dropout)
+        return (x * kept).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return (gradient * kept).mul_(ctx.scale), None
