@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from sentexp.data.splits import Examples
+from sentexp.plan import timing
 from sentexp.plan.run_states import survey
 from sentexp.quick import command, trial
 from sentexp.quick.few_rows import with_few_rows
@@ -237,3 +239,26 @@ def test_what_is_recorded_of_a_quick_run_has_its_own_folder(config, monkeypatch,
     assert seen[0] is None
     assert {"adapter", "config.yaml", "data_audit.json", "metrics.jsonl", "predictions", "result.json"} <= set(seen[1])
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(("words", "fits"), [([], True), (["peft=head"], False)])
+def test_where_a_batch_takes_long_one_of_a_stage_is_timed(sentexp, monkeypatch, words, fits):
+    timed, original = [], timing._Rehearsal._time
+
+    def note(self, stage, batches, numbers):
+        timed.append((stage, [number == batches.largest for number in numbers]))
+        return original(self, stage, batches, numbers)
+
+    monkeypatch.setattr(timing._Rehearsal, "_time", note)
+    monkeypatch.setattr(command, "PATIENCE", 0.0)
+    code, output, errors = sentexp("--quick", "trainer.eval_batch_size=3", *words)
+    assert code == 0, errors
+    assert "Estimated time of a whole run here" in output
+    assert timed == [("train", [True]), ("validation", [not fits])]
+
+
+def test_few_rows_have_the_scale_of_all(config, monkeypatch):
+    monkeypatch.setattr(Examples, "scale", lambda self: (float(self.train.num_rows), 1.0))
+    (run,) = survey([config()])
+    few = with_few_rows(run.costs.inputs, run.costs.work)
+    assert few.examples.train.num_rows <= 4 < few.examples.scale()[0] == run.costs.inputs.examples.train.num_rows

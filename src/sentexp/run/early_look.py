@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from glob import iglob
 from pathlib import Path
+from typing import Any
 
 from sentexp.config import Config, DataConfig, TableData, flatten, target_kind
 from sentexp.config.checks import AUTO
@@ -30,10 +31,12 @@ def look_early(configs: Iterable[Config]) -> None:
     Raises:
         UserError: what is wrong with the first of them.
     """
-    wrong, seen = None, []
+    wrong: UserError | None = None
+    seen: list[list[Any]] = []
     for config in configs:
-        looked = [flatten(config.data), config.model.path, target_kind(config.task).name]
-        looked += [flatten(config.trainer), config.optim.name, type(config.peft)]
+        trainer = config.trainer
+        devices = [trainer.accelerator, trainer.precision, trainer.cuda_graphs, config.optim.name]
+        looked = [flatten(config.data), config.model.path, target_kind(config.task).name, *devices]
         if looked in seen:
             continue
         seen.append(looked)
