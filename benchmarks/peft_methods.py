@@ -1,6 +1,6 @@
 """Which method of PEFT: the study of docs/benchmarks.md, with the embedded encoder on the embedded film reviews.
 
-    python benchmarks/peft_methods.py study              # hours; goes on where it was stopped, with the same command
+    python benchmarks/peft_methods.py study              # hours; the same command resumes it
     python benchmarks/peft_methods.py study --read       # of what has been trained so far
 
 In the folder `study` each method is trained with a third of its usual learning rate, that rate, and three times it. The
@@ -136,7 +136,7 @@ def sweep_words(methods: list[str], seeds: int) -> list[str]:
 
 
 def train(words: list[str], folder: Path) -> None:
-    """Train what is not finished; methods that do not fit the model fail with a sentence, and the others go on."""
+    """Train what is not finished; methods that do not fit the model fail with a sentence, and the others continue."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-m", "sentexp", *words], cwd=folder, env=environment, check=False)
