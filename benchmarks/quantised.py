@@ -12,7 +12,7 @@ The peak of memory is that of loading and training in a process of its own, once
 
 int8_weight_only and float8_weight_only come with `pip install '.[torchao]'`, hqq4 with `pip install '.[hqq]'`.
 
-Writes quantised.json beside this.
+Writes quantised.json beside this and, of the embedded model, the table in docs/benchmarks.md, between its marks.
 """
 
 import argparse
@@ -45,6 +45,8 @@ HERE = Path(__file__).parent
 DEVICE = choose_device("auto")
 INSTALLED = [one.name for one in Quantization if one.package is None or find_spec(one.package)]
 OUT = Console(width=130)
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+MARKS = "<!-- written by benchmarks/quantised.py -->", "<!-- to here -->"
 COLUMNS = ("storage", "weights MiB", "error", "packed in s", "s/step", "(quartiles)", "of none", "padded", "peak GiB")
 
 
@@ -127,6 +129,10 @@ def compare(given: argparse.Namespace) -> None:
         "storages": found,
     }
     (HERE / "quantised.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if given.model == "smollm2_135m":
+        before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
+        text = "\n".join(in_markdown(found))
+        PAGE.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{rest.split(MARKS[1], 1)[1]}", encoding="utf-8")
 
 
 def of_weights(ground: Ground) -> dict[str, float]:
@@ -189,23 +195,34 @@ def spread(values: list[float]) -> dict[str, float]:
     return dict(zip(names, np.percentile(values, [0, 25, 50, 75, 100]).tolist(), strict=True))
 
 
+def cells(name: str, facts: dict[str, Any]) -> tuple[str, ...]:
+    """Return the row of a storage."""
+    step, ratios = facts["seconds_per_step"]["without_padding"], facts["ratio_to_none"]
+    return (
+        name,
+        f"{facts['weights_mib']:.0f}",
+        f"{facts['error']:.4f}",
+        f"{facts['seconds_to_load']:.1f}",
+        f"{step['median']:.3f}",
+        f"({step['q1']:.3f} to {step['q3']:.3f})",
+        f"{ratios['without_padding']:.2f}",
+        f"{ratios['padded']:.2f}",
+        f"{facts['peak_gib']:.2f}",
+    )
+
+
 def show(found: dict[str, Any]) -> None:
     """Print a row for each storage."""
     table = Table(*COLUMNS)
     for name, facts in found.items():
-        step, ratios = facts["seconds_per_step"]["without_padding"], facts["ratio_to_none"]
-        table.add_row(
-            name,
-            f"{facts['weights_mib']:.0f}",
-            f"{facts['error']:.4f}",
-            f"{facts['seconds_to_load']:.1f}",
-            f"{step['median']:.3f}",
-            f"({step['q1']:.3f} to {step['q3']:.3f})",
-            f"{ratios['without_padding']:.2f}",
-            f"{ratios['padded']:.2f}",
-            f"{facts['peak_gib']:.2f}",
-        )
+        table.add_row(*cells(name, facts))
     OUT.print(f"{describe(DEVICE)['cpu']}, {describe(DEVICE)['accelerator']}", table)
+
+
+def in_markdown(found: dict[str, Any]) -> list[str]:
+    """Return the lines of the same table in Markdown."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *(cells(f"`{name}`", facts) for name, facts in found.items())]
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 if __name__ == "__main__":

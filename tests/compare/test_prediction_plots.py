@@ -140,9 +140,20 @@ def test_the_members_of_the_front_are_named(sweep, board):
     assert len(figure.axes) == 2  # all runs took the same memory
     filled = next(line for line in figure.axes[0].get_lines() if line.get_label() == "not beaten")
     assert sorted(filled.get_xdata()) == sorted(seconds[~np.array(beaten)])
-    named = figure.get_supxlabel()
-    for name, lost in zip(board.table["configuration"], beaten, strict=True):
-        assert lost or name.replace("$", r"\$") in named
+    assert names_below(figure) == [
+        f"{letter}: {name}".replace("$", r"\$")
+        for letter, name in zip("ABCDEFGH", board.table["configuration"], strict=False)
+    ]
+    letters = {text.get_text(): text.get_weight() == "bold" for text in figure.axes[0].texts}
+    assert letters == {letter: not lost for letter, lost in zip("ABCDEFGH", beaten, strict=False)}
+    (bars,) = figure.axes[0].collections
+    ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+    assert np.array_equal(ends, board.table[["accuracy_low", "accuracy_high"]].to_numpy())
+
+
+def names_below(figure):
+    """Return what is written below a picture of costs."""
+    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 @pytest.mark.parametrize("others", [1, 13])
@@ -163,7 +174,7 @@ def test_of_a_large_front_the_best_are_named(simulate):
     made = simulate([(f"r={n}", 0.05 * n, 1) for n in range(40)], rows=3000)
     board = leaderboard(made, resamples=100)
     board.table["seconds"] = board.table["accuracy"].rank()  # what is better costs more: nothing is beaten
-    named = pareto_picture(board).get_supxlabel().splitlines()
+    named = names_below(pareto_picture(board))
     assert len(named) == 9
     assert named[0] == f"A: {board.table['configuration'][0]}"
     assert named[-1].endswith("more are not beaten")

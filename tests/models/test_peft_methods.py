@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import typing
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L  # noqa: N812
@@ -239,13 +240,25 @@ def test_runs_of_a_sweep_leave_the_backbone_as_it_is(name, config, tmp_path):
             "peft.config.rr is not a key of PEFT's PsoftConfig",
         ),
         (["peft=other", "peft.type=PSOFT", "peft.config.task_type=x"], "peft.config.task_type is set by sentexp"),
+        (
+            ["peft=other", "peft.type=PSOFT", "peft.config.psoft_dropout=1"],
+            "peft.config.psoft_dropout=1 must be at least 0",
+        ),
+        (["peft=vera", "peft.vera_dropout=-0.1"], "peft.vera_dropout=-0.1 must be at least 0 and below 1"),
+        (["peft=vera", "peft.r=-1"], "peft.type=VERA with these keys does not fit this model: Trying to create tensor"),
+        (["peft=vera", "peft.r=0"], "peft.type=VERA with these keys does not fit this model: .*division by zero"),
+        (["peft=adalora", "peft.beta1=2"], "peft.type=ADALORA with these keys does not fit this model: AssertionError"),
+        (["peft=p_tuning", "peft.encoder_reparameterization_type=GRU"], "PEFT refuses the keys of peft.type=P_TUNING"),
         (["peft=oft", "peft.r=8"], "PEFT refuses the keys of peft.type=OFT: "),
         (["peft=vera", "peft.target_modules=[nothing]"], "peft.target_modules: 'nothing' matches no module"),
         (["peft=bitfit"], "peft=bitfit trains biases, and llama has none"),
         (["peft=adalora", "peft.tfinal=50"], "of this run's 5 steps"),
         (["peft=adalora", "peft.target_r=12"], "peft.target_r=12, which must be less"),
-        (["peft=boft", "peft.boft_block_size=7"], "peft.type=BOFT does not fit this model: in_features"),
-        (["peft=road", "peft.group_size=48"], "peft.type=ROAD does not fit this model: "),
+        (
+            ["peft=boft", "peft.boft_block_size=7"],
+            "peft.type=BOFT with these keys does not fit this model: in_features",
+        ),
+        (["peft=road", "peft.group_size=48"], "peft.type=ROAD with these keys does not fit this model: "),
         (["peft.init=pizza"], "peft.init=pizza must be one of default, gaussian"),
         (["peft=qlora", "peft.init=pissa"], "peft.init=pissa begins with a part of the backbone's weights"),
         (["peft.init=orthogonal", "peft.r=3"], "peft.init=orthogonal needs even ranks"),
@@ -260,6 +273,14 @@ def test_what_does_not_fit_is_one_sentence(overrides, sentence, config):
     with pytest.raises(UserError, match=sentence) as refused:
         train_config(config(*plus(overrides), *PLAIN))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["MLP", "LSTM"])
+def test_the_encoder_of_p_tuning_may_have_other_layers(kind, config):
+    words = [*WORDS["p_tuning"], f"peft.encoder_reparameterization_type={kind}", "peft.encoder_num_layers=1"]
+    ignored = pytest.warns(UserWarning, match="`encoder_num_layers` is ignored") if kind == "MLP" else nullcontext()
+    with ignored:
+        assert built(config, *words)[2].trainable["adapter"] > 0
 
 
 @pytest.mark.slow

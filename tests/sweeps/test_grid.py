@@ -100,6 +100,38 @@ def test_a_sweep_ends_by_comparing_what_is_chosen_on_validation(sentexp, monkeyp
     assert re.search(r"sentexp compare sweep=\w+ choose=optim.lr", output)
 
 
+def test_other_seeds_train_with_what_the_first_have_chosen(sentexp, tmp_path):
+    words = ("--multirun", "peft.r=4,8", "optim.lr=1e-4,1e-3,1e-2", "seed=1,2,3", "sweep.choose=optim.lr")
+    code, output, errors = sentexp(*words, "sweep.choose_seeds=1")
+    assert code == 0, errors
+    assert "Sweep of 10 runs in" in output
+    assert re.search(r"optim.lr is chosen on validation: .*; 4 more runs with other seeds", output)
+    assert [line.partition(" ")[0] for line in output.splitlines() if " | " in line][-1] == "10/10"
+    _, children = recorded(tmp_path)
+    keys = ("peft.r", "seed", "optim.lr")
+    scores = {
+        tuple(float(run.data.params[key]) for key in keys): run.data.metrics["best/accuracy"]
+        for run in children.values()
+    }
+    rates = (1e-4, 1e-3, 1e-2)
+    best = {
+        rank: max(rates, key=lambda rate, rank=rank: scores[rank, 1, rate]) for rank in (4, 8)
+    }  # the first of equals
+    others = {(rank, seed, best[rank]) for rank in (4, 8) for seed in (2, 3)}
+    assert scores.keys() == {(rank, 1, rate) for rank in (4, 8) for rate in rates} | others
+    again = sentexp(*words, "sweep.choose_seeds=1")[1]
+    assert "6 finished before, 4 to do" in again
+    assert len(recorded(tmp_path)[1]) == 10
+
+
+def test_a_choice_is_of_what_differs(sentexp):
+    code, _, errors = sentexp("--multirun", "peft.r=4,8", "sweep.choose=optim.lr")
+    assert code == 1
+    assert "sweep.choose=optim.lr is not a setting in which these runs differ: sweep over it" in errors
+    errors = sentexp("--multirun", "peft.r=4,8", "sweep.choose_seeds=1")[2]
+    assert "sweep.choose_seeds=1 are seeds that choose a setting: say which" in errors
+
+
 @pytest.mark.slow
 def test_few_rows_are_not_compared(sentexp):
     code, output, errors = sentexp("--multirun", "peft.r=4,8")

@@ -18,7 +18,7 @@ from sentexp.cli.completion import complete, is_query
 from sentexp.cli.help import help_of, help_text
 from sentexp.config import ChosenRun, CompareConfig, Config, UiConfig, conf_dir, register_schemas
 from sentexp.distributed import processes
-from sentexp.errors import UserError, complain, first_line
+from sentexp.errors import UserError, complain
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -278,13 +278,12 @@ def _typed(config: "DictConfig") -> Config | CompareConfig | ChosenRun | UiConfi
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from sentexp.config.explain import explain_misfit
+
     try:
         typed = OmegaConf.to_object(config)
     except (OmegaConfBaseException, AttributeError, TypeError) as error:
-        reason = first_line(error)
-        raise UserError(
-            f"The configuration does not fit together ({reason}): python -m sentexp --cfg job lists every key."
-        ) from error
+        raise UserError(explain_misfit(error)) from error
     assert isinstance(typed, Config | CompareConfig | ChosenRun | UiConfig)
     return typed
 

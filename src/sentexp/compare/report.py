@@ -178,7 +178,8 @@ def _pictures(board: Leaderboard, comparison: Comparison, seed: int) -> list[Pic
         (
             lambda: sweep_plots.pareto_picture(board),
             f"{metric} against costs, with the Pareto front",
-            "Choose among the filled points: each other one is matched or beaten in quality by one that costs no more.",
+            "Choose among the filled points: each other one is matched or beaten in quality by one that costs no more. "
+            f"Grey lines are {level} intervals; the ranks say which differ significantly.",
         ),
         (
             lambda: learning_curve_picture(board),

@@ -1,5 +1,6 @@
 """Pictures of a sweep: the metric against settings and against costs."""
 
+import math
 import string
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 MOST_PANELS = 4
 MOST_BARS, MOST_ASIDE = 100, 12
 """Configurations whose bars fit in a panel, and side by side at one value."""
-MOST_NAMED = 8
-"""Configurations of the Pareto fronts that are named below the picture, the best ones."""
+MOST_LETTERS, MOST_NAMED = len(string.ascii_uppercase), 8
+"""Up to so many configurations all have letters beside the Pareto fronts; of more the best on a front, so many."""
 COST_NAMES = {
     "seconds": "training, seconds",
     "trainable_parameters": "parameters trained",
@@ -107,10 +108,12 @@ def _aside(x: NDArray[Any]) -> NDArray[Any]:
 
 @drawn
 def pareto_picture(board: Leaderboard) -> "Figure | None":
-    """Draw the metric against training time, parameters, memory and disk, and name what nothing beats in both.
+    """Draw the metric with its interval against training time, parameters, memory and disk, and what nothing beats.
 
     None with fewer than three configurations, or where all cost the same.
     """
+    from matplotlib.lines import Line2D
+
     table = board.table[board.table["rank"].notna()]
     differing = [name for name in COST_NAMES if name in table and table[name].nunique() > 1]
     costs = [name for name in differing if (table[name].notna() & table[board.metric].notna()).sum() >= FEWEST]
@@ -118,27 +121,32 @@ def pareto_picture(board: Leaderboard) -> "Figure | None":
         return None
     fronts = {name: _front(board, name) for name in costs}
     members = sorted(set(np.concatenate(list(fronts.values())).tolist()))
-    letters = dict(zip(members, string.ascii_uppercase[:MOST_NAMED], strict=False))
+    named = range(len(table)) if len(table) <= MOST_LETTERS else members[:MOST_NAMED]
+    letters = dict(zip(named, string.ascii_uppercase, strict=False))
     names = [f"{letter}: {plain(table['configuration'].iloc[place])}" for place, letter in letters.items()]
-    if len(members) > MOST_NAMED:
-        names.append(f"{len(members) - MOST_NAMED} more are not beaten")
-    figure, axes = panels(len(costs), 3.6, 3.4 + 0.15 * max(0, len(names) - FEWEST), sharey=True)
+    if left := len(set(members) - set(named)):
+        names.append(f"{left} more are not beaten")
+    figure, axes = panels(len(costs), 3.6, 3.4 + 0.16 * math.ceil(len(names) / len(costs)), sharey=True)
+    y, low, high = (table[board.metric + end].to_numpy(float) for end in ("", "_low", "_high"))
     for panel, name in zip(axes, costs, strict=True):
-        x, y = table[name].to_numpy(float), table[board.metric].to_numpy(float)
-        front = fronts[name]
+        x, front = table[name].to_numpy(float), fronts[name]
         others = np.setdiff1d(np.arange(len(table)), front)
+        panel.vlines(x, low, high, color="lightgrey", linewidth=0.8, zorder=0)
         panel.plot(x[others], y[others], "o", color="grey", fillstyle="none", markersize=5, label="beaten")
         panel.step(x[front], y[front], where="post", color="black", linewidth=0.8)
         panel.plot(x[front], y[front], "o", color="black", markersize=5, label="not beaten")
-        for place in filter(letters.__contains__, front.tolist()):
-            panel.annotate(letters[place], (x[place], y[place]), (4, 4), textcoords="offset points", weight="bold")
+        for place, letter in letters.items():
+            if np.isfinite(x[place]) and np.isfinite(y[place]):
+                shape = {"weight": "bold"} if place in front else {"color": "dimgrey", "fontsize": 7}
+                panel.annotate(letter, (x[place], y[place]), (4, 4), textcoords="offset points", **shape)
         seen = x[np.isfinite(x)]
         set_ticks(panel, seen.tolist(), is_wide(seen) or (name in LOGARITHMIC and seen.min() > 0))
         panel.margins(x=0.12, y=0.12)
         panel.set_xlabel(COST_NAMES[name])
     axes[0].set_ylabel(board.metric)
     axes[0].legend(loc="best")
-    figure.supxlabel("\n".join(names), fontsize=8, ha="left", x=0.02)
+    blank = [Line2D([], [], linestyle="none")] * len(names)
+    figure.legend(blank, names, loc="outside lower left", ncols=len(costs), handlelength=0, handletextpad=0)
     return figure
 
 

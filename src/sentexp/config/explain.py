@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sentexp.config import conf_dir, register_schemas
 from sentexp.errors import UserError, first_line
@@ -119,6 +119,15 @@ def explain(words: list[str], error: Exception, root: str = "config") -> str:
                     return _sentence(override, single, [*search, *accepted], fault, root)
             accepted.append(next(iter(_singles(override, text))))
     return _first_line(error)
+
+
+def explain_misfit(error: Exception) -> str:
+    """Return what is wrong with a composed configuration that makes no typed one."""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has no value: give it one; python -m sentexp --cfg job lists every key."
+    return (
+        f"The configuration does not fit together ({first_line(error)}): python -m sentexp --cfg job lists every key."
+    )
 
 
 def explain_empty(override: Override) -> str | None:

@@ -122,8 +122,18 @@ class PeftMethod(PeftConfig):
 
     type: str
 
+    @property
+    def prefix(self) -> str:
+        """What PEFT's own keys begin with on a command line."""
+        return "peft."
+
     def __post_init__(self) -> None:
-        """Check targets, where the method has any."""
+        """Check targets, where the method has any, and rates of dropout, of which PEFT takes wrong ones for none."""
+        for key, value in self.own_keys().items():
+            require(
+                not key.endswith("dropout") or (isinstance(value, int | float) and 0 <= value < 1),
+                f"{self.prefix}{key}={value} must be at least 0 and below 1.",
+            )
         targets = getattr(self, "target_modules", None)
         if targets is not None:
             setattr(self, "target_modules", module_names("peft.target_modules", targets))  # noqa: B010
@@ -140,6 +150,11 @@ class OtherMethod(PeftMethod):
 
     target_modules: Any
     config: dict[str, Any]
+
+    @property
+    def prefix(self) -> str:
+        """What PEFT's own keys begin with on a command line."""
+        return "peft.config."
 
     def own_keys(self) -> dict[str, Any]:
         """Return the keys that are given; the others have PEFT's defaults."""

@@ -41,6 +41,7 @@ class SweepConfig:
         ge=1, note="the sweep stops when so many runs have failed; null: it continues to its end"
     )
     choose: str | None
+    choose_seeds: int | None = number(ge=1, note="so many seeds choose; null: all of them do")
     name: str | None
     parent: str | None
     study: str | None
@@ -52,6 +53,11 @@ class SweepConfig:
         require(
             not (self.dry_run and self.quick),
             "plan (sweep.dry_run=true) only counts, and --quick (sweep.quick=true) tries: give one of them.",
+        )
+        require(
+            self.choose_seeds is None or self.choose is not None,
+            f"sweep.choose_seeds={self.choose_seeds} are seeds that choose a setting: say which, as in "
+            "sweep.choose=optim.lr.",
         )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from sentexp.config import IA3, READING_ROWS, BiasOnly, FullFineTuning, HeadOnly, Lora, PeftConfig, PeftMethod, Untuned
 from sentexp.distributed.sharding import cut_like, gathered
-from sentexp.errors import UserError, require
+from sentexp.errors import UserError, first_line, require
 from sentexp.models.dequantize import is_of_hqq
 from sentexp.models.encoders import encoder_of
 from sentexp.models.lora import implied_parameters, lora_config, saved_paths
@@ -21,6 +21,7 @@ from sentexp.models.start_from_data import StartFromData
 from sentexp.models.structure import base_of, find_head, head_of, head_paths
 from sentexp.models.targets import has_name, is_inside, shape_of, target_names, targets_in_head
 from sentexp.models.without_bitsandbytes import without_bitsandbytes
+from sentexp.system.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +33,8 @@ HARMLESS = (
     "Using Rank-Stabilized LoRA with rank_pattern",  # of a conversion by PEFT: `lora_start` has its own
     "Unsupported layer type .*Norm",  # of LN tuning, which counts on no norms but torch's
 )
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What PEFT and torch raise where keys fit neither each other nor the layers of a model, such as a rank of -1."""
 KINDS = ("embeddings", "linear layers", "norms and biases", "adapter", "head")
 
 
@@ -208,10 +211,12 @@ def _wrap(model: "PreTrainedModel", config: Any) -> tuple[nn.Module, list[str]]:
     try:
         with without_harmless_warnings():
             wrapped = get_peft_model(model, config)
-    except (NoMatchingPeftModuleError, ValueError, TypeError, NotImplementedError) as error:
+    except (NoMatchingPeftModuleError, *REFUSALS) as error:
+        if is_out_of_memory(error):
+            raise
         kind = config.peft_type.value
-        key = "peft.target_modules do" if kind in ("LORA", "IA3") else f"peft.type={kind} does"
-        raise UserError(f"{key} not fit this model: {error}") from error
+        key = "peft.target_modules do" if kind in ("LORA", "IA3") else f"peft.type={kind} with these keys does"
+        raise UserError(f"{key} not fit this model: {first_line(error)}") from error
     return wrapped, sorted(getattr(wrapped.base_model, "targeted_module_names", ()))
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from sentexp.config import VIRTUAL, OtherMethod, PeftMethod, Quantization
@@ -26,6 +27,10 @@ OURS = (
     "target_modules",
     "total_step",
     "tokenizer_name_or_path",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "peft_version",
+    "revision",
 )
 """Keys of PEFT that are set here, or by keys of their own."""
 
@@ -170,6 +175,9 @@ def method_config(peft: PeftMethod, sizes: Sequence[int], **shared: Any) -> "lib
     if keys.get(name) == "auto":
         keys[name] = largest_divisor(math.gcd(*sizes), most)
     try:
+        for item in dataclasses.fields(kind):  # PEFT asks names of a closed set for their `.value`
+            if isinstance(item.default, Enum) and item.name in keys:
+                keys[item.name] = type(item.default)(keys[item.name])
         return kind(**keys, **{key: value for key, value in shared.items() if key in known})
     except (ValueError, TypeError) as error:
         raise UserError(f"PEFT refuses the keys of peft.type={peft.type}: {first_line(error)}") from None
@@ -181,12 +189,13 @@ def largest_divisor(number: int, most: int) -> int:
 
 
 def _check_keys(peft: PeftMethod, keys: dict[str, Any], known: list[str]) -> None:
-    prefix = "peft.config." if isinstance(peft, OtherMethod) else "peft."
     for key in keys:
-        ours = f"{prefix}{key} is set by sentexp: leave it out." if key in OURS else ""
+        ours = f"{peft.prefix}{key} is set by sentexp: leave it out." if key in OURS else ""
         near = difflib.get_close_matches(key, known, 2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"its keys are {', '.join(known)}."
-        require(key in known, ours or f"{prefix}{key} is not a key of PEFT's {config_class(peft).__name__}: {hint}")
+        require(
+            key in known, ours or f"{peft.prefix}{key} is not a key of PEFT's {config_class(peft).__name__}: {hint}"
+        )
 
 
 def methods_over(quantization: Quantization) -> tuple[str, ...]:

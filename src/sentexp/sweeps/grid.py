@@ -8,6 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from sentexp.config.explain import COMPOSITION_ERRORS, require_values
 from sentexp.errors import require
+from sentexp.sweeps.choosing import at_the_best, check_choice, one_of_each, split_by_seed
 from sentexp.sweeps.launch import Job
 from sentexp.sweeps.sweeper import RunSweeper
 from sentexp.tracking.run_names import run_names
@@ -40,9 +41,10 @@ class GridSweeper(RunSweeper):
         jobs = self.compose(runs, run_names(runs))
         if len(jobs) == 1:  # nothing tells it from others
             jobs = self.compose(runs, [jobs[0].config.title])
+        check_choice(jobs)
         try:
             if any(job.config.sweep.dry_run for job in jobs):
-                self.plan(jobs)
+                self.plan(one_of_each(jobs))
                 return []
             if any(job.config.sweep.quick for job in jobs):
                 self.quick(jobs)
@@ -58,15 +60,21 @@ class GridSweeper(RunSweeper):
         from sentexp.sweeps.report import print_beginning
         from sentexp.tracking.identity import digest_of, settings
 
-        folder = self.begin(len(jobs), jobs[0].config)
+        first, later = split_by_seed(jobs)
+        total = len(one_of_each(jobs))
+        folder = self.begin(total, jobs[0].config)
         earlier = self.find_results(jobs)
         identity = digest_of("sweep", sorted(digest_of(settings(job.config)) for job in jobs))
         axes = {key: ",".join(values) for key, values in _axes(jobs).items()}
         parent = self.open_parent("sweep", jobs[0].config, identity, axes, words)
         with track_run(parent):
-            interrupted = sum(job.number not in earlier and _is_interrupted(job) for job in jobs)
-            print_beginning("Sweep", len(jobs), len(earlier), interrupted, parent.run_id, folder.path)
-            self.finish(jobs, earlier, parent, folder)
+            interrupted = sum(job.number not in earlier and _is_interrupted(job) for job in first)
+            finished = sum(job.number in earlier for job in first)
+            print_beginning("Sweep", total, finished, interrupted, parent.run_id, folder.path)
+            self.finish(first, earlier, parent, folder)
+            if later:
+                chosen = at_the_best(first, later, folder.outcomes(), jobs[0].config.trainer.monitor)
+                self.finish(chosen, earlier, parent, folder)
             return self.conclude(jobs[0].config, parent, folder)
 
 

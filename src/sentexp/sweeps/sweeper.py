@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sentexp.config import CompareConfig, Config, from_conf, target_kind
-from sentexp.config.explain import COMPOSITION_ERRORS, explain
+from sentexp.config.explain import COMPOSITION_ERRORS, explain, explain_misfit
 from sentexp.config.metric_names import ORDERED_METRICS
 from sentexp.distributed.launch import require_one
-from sentexp.errors import UserError, complain, first_line
+from sentexp.errors import UserError, complain
 from sentexp.run.early_look import look_early
 from sentexp.sweeps.cluster import ClusterLauncher
 from sentexp.sweeps.launch import (
@@ -121,6 +121,7 @@ class RunSweeper(Sweeper):
         self, jobs: list[Job], earlier: "dict[int, Outcome]", parent: "RunLogger", folder: "SweepFolder"
     ) -> "list[Outcome]":
         """Run the jobs that were not finished earlier; return the outcomes of all."""
+        earlier = {job.number: earlier[job.number] for job in jobs if job.number in earlier}
         self._adopt(parent, earlier, jobs)
         for number, outcome in earlier.items():
             folder.write(number, outcome)
@@ -148,7 +149,8 @@ class RunSweeper(Sweeper):
         missing = folder.progress().total - len(outcomes)
         left = missing + sum(outcome.state.value == "not started" for outcome in outcomes)
         if failed or left:
-            stopped = f", and {left} were not started (sweep.max_failures)" if left else ""
+            why = " (sweep.max_failures)" if folder.is_stopped() else ""
+            stopped = f", and {left} were not started{why}" if left else ""
             raise SweepFailed(f"{len(failed)} of {len(outcomes)} runs failed: {'; '.join(failed)}{stopped}.")
         return outcomes
 
@@ -175,10 +177,7 @@ class RunSweeper(Sweeper):
                 wrong.append(str(error))
                 continue
             except (OmegaConfBaseException, AttributeError, TypeError) as error:
-                raise UserError(
-                    f"The configuration does not fit together ({first_line(error)}): python -m sentexp "
-                    "--cfg job lists every key."
-                ) from error
+                raise UserError(explain_misfit(error)) from error
             assert isinstance(config, Config)
             require_strategy(self.launcher, config, run)
             jobs.append(Job(number=number, overrides=overrides, config=config))
