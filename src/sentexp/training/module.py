@@ -120,9 +120,7 @@ class ClassifierModule(L.LightningModule):
     def _seed_dropout(self) -> None:
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
         seed = self.seed * 1_000_003 + number + processes.rank() * OF_A_PROCESS
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed notes the call stack, for devices that are not there
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also notes the call stack, in a millisecond
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
