@@ -115,6 +115,22 @@ def test_states_and_gradients_are_those_of_each_run_alone(runs, prefix):
     compare_with_runs_alone(runs, prefix)
 
 
+def test_layers_that_compute_again_drop_the_same_again(base):
+    runs = adapted(base, [{"target_modules": "all-linear", "lora_dropout": 0.3, "r": rank} for rank in (4, 2)])
+    kept = [[ForwardInput(run.fast_layers, rows(seed, 0), None, seed) for seed, run in enumerate(runs)] for _ in "ab"]
+    found = []
+    for inputs, recomputes in zip(kept, (False, True), strict=True):
+        for run in runs:
+            for layer in run.fast_layers.backbone.layers:
+                layer.gradient_checkpointing = recomputes
+        states = fused_forward(inputs)
+        weights = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+        parameters = [parameter for run in runs for parameter in adapter(run)]
+        gradients = torch.autograd.grad(sum((own * weights).sum() for own in states), parameters)
+        found.append({str(number): part.detach() for number, part in enumerate([*states, *gradients])})
+    agree(*found)
+
+
 @pytest.mark.parametrize("prefix", [0, 3])
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj", "down_proj"]])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

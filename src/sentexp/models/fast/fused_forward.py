@@ -11,7 +11,9 @@ and may be kept for the next time (see `row_cache`):
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +26,9 @@ from sentexp.models.fast.batched_lora import AdapterStack
 from sentexp.models.fast.decoder_layer import Layer, Rotary, feed_forward, project
 from sentexp.models.fast.fused_lora_linear import fused_lora_linear
 from sentexp.models.fast.llama import LlamaLayers
+
+Generators = Sequence[torch.Generator | None]
+"""Of the dropout masks of each run; None is torch's own."""
 
 
 class ForwardInput(NamedTuple):
@@ -67,19 +72,22 @@ def fused_forward(
     leaders = rows.leaders() if shared_layers and not as_one else list(range(len(inputs)))
     distinct = rows.only(leaders)
     with torch.autocast(rows.packed[0].ids.device.type, enabled=False):
-        adapters = _convert(inputs, rows, stack)
+        generators = [one.generator for one in inputs]
+        adapters = _convert(inputs, rows, stack, generators)
         hidden = torch.cat([layers.states_before(known, part) for part in distinct.packed])
-        hidden = _run(layers, range(known, shared_layers), hidden, distinct, [])
+        hidden = _run(layers, range(known, shared_layers), hidden, distinct, [], [])
         hidden = distinct.repeated(hidden, leaders)
         rows = rows.with_joined(layers) if as_one else rows
-        hidden = _run(layers, range(shared_layers, count), hidden, rows, adapters)
+        hidden = _run(layers, range(shared_layers, count), hidden, rows, adapters, generators)
         hidden = layers.last_norm(hidden)
     return tuple(hidden[span] for span in rows.read_spans)
 
 
-def _convert(inputs: Sequence[ForwardInput], rows: "FusedRows", stack: AdapterStack | None) -> list[list[Any]]:
+def _convert(
+    inputs: Sequence[ForwardInput], rows: "FusedRows", stack: AdapterStack | None, generators: Generators
+) -> list[list[Any]]:
     """Return the adapters of all groups of all layers: a list for each run, or one of batched ones for all of them."""
-    training, generators = inputs[0].layers.backbone.training, [one.generator for one in inputs]
+    training = inputs[0].layers.backbone.training
     if stack is None or not rows.are_alike:
         pairs = zip(inputs, generators, strict=True)
         return [one.layers.adapters.convert(training, generator) for one, generator in pairs]
@@ -170,7 +178,14 @@ def _spans(lengths: Sequence[int]) -> list[slice]:
     return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
-def _run(layers: LlamaLayers, numbers: range, hidden: Tensor, rows: FusedRows, adapters: list[list[Any]]) -> Tensor:
+def _run(
+    layers: LlamaLayers,
+    numbers: range,
+    hidden: Tensor,
+    rows: FusedRows,
+    adapters: list[list[Any]],
+    generators: Generators,
+) -> Tensor:
     """Return the hidden states after some layers.
 
     Args:
@@ -179,7 +194,9 @@ def _run(layers: LlamaLayers, numbers: range, hidden: Tensor, rows: FusedRows, a
         hidden: states before them, shape (tokens, hidden).
         rows: of the runs.
         adapters: see `_convert`; empty where no layer has any.
+        generators: of their dropout masks.
     """
+    as_before = partial(_drawn_again, generators)
     rotary = layers.rotary(torch.cat([part.positions for part in rows.packed]), hidden)
     for number in numbers:
         is_last = number == len(layers.groups) - 1
@@ -188,10 +205,36 @@ def _run(layers: LlamaLayers, numbers: range, hidden: Tensor, rows: FusedRows, a
         if not layers.trains:
             hidden = fused_layer(hidden, layer, rotary[number], rows, read, number)
         elif layers.recomputes(number):
-            hidden = checkpoint(fused_layer, hidden, layer, rotary[number], rows, read, use_reentrant=False)
+            given = hidden, layer, rotary[number], rows, read
+            hidden = checkpoint(fused_layer, *given, use_reentrant=False, context_fn=as_before)
         else:
             hidden = fused_layer(hidden, layer, rotary[number], rows, read)
     return hidden
+
+
+def _drawn_again(generators: Generators) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return contexts for a layer and for its second computation, in which generators draw what they drew in the first.
+
+    PyTorch itself does so with its own generator alone.
+    """
+    before = [None if generator is None else generator.get_state() for generator in generators]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        now = [None if generator is None else generator.get_state() for generator in generators]
+        _set_states(generators, before)
+        try:
+            yield
+        finally:
+            _set_states(generators, now)
+
+    return nullcontext(), again()
+
+
+def _set_states(generators: Generators, states: Sequence[Tensor | None]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        if generator is not None and state is not None:
+            generator.set_state(state)
 
 
 def _layer(layers: LlamaLayers, number: int, rows: FusedRows, adapters: list[list[Any]]) -> Layer:
