@@ -29,7 +29,15 @@ PAGES = {
 }
 SHELL = {"cat", "cd", "curl", "eval", "git", "source"}
 """Programs that are not ours."""
-SETTINGS = {"SWEEP", "SECONDS", "PYTHON", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MLFLOW_TRACKING_URI"}
+SETTINGS = {
+    "OMP_NUM_THREADS",
+    "SWEEP",
+    "SECONDS",
+    "PYTHON",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "MLFLOW_TRACKING_URI",
+}
 
 
 def blocks_of(page: str, language: str) -> list[str]:
@@ -77,7 +85,7 @@ def test_every_command_composes(line, tmp_path):
         del words[words.index("--text") : words.index("--text") + 2]
     overrides = plus([first_of(word) for word in words if "=" in word and not word.startswith("--")])
     assert all(
-        word in COMMANDS or word.startswith("--") or word in ("job", "mine") for word in words if "=" not in word
+        word in COMMANDS or word.startswith("--") or word in ("job", "mine", "-v") for word in words if "=" not in word
     )
     if "mine" in words:
         write_examples(tmp_path)

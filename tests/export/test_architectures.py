@@ -64,7 +64,7 @@ def exported(result, form, folder, texts):
 def test_the_table_names_every_architecture_once():
     assert {name for name, row in ROWS.items() if row["kind"] == "encoder"} == set(ENCODERS)
     assert len(ROWS) == len(architectures()) - 1
-    assert all(row["fast layers"] == row["fused"] for row in ROWS.values())
+    assert all(row["fast layers"] for row in ROWS.values() if row["fused"])
     assert all(row["padding-free"] for row in ROWS.values() if row["fused"])
     assert all(row["QLoRA"] and row["ONNX"] for row in ROWS.values())
 

@@ -180,11 +180,11 @@ def test_nothing_is_read_from_the_gpu_between_the_losses_that_are_recorded(confi
 
     monkeypatch.setattr(ClassifierModule, "on_train_batch_start", begin)
     monkeypatch.setattr(ClassifierModule, "log", note)
-    words = ("trainer.log_every_n_steps=100", "trainer.max_steps=10", "trainer.eval_steps=1000", "trainer.max_epochs=6")
+    words = ("trainer.log_every_n_steps=4", "trainer.max_steps=10", "trainer.eval_steps=1000", "trainer.max_epochs=6")
     given = [word for word in WORDS if word.partition("=")[0] not in {word.partition("=")[0] for word in words}]
     train(config(*given, *words, "peft=lora", "baseline=false", f"trainer.cuda_graphs={graphs}"))
     assert (Repetition.count > 3) is (graphs == "true")
     assert reads.count == 0
     values = [value for name, own in logged.items() if name.startswith("train/") for value in own]
-    assert len(values) > 10
+    assert len(values) >= 4
     assert all(isinstance(value, torch.Tensor) for value in values)  # Lightning copies numbers to the GPU, and waits
