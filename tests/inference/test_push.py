@@ -130,6 +130,15 @@ def test_a_refusal_is_one_sentence_without_the_token(push, hub, status, said):
     assert hub.files == {}
 
 
+def test_a_token_that_no_header_takes_is_one_sentence_without_it(push, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", f"{TOKEN} é")
+    code, output, errors = push("to=me/reviews")
+    assert code == 1
+    assert errors.startswith("sentexp: to=me/reviews: the token holds characters that no token has: log in with")
+    assert errors.count("\n") == 1
+    assert TOKEN not in output + errors
+
+
 def test_without_a_hub_or_a_login_it_says_so(push, hub, monkeypatch):
     hub.shutdown()
     hub.server_close()

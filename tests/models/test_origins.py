@@ -1,5 +1,6 @@
 """A card states a licence and a description only of what was loaded."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -70,7 +71,7 @@ def test_without_its_configuration_nothing_is_said_of_the_data(tmp_path):
     assert data_origin(tmp_path / "config.yaml") == "not known to sentexp: ask its owner, and write it here."
 
 
-def test_a_run_over_another_model_and_table_is_called_by_them(quick_words, llama, tmp_path, store, finished, capsys):
+def test_a_run_over_another_model_and_table_is_called_by_them(quick_words, llama, tmp_path, store, capsys, monkeypatch):
     from mlflow import MlflowClient
 
     from sentexp.cli.list_runs import runs
@@ -78,7 +79,8 @@ def test_a_run_over_another_model_and_table_is_called_by_them(quick_words, llama
 
     shutil.copytree(llama, tmp_path / "my-llama")
     place = [f"tracking.uri={store}", "tracking.system_metrics=false", f"output_dir={tmp_path / 'outputs'}"]
-    config = load_config(*quick_words, "model=smollm2_135m", f"model.path={tmp_path / 'my-llama'}", *place)
+    monkeypatch.chdir(tmp_path)
+    config = load_config(*quick_words, "model=smollm2_135m", "model.path=my-llama", *place)
     result = train(config)
     (run,) = MlflowClient(store).search_runs(["1"])
     data = config.data.title
@@ -87,6 +89,8 @@ def test_a_run_over_another_model_and_table_is_called_by_them(quick_words, llama
     assert (run.data.params["model.name"], run.data.params["data.name"]) == ("my-llama", data)
     assert run.inputs.dataset_inputs[0].dataset.name == data
     assert read_trained(result.weights).model.title == "my-llama"
+    adapter = json.loads((result.weights / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(tmp_path / "my-llama")
     capsys.readouterr()
     runs(config)
     assert "my-llama" in capsys.readouterr().out

@@ -29,6 +29,13 @@ def test_one_answer_to_every_row_is_told_once(told):
     assert second == "Accuracy 0.2000 is below 0.8000, which calling every test row neutral has: see above."
 
 
+def test_the_audit_that_is_proposed_is_of_the_same_data(told, monkeypatch):
+    given = ["data=file", "data.path=own.csv", "peft.r=4"]
+    monkeypatch.setattr(symptoms_module, "given_words", lambda **_: given)
+    (sentence,) = told([[10, 0], [10, 0]])
+    assert sentence.endswith(" -m sentexp audit data=file data.path=own.csv.")
+
+
 def test_less_than_the_commonest_class_is_reported(told):
     (sentence,) = told([[2, 3], [4, 11]], "optim.lr=1e-3")
     assert sentence.startswith(

@@ -74,6 +74,8 @@ def _hub_errors(to: str) -> Iterator[None]:
                 "right to write."
             ) from None
         raise UserError(f"to={to}: the hub refuses the upload (status {code}): try again later.") from None
+    except UnicodeEncodeError:  # a header takes ASCII alone; the error holds the token
+        raise UserError(f"to={to}: the token holds characters that no token has: {LOGIN}.") from None
     except Exception as error:
         if not isinstance(error, OSError) and TRANSPORT not in {kind.__name__ for kind in type(error).__mro__}:
             raise

@@ -117,11 +117,11 @@ def _save(
     run_dir: RunDir,
 ) -> Path:
     """Save what was trained with what is needed to score texts as in the run; return the folder."""
-    base = inputs.config.model.path or str(inputs.backbone.folder)
     prior = None if module.prior is None else module.prior.tolist()
     facts = {"identity": run_dir.path.name, "run_id": logger.run_id, "prior": prior, "temperature": summary.temperature}
     facts |= {"thresholds": thresholds} if (thresholds := module.target.thresholds) is not None else {}
     facts |= scoring_facts(inputs)
+    base = facts["model"]["path"] or str(inputs.backbone.folder)
     return save_trained(model, inputs.tokenizer, inputs.config.peft, base, facts, run_dir.path)
 
 

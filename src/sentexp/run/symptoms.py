@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sentexp.config import Config, TargetKind, Untuned, target_kind
+from sentexp.tracking.next_steps import sentexp_command
+from sentexp.tracking.provenance import given_words
 
 if TYPE_CHECKING:
     from sentexp.run.result import Result
@@ -83,9 +85,11 @@ def _try_other_steps(config: Config) -> str:
     if isinstance(config.peft, Untuned):
         return "this model is untuned, try peft=lora, or another task.template"
     rate = config.optim.lr
+    of_data = [word for word in given_words(in_sweep=False) or [] if word.lstrip("+").startswith("data")]
+    audit = sentexp_command("audit", *of_data)
     return (
         f"try optim.lr={rate / 5:.2g} where the training loss jumped or grew, optim.lr={rate * 5:.2g} or more "
-        "trainer.max_epochs where it hardly fell, and look for wrong labels with python -m sentexp audit"
+        f"trainer.max_epochs where it hardly fell, and look for wrong labels with {audit}"
     )
 
 
