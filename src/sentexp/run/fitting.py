@@ -3,6 +3,7 @@
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 from torch import nn
@@ -118,7 +119,8 @@ def _save(
 ) -> Path:
     """Save what was trained with what is needed to score texts as in the run; return the folder."""
     prior = None if module.prior is None else module.prior.tolist()
-    facts = {"identity": run_dir.path.name, "run_id": logger.run_id, "prior": prior, "temperature": summary.temperature}
+    facts: dict[str, Any] = {"identity": run_dir.path.name, "run_id": logger.run_id, "prior": prior}
+    facts |= {"temperature": summary.temperature}
     facts |= {"thresholds": thresholds} if (thresholds := module.target.thresholds) is not None else {}
     facts |= scoring_facts(inputs)
     base = facts["model"]["path"] or str(inputs.backbone.folder)
