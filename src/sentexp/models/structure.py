@@ -66,13 +66,14 @@ def base_of(model: torch.nn.Module) -> Any:
 
 
 def final_logits(model: torch.nn.Module, products: torch.Tensor) -> torch.Tensor:
-    """Return the logits of a language model, given the products of its output matrix: Granite and Cohere scale them,
-    Gemma 2 caps them.
+    """Return the logits of a language model, given the products with its output matrix.
+
+    Granite and Cohere scale them, Gemma 2 caps them.
 
     Args:
         model: wrapped by PEFT or not.
         products: any shape.
-    """  # noqa: D205
+    """
     config = base_of(model).config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
