@@ -6,9 +6,10 @@ import pytest
 from mlflow import MlflowClient
 
 from sentexp.errors import UserError
-from sentexp.run import recording
+from sentexp.run import metric_sinks
 from sentexp.run import train as training
-from sentexp.run.recording import MetricSinks, track_run
+from sentexp.run.metric_sinks import MetricSinks
+from sentexp.run.recording import track_run
 from sentexp.tracking.run_dir import RunDir
 from sentexp.tracking.run_logger import RunLogger
 
@@ -56,7 +57,7 @@ def test_a_launcher_that_ends_the_rest_of_a_run_leaves_no_half_record(error, sta
 @pytest.fixture
 def no_clock(monkeypatch):
     """Let no time pass that would send metrics by itself."""
-    monkeypatch.setattr(recording, "SECONDS_BETWEEN_WRITES", float("inf"))
+    monkeypatch.setattr(metric_sinks, "SECONDS_BETWEEN_WRITES", float("inf"))
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_metrics_are_sent_together(logger, written, tmp_path, no_clock):
 
 
 def test_metrics_do_not_wait_long(logger, written, tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "SECONDS_BETWEEN_WRITES", -1.0)
+    monkeypatch.setattr(metric_sinks, "SECONDS_BETWEEN_WRITES", -1.0)
     with RunDir(tmp_path / "run") as run_dir, MetricSinks(logger, run_dir) as sinks:
         sinks.log_metrics({"train/loss": 3.0}, 1)
         sinks.log_metrics({"train/loss": 2.0}, 2)

@@ -8,7 +8,8 @@ import torch
 from sentexp.metrics.split_metrics import confusion_matrix, split_metrics
 from sentexp.models.adapters import ParameterAudit
 from sentexp.run import fitting, train
-from sentexp.run.recording import MetricSinks, save_predictions
+from sentexp.run.metric_sinks import MetricSinks
+from sentexp.run.recording import save_predictions
 from sentexp.run.result import Result
 from sentexp.tracking import provenance
 

@@ -1,6 +1,5 @@
 """Tables in files, read through Arrow as columns of strings: endings `SUFFIXES`, folders that `datasets` saves."""
 
-import difflib
 import io
 import json
 import math
@@ -13,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from sentexp.data.arrow_folders import ADMINISTRATIVE, ArrowFolder, is_arrow_folder, saved_splits
 from sentexp.data.arrow_spill import concat_or_spill
+from sentexp.data.columns import require_columns
 from sentexp.data.compressed import COMPRESSED, decompressed, inner_name
 from sentexp.data.delimited import Delimited, Keys, TextFormat
 from sentexp.data.json_rows import JsonRows
 from sentexp.data.labelled_lines import COLUMNS, LABEL, LabelledLines
 from sentexp.data.spreadsheets import SPREADSHEETS, Spreadsheet
-from sentexp.errors import UserError, first_line, listed, require
+from sentexp.errors import UserError, first_line, require
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
-__all__ = ["SUFFIXES", "Table", "TextFormat", "as_strings", "read_lines", "read_table", "require_columns"]
+__all__ = ["SUFFIXES", "Table", "TextFormat", "as_strings", "read_lines", "read_table"]
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", *SPREADSHEETS)
 
 
@@ -37,8 +37,6 @@ def is_table(path: Path) -> bool:
 
 JSON_ROWS = 1 << 13
 """Rows of JSON that are read at one time."""
-MOST_NAMED = 30
-"""Columns that a sentence names."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -173,37 +171,6 @@ def as_strings(columns: "pa.Table", wanted: Sequence[str], file: object, lists: 
                 "labels with task.loss=multi_label."
             ) from None
     return pa.table(arrays)
-
-
-def _as_typed(name: str) -> str:
-    """Return a name, quoted where it has blanks that are not seen."""
-    return name if name == name.strip() and name else f"'{name}'"
-
-
-def _near(key: str, name: str, present: Sequence[str]) -> str:
-    """Return a question that names the column which was probably meant, as it is typed."""
-    plain = name.strip().casefold()
-    meant = [column for column in present if column.strip().casefold() == plain]
-    meant = meant or difflib.get_close_matches(name, present, n=1, cutoff=0.6)
-    if not meant:
-        return ""
-    word = f"{key}={_as_typed(meant[0])}"
-    return f' Did you mean "{word}"?' if "'" in word else f" Did you mean {word}?"
-
-
-def require_columns(present: Sequence[str], columns: dict[str, str], where: object, hint: str = "") -> None:
-    """Refuse a table that lacks a wanted column, or has it twice."""
-    for key, name in columns.items():
-        names = listed([_as_typed(str(column)) for column in present], MOST_NAMED)
-        require(
-            name in present,
-            f"{key}={_as_typed(name)} is not a column of {where}: its columns are {names}{hint}."
-            f"{_near(key, name, present)}",
-        )
-        require(
-            list(present).count(name) == 1,
-            f"{key}={name} is the name of {list(present).count(name)} columns of {where}: rename all but one.",
-        )
 
 
 def _read_delimited(file: Delimited, columns: dict[str, str]) -> Table:

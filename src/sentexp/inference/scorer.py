@@ -16,8 +16,8 @@ from sentexp.data.tokens import WORTH_SHARING, encode, row_limit
 from sentexp.errors import UserError
 from sentexp.models.cuda_graphs import ScoringGraphs
 from sentexp.models.encoder_classifier import classifier_over
-from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import packer_for
+from sentexp.models.fast.prefix_cache import PrefixCache
 from sentexp.models.label_scorer import LabelScorer, without_prior
 from sentexp.models.links import link_of, said
 from sentexp.models.loading import DTYPES

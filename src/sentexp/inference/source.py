@@ -5,8 +5,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from sentexp.config import TextTemplate, text_template
+from sentexp.data.columns import require_columns
 from sentexp.data.json_rows import Rows
-from sentexp.data.tables import require_columns
 from sentexp.data.text_parts import join_columns, pair_texts, text_columns
 from sentexp.errors import UserError, listed, require
 from sentexp.inference.row_formats import Chunk, as_text

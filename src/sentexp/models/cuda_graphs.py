@@ -21,8 +21,8 @@ from torch import Tensor
 from sentexp.data.batch import Texts
 from sentexp.data.packing import Packed
 from sentexp.errors import first_line
-from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.fusion_context import unfused
+from sentexp.models.fast.prefix_cache import PrefixCache
 from sentexp.models.label_scorer import LabelScorer
 from sentexp.models.sequence_classifier import Scores, SequenceClassifier
 from sentexp.system.console import say

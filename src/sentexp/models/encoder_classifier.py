@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sentexp.data.batch import Padded, Texts
 from sentexp.data.packing import Packed
 from sentexp.models.encoders import encoder_of, first_position, mean_of_tokens, pool, pooling_of
-from sentexp.models.fast.attention import PrefixCache
+from sentexp.models.fast.prefix_cache import PrefixCache
 from sentexp.models.fast.row_cache import RowCache
 from sentexp.models.links import UNCHANGED, Link
 from sentexp.models.sequence_classifier import Scores, SequenceClassifier

@@ -13,8 +13,8 @@ from sentexp.data.batch import Padded, Texts, pad
 from sentexp.data.packing import Packed
 from sentexp.distributed.sharding import is_sharded
 from sentexp.errors import require
-from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import PaddingFreeModel
+from sentexp.models.fast.prefix_cache import PrefixCache
 from sentexp.models.sequence_classifier import Scores
 from sentexp.models.structure import base_of, final_logits
 from sentexp.models.virtual_tokens import has_virtual_tokens, inputs_of

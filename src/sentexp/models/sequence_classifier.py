@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from sentexp.data.batch import Texts
 from sentexp.data.packing import Packed
-from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import PaddingFreeModel
+from sentexp.models.fast.prefix_cache import PrefixCache
 from sentexp.models.fast.row_cache import RowCache
 from sentexp.models.links import UNCHANGED, Link
 from sentexp.models.pretrained import Backbone

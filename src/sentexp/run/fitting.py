@@ -17,7 +17,8 @@ from sentexp.run import report
 from sentexp.run.baselines import measure_baselines
 from sentexp.run.build import build_data, build_model, build_module
 from sentexp.run.inputs import RunInputs, scoring_facts
-from sentexp.run.recording import MetricSinks, record_summary, save_predictions
+from sentexp.run.metric_sinks import MetricSinks
+from sentexp.run.recording import record_summary, save_predictions
 from sentexp.run.result import Result, shots_of
 from sentexp.run.summary import TestSummary, best_metrics, differences, summarise_test
 from sentexp.system.memory import peak_memory_gib

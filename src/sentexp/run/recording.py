@@ -1,15 +1,12 @@
 """What is recorded of a run: its inputs before it, its metrics while it lasts, its result and its end after it."""
 
 import json
-import math
 import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -34,7 +31,7 @@ from sentexp.tracking.predictions import file_name, write_predictions
 from sentexp.tracking.provenance import command, git_state, library_versions, mask_uri
 from sentexp.tracking.queries import PRUNED
 from sentexp.tracking.run_dir import RESULT, RunDir
-from sentexp.tracking.run_logger import Measurement, RunLogger, open_run_logger
+from sentexp.tracking.run_logger import RunLogger, open_run_logger
 from sentexp.tracking.signals import defer_signals
 from sentexp.tracking.store import PARENT, find_run
 from sentexp.training.evaluation import Evaluation
@@ -46,8 +43,6 @@ UNSTARTED = "unstarted"
 """The tag of a run that failed before it had an identity: a digest of its configuration."""
 LOGGED_BEFORE = ("test/", "baseline/", "difference/", "temperature")
 """Metrics that are recorded when they are measured; the costs come with the result."""
-SECONDS_BETWEEN_WRITES = 1.0
-"""To MLflow, whose transactions take as long as a training step or longer."""
 
 
 @contextmanager
@@ -197,49 +192,6 @@ def record_data(logger: RunLogger, inputs: RunInputs, folder: Path) -> None:
     logger.log_dataset(data.title, inputs.digest, source, counts)
     (folder / AUDIT).write_text(json.dumps(audit.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     logger.log_files(folder / AUDIT)
-
-
-class MetricSinks:
-    """Sends the metrics of a training to the run's folder at once, and to MLflow about once a second.
-
-    A resumed run does not measure again what comes before its checkpoint, so `flush` must precede each checkpoint, and
-    the metrics that follow it are sent at once: Lightning logs a step after its callbacks have saved it. The end of the
-    context sends the rest.
-    """
-
-    def __init__(self, logger: RunLogger, run_dir: RunDir) -> None:
-        self.logger = logger
-        self.run_dir = run_dir
-        self._waiting: list[Measurement] = []
-        self._send_at = time.monotonic() + SECONDS_BETWEEN_WRITES
-
-    def __enter__(self) -> Self:
-        """Collect metrics."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Send what waits; a training that failed ends with its own error."""
-        try:
-            self.flush()
-        except (UserError, OSError):
-            if error is None:
-                raise
-            say("The last metrics could not be recorded in MLflow.")
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record metrics at an optimizer step."""
-        self.run_dir.log_metrics(metrics, step)
-        self._waiting.append(Measurement(metrics, step))
-        if time.monotonic() >= self._send_at:
-            self.flush()
-            self._send_at = time.monotonic() + SECONDS_BETWEEN_WRITES
-
-    def flush(self) -> None:
-        """Send what waits to MLflow."""
-        waiting, self._waiting = self._waiting, []
-        with TIMES.part("records"):
-            self.logger.log_measurements(waiting)
-        self._send_at = -math.inf
 
 
 def record_summary(logger: RunLogger, summary: TestSummary, step: int) -> None:

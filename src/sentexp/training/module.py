@@ -18,7 +18,7 @@ from sentexp.metrics.generated_answers import answer_metrics
 from sentexp.metrics.target import Classes, Target
 from sentexp.models.adapters import load_trainable_state, trainable_state
 from sentexp.models.cuda_graphs import ScoringGraphs
-from sentexp.models.fast.attention import PrefixCache
+from sentexp.models.fast.prefix_cache import PrefixCache
 from sentexp.models.label_scorer import LabelScorer, label_prior, without_prior
 from sentexp.models.sequence_classifier import SequenceClassifier
 from sentexp.models.structure import find_head

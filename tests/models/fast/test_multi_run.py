@@ -12,12 +12,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaCo
 from sentexp.data.packing import Packer
 from sentexp.models.fast import fused_forward as fused_forward_module
 from sentexp.models.fast import fused_lora_linear, multi_run
-from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.batched_lora import AdapterStack, can_be_stacked
 from sentexp.models.fast.fused_forward import ForwardInput, FusedRows, fused_forward
 from sentexp.models.fast.fusion_context import reading, unfused
 from sentexp.models.fast.multi_run import RunScheduler
 from sentexp.models.fast.padding_free import PaddingFreeModel
+from sentexp.models.fast.prefix_cache import PrefixCache
 from sentexp.models.fast.run_thread import Interrupted
 from sentexp.models.loading import clone_sharing_weights
 

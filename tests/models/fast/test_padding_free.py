@@ -14,8 +14,8 @@ from sentexp.data.batch import pad
 from sentexp.data.packing import Packer
 from sentexp.models.adapters import attach
 from sentexp.models.fast import llama
-from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.padding_free import PADDING_FREE_ARCHITECTURES
+from sentexp.models.fast.prefix_cache import PrefixCache
 from sentexp.models.fast.support import ARCHITECTURES
 from sentexp.models.label_scorer import LabelScorer
 from sentexp.models.loading import Loading, clone_sharing_weights, load_classifier, load_language_model, load_tokenizer

@@ -9,9 +9,9 @@ from sentexp.config import load_config
 from sentexp.data.packing import Packer
 from sentexp.models.adapters import attach
 from sentexp.models.fast import row_cache
-from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.fused_forward import ForwardInput, fused_forward
 from sentexp.models.fast.llama import LlamaLayers
+from sentexp.models.fast.prefix_cache import PrefixCache
 from sentexp.models.fast.row_cache import RowCache
 from sentexp.models.loading import clone_sharing_weights
 from sentexp.models.sequence_classifier import SequenceClassifier

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sentexp.config import AUTO, BadRows, TableData
 from sentexp.data.arrow_folders import is_arrow_folder
+from sentexp.data.columns import require_columns
 from sentexp.data.compressed import inner_name
 from sentexp.data.label_sets import joined_cells
 from sentexp.data.sources.class_folders import ENDING, class_folders, has_class_folders
@@ -21,7 +22,6 @@ from sentexp.data.tables import (
     look_at_header,
     matching_files,
     read_table,
-    require_columns,
 )
 from sentexp.data.text_parts import join_columns, pair_texts, text_columns
 from sentexp.errors import require

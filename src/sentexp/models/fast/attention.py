@@ -9,7 +9,7 @@ with a weight.
 from collections.abc import Callable, Sequence
 from functools import cache
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,46 +17,12 @@ from torch import Tensor, nn
 from sentexp.data.buckets import bucket
 from sentexp.data.packing import Packed
 from sentexp.models.fast.dropout import drop
+from sentexp.models.fast.prefix_cache import PrefixKV
 
 NAME = "packed"
 HALF = (torch.bfloat16, torch.float16)
 WIDEST_HEAD = 256
 """Of flash attention."""
-
-
-class PrefixKV(NamedTuple):
-    """Keys and values of the tokens of a prefix, shape (prefix, key heads, width of a head)."""
-
-    key: Tensor
-    value: Tensor
-
-
-class PrefixCache:
-    """Keys and values of the prefix of all rows of an evaluation, by layer, computed with its first batch."""
-
-    def __init__(self) -> None:
-        self.layers: dict[int, PrefixKV] = {}
-
-    def get(self, layer: int, key: Tensor, value: Tensor, prefix: int) -> PrefixKV | None:
-        """Return the prefix of a layer; None for the first batch, whose own prefix is kept, and for rows without one.
-
-        Args:
-            layer: its number.
-            key: of the batch, shape (tokens, key heads, width of a head).
-            value: the same.
-            prefix: how many tokens all rows share.
-        """
-        if not prefix:
-            return None
-        if layer in self.layers:
-            return self.layers[layer]
-        self.layers[layer] = PrefixKV(key[:prefix].detach().clone(), value[:prefix].detach().clone())
-        return None
-
-
-def within(packed: Packed, cache: PrefixCache | None) -> Packed:
-    """Return the rows that are computed: without the prefix, if it is cached."""
-    return packed.behind_prefix() if cache is not None and cache.layers else packed
 
 
 def attend(

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from sentexp.data.packing import Packed
-from sentexp.models.fast.attention import PrefixCache, attend
+from sentexp.models.fast.attention import attend
 from sentexp.models.fast.lora_linear import Linear, lora_linear
 from sentexp.models.fast.ops import apply_rotary, geglu, rms_norm, swiglu
+from sentexp.models.fast.prefix_cache import PrefixCache
 
 GATED = {"silu": swiglu, "gelu_pytorch_tanh": geglu}
 """What joins gate and up, by transformers' names of the activation."""

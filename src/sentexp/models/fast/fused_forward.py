@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sentexp.data.packing import Packed
-from sentexp.models.fast.attention import PrefixCache, PrefixKV, attend, join, within
+from sentexp.models.fast.attention import attend, join
 from sentexp.models.fast.batched_lora import AdapterStack
 from sentexp.models.fast.decoder_layer import Layer, Rotary, feed_forward, project
 from sentexp.models.fast.fused_lora_linear import fused_lora_linear
 from sentexp.models.fast.llama import LlamaLayers
+from sentexp.models.fast.prefix_cache import PrefixCache, PrefixKV, within
 
 Generators = Sequence[torch.Generator | None]
 """Of the dropout masks of each run; None is torch's own."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from sentexp.data.packing import Packed
-from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.llama import LlamaLayers
+from sentexp.models.fast.prefix_cache import PrefixCache
 
 if TYPE_CHECKING:
     from sentexp.models.fast.fused_forward import ForwardInput

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sentexp.data.packing import Packed
-from sentexp.models.fast.attention import PrefixCache, within
 from sentexp.models.fast.decoder_layer import (
     GATED,
     Layer,
@@ -28,6 +27,7 @@ from sentexp.models.fast.decoder_layer import (
     norms_of,
 )
 from sentexp.models.fast.ops import rms_norm
+from sentexp.models.fast.prefix_cache import PrefixCache, within
 from sentexp.models.fast.row_cache import RowCache
 from sentexp.models.fast.stacked_lora import Adapters, Group
 

@@ -11,10 +11,11 @@ from sentexp.data.packing import Packed, Packer
 from sentexp.data.prompts import Prompt
 from sentexp.distributed.sharding import is_sharded
 from sentexp.models.encoders import ENCODERS
-from sentexp.models.fast.attention import PrefixCache, takes_flash, use_packed_attention, within, without_grid
+from sentexp.models.fast.attention import takes_flash, use_packed_attention, without_grid
 from sentexp.models.fast.encoder import EncoderLayers
 from sentexp.models.fast.fusion_context import ForwardOutput, fused_run
 from sentexp.models.fast.llama import LlamaLayers
+from sentexp.models.fast.prefix_cache import PrefixCache, within
 from sentexp.models.fast.row_cache import RowCache
 from sentexp.models.fast.support import supports
 from sentexp.models.structure import base_of

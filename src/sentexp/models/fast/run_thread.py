@@ -14,10 +14,10 @@ from torch import Tensor
 
 from sentexp.data.packing import Packed
 from sentexp.models.fast import fusion_context
-from sentexp.models.fast.attention import PrefixCache
 from sentexp.models.fast.fused_forward import ForwardInput
 from sentexp.models.fast.fusion_context import ForwardOutput
 from sentexp.models.fast.llama import LlamaLayers
+from sentexp.models.fast.prefix_cache import PrefixCache
 
 
 class Interrupted(BaseException):
