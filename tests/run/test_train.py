@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import subprocess
 import sys
 
@@ -20,9 +21,11 @@ from sentexp.models.loading import load_tokenizer
 from sentexp.models.pretrained import locate_backbone
 from sentexp.models.sequence_classifier import SequenceClassifier
 from sentexp.run import build, fitting, plotting, summary
+from sentexp.run import train as training
 from sentexp.run.audit import audit
 from sentexp.run.plotting import PLOTS, plot_finished, plots_of
 from sentexp.run.train import train
+from sentexp.system.memory import KERNEL_CACHES
 from sentexp.tracking.predictions import file_name, read_predictions, read_rows
 
 TEXTS = ["a warm and funny film", "a cold and clumsy film that wastes its cast", "fine"]
@@ -92,6 +95,21 @@ def test_what_was_trained_loads_in_a_fresh_process_without_sentexp(config, tmp_p
             said[result.identity], here[method], atol=limit, rtol=0, msg=lambda text, name=method: f"{name}: {text}"
         )
         assert not list(result.weights.glob("*.bin"))
+
+
+def test_few_kernels_are_kept_from_before_the_first_product(config, monkeypatch):
+    kept, original = [], training.resolve_inputs
+
+    def resolve(*given):
+        kept.append([os.environ.get(name) for name in KERNEL_CACHES])
+        return original(*given)
+
+    for name in KERNEL_CACHES:
+        monkeypatch.setenv(name, "1024")  # so that it is as before in the end
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(training, "resolve_inputs", resolve)
+    train(config("trainer.max_steps=1"))
+    assert kept == [["64"] * len(KERNEL_CACHES)]
 
 
 def test_one_backbone_is_in_memory_at_a_time(config, monkeypatch):
