@@ -339,3 +339,10 @@ def test_no_table_of_times_is_printed_unless_asked_for(sentexp):
     code, output, _ = sentexp("plan")
     assert code == 0
     assert "start and imports" not in output
+
+
+def test_verbose_may_come_before_the_command(sentexp):
+    code, output, errors = sentexp("-v", "models", quick=False)
+    assert code == 0, errors
+    assert "smollm2_135m" in output
+    assert "start and imports" in output

@@ -158,8 +158,10 @@ def test_a_name_that_is_none_is_refused_before_torch(push, words):
     assert "must be the name of a model on the hub, as to=<owner>/<name>, such as to=me/reviews." in errors
 
 
-def test_a_base_of_this_machine_is_mentioned(command_line, finished, base_model, hub):
-    result = finished(f"model.path={base_model}")
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_base_that_the_hub_does_not_have_is_mentioned(command_line, finished, base_model, hub, is_named):
+    result = finished(*([f"model.path={base_model}"] if is_named else []))
     code, output, errors = command_line("push", f"run={result.folder}", "tracking=none", "to=me/reviews")
     assert code == 0, errors
-    assert "Its base model is base, which is not on the hub: others need it as well" in output
+    base = "base" if is_named else "tiny"
+    assert f"Its base model is {base}, which is not on the hub: others need it as well" in output

@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from itertools import takewhile
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -90,7 +91,9 @@ def main() -> None:
 
 
 def _take_command() -> Command:
-    """Take the command out of the arguments; without one, it is train."""
+    """Take the command out of the arguments; without one, it is train. Only `--verbose` may come before it."""
+    before = list(takewhile(VERBOSE.__contains__, sys.argv[1:]))
+    sys.argv[1:] = sys.argv[1 + len(before) :] + before
     if len(sys.argv) < 2 or not re.fullmatch(r"\w[\w-]*", sys.argv[1]):  # noqa: PLR2004
         return COMMANDS["train"]
     name = sys.argv.pop(1)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from sentexp.config import PushConfig
 from sentexp.errors import UserError
@@ -31,7 +30,7 @@ def push(config: PushConfig) -> str:
     api, folder = HfApi(), finished.trained.folder
     size = sum(file.stat().st_size for file in folder.iterdir()) / 2**20
     say(f"run {finished.name}: {folder.name}, {size:,.1f} MiB, to {config.to}")
-    if where := _base_of_this_machine(finished):
+    if where := _base_without_hub(finished):
         say(
             f"Its base model is {where}, which is not on the hub: others need it as well, and name its place with "
             "base=<folder>."
@@ -47,10 +46,12 @@ def push(config: PushConfig) -> str:
     return str(page)
 
 
-def _base_of_this_machine(finished: Finished) -> str:
-    """Return the folder of a base model that only this machine has; nothing where the hub or a package has it."""
-    path = finished.trained.model.path
-    return "" if finished.trained.whole or path is None or not is_local(path) else Path(path).name
+def _base_without_hub(finished: Finished) -> str:
+    """Return the name of the base model where one is needed and the hub does not have it; else nothing."""
+    model = finished.trained.model
+    if finished.trained.whole or (model.path is not None and not is_local(model.path)):
+        return ""
+    return model.title
 
 
 @contextmanager
