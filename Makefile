@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-embedded.txt
 run: setup ## train an embedded model in a minute and print its result; make run ARGS="peft=head" runs something else
 	$(BIN)/python -m sentexp $(or $(ARGS),experiment=one_minute)
 
-test: setup ## run the tests (about six minutes on two cores)
+test: setup ## run the tests (about ten minutes on two cores)
 	$(BIN)/python -m pytest $(PARALLEL)
 
 numerics: setup ## run the numerical tests again on the lowest instruction set
