@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+from encoders import write_encoder
 from mlflow import MlflowClient
 
 from sentexp.errors import UserError
@@ -127,8 +128,10 @@ def test_mlflow_has_every_step_of_a_run_that_was_killed(
     assert [row.timestamp for row in history] == sorted(row.timestamp for row in history)
 
 
-def test_a_run_that_failed_early_has_one_record_though_its_template_is_left_open(config, store, monkeypatch):
+def test_a_run_that_failed_early_has_one_record_though_its_template_is_left_open(config, store, tmp_path, monkeypatch):
+    write_encoder(tmp_path / "bert", "bert")  # of a decoder the template that is left open is known beforehand
     words = (
+        f"model.path={tmp_path / 'bert'}",
         "tracking=mlflow",
         f"tracking.uri={store}",
         "sweep.name=one",

@@ -186,5 +186,5 @@ def test_nothing_is_read_from_the_gpu_between_the_losses_that_are_recorded(confi
     assert (Repetition.count > 3) is (graphs == "true")
     assert reads.count == 0
     values = [value for name, own in logged.items() if name.startswith("train/") for value in own]
-    assert len(values) >= 4
+    assert len(values) == 4  # in two of ten steps the loss and the speed; to log them takes as long in others
     assert all(isinstance(value, torch.Tensor) for value in values)  # Lightning copies numbers to the GPU, and waits
