@@ -1,16 +1,18 @@
-"""Which method of PEFT: the study of docs/benchmarks.md, with the embedded encoder on the embedded film reviews.
+"""Which method of PEFT: the studies of docs/benchmarks.md, with the embedded encoder on film reviews and on tweets.
 
-    python benchmarks/peft_methods.py study              # hours; the same command resumes it
-    python benchmarks/peft_methods.py study --read       # of what has been trained so far
+    python benchmarks/peft_methods.py study                      # film reviews; hours; the same command resumes it
+    python benchmarks/peft_methods.py study_tweets --data tweets
+    python benchmarks/peft_methods.py study --read               # of what has been trained so far
 
-In the folder `study` each method is trained with a third of its usual learning rate, that rate, and three times it. The
+In the folder each method is trained with a third of its usual learning rate, that rate, and three times it. The
 rate is chosen by accuracy on validation with the first seed; the other seeds train with that rate alone. Then all are
 compared on the test rows. The runs follow each other on one thread.
 
 Seconds of a run are of no use beside other work. So the cost of a step is measured apart: CPU seconds of one thread, by
 turns in one process on the same rows; a first round warms up.
 
-Writes peft_methods.json beside this, the picture in docs/images, and the table in docs/benchmarks.md, between marks.
+Writes peft_methods_<data>.json beside this, the picture in docs/images, and the table in docs/benchmarks.md, between
+marks.
 """
 
 import argparse
@@ -40,9 +42,10 @@ from sentexp.tracking.provenance import library_versions
 from sentexp.training.adalora import rank_allocation
 
 HERE = Path(__file__).parent
-PICTURE = HERE.parent / "docs" / "images" / "peft_methods.svg"
-PAGE = HERE.parent / "docs" / "benchmarks.md"
-MARKS = "<!-- written by benchmarks/peft_methods.py -->", "<!-- to here -->"
+DOCS = HERE.parent / "docs"
+PAGE = DOCS / "benchmarks.md"
+END = "<!-- to here -->"
+DATA = ("rotten_tomatoes", "tweets")
 EXPERIMENT, METRIC, STEPS = "peft_methods", "accuracy", 64
 METHODS = (
     "head", "full", "bitfit", "ln_tuning", "ia3", "lora", "dora", "vera", "oft", "vblora", "road", "miss", "hira",
@@ -50,7 +53,6 @@ METHODS = (
 )  # fmt: skip
 SHARED = (
     "model=minilm",
-    "data=rotten_tomatoes",
     "data.train_subset=512",
     "data.validation_subset=400",
     "trainer.batch_size=8",
@@ -84,21 +86,22 @@ def main() -> None:
     """Train what is left, compare, measure steps, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", choices=DATA, default=DATA[0])
     parser.add_argument("--read", action="store_true", help="train nothing, and time no steps that have been timed")
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3, help="of six steps a method (default: %(default)s)")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    words = sweep_words(given.methods, given.seeds)
+    words = sweep_words(given.data, given.methods, given.seeds)
     if not given.read:
         train(words, given.folder)
     comparison = load_runs(f"sqlite:///{given.folder.absolute() / 'mlflow.db'}", experiment_name=EXPERIMENT)
     board = leaderboard(with_chosen(comparison, "optim.lr", METRIC), METRIC)
     rows = [row_of(board, one) for one in ranked(board)]
     names = [row["method"] for row in rows]
-    steps = timed_before(names) if given.read else {}
-    steps |= cpu_of_steps([name for name in names if name not in steps], given.rounds)
+    steps = timed_before(file_of(given.data), names) if given.read else {}
+    steps |= cpu_of_steps(given.data, [name for name in names if name not in steps], given.rounds)
     for row in rows:
         row["cpu_seconds_per_step"] = steps[row["method"]]
     by_configuration = {one.name: steps[row["method"]] for one, row in zip(ranked(board), rows, strict=True)}
@@ -114,25 +117,32 @@ def main() -> None:
         "runs": tried,
         "notes": notes,
     }
-    (HERE / "peft_methods.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    file_of(given.data).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     figure = pareto_picture(board)
     if figure is not None:
-        PICTURE.write_text(to_svg(figure), encoding="utf-8")
+        picture = DOCS / "images" / f"peft_methods_{given.data}.svg"
+        picture.write_text(to_svg(figure), encoding="utf-8")
     counts = sorted({row["seeds"] for row in rows})
     seeds = f"{' to '.join(map(str, sorted({counts[0], counts[-1]})))} seed{'s' * (counts[-1] > 1)} at the chosen rate"
     trained = f"{len(rows)} of {len(given.methods)} methods, {len(tried)} runs, {seeds}"
     says = ["What `compare` says of it:", "", *(f"- {one}" for one in notes)]
     text = "\n".join([f"{trained}, {len(comparison.targets)} test rows:", "", *table(rows), "", *says])
-    before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
-    PAGE.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{rest.split(MARKS[1], 1)[1]}", encoding="utf-8")
+    begin = f"<!-- written by benchmarks/peft_methods.py --data {given.data} -->"
+    before, rest = PAGE.read_text(encoding="utf-8").split(begin)
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
     print(text)
 
 
-def sweep_words(methods: list[str], seeds: int) -> list[str]:
+def file_of(data: str) -> Path:
+    """Return where the figures of a study are."""
+    return HERE / f"peft_methods_{data}.json"
+
+
+def sweep_words(data: str, methods: list[str], seeds: int) -> list[str]:
     """Return the words of the sweep."""
     numbers = ",".join(map(str, range(1, seeds + 1)))
     swept = (f"peft={','.join(methods)}", "optim.lr_scale=0.3,1,3", f"seed={numbers}")
-    return ["--multirun", *swept, *SHARED, "sweep.choose=optim.lr", "sweep.choose_seeds=1", *RECORDED]
+    return ["--multirun", *swept, f"data={data}", *SHARED, "sweep.choose=optim.lr", "sweep.choose_seeds=1", *RECORDED]
 
 
 def train(words: list[str], folder: Path) -> None:
@@ -160,16 +170,15 @@ def facts_of(run: Any) -> dict[str, Any]:
     return {"method": run.settings["peft"], "learning_rate": rate, "seed": int(run.seed), **metrics}
 
 
-def timed_before(methods: list[str]) -> dict[str, float]:
-    """Return the CPU seconds of a step of those methods that the file of results has."""
-    file = HERE / "peft_methods.json"
+def timed_before(file: Path, methods: list[str]) -> dict[str, float]:
+    """Return the CPU seconds of a step of those methods that a file of figures has."""
     rows = json.loads(file.read_text(encoding="utf-8"))["methods"] if file.is_file() else []
     return {row["method"]: row["cpu_seconds_per_step"] for row in rows if row["method"] in methods}
 
 
-def cpu_of_steps(methods: list[str], rounds: int) -> dict[str, float]:
+def cpu_of_steps(data: str, methods: list[str], rounds: int) -> dict[str, float]:
     """Return the median CPU seconds of a training step of each method."""
-    words = (*SHARED, "tracking=none", "trainer.progress_bar=false")
+    words = (f"data={data}", *SHARED, "tracking=none", "trainer.progress_bar=false")
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for number in range(rounds + 1):
         for name in methods:

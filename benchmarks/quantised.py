@@ -1,6 +1,6 @@
 """Frozen weights as they are stored: bytes, what rounding loses, packing, steps of training and their memory.
 
-    python benchmarks/quantised.py                                    # every storage that is installed; half an hour
+    python benchmarks/quantised.py                                    # every storage that is installed; twenty minutes
     python benchmarks/quantised.py --storage nf4 int8_weight_only     # of two
     python benchmarks/quantised.py --model tiny --steps 2 --repeats 1 # does it run; two minutes
 
@@ -56,8 +56,8 @@ def main() -> None:
     parser.add_argument("--storage", nargs="+", choices=INSTALLED, default=INSTALLED)
     parser.add_argument("--model", default="smollm2_135m")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=8, help="of a round (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="of a round (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (default: %(default)s)")
     parser.add_argument("--alone", choices=INSTALLED, help=argparse.SUPPRESS)
     given = parser.parse_args()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of each product of int8
