@@ -19,6 +19,7 @@ from sentexp.tracking.run_names import run_names
         ([["peft.dropout=0.05"], ["peft.dropout=0"]], ["dropout=0.05", "dropout=0"]),
         ([["optim.lr=nan"], ["optim.lr=inf"]], ["lr=nan", "lr=inf"]),
         ([["optim.lr=0.00012345678"], ["optim.lr=1"]], ["lr=0.00012345678", "lr=1"]),
+        ([["data.train_subset=2000.0"], ["data.train_subset=0.5"]], ["train_subset=2000", "train_subset=0.5"]),
     ],
 )  # fmt: skip
 def test_runs_are_named_by_what_tells_them_apart(runs, names):

@@ -41,13 +41,13 @@ def _short_names(keys: list[str]) -> dict[str, str]:
 
 
 def _short_value(value: str) -> str:
-    """Return a value as people write it: `2e-4` where hydra says 0.0002."""
+    """Return a value as people write it: `2e-4` where hydra says 0.0002, and `2000` where MLflow has 2000.0."""
     try:
         number = float(value)
     except ValueError:
         return value
     if number == 0 or not abs(number) < SMALL:  # nan is neither
-        return value
+        return value.removesuffix(".0")
     mantissa, _, exponent = f"{number:e}".partition("e")
     short = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     return short if float(short) == number else value
