@@ -139,7 +139,7 @@ def test_logits_and_gradients_are_those_of_transformers(kind, changes, folders):
         agree(learned(trained, classifier(texts).logits), expected)
 
 
-@pytest.mark.parametrize("kind", [kind for kind, encoder in ENCODERS.items() if encoder.packs and kind != "albert"])
+@pytest.mark.parametrize("kind", [kind for kind in ENCODERS if kind not in ("albert", "deberta-v2", "mpnet")])
 def test_checkpointing_changes_nothing_of_packed_rows(kind, folders):
     model, peft = load(folders(kind), "peft=lora", "peft.r=2")
     trained, _ = attach(model, peft)

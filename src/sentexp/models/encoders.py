@@ -16,15 +16,17 @@ class Encoder:
     """What is particular to an architecture; paths are those of modules in transformers' sequence classifier.
 
     `head` are the modules of the head, and `output` is the layer in it with a row for each label. `logits` takes the
-    classifier and pooled states, shape (rows, hidden), through the head. `packs` says whether rows can be packed:
-    attention must go through transformers' interface. Where positions are numbered from the pad id, `counts_from_pad`.
-    `ia3` are the targets and the feed-forward modules of IA3 where PEFT knows none.
+    classifier and pooled states, shape (rows, hidden), through the head. `packs` says whether rows can be packed, and
+    `through_interface` whether transformers' own layers can read them so, as their attention can be replaced; else the
+    fast layers alone can, and what these do not support is padded again. Where positions are numbered from the pad id,
+    `counts_from_pad`. `ia3` are the targets and the feed-forward modules of IA3 where PEFT knows none.
     """
 
     head: tuple[str, ...]
     logits: Callable[[Any, Tensor], Tensor]
     output: str = "classifier"
     packs: bool = True
+    through_interface: bool = True
     counts_from_pad: bool = False
     ia3: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
@@ -99,7 +101,7 @@ ENCODERS = {
         head=("classifier",),
         output="classifier.out_proj",
         logits=_of_first_token,
-        packs=False,
+        through_interface=False,
         counts_from_pad=True,
         ia3=(("k", "v", "output.dense"), ("output.dense",)),
     ),

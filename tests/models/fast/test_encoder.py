@@ -94,6 +94,9 @@ def packed():
         ("bert", (*LORA, "peft.modules_to_save=['layer.1.output.dense']"), False),
         ("bert", ("peft=ia3",), False),
         ("bert", ("peft=full",), False),
+        ("mpnet", (*LORA, "peft.modules_to_save=[relative_attention_bias]"), True),
+        ("mpnet", ("peft=head",), True),
+        ("mpnet", ("peft=full",), False),
     ],
     ids=str,
 )
@@ -105,8 +108,9 @@ def test_rows_say_and_teach_what_they_do_padded(kind, words, is_fast, build, cal
 
 
 @pytest.mark.parametrize("rows", [ROWS[1:2], [[2]], [[2, 3]] * 2, ROWS[::-1]], ids=["one", "least", "equal", "turned"])
-def test_rows_of_any_shape(rows, build):
-    classifier = build("roberta")
+@pytest.mark.parametrize("kind", ["roberta", "mpnet"])
+def test_rows_of_any_shape(kind, rows, build):
+    classifier = build(kind)
     with torch.no_grad():
         agree(
             {"logits": classifier(Packer(causal=False).score(rows, 0)).logits},
@@ -114,8 +118,9 @@ def test_rows_of_any_shape(rows, build):
         )
 
 
-def test_all_tokens_can_be_read(build):
-    layers, layout = encoder.EncoderLayers(base_of(build("bert").model).base_model), packed()
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+def test_all_tokens_can_be_read(kind, build):
+    layers, layout = encoder.EncoderLayers(base_of(build(kind).model).base_model), packed()
     with torch.no_grad():
         whole = layers(layout)
         first = layers(layout._replace(read=layout.grid[:, 0]))

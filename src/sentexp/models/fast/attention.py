@@ -82,27 +82,35 @@ def _rows(
     bias = packed.bias
     if window is not None and window < bias.shape[-1]:
         bias = bias.masked_fill(_too_far(packed, window), -torch.inf)
-    out = _grid(query, key, value, bias, scale, dropout)
+    out = _grid(query, key, value, bias[:, None], scale, dropout)
     return out.flatten(0, 1).index_select(0, packed.cells)
 
 
-def attend_whole(states: Tensor, packed: Packed, scale: float, dropout: float, read: Tensor | None) -> Tensor:
+def attend_whole(
+    states: Tensor, packed: Packed, bias: Tensor, scale: float, dropout: float, read: Tensor | None
+) -> Tensor:
     """Return the attention of rows whose tokens see all of their row, shape (tokens or read, heads, width of a head).
 
     Args:
         states: queries, keys and values, shape (tokens, 3, heads, width of a head).
         packed: the layout.
+        bias: of the scores, -inf for padding, shape (rows, 1, 1, width); or (rows, heads, width, width), where it
+            depends on the distance of tokens.
         scale: of the scores.
         dropout: of the attention weights.
         read: one token of each row, shape (rows,), where its attention is all that is wanted.
     """
-    if read is None and not dropout and takes_flash(packed, states.dtype, states.shape[-1]):
+    by_distance = bias.shape[1] > 1
+    if read is None and not dropout and not by_distance and takes_flash(packed, states.dtype, states.shape[-1]):
         return _flash(states[:, 0], states[:, 1], states[:, 2], packed, scale)
     grid = states.index_select(0, packed.grid.flatten()).unflatten(0, packed.grid.shape)
     query, key, value = grid.unbind(2)
     if read is not None:
         query = states[:, 0].index_select(0, read)[:, None]
-    out = _grid(query, key, value, packed.bias, scale, dropout, drop).flatten(0, 1)
+        if by_distance:
+            column = packed.cells.index_select(0, read) % bias.shape[2]
+            bias = bias[torch.arange(len(bias), device=bias.device), :, column, None]
+    out = _grid(query, key, value, bias, scale, dropout, drop).flatten(0, 1)
     return out if read is not None else out.index_select(0, packed.cells)
 
 
@@ -173,7 +181,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: fl
     unseen = torch.ones(size, size, dtype=torch.bool, device=query.device).triu(1)
     if window is not None:
         unseen |= unseen.new_ones(size, size).tril(-window)
-    bias = torch.zeros(1, size, size, device=query.device).masked_fill_(unseen, -torch.inf)
+    bias = torch.zeros(1, 1, size, size, device=query.device).masked_fill_(unseen, -torch.inf)
     return _grid(query[None], key[None], value[None], bias, scale, dropout)[0]
 
 
@@ -192,7 +200,7 @@ def _grid(
         query: shape (rows, width, heads, width of a head).
         key: shape (rows, keys, key heads, width of a head).
         value: the same.
-        bias: of the scores, shape (rows or 1, width or 1, keys).
+        bias: of the scores, shape (rows or 1, heads or 1, width or 1, keys).
         scale: of the scores.
         dropout: of the weights.
         drop: does it, on the CPU.
@@ -204,7 +212,7 @@ def _grid(
             query.transpose(1, 2),
             key.transpose(1, 2),
             value.transpose(1, 2),
-            attn_mask=bias[:, None].to(query.dtype),
+            attn_mask=bias.to(query.dtype),
             dropout_p=dropout,
             scale=scale,
             enable_gqa=groups != heads,
@@ -215,7 +223,7 @@ def _grid(
     queries = query.view(rows, width, groups, each, size).permute(0, 2, 3, 1, 4).reshape(rows * groups, -1, size)
     keyed = key.transpose(1, 2).reshape(rows * groups, keys, size)
     valued = value.transpose(1, 2).reshape(rows * groups, keys, size)
-    scores = torch.bmm(queries, keyed.mT).float().view(rows, heads, width, keys) * scale + bias[:, None]
+    scores = torch.bmm(queries, keyed.mT).float().view(rows, heads, width, keys) * scale + bias
     weights = scores.softmax(-1).to(query.dtype).view(rows * groups, each * width, keys)
     if dropout:
         weights = drop(weights, dropout)

@@ -1,6 +1,7 @@
 """Layers of BERT and its like over packed rows: `llama`, but for encoders, whose tokens see all of their row.
 
 RoBERTa, XLM-RoBERTa and ELECTRA have BERT's layers; DistilBERT's have other names, and no dropout behind attention.
+MPNet's have other names too, and add to the scores what it has learned of each distance between tokens.
 """
 
 from collections.abc import Callable
@@ -71,10 +72,28 @@ def _of_distilbert(layer: Any) -> Parts:
     )
 
 
+def _of_mpnet(layer: Any) -> Parts:
+    attention, last = layer.attention.attn, layer.output
+    return Parts(
+        attention.q,
+        attention.k,
+        attention.v,
+        attention.o,
+        layer.intermediate.dense,
+        last.dense,
+        (layer.attention.LayerNorm, last.LayerNorm),
+        (layer.attention.dropout, last.dropout),
+        attention.dropout,
+        layer.intermediate.intermediate_act_fn,
+        attention.num_attention_heads,
+    )
+
+
 LAYERS: dict[str, tuple[str, Callable[[Any], Parts]]] = {
     "bert": ("encoder.layer", _of_bert),
     "distilbert": ("transformer.layer", _of_distilbert),
     "electra": ("encoder.layer", _of_bert),
+    "mpnet": ("encoder.layer", _of_mpnet),
     "roberta": ("encoder.layer", _of_bert),
     "xlm-roberta": ("encoder.layer", _of_bert),
 }
@@ -115,15 +134,16 @@ class EncoderLayers:
         hidden = self.embed(packed, segments).float()
         is_one_each = len(packed.read) == packed.rows
         with torch.autocast(packed.ids.device.type, enabled=False):
+            bias = self._bias(packed)
             adapters = iter(self.adapters.convert(self.backbone.training))
             for number, groups in enumerate(self.groups):
                 of_layer = [next(adapters) for _ in groups]
                 layer = self.layer(number, [[] if one is None else [one] for one in of_layer])
                 read = packed.read if is_one_each and number == len(self.groups) - 1 else None
                 if self.recomputes:
-                    hidden = checkpoint(encoder_layer, hidden, layer, packed, read, use_reentrant=False)
+                    hidden = checkpoint(encoder_layer, hidden, layer, packed, bias, read, use_reentrant=False)
                 else:
-                    hidden = encoder_layer(hidden, layer, packed, read)
+                    hidden = encoder_layer(hidden, layer, packed, bias, read)
         return hidden if is_one_each else hidden.index_select(0, packed.read)
 
     def embed(self, packed: Packed, segments: Tensor | None) -> Tensor:
@@ -168,7 +188,8 @@ class EncoderLayers:
         """Whether layers compute their states again in the backward pass, instead of keeping them."""
         path, _ = LAYERS[self.backbone.config.model_type]
         first = self.backbone.get_submodule(path)[0]
-        return bool(self.backbone.training and torch.is_grad_enabled() and first.gradient_checkpointing)
+        checkpoints = getattr(first, "gradient_checkpointing", False)  # MPNet's layers cannot
+        return bool(self.backbone.training and torch.is_grad_enabled() and checkpoints)
 
     @property
     def norms(self) -> list[tuple[Norm, Norm]]:
@@ -179,6 +200,15 @@ class EncoderLayers:
                 norms = [tuple(_norm(module) for module in layer.norms) for layer in self.layers]
                 self._norms = place, norms  # type: ignore[assignment]
         return self._norms[1]
+
+    def _bias(self, packed: Packed) -> Tensor:
+        """Return what is added to the scores, shape (rows, 1, 1, width); of MPNet (rows, heads, width, width)."""
+        bias = packed.bias[:, None]
+        if self.backbone.config.model_type != "mpnet":
+            return bias
+        of_a_row = bias.new_empty(1, bias.shape[-1])  # the shape is all that is read of it
+        learned: Tensor = self.backbone.encoder.compute_position_bias(of_a_row)
+        return bias + learned.float()
 
     def _live(self, dropout: nn.Dropout | None) -> float:
         """Return the probability of a dropout, 0 but in training."""

@@ -46,17 +46,18 @@ class EncoderLayer(NamedTuple):
     dtype: torch.dtype
 
 
-def encoder_layer(hidden: Tensor, layer: EncoderLayer, packed: Packed, read: Tensor | None) -> Tensor:
+def encoder_layer(hidden: Tensor, layer: EncoderLayer, packed: Packed, bias: Tensor, read: Tensor | None) -> Tensor:
     """Return the float32 states after a layer, shape (tokens, hidden), or (read, hidden) of the last one.
 
     Args:
         hidden: float32 states before it, shape (tokens, hidden).
         layer: what it computes with.
         packed: the rows.
+        bias: see `attend_whole`.
         read: in the last layer, the token of each row that is read, shape (rows,); None where all are.
     """
     states = lora_linear(hidden.to(layer.dtype), layer.qkv).unflatten(1, (3, layer.heads, -1))
-    attended = attend_whole(states, packed, layer.scale, layer.attention_dropout, read).flatten(1)
+    attended = attend_whole(states, packed, bias, layer.scale, layer.attention_dropout, read).flatten(1)
     if read is not None:
         hidden = hidden.index_select(0, read)
     hidden = add_norm(lora_linear(attended, layer.out), hidden, layer.norms[0], layer.dropouts[0])

@@ -10,7 +10,7 @@ from sentexp.config import AnswerLoss
 from sentexp.data.packing import Packed, Packer
 from sentexp.data.prompts import Prompt
 from sentexp.distributed.sharding import is_sharded
-from sentexp.models.encoders import ENCODERS
+from sentexp.models.encoders import ENCODERS, encoder_of
 from sentexp.models.fast.attention import takes_flash, use_packed_attention, without_grid
 from sentexp.models.fast.encoder import EncoderLayers
 from sentexp.models.fast.fusion_context import ForwardOutput, fused_run
@@ -82,9 +82,12 @@ class PaddingFreeModel:
         """
         if self.uses_fast_layers(packed):
             return self._fast_hidden(packed, cache) if packed.causal else self._encoded(packed, segments)
-        packed = within(packed, cache)
+        packed, backbone = within(packed, cache), base_of(self.model).base_model
+        encoder = encoder_of(backbone.config)
+        if encoder is not None and not encoder.through_interface:
+            return _padded_again(backbone, packed)
         options = {} if segments is None else {"token_type_ids": segments[None]}
-        states: Tensor = _run(base_of(self.model).base_model, packed, cache, **options).last_hidden_state[0]
+        states: Tensor = _run(backbone, packed, cache, **options).last_hidden_state[0]
         return states.index_select(0, packed.read)
 
     def logits(self, packed: Packed, cache: PrefixCache | None = None) -> Tensor:
@@ -153,6 +156,14 @@ class PaddingFreeModel:
             return output
         self._fused_outputs.append(output)
         return output.leaf
+
+
+def _padded_again(backbone: Any, packed: Packed) -> Tensor:
+    """Return the hidden states that are read, shape (read, hidden), of rows that are padded on the right."""
+    ids, positions = (part.index_select(0, packed.grid.flatten()).view_as(packed.grid) for part in packed[:2])
+    mask = packed.bias[:, 0] == 0
+    states: Tensor = backbone(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state
+    return states.flatten(0, 1).index_select(0, packed.cells.index_select(0, packed.read))
 
 
 def _run(base: Any, packed: Packed, cache: PrefixCache | None, **options: Any) -> Any:
