@@ -309,6 +309,21 @@ main()
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_the_start_is_one_sentence(number, monkeypatch, capsys):
+    monkeypatch.setattr("sentexp.cli.main.register_schemas", lambda: signal.raise_signal(number))
+    monkeypatch.setattr(sys, "argv", ["sentexp"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.count("Interrupted: the same command resumes") == 1
+
+
 def test_the_exit_code_of_a_clean_run_is_zero(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sentexp", "--version"])
     main()

@@ -82,11 +82,16 @@ def main() -> None:
     sys.argv[1:] = [_as_text(word, several) for word in _options_first(sys.argv[1:])]
     _check_options()
     signal.signal(signal.SIGTERM, _on_sigterm)
-    exit_code = _compose_and_run(command, [] if text is None else [text])
-    if verbose:
-        from sentexp.system.stopwatch import print_times
+    try:
+        exit_code = _compose_and_run(command, [] if text is None else [text])
+        if verbose:
+            from sentexp.system.stopwatch import print_times
 
-        print_times()
+            print_times()
+    except (KeyboardInterrupt, Terminated):
+        if processes.reports_errors():
+            complain(f"Interrupted{command.interrupted}.")
+        exit_code = 130
     sys.exit(exit_code)
 
 
@@ -228,10 +233,6 @@ def _compose_and_run(command: Command, arguments: list[str]) -> int:
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.root)(job)()
-    except (KeyboardInterrupt, Terminated):
-        if processes.reports_errors():
-            complain(f"Interrupted{command.interrupted}.")
-        return 130
     except CommandFailed:
         return 1
     except Exception as error:
