@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -154,14 +155,53 @@ def test_the_confusion_matrix_agrees_with_the_accuracy(train):
     assert result.metrics["test/accuracy"] == pytest.approx(right / 8)
 
 
-def test_a_damaged_checkpoint_is_named(config, monkeypatch):
+@pytest.fixture
+def killed(config, monkeypatch):
+    """Return the configuration of a run that was interrupted after its training, and its folder."""
     settings = config("peft=lora")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(fitting, "save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         train(settings)
     (file,) = settings_folder(settings).glob("*/last.ckpt")
-    file.write_bytes(b"not a checkpoint")
+    return settings, file.parent
+
+
+def change_in_the_middle(file, part):
+    """Change one bit in the middle of some bytes that a file holds."""
+    data = bytearray(file.read_bytes())
+    data[data.index(part) + len(part) // 2] ^= 4
+    file.write_bytes(data)
+
+
+def change_entry(file, which):
+    """Change one bit of an entry of an archive."""
+    with ZipFile(file) as archive:
+        entries = [archive.read(entry) for entry in archive.namelist() if which in entry]
+    change_in_the_middle(file, max(entries, key=len))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(b"not a checkpoint"),
+        lambda file: file.write_bytes(file.read_bytes()[:-100]),
+        lambda file: change_entry(file, "data.pkl"),
+        lambda file: change_entry(file, "data/"),  # a tensor: torch.load would not notice
+    ],
+    ids=["other", "cut", "object", "tensor"],
+)
+def test_a_damaged_checkpoint_is_named(damage, killed):
+    settings, folder = killed
+    damage(folder / "last.ckpt")
     with pytest.raises(UserError, match=r"last.ckpt cannot be read .*: delete it"):
+        train(settings)
+
+
+def test_best_weights_that_were_damaged_are_not_tested(killed):
+    settings, folder = killed
+    file = folder / "best.safetensors"
+    change_in_the_middle(file, file.read_bytes()[-100:])  # a tensor: nothing else would notice
+    with pytest.raises(UserError, match=r"best.safetensors is damaged, .*: remove .*, and give the command again"):
         train(settings)
 
 

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from sentexp.config.metric_names import is_better_higher
 from sentexp.distributed import processes
 from sentexp.distributed.strategies import ShardedStrategy
+from sentexp.errors import UserError
 from sentexp.models.adapters import load_trainable_state, trainable_state
 from sentexp.system.atomic_write import replacing
+from sentexp.system.package_files import sha256_of
 from sentexp.training.module import ClassifierModule
 from sentexp.training.preemption import Preempted, is_asked_to_stop
 
@@ -43,6 +45,8 @@ class Checkpoints(L.Callback):
         self.before_save = before_save
         self.best: float | None = None
         self.best_step = 0
+        self.best_sha256 = ""
+        """Of the best weights, where this process has written or resumed them."""
         self.evaluated_at = -1
         self.seconds = 0.0
         """Trained by earlier processes, up to the checkpoint that this one resumes from."""
@@ -100,7 +104,7 @@ class Checkpoints(L.Callback):
         self.evaluated_at = trainer.global_step
         if self.best is None or score > self.best:
             self.best, self.best_step = score, trainer.global_step
-            _save_weights(pl_module, self.best_file)
+            self.best_sha256 = _save_weights(pl_module, self.best_file)
         if trainer.state.fn == "fit" and self._between_steps:
             self._save_state(trainer)
 
@@ -114,6 +118,7 @@ class Checkpoints(L.Callback):
         return {
             "best": self.best,
             "best_step": self.best_step,
+            "best_sha256": self.best_sha256,
             "evaluated_at": self.evaluated_at,
             "seconds": seconds,
         }
@@ -122,15 +127,29 @@ class Checkpoints(L.Callback):
         """Continue from a state."""
         self.best = state_dict["best"]
         self.best_step = state_dict["best_step"]
+        self.best_sha256 = state_dict.get("best_sha256", "")  # earlier releases wrote none
         self.evaluated_at = state_dict["evaluated_at"]
         self.seconds = state_dict["seconds"]
 
     def restore_best(self, module: ClassifierModule) -> None:
-        """Put the best weights into the module, and their logits of the validation split."""
+        """Put the best weights into the module, and their logits of the validation split.
+
+        Raises:
+            UserError: they are not what was written.
+        """
         processes.all_gather()  # it is written
+        self._check_best()
         tensors = load_file(self.best_file)
         module.keep_validation(tensors.pop(LOGITS), tensors.pop(TARGETS))
         load_trainable_state(module.classifier, tensors)
+
+    @processes.main_process_only
+    def _check_best(self) -> None:
+        if self.best_sha256 and sha256_of(self.best_file) != self.best_sha256:
+            raise UserError(
+                f"{self.best_file} is damaged, by a fault of the disk perhaps: remove {self.best_file.parent}, and "
+                "give the command again."
+            )
 
 
 class ResumableEarlyStopping(EarlyStopping):
@@ -156,10 +175,16 @@ def _validation_follows(trainer: L.Trainer) -> bool:
     return (index + 1) % trainer.val_check_batch == 0
 
 
-def _save_weights(module: ClassifierModule, file: Path) -> None:
-    """Write what trains, and the logits of the validation split; all processes put shards together."""
+def _save_weights(module: ClassifierModule, file: Path) -> str:
+    """Write what trains, and the logits of the validation split; all processes put shards together.
+
+    Returns:
+        The SHA-256 of the file, in the main process.
+    """
     logits, targets = module.kept_validation
     state = trainable_state(module.classifier) | {LOGITS: logits.contiguous(), TARGETS: targets.contiguous()}
     if processes.is_main():
         with replacing(file) as unfinished:
             save_file(state, unfinished)
+            return sha256_of(Path(unfinished))
+    return ""

@@ -4,8 +4,8 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError  # raised by torch.load; nothing is unpickled here
 from typing import Any, Protocol
+from zipfile import ZipFile
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
@@ -206,16 +206,21 @@ def _numbered(device: torch.device) -> torch.device:
 
 @processes.main_process_only
 def _readable(checkpoint: Path) -> Path | None:
-    """Return a checkpoint if it is there; a damaged one is refused before the training starts from it."""
+    """Return a checkpoint if it is there; a damaged one is refused before the training starts from it.
+
+    Its check sums are compared: torch does not, and would continue from wrong numbers.
+    """
     if not checkpoint.is_file():
         return None
     try:
+        with ZipFile(checkpoint) as archive:
+            wrong = archive.testzip()
+        reason = wrong and f"{wrong} in it is damaged"
         torch.load(checkpoint, map_location="meta", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
+    except Exception as error:  # whatever a reader makes of a damaged file
         reason = first_line(error)
-        raise UserError(
-            f"{checkpoint} cannot be read ({reason}): delete it, and the run starts from its beginning."
-        ) from None
+    if reason:
+        raise UserError(f"{checkpoint} cannot be read ({reason}): delete it, and the run starts from its beginning.")
     return checkpoint
 
 
