@@ -137,7 +137,7 @@ class _Copied(torch.autograd.Function):
         matrices = []
         for inputs, outputs, ranks in layout.shapes:
             matrices.append(torch.zeros(*layout.stacked, ranks, inputs, **options))
-            matrices.append(torch.zeros(*layout.stacked, outputs, ranks, **options))
+            matrices.append(torch.zeros(*layout.stacked, ranks, outputs, **options).mT)
         there = [part for block in layout.blocks for part in _parts(block, layout, matrices)]
         torch._foreach_copy_(there, parameters)
         torch._foreach_mul_(there[1::2], [block.scale for block in layout.blocks])

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from sentexp.data.buckets import bucket
 from sentexp.data.packing import Packed
-from sentexp.models.fast.dropout import drop
 from sentexp.models.fast.prefix_cache import PrefixKV
+from sentexp.models.fast.whole_attention import Places, attend_in_grid
 
 NAME = "packed"
 HALF = (torch.bfloat16, torch.float16)
@@ -86,7 +86,9 @@ def _rows(
     return out.flatten(0, 1).index_select(0, packed.cells)
 
 
-def attend_whole(states: Tensor, packed: Packed, scale: float, dropout: float, read: Tensor | None) -> Tensor:
+def attend_whole(
+    states: Tensor, packed: Packed, scale: float, dropout: float, read: Tensor | None, places: Places | None
+) -> Tensor:
     """Return the attention of rows whose tokens see all of their row, shape (tokens or read, heads, width of a head).
 
     Args:
@@ -95,14 +97,17 @@ def attend_whole(states: Tensor, packed: Packed, scale: float, dropout: float, r
         scale: of the scores.
         dropout: of the attention weights.
         read: one token of each row, shape (rows,), where its attention is all that is wanted.
+        places: of the states in a grid, on the CPU.
     """
+    if places is not None:
+        return attend_in_grid(states, places, packed.bias, scale, dropout, read)
     if read is None and not dropout and takes_flash(packed, states.dtype, states.shape[-1]):
         return _flash(states[:, 0], states[:, 1], states[:, 2], packed, scale)
     grid = states.index_select(0, packed.grid.flatten()).unflatten(0, packed.grid.shape)
     query, key, value = grid.unbind(2)
     if read is not None:
         query = states[:, 0].index_select(0, read)[:, None]
-    out = _grid(query, key, value, packed.bias, scale, dropout, drop).flatten(0, 1)
+    out = _grid(query, key, value, packed.bias, scale, dropout).flatten(0, 1)
     return out if read is not None else out.index_select(0, packed.cells)
 
 
@@ -184,7 +189,6 @@ def _grid(
     bias: Tensor,
     scale: float,
     dropout: float,
-    drop: Callable[[Tensor, float], Tensor] = nn.functional.dropout,
 ) -> Tensor:
     """Return the attention of padded rows, shape (rows, width, heads, width of a head).
 
@@ -195,7 +199,6 @@ def _grid(
         bias: of the scores, shape (rows or 1, width or 1, keys).
         scale: of the scores.
         dropout: of the weights.
-        drop: does it, on the CPU.
     """
     rows, width, heads, size = query.shape
     keys, groups = key.shape[1:3]
@@ -218,7 +221,7 @@ def _grid(
     scores = torch.bmm(queries, keyed.mT).float().view(rows, heads, width, keys) * scale + bias[:, None]
     weights = scores.softmax(-1).to(query.dtype).view(rows * groups, each * width, keys)
     if dropout:
-        weights = drop(weights, dropout)
+        weights = nn.functional.dropout(weights, dropout)
     out = torch.bmm(weights, valued).view(rows, groups, each, width, size)
     return out.permute(0, 3, 1, 2, 4).reshape(rows, width, heads, size)
 

@@ -14,6 +14,7 @@ from sentexp.data.packing import Packed
 from sentexp.models.fast.dropout import drop
 from sentexp.models.fast.encoder_layer import EncoderLayer, Norm, encoder_layer
 from sentexp.models.fast.stacked_lora import Adapters, Group
+from sentexp.models.fast.whole_attention import Places
 
 
 class Parts(NamedTuple):
@@ -113,6 +114,7 @@ class EncoderLayers:
             segments: of the tokens, 0 or 1, shape (tokens,); None is 0.
         """
         hidden = self.embed(packed, segments).float()
+        places = None if hidden.is_cuda else Places.of(packed, self.layers[0].heads)
         is_one_each = len(packed.read) == packed.rows
         with torch.autocast(packed.ids.device.type, enabled=False):
             adapters = iter(self.adapters.convert(self.backbone.training))
@@ -121,9 +123,9 @@ class EncoderLayers:
                 layer = self.layer(number, [[] if one is None else [one] for one in of_layer])
                 read = packed.read if is_one_each and number == len(self.groups) - 1 else None
                 if self.recomputes:
-                    hidden = checkpoint(encoder_layer, hidden, layer, packed, read, use_reentrant=False)
+                    hidden = checkpoint(encoder_layer, hidden, layer, packed, places, read, use_reentrant=False)
                 else:
-                    hidden = encoder_layer(hidden, layer, packed, read)
+                    hidden = encoder_layer(hidden, layer, packed, places, read)
         return hidden if is_one_each else hidden.index_select(0, packed.read)
 
     def embed(self, packed: Packed, segments: Tensor | None) -> Tensor:

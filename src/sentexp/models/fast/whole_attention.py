@@ -1,0 +1,130 @@
+"""Attention of encoders over packed rows on the CPU, where every token sees all of its row, and its derivative.
+
+The states of a head are the rows of a table, so that one selection puts queries, keys and values into a grid, and one
+takes what is attended out of it. A cell of padding holds the first token of its row; it is seen by none, so that its
+gradient is 0.
+
+Short rows are multiplied in float32, whatever the dtype of the states: for bfloat16 oneDNN makes six kernels for each
+width of a grid, which takes longer than the products.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sentexp.data.packing import Packed
+from sentexp.models.fast.dropout import drop_rest, kept_at_random
+
+NARROW = 32
+"""Tokens of a row up to which it is short."""
+VECTOR = 16
+"""Float32 numbers in the longest vector of a processor."""
+
+
+class Places(NamedTuple):
+    """Where the states of heads are in the table, and in that of the grid.
+
+    `grid` has the shape (3, rows, heads, width): the place of each cell's query, key and value. `out`, shape (tokens *
+    heads,), is the cell of each token in a grid of the shape (rows, heads, width), and `back`, shape (tokens * 3 *
+    heads,), the places of its query, key and value in a grid of all three.
+    """
+
+    grid: Tensor
+    out: Tensor
+    back: Tensor
+
+    @classmethod
+    def of(cls, packed: Packed, heads: int) -> "Places":
+        """Return those of packed rows."""
+        rows, width = packed.grid.shape
+        part, head = torch.arange(3), torch.arange(heads)
+        grid = (packed.grid[:, None] * 3 + part[:, None, None, None]) * heads + head[:, None]
+        row, column = packed.cells // width, packed.cells % width
+        out = (row[:, None] * heads + head) * width + column[:, None]
+        return cls(grid, out.flatten(), (out[:, None] + part[:, None] * (rows * heads * width)).flatten())
+
+
+def attend_in_grid(
+    states: Tensor, places: Places, bias: Tensor, scale: float, dropout: float, read: Tensor | None
+) -> Tensor:
+    """Return the attention of rows, shape (tokens or read, heads, width of a head).
+
+    Args:
+        states: queries, keys and values, shape (tokens, 3, heads, width of a head).
+        places: of the states.
+        bias: of the scores: -inf where a key is padding, shape (rows, 1, width).
+        scale: of the scores.
+        dropout: of the attention weights.
+        read: one token of each row, shape (rows,), where its attention is all that is wanted.
+    """
+    out: Tensor = _Attention.apply(states, places, bias, scale, dropout, read)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Attention(torch.autograd.Function):
+    """`attend_in_grid`; the grid is kept, the weights, and what was left out of them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, places: Places, bias: Tensor, scale: float, dropout: float, read: Tensor | None
+    ) -> Tensor:
+        heads, size = states.shape[2:]
+        _, rows, _, width = places.grid.shape
+        wide = torch.promote_types(states.dtype, torch.float32)
+        dtype = wide if width <= NARROW else states.dtype
+        grid = states.reshape(-1, size).index_select(0, places.grid.flatten()).to(dtype)
+        grid = grid.view(3, rows * heads, width, size)
+        query, key, value = grid.unbind()
+        if read is not None:
+            query = states[:, 0].index_select(0, read).to(dtype).view(-1, 1, size)
+        scores = torch.bmm(query, key.mT).to(wide).view(rows, heads, -1, width)
+        weights = softmax(torch.add(bias[:, None], scores, alpha=scale)).view(rows * heads, -1, width)
+        kept = kept_at_random(weights, dropout) if dropout else None
+        out = torch.bmm(drop_rest(weights.to(dtype), kept, dropout), value).to(states.dtype).view(-1, size)
+        if read is None:
+            out = out.index_select(0, places.out)
+        ctx.save_for_backward(query, grid, weights, kept, places.out, places.back, read)
+        ctx.scale, ctx.dropout, ctx.shape, ctx.dtype = scale, dropout, states.shape, states.dtype
+        return out.view(-1, heads, size)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, grid, weights, kept, out, back, read = ctx.saved_tensors
+        _, key, value = grid.unbind()
+        dtype, size = grid.dtype, grid.shape[-1]
+        attended = gradient.reshape(-1, size).to(dtype)
+        if read is None:
+            attended = attended.new_zeros(query.shape).view(-1, size).index_copy_(0, out, attended)
+        attended = attended.view_as(query)
+        to_query, to_key, to_value = to_grid = torch.empty_like(grid)
+        torch.bmm(drop_rest(weights.to(dtype), kept, ctx.dropout).mT, attended, out=to_value)
+        to_weights = drop_rest(torch.bmm(attended, value.mT), kept, ctx.dropout).to(weights.dtype)
+        to_scores = softmax_backward(to_weights, weights).mul_(ctx.scale).to(dtype)
+        torch.bmm(to_scores.mT, query, out=to_key)
+        if read is None:
+            torch.bmm(to_scores, key, out=to_query)
+        to_states = to_grid.view(-1, size).index_select(0, back).to(ctx.dtype).view(ctx.shape)
+        if read is not None:
+            to_states[:, 0] = 0
+            to_states[read, 0] = torch.bmm(to_scores, key).to(ctx.dtype).view(len(read), -1, size)
+        return to_states, None, None, None, None, None
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Return the softmax over the last dimension; in place where that is shorter than a vector of the processor.
+
+    PyTorch's own takes five times as long there.
+    """
+    if scores.shape[-1] >= VECTOR:
+        return scores.softmax(-1)
+    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+    return weights.div_(weights.sum(-1, keepdim=True))
+
+
+def softmax_backward(gradient: Tensor, weights: Tensor) -> Tensor:
+    """Return the gradient of the scores for that of their softmax."""
+    if weights.shape[-1] >= VECTOR:
+        return torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)  # type: ignore[no-any-return]
+    weighted = gradient * weights
+    return torch.addcmul(weighted, weights, weighted.sum(-1, keepdim=True), value=-1)
