@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from sentexp.data.buckets import bucket
 from sentexp.data.packing import Packed
+from sentexp.models.fast.grid_attention import Places, attend_in_grid, attend_whole_in_grid
 from sentexp.models.fast.prefix_cache import PrefixKV
-from sentexp.models.fast.whole_attention import Places, attend_in_grid
 
 NAME = "packed"
 HALF = (torch.bfloat16, torch.float16)
@@ -100,7 +100,7 @@ def attend_whole(
         places: of the states in a grid, on the CPU.
     """
     if places is not None:
-        return attend_in_grid(states, places, packed.bias, scale, dropout, read)
+        return attend_whole_in_grid(states, places, packed.bias, scale, dropout, read)
     if read is None and not dropout and takes_flash(packed, states.dtype, states.shape[-1]):
         return _flash(states[:, 0], states[:, 1], states[:, 2], packed, scale)
     grid = states.index_select(0, packed.grid.flatten()).unflatten(0, packed.grid.shape)
@@ -218,11 +218,13 @@ def _grid(
     queries = query.view(rows, width, groups, each, size).permute(0, 2, 3, 1, 4).reshape(rows * groups, -1, size)
     keyed = key.transpose(1, 2).reshape(rows * groups, keys, size)
     valued = value.transpose(1, 2).reshape(rows * groups, keys, size)
-    scores = torch.bmm(queries, keyed.mT).float().view(rows, heads, width, keys) * scale + bias[:, None]
-    weights = scores.softmax(-1).to(query.dtype).view(rows * groups, each * width, keys)
-    if dropout:
-        weights = nn.functional.dropout(weights, dropout)
-    out = torch.bmm(weights, valued).view(rows, groups, each, width, size)
+    if dropout or torch.compiler.is_compiling():  # which finds the derivative itself
+        scores = torch.bmm(queries, keyed.mT).float().view(rows, heads, width, keys) * scale + bias[:, None]
+        weights = scores.softmax(-1).to(query.dtype).view(rows * groups, each * width, keys)
+        out = torch.bmm(nn.functional.dropout(weights, dropout), valued)
+    else:
+        out = attend_in_grid(queries, keyed, valued, bias.expand(rows, -1, -1), scale, heads)
+    out = out.view(rows, groups, each, width, size)
     return out.permute(0, 3, 1, 2, 4).reshape(rows, width, heads, size)
 
 

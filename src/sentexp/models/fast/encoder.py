@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from sentexp.data.packing import Packed
 from sentexp.models.fast.dropout import drop
 from sentexp.models.fast.encoder_layer import EncoderLayer, Norm, encoder_layer
+from sentexp.models.fast.grid_attention import Places
 from sentexp.models.fast.stacked_lora import Adapters, Group
-from sentexp.models.fast.whole_attention import Places
 
 
 class Parts(NamedTuple):

@@ -15,8 +15,8 @@ from torch import Tensor
 from sentexp.data.packing import Packed
 from sentexp.models.fast.attention import attend_whole
 from sentexp.models.fast.dropout import drop_rest, kept_at_random, scale_of
+from sentexp.models.fast.grid_attention import Places
 from sentexp.models.fast.lora_linear import Linear, lora_linear
-from sentexp.models.fast.whole_attention import Places
 
 
 class Norm(NamedTuple):

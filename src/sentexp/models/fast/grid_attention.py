@@ -1,11 +1,10 @@
-"""Attention of encoders over packed rows on the CPU, where every token sees all of its row, and its derivative.
+"""Attention over a grid of padded rows on the CPU, with its derivative; that of encoders with the grid itself.
 
-The states of a head are the rows of a table, so that one selection puts queries, keys and values into a grid, and one
-takes what is attended out of it. A cell of padding holds the first token of its row; it is seen by none, so that its
-gradient is 0.
-
-Short rows are multiplied in float32, whatever the dtype of the states: for bfloat16 oneDNN makes six kernels for each
-width of a grid, which takes longer than the products.
+In an encoder every token sees all of its row. There the states of a head are the rows of a table, so that one selection
+puts queries, keys and values into the grid, and one takes what is attended out of it. A cell of padding holds the first
+token of its row; it is seen by none, so that its gradient is 0. Short rows are multiplied in float32, whatever the
+dtype of the states: for bfloat16 oneDNN makes a kernel for each product and width of a grid, which takes longer than
+these small products.
 """
 
 from typing import Any, NamedTuple
@@ -20,6 +19,22 @@ NARROW = 32
 """Tokens of a row up to which it is short."""
 VECTOR = 16
 """Float32 numbers in the longest vector of a processor."""
+
+
+def attend_in_grid(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, heads: int) -> Tensor:
+    """Return the attention of a grid, shape (rows * key heads, queries, width of a head).
+
+    Args:
+        query: shape (rows * key heads, queries, width of a head): those of heads that share their keys are below each
+            other.
+        key: shape (rows * key heads, keys, width of a head).
+        value: the same.
+        bias: of the scores, shape (rows, width or 1, keys).
+        scale: of the scores.
+        heads: of each row.
+    """
+    out: Tensor = _Grid.apply(query, key, value, bias, scale, heads)  # type: ignore[no-untyped-call]
+    return out
 
 
 class Places(NamedTuple):
@@ -45,7 +60,7 @@ class Places(NamedTuple):
         return cls(grid, out.flatten(), (out[:, None] + part[:, None] * (rows * heads * width)).flatten())
 
 
-def attend_in_grid(
+def attend_whole_in_grid(
     states: Tensor, places: Places, bias: Tensor, scale: float, dropout: float, read: Tensor | None
 ) -> Tensor:
     """Return the attention of rows, shape (tokens or read, heads, width of a head).
@@ -58,12 +73,30 @@ def attend_in_grid(
         dropout: of the attention weights.
         read: one token of each row, shape (rows,), where its attention is all that is wanted.
     """
-    out: Tensor = _Attention.apply(states, places, bias, scale, dropout, read)  # type: ignore[no-untyped-call]
+    out: Tensor = _Whole.apply(states, places, bias, scale, dropout, read)  # type: ignore[no-untyped-call]
     return out
 
 
-class _Attention(torch.autograd.Function):
-    """`attend_in_grid`; the grid is kept, the weights, and what was left out of them."""
+class _Grid(torch.autograd.Function):
+    """`attend_in_grid`; the weights are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, heads: int) -> Tensor:
+        weights = _weights(query, key, bias, scale, heads)
+        ctx.save_for_backward(query, key, value, weights)
+        ctx.scale = scale
+        return torch.bmm(weights.to(value.dtype), value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, weights = ctx.saved_tensors
+        to_scores = _to_scores(torch.bmm(gradient, value.mT), weights, ctx.scale, key.dtype)
+        to_value = torch.bmm(weights.to(value.dtype).mT, gradient)
+        return torch.bmm(to_scores, key), torch.bmm(to_scores.mT, query), to_value, None, None, None
+
+
+class _Whole(torch.autograd.Function):
+    """`attend_whole_in_grid`; the grid is kept, the weights, and what was left out of them."""
 
     @staticmethod
     def forward(
@@ -71,15 +104,13 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         heads, size = states.shape[2:]
         _, rows, _, width = places.grid.shape
-        wide = torch.promote_types(states.dtype, torch.float32)
-        dtype = wide if width <= NARROW else states.dtype
+        dtype = _wide(states) if width <= NARROW else states.dtype
         grid = states.reshape(-1, size).index_select(0, places.grid.flatten()).to(dtype)
         grid = grid.view(3, rows * heads, width, size)
         query, key, value = grid.unbind()
         if read is not None:
             query = states[:, 0].index_select(0, read).to(dtype).view(-1, 1, size)
-        scores = torch.bmm(query, key.mT).to(wide).view(rows, heads, -1, width)
-        weights = softmax(torch.add(bias[:, None], scores, alpha=scale)).view(rows * heads, -1, width)
+        weights = _weights(query, key, bias, scale, heads)
         kept = kept_at_random(weights, dropout) if dropout else None
         out = torch.bmm(drop_rest(weights.to(dtype), kept, dropout), value).to(states.dtype).view(-1, size)
         if read is None:
@@ -97,18 +128,34 @@ class _Attention(torch.autograd.Function):
         if read is None:
             attended = attended.new_zeros(query.shape).view(-1, size).index_copy_(0, out, attended)
         attended = attended.view_as(query)
-        to_query, to_key, to_value = to_grid = torch.empty_like(grid)
-        torch.bmm(drop_rest(weights.to(dtype), kept, ctx.dropout).mT, attended, out=to_value)
-        to_weights = drop_rest(torch.bmm(attended, value.mT), kept, ctx.dropout).to(weights.dtype)
-        to_scores = softmax_backward(to_weights, weights).mul_(ctx.scale).to(dtype)
-        torch.bmm(to_scores.mT, query, out=to_key)
+        to_weights = drop_rest(torch.bmm(attended, value.mT), kept, ctx.dropout)
+        to_scores = _to_scores(to_weights, weights, ctx.scale, dtype)
+        to_grid = torch.empty_like(grid)
+        torch.bmm(to_scores.mT, query, out=to_grid[1])
+        torch.bmm(drop_rest(weights.to(dtype), kept, ctx.dropout).mT, attended, out=to_grid[2])
         if read is None:
-            torch.bmm(to_scores, key, out=to_query)
+            torch.bmm(to_scores, key, out=to_grid[0])
         to_states = to_grid.view(-1, size).index_select(0, back).to(ctx.dtype).view(ctx.shape)
         if read is not None:
             to_states[:, 0] = 0
             to_states[read, 0] = torch.bmm(to_scores, key).to(ctx.dtype).view(len(read), -1, size)
         return to_states, None, None, None, None, None
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _weights(query: Tensor, key: Tensor, bias: Tensor, scale: float, heads: int) -> Tensor:
+    """Return the attention weights, float32 at least, shape (rows * key heads, queries, keys)."""
+    scores = torch.bmm(query, key.mT)
+    by_row = scores.to(_wide(scores)).view(len(bias), heads, -1, scores.shape[-1])
+    return softmax(torch.add(bias[:, None], by_row, alpha=scale)).view_as(scores)
+
+
+def _to_scores(to_weights: Tensor, weights: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Return the gradient of the scores, before they are scaled, for that of their weights."""
+    return softmax_backward(to_weights.to(weights.dtype), weights).mul_(scale).to(dtype)
 
 
 def softmax(scores: Tensor) -> Tensor:
