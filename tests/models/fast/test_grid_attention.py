@@ -61,12 +61,11 @@ def test_one_token_of_each_row_attends_alone(lengths):
     assert gradcheck(lambda given: whole(given, packed, 0.3, read), states)
 
 
-@pytest.mark.parametrize("narrow", [0, 64], ids=["as they are", "wide"])
-def test_states_of_16_bits_are_rounded_no_more_than_a_few_times(narrow, monkeypatch):
-    monkeypatch.setattr(grid_attention, "NARROW", narrow)
-    packed, dtype = packed_rows(LONG), torch.bfloat16
-    states = torch.randn(sum(LONG), 3, HEADS, SIZE).to(dtype)
-    upstream = torch.randn(sum(LONG), HEADS, SIZE).to(dtype)
+@BOTH
+def test_states_of_16_bits_are_rounded_no_more_than_a_few_times(lengths):
+    packed, dtype = packed_rows(lengths), torch.bfloat16
+    states = torch.randn(sum(lengths), 3, HEADS, SIZE).to(dtype)
+    upstream = torch.randn(sum(lengths), HEADS, SIZE).to(dtype)
     found = []
     for given in (states, states.double()):
         given.requires_grad_()

@@ -2,9 +2,7 @@
 
 In an encoder every token sees all of its row. There the states of a head are the rows of a table, so that one selection
 puts queries, keys and values into the grid, and one takes what is attended out of it. A cell of padding holds the first
-token of its row; it is seen by none, so that its gradient is 0. Short rows are multiplied in float32, whatever the
-dtype of the states: for bfloat16 oneDNN makes a kernel for each product and width of a grid, which takes longer than
-these small products.
+token of its row; it is seen by none, so that its gradient is 0.
 """
 
 from typing import Any, NamedTuple
@@ -15,8 +13,6 @@ from torch import Tensor
 from sentexp.data.packing import Packed
 from sentexp.models.fast.dropout import drop_rest, kept_at_random
 
-NARROW = 32
-"""Tokens of a row up to which it is short."""
 VECTOR = 16
 """Float32 numbers in the longest vector of a processor."""
 
@@ -104,19 +100,17 @@ class _Whole(torch.autograd.Function):
     ) -> Tensor:
         heads, size = states.shape[2:]
         _, rows, _, width = places.grid.shape
-        dtype = _wide(states) if width <= NARROW else states.dtype
-        grid = states.reshape(-1, size).index_select(0, places.grid.flatten()).to(dtype)
-        grid = grid.view(3, rows * heads, width, size)
+        grid = states.reshape(-1, size).index_select(0, places.grid.flatten()).view(3, rows * heads, width, size)
         query, key, value = grid.unbind()
         if read is not None:
-            query = states[:, 0].index_select(0, read).to(dtype).view(-1, 1, size)
+            query = states[:, 0].index_select(0, read).view(-1, 1, size)
         weights = _weights(query, key, bias, scale, heads)
         kept = kept_at_random(weights, dropout) if dropout else None
-        out = torch.bmm(drop_rest(weights.to(dtype), kept, dropout), value).to(states.dtype).view(-1, size)
+        out = torch.bmm(drop_rest(weights.to(states.dtype), kept, dropout), value).view(-1, size)
         if read is None:
             out = out.index_select(0, places.out)
         ctx.save_for_backward(query, grid, weights, kept, places.out, places.back, read)
-        ctx.scale, ctx.dropout, ctx.shape, ctx.dtype = scale, dropout, states.shape, states.dtype
+        ctx.scale, ctx.dropout, ctx.shape = scale, dropout, states.shape
         return out.view(-1, heads, size)
 
     @staticmethod
@@ -124,7 +118,7 @@ class _Whole(torch.autograd.Function):
         query, grid, weights, kept, out, back, read = ctx.saved_tensors
         _, key, value = grid.unbind()
         dtype, size = grid.dtype, grid.shape[-1]
-        attended = gradient.reshape(-1, size).to(dtype)
+        attended = gradient.reshape(-1, size)
         if read is None:
             attended = attended.new_zeros(query.shape).view(-1, size).index_copy_(0, out, attended)
         attended = attended.view_as(query)
@@ -135,21 +129,18 @@ class _Whole(torch.autograd.Function):
         torch.bmm(drop_rest(weights.to(dtype), kept, ctx.dropout).mT, attended, out=to_grid[2])
         if read is None:
             torch.bmm(to_scores, key, out=to_grid[0])
-        to_states = to_grid.view(-1, size).index_select(0, back).to(ctx.dtype).view(ctx.shape)
+        to_states = to_grid.view(-1, size).index_select(0, back).view(ctx.shape)
         if read is not None:
             to_states[:, 0] = 0
-            to_states[read, 0] = torch.bmm(to_scores, key).to(ctx.dtype).view(len(read), -1, size)
+            to_states[read, 0] = torch.bmm(to_scores, key).view(len(read), -1, size)
         return to_states, None, None, None, None, None
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _weights(query: Tensor, key: Tensor, bias: Tensor, scale: float, heads: int) -> Tensor:
     """Return the attention weights, float32 at least, shape (rows * key heads, queries, keys)."""
     scores = torch.bmm(query, key.mT)
-    by_row = scores.to(_wide(scores)).view(len(bias), heads, -1, scores.shape[-1])
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    by_row = scores.to(wide).view(len(bias), heads, -1, scores.shape[-1])
     return softmax(torch.add(bias[:, None], by_row, alpha=scale)).view_as(scores)
 
 
