@@ -20,10 +20,9 @@ When which path is used (`padding_free.PaddingFreeModel`):
     - any other                                                                    transformers' layers
     else                                                                           padded rows, transformers' layers
 
-The modules, from below: `ops` (norm, rotary embeddings, gated units), `prefix_cache`, `attention`, `lora_linear`,
-`stacked_lora` (the weights and adapters of a model as W, A and B), `decoder_layer`, `row_cache` (what frozen weights
-say about rows), `llama` (all layers), `encoder_layer` and `encoder` (those of encoders, with `dropout`), `support`,
-`padding_free`. Only
-a fused sweep goes through `fused_lora_linear`, `fused_forward`, `run_thread` and `multi_run` (the scheduler);
-`fusion_context` says whether a thread is one of its runs.
+The modules, from below: `ops` (norm, rotary embeddings, gated units), `dropout`, `grid_attention` (on the CPU),
+`prefix_cache`, `attention`, `lora_linear`, `stacked_lora` (the weights and adapters of a model as W, A and B),
+`decoder_layer`, `row_cache` (what frozen weights say about rows), `llama` (all layers), `encoder_layer` and `encoder`
+(those of encoders), `support`, `padding_free`. Only a fused sweep goes through `fused_lora_linear`, `fused_forward`,
+`run_thread` and `multi_run` (the scheduler); `fusion_context` says whether a thread is one of its runs.
 """

@@ -137,26 +137,27 @@ class _Copied(torch.autograd.Function):
         matrices = []
         for inputs, outputs, ranks in layout.shapes:
             matrices.append(torch.zeros(*layout.stacked, ranks, inputs, **options))
-            matrices.append(torch.zeros(*layout.stacked, outputs, ranks, **options))
+            matrices.append(torch.zeros(*layout.stacked, ranks, outputs, **options).mT)
         there = [part for block in layout.blocks for part in _parts(block, layout, matrices)]
         torch._foreach_copy_(there, parameters)
         torch._foreach_mul_(there[1::2], [block.scale for block in layout.blocks])
         return tuple(matrices)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        to_parameters: list[Tensor | None] = []
-        for block in ctx.layout.blocks:
-            to_a, to_b = (None if part is None else part.to(ctx.dtype) for part in _parts(block, ctx.layout, gradients))
-            to_parameters += [to_a, to_b if to_b is None or block.scale == 1 else to_b * block.scale]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        layout: AdapterMatrices = ctx.layout
+        here = [part for block in layout.blocks for part in _parts(block, layout, gradients)]
+        to_parameters = [torch.empty(part.shape, dtype=ctx.dtype, device=part.device) for part in here]
+        torch._foreach_copy_(to_parameters, here)
+        torch._foreach_mul_(to_parameters[1::2], [block.scale for block in layout.blocks])
         return None, None, *to_parameters
 
 
-def _parts(block: Block, layout: AdapterMatrices, matrices: Sequence[Tensor | None]) -> list[Any]:
-    """Return the parts of A and B of its group that are a module's; None of what there is not."""
+def _parts(block: Block, layout: AdapterMatrices, matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the parts of A and B of its group that are a module's."""
     a, b = matrices[2 * block.group : 2 * block.group + 2]
     run = (block.run,) if layout.runs > 1 else ()
-    return [None if a is None else a[(*run, block.ranks)], None if b is None else b[(*run, block.outputs, block.ranks)]]
+    return a[(*run, block.ranks)], b[(*run, block.outputs, block.ranks)]
 
 
 class _Gathered(torch.autograd.Function):

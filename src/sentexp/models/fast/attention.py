@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sentexp.data.buckets import bucket
 from sentexp.data.packing import Packed
-from sentexp.models.fast.dropout import drop
+from sentexp.models.fast.grid_attention import Places, attend_in_grid, attend_whole_in_grid
 from sentexp.models.fast.prefix_cache import PrefixKV
 
 NAME = "packed"
@@ -87,7 +87,13 @@ def _rows(
 
 
 def attend_whole(
-    states: Tensor, packed: Packed, bias: Tensor, scale: float, dropout: float, read: Tensor | None
+    states: Tensor,
+    packed: Packed,
+    bias: Tensor,
+    scale: float,
+    dropout: float,
+    read: Tensor | None,
+    places: Places | None,
 ) -> Tensor:
     """Return the attention of rows whose tokens see all of their row, shape (tokens or read, heads, width of a head).
 
@@ -99,18 +105,21 @@ def attend_whole(
         scale: of the scores.
         dropout: of the attention weights.
         read: one token of each row, shape (rows,), where its attention is all that is wanted.
+        places: of the states in a grid, on the CPU.
     """
     by_distance = bias.shape[1] > 1
+    if read is not None and by_distance:
+        column = packed.cells.index_select(0, read) % bias.shape[2]
+        bias = bias[torch.arange(len(bias), device=bias.device), :, column, None]
+    if places is not None:
+        return attend_whole_in_grid(states, places, bias, scale, dropout, read)
     if read is None and not dropout and not by_distance and takes_flash(packed, states.dtype, states.shape[-1]):
         return _flash(states[:, 0], states[:, 1], states[:, 2], packed, scale)
     grid = states.index_select(0, packed.grid.flatten()).unflatten(0, packed.grid.shape)
     query, key, value = grid.unbind(2)
     if read is not None:
         query = states[:, 0].index_select(0, read)[:, None]
-        if by_distance:
-            column = packed.cells.index_select(0, read) % bias.shape[2]
-            bias = bias[torch.arange(len(bias), device=bias.device), :, column, None]
-    out = _grid(query, key, value, bias, scale, dropout, drop).flatten(0, 1)
+    out = _grid(query, key, value, bias, scale, dropout).flatten(0, 1)
     return out if read is not None else out.index_select(0, packed.cells)
 
 
@@ -192,7 +201,6 @@ def _grid(
     bias: Tensor,
     scale: float,
     dropout: float,
-    drop: Callable[[Tensor, float], Tensor] = nn.functional.dropout,
 ) -> Tensor:
     """Return the attention of padded rows, shape (rows, width, heads, width of a head).
 
@@ -203,7 +211,6 @@ def _grid(
         bias: of the scores, shape (rows or 1, heads or 1, width or 1, keys).
         scale: of the scores.
         dropout: of the weights.
-        drop: does it, on the CPU.
     """
     rows, width, heads, size = query.shape
     keys, groups = key.shape[1:3]
@@ -223,11 +230,13 @@ def _grid(
     queries = query.view(rows, width, groups, each, size).permute(0, 2, 3, 1, 4).reshape(rows * groups, -1, size)
     keyed = key.transpose(1, 2).reshape(rows * groups, keys, size)
     valued = value.transpose(1, 2).reshape(rows * groups, keys, size)
-    scores = torch.bmm(queries, keyed.mT).float().view(rows, heads, width, keys) * scale + bias
-    weights = scores.softmax(-1).to(query.dtype).view(rows * groups, each * width, keys)
-    if dropout:
-        weights = drop(weights, dropout)
-    out = torch.bmm(weights, valued).view(rows, groups, each, width, size)
+    if dropout or torch.compiler.is_compiling():  # which finds the derivative itself
+        scores = torch.bmm(queries, keyed.mT).float().view(rows, heads, width, keys) * scale + bias
+        weights = scores.softmax(-1).to(query.dtype).view(rows * groups, each * width, keys)
+        out = torch.bmm(nn.functional.dropout(weights, dropout), valued)
+    else:
+        out = attend_in_grid(queries, keyed, valued, bias.expand(rows, -1, -1, -1), scale, heads)
+    out = out.view(rows, groups, each, width, size)
     return out.permute(0, 3, 1, 2, 4).reshape(rows, width, heads, size)
 
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from sentexp.data.packing import Packed
 from sentexp.models.fast.dropout import drop
 from sentexp.models.fast.encoder_layer import EncoderLayer, Norm, encoder_layer
+from sentexp.models.fast.grid_attention import Places
 from sentexp.models.fast.stacked_lora import Adapters, Group
 
 
@@ -132,6 +133,7 @@ class EncoderLayers:
             segments: of the tokens, 0 or 1, shape (tokens,); None is 0.
         """
         hidden = self.embed(packed, segments).float()
+        places = None if hidden.is_cuda else Places.of(packed, self.layers[0].heads)
         is_one_each = len(packed.read) == packed.rows
         with torch.autocast(packed.ids.device.type, enabled=False):
             bias = self._bias(packed)
@@ -141,9 +143,10 @@ class EncoderLayers:
                 layer = self.layer(number, [[] if one is None else [one] for one in of_layer])
                 read = packed.read if is_one_each and number == len(self.groups) - 1 else None
                 if self.recomputes:
-                    hidden = checkpoint(encoder_layer, hidden, layer, packed, bias, read, use_reentrant=False)
+                    given = hidden, layer, packed, bias, places, read
+                    hidden = checkpoint(encoder_layer, *given, use_reentrant=False)
                 else:
-                    hidden = encoder_layer(hidden, layer, packed, bias, read)
+                    hidden = encoder_layer(hidden, layer, packed, bias, places, read)
         return hidden if is_one_each else hidden.index_select(0, packed.read)
 
     def embed(self, packed: Packed, segments: Tensor | None) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sentexp.data.packing import Packed
 from sentexp.models.fast.attention import attend_whole
-from sentexp.models.fast.dropout import kept_at_random, scale_of
+from sentexp.models.fast.dropout import drop_rest, kept_at_random, scale_of
+from sentexp.models.fast.grid_attention import Places
 from sentexp.models.fast.lora_linear import Linear, lora_linear
 
 
@@ -46,18 +47,21 @@ class EncoderLayer(NamedTuple):
     dtype: torch.dtype
 
 
-def encoder_layer(hidden: Tensor, layer: EncoderLayer, packed: Packed, bias: Tensor, read: Tensor | None) -> Tensor:
+def encoder_layer(
+    hidden: Tensor, layer: EncoderLayer, packed: Packed, bias: Tensor, places: Places | None, read: Tensor | None
+) -> Tensor:
     """Return the float32 states after a layer, shape (tokens, hidden), or (read, hidden) of the last one.
 
     Args:
         hidden: float32 states before it, shape (tokens, hidden).
         layer: what it computes with.
         packed: the rows.
-        bias: see `attend_whole`.
+        bias: of the scores, see `attend_whole`.
+        places: of the states of heads in a grid, on the CPU.
         read: in the last layer, the token of each row that is read, shape (rows,); None where all are.
     """
     states = lora_linear(hidden.to(layer.dtype), layer.qkv).unflatten(1, (3, layer.heads, -1))
-    attended = attend_whole(states, packed, bias, layer.scale, layer.attention_dropout, read).flatten(1)
+    attended = attend_whole(states, packed, bias, layer.scale, layer.attention_dropout, read, places).flatten(1)
     if read is not None:
         hidden = hidden.index_select(0, read)
     hidden = add_norm(lora_linear(attended, layer.out), hidden, layer.norms[0], layer.dropouts[0])
@@ -85,9 +89,10 @@ class _AddNorm(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, residual: Tensor, norm: Norm, dropout: float) -> Tensor:
         kept = kept_at_random(states, dropout) if dropout else None
         if kept is None:
-            total = residual + states
+            total = residual + states.to(residual.dtype)
         else:
-            total = torch.addcmul(residual, states.to(residual.dtype), kept.to(residual.dtype), value=scale_of(dropout))
+            wide = residual.dtype
+            total = torch.addcmul(residual, states.to(wide), kept.to(wide), value=scale_of(dropout))
         shape = [total.shape[-1]]
         out, mean, inverse = torch.native_layer_norm(total, shape, *norm)
         ctx.save_for_backward(total, mean, inverse, kept)
@@ -102,7 +107,4 @@ class _AddNorm(torch.autograd.Function):
         to_total, _, _ = torch.ops.aten.native_layer_norm_backward(
             gradient.contiguous(), total, shape, mean, inverse, weight, bias, needed
         )
-        to_states = to_total
-        if kept is not None:
-            to_states = torch.ops.aten.native_dropout_backward(to_total, kept, scale_of(ctx.dropout))
-        return to_states.to(ctx.dtype), to_total, None, None
+        return drop_rest(to_total, kept, ctx.dropout).to(ctx.dtype), to_total, None, None

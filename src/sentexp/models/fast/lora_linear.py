@@ -152,7 +152,7 @@ class _LoraLinear(torch.autograd.Function):
         dense = dense_weight(weight, unpack, x)
         direction = None
         if factor is None:
-            out = nn.functional.linear(low, b, bias).addmm_(x, dense.mT)  # added by the large product
+            out = nn.functional.linear(x, dense, bias).addmm_(low, b.mT)
         else:
             out = x @ dense.mT
             direction = add_dora(out, x, masks, dense, low, b, factor, parts)
@@ -174,7 +174,7 @@ class _LoraLinear(torch.autograd.Function):
                 to_x = gradient @ dense
                 to_x += terms.to_masked_input(a, dense, masks)
             else:
-                to_x = (terms.low @ a).addmm_(terms.inner, dense)
+                to_x = (terms.inner @ dense).addmm_(terms.low, a)
         to_adapter = terms.to_a(x, masks), terms.to_b(low), terms.to_factor(direction, factor)
         return to_x, None, None, None, *to_adapter, None
 

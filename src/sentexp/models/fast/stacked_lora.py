@@ -36,10 +36,10 @@ class Group:
 
     def __init__(self, modules: list[Any]) -> None:
         self.modules = modules
-        bases = [base_layer(module) for module in modules]
-        self.inputs: int = bases[0].in_features
-        self.outputs: list[int] = [base.out_features for base in bases]
-        self._packed = type(bases[0]) is not nn.Linear
+        self._bases = [base_layer(module) for module in modules]
+        self.inputs: int = self._bases[0].in_features
+        self.outputs: list[int] = [base.out_features for base in self._bases]
+        self._packed = type(self._bases[0]) is not nn.Linear
         self._stacked: Tensor | None = None
         self._squares: Tensor | None = None
 
@@ -48,7 +48,7 @@ class Group:
         """W, shape (outputs, inputs), stacked anew if the modules have moved to another device; None if packed."""
         if self._packed:
             return None
-        weights = [base_layer(module).weight for module in self.modules]
+        weights = [base.weight for base in self._bases]
         if self._stacked is None or self._stacked.data_ptr() != weights[0].data_ptr():
             with torch.inference_mode(False):  # what is made in it could not be trained through
                 self._stacked = _stack(weights)
@@ -57,12 +57,14 @@ class Group:
     @property
     def bias(self) -> Tensor | None:
         """The biases one after the other; None where the layers have none."""
-        biases = [base_layer(module).bias for module in self.modules]
-        return None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+        biases = [base.bias for base in self._bases]
+        if biases[0] is None:
+            return None
+        return torch.cat([bias.detach() for bias in biases]) if len(biases) > 1 else biases[0].detach()
 
     def unpack(self) -> Tensor:
         """Return packed W, shape (outputs, inputs), in the dtype that it had before packing."""
-        return torch.cat([dense_weight(base_layer(module)) for module in self.modules])
+        return torch.cat([dense_weight(base) for base in self._bases])
 
     def norms(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the norms of the rows of W + B A, shape (outputs,), in float32 at least.
