@@ -91,13 +91,13 @@ reference: setup ## write the pages of docs/reference that follow from conf/ and
 lock: $(RELEASE)/.installed ## write requirements.lock: the set of constraints.txt, every file by its hash (Linux)
 	$(RELEASE)/bin/uv pip compile --quiet --no-header --generate-hashes --python-version $(LOCKED) --constraint constraints.txt $(EXTRAS:%=--extra %) --output-file requirements.lock pyproject.toml
 
-sbom: setup $(RELEASE)/.installed ## write build/sbom.json (CycloneDX) and build/licences.md: what .venv holds
+sbom: setup $(RELEASE)/.installed ## write build/sbom.json (CycloneDX) and build/licences.csv: what .venv holds
 	mkdir -p build
 	$(RELEASE)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file build/sbom.json $(BIN)/python
-	$(RELEASE)/bin/pip-licenses --python $(BIN)/python --format markdown --with-urls --output-file build/licences.md
+	$(RELEASE)/bin/pip-licenses --python $(BIN)/python --format csv --with-urls --output-file build/licences.csv
 
-audit: $(RELEASE)/.installed ## look up known vulnerabilities of requirements.lock; needs the network
-	$(RELEASE)/bin/pip-audit --requirement requirements.lock --disable-pip --require-hashes
+audit: $(RELEASE)/.installed ## look up known vulnerabilities of requirements.lock; needs pypi.org
+	$(RELEASE)/bin/pip-audit --requirement requirements.lock --disable-pip --require-hashes --strict
 
 release: $(RELEASE)/.installed ## build dist/, check it in a fresh environment, tag the commit; uploads nothing
 	.ci/release $(RELEASE)/bin $(PYTHON)
