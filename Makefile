@@ -61,7 +61,7 @@ slow: setup ## run the slow tests: the embedded default, the wheel, kills, whole
 	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 soak: setup ## kill, crowd, damage and fuzz at random for about an hour, at full size; SEED=1 draws others
-	SOAK=1 SEED=$${SEED:-0} $(BIN)/python -m pytest -m slow --capture no tests/slow/test_soak_sweeps.py tests/slow/test_soak_files.py tests/slow/test_serving.py tests/slow/test_command_line.py tests/slow/test_sweeps.py::test_a_store_on_a_full_disk_loses_nothing
+	SOAK=1 SEED=$${SEED:-0} $(BIN)/python -m pytest -m slow --capture no tests/slow/test_soak_sweeps.py tests/slow/test_soak_files.py tests/slow/test_serving.py tests/slow/test_command_line.py tests/slow/test_sweeps.py::test_a_full_disk_loses_nothing
 
 clusters: setup ## run the tests of SLURM and Ray on this machine; root, Debian or Ubuntu: installs SLURM where it is missing
 	tests/support/slurm.sh up $(SLURM)

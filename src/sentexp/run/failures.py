@@ -1,6 +1,11 @@
 """Why a run failed, in one sentence."""
 
+import errno
+
 from sentexp.errors import UserError
+
+BROKEN = (errno.EROFS, errno.EIO)
+"""What a disk that fails answers, for files that are open as well, whose names such an error lacks."""
 
 
 def explain_failure(error: Exception, output_dir: str) -> str | None:
@@ -12,9 +17,9 @@ def explain_failure(error: Exception, output_dir: str) -> str | None:
     if is_disk_full(error):
         where = getattr(error, "filename", None) or output_dir
         return f"No space is left to write {where}: free some and run the same command, which resumes."
-    if isinstance(error, OSError) and error.filename:
+    if isinstance(error, OSError) and (error.filename or error.errno in BROKEN):
         return (
-            f"{error.filename} cannot be used ({error.strerror}): SENTEXP_CACHE names the folder of the cache, "
-            "output_dir that of the runs."
+            f"{error.filename or output_dir} cannot be used ({error.strerror}): SENTEXP_CACHE names the folder of the "
+            "cache, output_dir that of the runs."
         )
     return None
