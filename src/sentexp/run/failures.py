@@ -17,9 +17,11 @@ def explain_failure(error: Exception, output_dir: str) -> str | None:
     if is_disk_full(error):
         where = getattr(error, "filename", None) or output_dir
         return f"No space is left to write {where}: free some and run the same command, which resumes."
-    if isinstance(error, OSError) and (error.filename or error.errno in BROKEN):
+    if isinstance(error, OSError) and error.filename:
         return (
-            f"{error.filename or output_dir} cannot be used ({error.strerror}): SENTEXP_CACHE names the folder of the "
-            "cache, output_dir that of the runs."
+            f"{error.filename} cannot be used ({error.strerror}): SENTEXP_CACHE names the folder of the cache, "
+            "output_dir that of the runs."
         )
+    if isinstance(error, OSError) and error.errno in BROKEN:
+        return f"{output_dir} cannot be used ({error.strerror}): repair its disk; the same command then resumes."
     return None
