@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import soak
 import warm
 from whole_sweeps import mlflow_words
 
@@ -19,13 +18,6 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the tests of a soak have done."""
-    if found := soak.table(terminalreporter.stats.get("passed", [])):
-        terminalreporter.section(f"soak: {soak.SHARE:g} of the full size, SEED={soak.SEED}")
-        terminalreporter.line(found)
 
 
 @pytest.fixture
