@@ -61,7 +61,7 @@ slow: setup ## run the slow tests: the embedded default, the wheel, kills, whole
 	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 soak: setup ## kill, crowd, damage and fuzz at random for about an hour, at full size; SEED=1 draws others
-	SOAK=1 SEED=$${SEED:-0} $(BIN)/python -m pytest -m slow --capture no tests/slow/test_soak_sweeps.py tests/slow/test_soak_files.py tests/slow/test_serving.py tests/slow/test_command_line.py tests/slow/test_sweeps.py::test_a_store_on_a_full_disk_loses_nothing
+	SOAK=1 SEED=$${SEED:-0} $(BIN)/python -m pytest -m slow --capture no tests/slow/test_soak_sweeps.py tests/slow/test_soak_files.py tests/slow/test_serving.py tests/slow/test_command_line.py tests/slow/test_sweeps.py::test_a_full_disk_loses_nothing
 
 clusters: setup ## run the tests of SLURM and Ray on this machine; root, Debian or Ubuntu: installs SLURM where it is missing
 	tests/support/slurm.sh up $(SLURM)
@@ -91,13 +91,13 @@ reference: setup ## write the pages of docs/reference that follow from conf/ and
 lock: $(RELEASE)/.installed ## write requirements.lock: the set of constraints.txt, every file by its hash (Linux)
 	$(RELEASE)/bin/uv pip compile --quiet --no-header --generate-hashes --python-version $(LOCKED) --constraint constraints.txt $(EXTRAS:%=--extra %) --output-file requirements.lock pyproject.toml
 
-sbom: setup $(RELEASE)/.installed ## write build/sbom.json (CycloneDX) and build/licences.md: what .venv holds
+sbom: setup $(RELEASE)/.installed ## write build/sbom.json (CycloneDX) and build/licences.csv: what .venv holds
 	mkdir -p build
 	$(RELEASE)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file build/sbom.json $(BIN)/python
-	$(RELEASE)/bin/pip-licenses --python $(BIN)/python --format markdown --with-urls --output-file build/licences.md
+	$(RELEASE)/bin/pip-licenses --python $(BIN)/python --format csv --with-urls --output-file build/licences.csv
 
-audit: $(RELEASE)/.installed ## look up known vulnerabilities of requirements.lock; needs the network
-	$(RELEASE)/bin/pip-audit --requirement requirements.lock --disable-pip --require-hashes
+audit: $(RELEASE)/.installed ## look up known vulnerabilities of requirements.lock; needs pypi.org
+	$(RELEASE)/bin/pip-audit --requirement requirements.lock --disable-pip --require-hashes --strict
 
 release: $(RELEASE)/.installed ## build dist/, check it in a fresh environment, tag the commit; uploads nothing
 	.ci/release $(RELEASE)/bin $(PYTHON)

@@ -1,13 +1,14 @@
 """What is large: a thousand runs compared, a hundred thousand listed, a million rows prepared, trained and predicted.
 
     python benchmarks/scale.py                          # an hour on two cores, 5 GB of disk
-    python benchmarks/scale.py --scale 0.1              # a tenth of all of it
+    python benchmarks/scale.py --shares 0.01 0.1        # a hundredth and a tenth of all of it
     python benchmarks/scale.py --parts compare runs     # not the rows
 
 Each command is a user's, in a process of its own, first at a tenth of the size and then at the whole. Where the size
 is ten times larger, so may time and memory be; what a command takes to start counts in both. Runs to compare are those
 of `compare.py`. A store of many runs is one recorded run, whose rows are copied within the store. Rows are those of
-`data.py`; `train` does ten steps and evaluates on the rest. Writes scale.json beside this, or `--output`.
+`data.py`; `train` does ten steps and evaluates on the rest. Adds each measurement to scale.json beside this, or
+`--output`, when it is there: parts and sizes can be measured one by one, on one machine.
 """
 
 import argparse
@@ -45,7 +46,7 @@ COPIED = {
 def main() -> None:
     """Measure what is asked for, or make what a measurement needs in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the full sizes")
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.1, 1.0], help="of the full sizes, ascending")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
     parser.add_argument("--output", type=Path, default=HERE / "scale.json")
     parser.add_argument("--make-runs", type=int, nargs=2, help=argparse.SUPPRESS)
@@ -59,37 +60,40 @@ def main() -> None:
     elif given.make_rows is not None:
         data.write_rows(Path("rows.csv"), given.make_rows)
     else:
-        measure(given.scale, given.parts, given.output)
+        measure(given.shares, given.parts, given.output)
 
 
-def measure(scale: float, parts: list[str], output: Path) -> None:
-    """Measure each command at two sizes, print a table, write JSON."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+def measure(shares: list[float], parts: list[str], output: Path) -> None:
+    """Measure each command at each size, add to the JSON, print a table of all that is there."""
+    facts = {"machine": machine(), "commands": {}}
+    if output.exists():
+        facts = json.loads(output.read_text())
+        if facts["machine"] != machine():
+            raise SystemExit(f"{output} has figures of another machine: name another file with --output.")
     for part in parts:
-        for share in (0.1, 1.0):
+        for share in shares:
             with tempfile.TemporaryDirectory() as folder:
-                for command, size, used in PARTS[part](Path(folder), scale, share):
-                    found.setdefault(command, {})[str(size)] = used
-                    print(f"{command}, {size:,}: {used['wall_seconds']:.1f} s, {used['peak_gib']:.2f} GiB", flush=True)
-    show(found)
-    facts = {"machine": machine(), "scale": scale, "commands": found}
-    output.write_text(json.dumps(facts, indent=2) + "\n")
+                for command, size, used in PARTS[part](Path(folder), share, max(shares)):
+                    facts["commands"].setdefault(command, {})[str(size)] = used | {"load_average": os.getloadavg()[0]}
+                    output.write_text(json.dumps(facts, indent=2) + "\n")
+                    print(f"{command}, {size:,}: {used['cpu_seconds']:.1f} s, {used['peak_gib']:.2f} GiB", flush=True)
+    show(facts["commands"])
 
 
 Measurements = Iterator[tuple[str, int, dict[str, float]]]
 """Commands, their sizes, and what they took."""
 
 
-def compare_runs(folder: Path, scale: float, share: float) -> Measurements:
-    """Compare the runs of a sweep, report included."""
-    runs, rows = sized("compare", RUNS * scale * share), max(100, round(ROWS_OF_A_RUN * min(1.0, scale * 10)))
+def compare_runs(folder: Path, share: float, largest: float) -> Measurements:
+    """Compare the runs of a sweep, report included; where less than a tenth is measured at most, of fewer rows."""
+    runs, rows = sized("compare", RUNS * share), max(100, round(ROWS_OF_A_RUN * min(1.0, largest * 10)))
     make(folder, "--make-runs", runs, rows)
     yield f"compare, {rows:,} rows each", runs, sentexp(folder, "compare")
 
 
-def list_runs(folder: Path, scale: float, share: float) -> Measurements:
+def list_runs(folder: Path, share: float, _: float) -> Measurements:
     """List the runs of a store, and find one of them."""
-    runs = sized("runs", LISTED * scale * share)
+    runs = sized("runs", LISTED * share)
     make(folder, "--make-runs", 1, 100)
     make(folder, "--make-copies", runs)
     yield "runs", runs, sentexp(folder, "runs")
@@ -127,9 +131,9 @@ def copied(table: str, column: str) -> str:
     return "copy.id" if column == "run_uuid" else COPIED.get((table, column), f'run."{column}"')
 
 
-def use_rows(folder: Path, scale: float, share: float) -> Measurements:
+def use_rows(folder: Path, share: float, _: float) -> Measurements:
     """Prepare, audit, train on and predict the rows of a CSV."""
-    rows = sized("rows", ROWS * scale * share)
+    rows = sized("rows", ROWS * share)
     make(folder, "--make-rows", rows)
     words = ["data=csv", "data.path=rows.csv", "data.max_length=128", "model=tiny", "trainer.progress_bar=false"]
     yield "prepare", rows, sentexp(folder, "prepare", *words)
@@ -168,7 +172,7 @@ def show(found: dict[str, dict[str, dict[str, float]]]) -> None:
     table = Table("", "size", "seconds", "CPU seconds", "peak GiB", "size x", "CPU x", "GiB x")
     for command, by_size in found.items():
         first = before = None
-        for size, used in by_size.items():
+        for size, used in sorted(by_size.items(), key=lambda one: int(one[0])):
             keys = ("wall_seconds", "cpu_seconds", "peak_gib")
             cells = [f"{int(size):,}", *(f"{used[key]:.{2 if key == 'peak_gib' else 1}f}" for key in keys)]
             if before is not None and first is not None:
@@ -180,10 +184,10 @@ def show(found: dict[str, dict[str, dict[str, float]]]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Return which machine it was, and how busy."""
+    """Return which machine it is."""
     from sentexp.system.device import choose_device, describe
 
-    return describe(choose_device("auto")) | {"niceness": os.nice(0), "load_average": os.getloadavg()}
+    return describe(choose_device("auto"))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import composing
 import generated
 import pytest
+import soak
 import torch
 from hydra._internal.hydra import Hydra
 from hypothesis import HealthCheck, settings
@@ -101,6 +102,13 @@ a pain to look at and a pain to hear
 """.strip().splitlines()
 
 ROWS = [row for pair in zip(POSITIVE, NEGATIVE, strict=True) for row in ((pair[0], 1), (pair[1], 0))]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the tests of a soak have done."""
+    if found := soak.table(terminalreporter.stats.get("passed", [])):
+        terminalreporter.section(f"soak: {soak.SHARE:g} of the full size, SEED={soak.SEED}")
+        terminalreporter.line(found)
 
 
 @pytest.fixture(autouse=True)

@@ -28,16 +28,20 @@ def test_every_requirement_is_pinned_within_its_bounds():
         assert requirement.specifier.contains(pins[canonical(requirement.name)]), text
 
 
-def test_the_lock_file_has_the_pins_and_a_hash_for_each():
+def test_the_lock_file_has_what_is_required_at_its_pins_with_a_hash_for_each():
     text = (ROOT / "requirements.lock").read_text()
-    locked = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+) \\$", text, re.MULTILINE))
+    blocks = dict(re.findall(r"^([a-z0-9-]+==\S+)(.*\n(?:    .*\n?)*)", text, re.MULTILINE))
+    assert len(blocks) == len(re.findall("==", text)), "a line that is no package by its version"
+    assert all("--hash=sha256:" in block for block in blocks.values())
+    locked = dict(package.split("==") for package in blocks)
     pins = {canonical(name): version for name, version in PINS.items()}
     assert {name: pins[name] for name in locked if name in pins} == {n: v for n, v in locked.items() if n in pins}
-    required = {canonical(Requirement(text).name) for text in PROJECT["dependencies"]}
-    assert required <= locked.keys()
-    blocks = re.split(r"^(?=[A-Za-z0-9])", text, flags=re.MULTILINE)
-    assert all("--hash=sha256:" in block for block in blocks if "==" in block)
-    assert "file:" not in text
+    (extras,) = re.findall(r"^EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    optional = (PROJECT["optional-dependencies"][name] for name in extras.split())
+    required = [Requirement(text) for text in [*PROJECT["dependencies"], *itertools.chain.from_iterable(optional)]]
+    asked_for = {package.split("==")[0] for package, block in blocks.items() if "sentexp (pyproject.toml)" in block}
+    assert asked_for == {canonical(one.name) for one in required}, "make lock"
+    assert [one for one in required if not one.specifier.contains(locked[canonical(one.name)])] == []
 
 
 def test_what_is_imported_is_required():

@@ -41,10 +41,21 @@ def test_copies_of_a_run_are_runs(scale, command_line, tmp_path):
     assert "1 run: 100 test rows" in said
 
 
+def test_measurements_are_added_to_those_of_the_same_machine(scale, monkeypatch, tmp_path):
+    file, used = tmp_path / "scale.json", {"wall_seconds": 1.0, "cpu_seconds": 1.0, "peak_gib": 1.0}
+    monkeypatch.setitem(scale.PARTS, "runs", lambda folder, share, largest: [("runs", round(share * 100), used)])
+    scale.measure([0.1, 1.0], ["runs"], file)
+    scale.measure([0.5], ["runs"], file)
+    assert sorted(json.loads(file.read_text())["commands"]["runs"]) == ["10", "100", "50"]
+    monkeypatch.setattr(scale, "machine", lambda: {"cpu": "another"})
+    with pytest.raises(SystemExit, match="figures of another machine"):
+        scale.measure([0.5], ["runs"], file)
+
+
 @pytest.mark.slow
 def test_every_command_is_measured_at_two_sizes(tmp_path, command_environment):
     file = tmp_path / "scale.json"
-    words = [sys.executable, str(BENCHMARKS / "scale.py"), "--scale", "0.001", "--output", str(file)]
+    words = [sys.executable, str(BENCHMARKS / "scale.py"), "--shares", "0.0001", "0.001", "--output", str(file)]
     done = subprocess.run(words, env=command_environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(file.read_text())["commands"]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sentexp.config import load_config
     from sentexp.run.train import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "load_config", "train"]
 _HOMES = {"load_config": "sentexp.config", "train": "sentexp.run.train"}
 """Where the functions are, which are imported when they are asked for: `import sentexp` loads nothing else."""

@@ -198,6 +198,14 @@ def test_an_empty_table_and_surrounding_names(sentexp, tmp_path):
     assert parquet.read_table(tmp_path / "out.parquet").column_names == ["text", "a", *ADDED]
 
 
+def test_texts_that_a_spreadsheet_takes_for_formulas_are_counted(sentexp, tmp_path):
+    write(tmp_path / "in.csv", [{"text": text} for text in ("=1+1", "a good film", "@SUM(A1)", "-1, dull")])
+    for name, found in (("out.csv", True), ("out.jsonl", False)):
+        code, _, errors = sentexp("input=in.csv", f"output={name}")
+        assert code == 0, errors
+        assert ("2 texts begin as a formula does: import out.csv into a spreadsheet as text." in errors) is found
+
+
 def test_other_encodings_and_delimiters(sentexp, tmp_path):
     (tmp_path / "in.csv").write_bytes("body;n\nsüß;1\n".encode("latin-1"))
     words = ["input=in.csv", "output=out.csv", "text=body", "encoding=latin-1", "delimiter=';'"]

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
+@pytest.fixture
+def soaked(record_property: Callable[[str, object], None]) -> Callable[[int, str, str], None]:
+    """Return a function that adds to the table at the end: how many, of what, and what came of it."""
+    return lambda count, what, outcome: record_property("soak", [count, what, outcome])
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder of real public data beside the checkout; skip where it is missing."""

@@ -1,14 +1,14 @@
 """Whatever is typed over the real keys composes, or is refused in a sentence: never a traceback."""
 
 import math
-import os
 import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from soak import SEED, share_of
 
 from sentexp.cli import commands
 from sentexp.cli.commands import COMMANDS
@@ -18,7 +18,7 @@ from sentexp.sweeps.grid import GridSweeper
 
 pytestmark = pytest.mark.slow
 
-CASES = max(500, round(1000 * float(os.environ.get("SOAK", "0.1"))))
+CASES = share_of(1000, 500)
 ODD = [
     "", "null", "true", "false", "0", "1", "-1", "2", "8", "1e-4", "0.5", "1e400", "nan", "-inf", "007", "1_000",
     "x", "X y", "auto", "all", "none", "best", "latest", "[]", "[a]", "[1,2]", "[[a],b]", "{}", "{a: 1}",
@@ -94,9 +94,16 @@ def compose_only(monkeypatch, tmp_path):
     monkeypatch.setattr(GridSweeper, "plan", lambda *_: None)
 
 
-@settings(max_examples=CASES, derandomize=True, suppress_health_check=list(HealthCheck))
+@pytest.fixture
+def fuzzed(soaked):
+    """Add to the table at the end how many command lines were tried."""
+    soaked(CASES, "odd command lines", "composed, or refused in a sentence")
+
+
+@seed(SEED)
+@settings(max_examples=CASES, database=None, suppress_health_check=list(HealthCheck))
 @given(words=command_lines())
-def test_what_is_typed_composes_or_is_refused_in_a_sentence(words, compose_only, capsys):
+def test_what_is_typed_composes_or_is_refused_in_a_sentence(words, compose_only, fuzzed, capsys):
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HYDRA_FULL_ERROR", "0")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from soak import SEED, share_of
 
 from sentexp.config import load_config
 from sentexp.inference.scorer import Scorer
@@ -28,9 +29,8 @@ from sentexp.run.train import train
 
 pytestmark = pytest.mark.slow
 
-SHARE, SEED = float(os.environ.get("SOAK", "0.1")), int(os.environ.get("SEED", "0"))
 CLIENTS, SECONDS = 16, int(os.environ.get("SECONDS", "15"))
-SLOW_CLIENTS, MALFORMED = round(100 * SHARE), round(10_000 * SHARE)
+SLOW_CLIENTS, MALFORMED = share_of(100), share_of(10_000)
 HALVES = [
     b"",
     b"POST /invocations HT",
@@ -102,11 +102,11 @@ def some_texts(chance, count):
     return [" ".join(chance.choices(WORDS, k=chance.randint(1, 30))) for _ in range(count)]
 
 
-def test_sixteen_clients_get_each_their_own_answers(address, trained, capsys):
+def test_sixteen_clients_get_each_their_own_answers(address, trained, soaked):
     scorer = Scorer(read_trained(trained.weights))
     texts = some_texts(random.Random(0), 400)
     wanted = scorer.probabilities(texts)
-    until, seconds, faults = time.monotonic() + SECONDS, [], []
+    until, seconds, refused, faults = time.monotonic() + SECONDS, [], [], []
 
     def client(number):
         chance = random.Random(number)
@@ -120,7 +120,16 @@ def test_sixteen_clients_get_each_their_own_answers(address, trained, capsys):
                 faults.append(f"client {number}: {error!r}")
             seconds.append(time.monotonic() - began)
 
+    def send_malformed():
+        chance = random.Random(SEED)
+        while time.monotonic() < until and not faults:
+            status, said = post(address, *malformed(chance))
+            if not 400 <= status < 500:
+                faults.append(f"malformed: {status}, {said[:500]!r}")
+            refused.append(status)
+
     threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
+    threads.append(threading.Thread(target=send_malformed))
     with ExitStack() as slow:
         halves = [slow.enter_context(_slow_client(address, number)) for number in range(SLOW_CLIENTS)]
         for thread in threads:
@@ -132,12 +141,9 @@ def test_sixteen_clients_get_each_their_own_answers(address, trained, capsys):
             assert connection.recv(4096).startswith(b"HTTP/1.1 408")
     assert len(seconds) > CLIENTS
     p50, p95, p99 = np.percentile(seconds, (50, 95, 99)) * 1000
-    with capsys.disabled():
-        print(
-            f"\n{CLIENTS} clients beside {SLOW_CLIENTS} slow ones, {SECONDS} s, {len(seconds):,} requests of 1 to 8 "
-            "texts: "
-            f"p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms"
-        )
+    beside = f"{CLIENTS} clients, {len(refused):,} malformed requests and {SLOW_CLIENTS} slow clients beside"
+    took = f"half within {p50:.0f} ms, 95 % within {p95:.0f} ms, 99 % within {p99:.0f} ms"
+    soaked(len(seconds), f"requests of 1 to 8 texts by {beside}", f"no wrong answer, no 5xx; {took}")
 
 
 def _slow_client(address, number):
@@ -182,7 +188,7 @@ def malformed(chance):
     return chance.choice(kinds)
 
 
-def test_malformed_requests_leave_it_serving_in_the_same_memory(address, trained, capsys):
+def test_malformed_requests_leave_it_serving_in_the_same_memory(address, trained, soaked):
     texts = ["a warm film", "dull"]
     chance, statuses, memory = random.Random(SEED + 1), Counter(), []
     for number in range(MALFORMED):
@@ -198,9 +204,7 @@ def test_malformed_requests_leave_it_serving_in_the_same_memory(address, trained
     wanted = Scorer(read_trained(trained.weights)).probabilities(texts)
     np.testing.assert_allclose(probabilities(ask(address, texts)), wanted, atol=1e-4)
     assert urllib.request.urlopen(f"{address}/health").status == 200
-    with capsys.disabled():
-        grown = (memory[1] - memory[0]) / 2**20
-        print(f"\n{MALFORMED:,} malformed requests: {dict(statuses)}, {grown:+.0f} MiB in the second half")
+    soaked(MALFORMED, "malformed requests", f"no 5xx; {(memory[1] - memory[0]) / 2**20:+.0f} MiB in the second half")
 
 
 def _memory_of(address):

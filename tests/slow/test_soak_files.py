@@ -18,11 +18,11 @@ import zipfile
 import pandas as pd
 import pyarrow as pa
 import pytest
+from soak import SEED, share_of
 
 pytestmark = pytest.mark.slow
 
-SHARE, SEED = float(os.environ.get("SOAK", "0.1")), int(os.environ.get("SEED", "0"))
-TABLES = round(SHARE * 1000)
+TABLES = share_of(1000)
 ODD = [
     b"\0",
     b"\xef\xbb\xbf",
@@ -39,7 +39,7 @@ ODD = [
     b"x" * 70_000,
 ]
 ODD += ["\u202e".encode(), "\u2028".encode(), b"\x1a", b"1e999", b"null", b"=HYPERLINK(1)", b"PK\x03\x04", b"\x1f\x8b"]
-GIB = 1 << 30
+GIBS = 6
 
 
 def written(dice):
@@ -87,7 +87,7 @@ def damaged(data, dice):
     return data
 
 
-def test_damaged_tables_are_read_or_refused_in_a_sentence(command_line, tmp_path, capsys):
+def test_damaged_tables_are_read_or_refused_in_a_sentence(command_line, tmp_path, soaked):
     outcomes = {0: 0, 1: 0}
     for number in range(TABLES):
         dice = random.Random(f"{SEED} table {number}")
@@ -101,14 +101,13 @@ def test_damaged_tables_are_read_or_refused_in_a_sentence(command_line, tmp_path
             assert said.startswith("sentexp: "), f"table {number}: {said}"
             assert said.strip().count("\n") <= 1, f"table {number}: {said}"
         file.unlink()
-    with capsys.disabled():
-        print(f"\n{TABLES} damaged tables: {outcomes[0]} read, {outcomes[1]} refused in a sentence")
+    soaked(TABLES, "damaged tables", f"{outcomes[0]} read, {outcomes[1]} refused in a sentence")
 
 
 BOUNDED = f"""
-# The command with at most {6} GiB of addresses.
+# The command with so many GiB of addresses.
 import resource
-resource.setrlimit(resource.RLIMIT_AS, ({6 * GIB}, {6 * GIB}))
+resource.setrlimit(resource.RLIMIT_AS, ({GIBS << 30}, {GIBS << 30}))
 from sentexp.cli.main import main
 main()
 """
@@ -206,7 +205,7 @@ HOSTILE = {
 
 
 @pytest.fixture
-def bounded(fork, tmp_path):
+def bounded(fork, tmp_path, soaked):
     """Return a function that runs a command in bounded memory, which has to refuse in a sentence, and returns that."""
     program = tmp_path / "bounded.py"
     program.write_text(BOUNDED)
@@ -217,6 +216,7 @@ def bounded(fork, tmp_path):
         assert code == 1, said
         assert "Traceback" not in said
         assert said.count("sentexp: ") == 1, said
+        soaked(1, "files made to harm", f"refused in a sentence, within {GIBS} GiB")
         return said
 
     return refused

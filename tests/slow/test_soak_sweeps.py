@@ -1,6 +1,6 @@
 """Sweeps under kills, crowds and faults, drawn at random: `make soak` does all of them, `make slow` a tenth.
 
-Each prints what it did; a seed repeats it.
+A table at the end says what was done; a seed repeats it.
 """
 
 import os
@@ -13,12 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import warm
 from mlflow import MlflowClient
+from soak import SEED, share_of
 from whole_sweeps import EPS, RATE, assert_alike, mlflow_words, recorded, table
 
 pytestmark = pytest.mark.slow
 
-SHARE, SEED = float(os.environ.get("SOAK", "0.1")), int(os.environ.get("SEED", "0"))
 KILLS, PROCESSES = 50, 8
 AXES = ["peft.r=2,4,8", f"optim.lr=1e-3,2e-3,{RATE / 2},{RATE}", "trainer.precision=fp32", f"optim.eps={EPS}"]
 AXES += ["trainer.monitor=validation/loss", "trainer.eval_steps=1000"]
@@ -68,12 +69,12 @@ def console(tmp_path):
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_random_kills_lose_no_run_and_change_no_number(launcher, sweep_words, fork, tmp_path, console, capsys):
+def test_random_kills_lose_no_run_and_change_no_number(launcher, sweep_words, fork, tmp_path, console, soaked):
     words, dice = [*sweep_words[2:], *AXES, *LAUNCHERS[launcher]], random.Random(f"{SEED} {launcher}")
     cut = tmp_path / "cut.py"
     cut.write_text(CUT)
     assert fork(tmp_path / "undisturbed", "-m", "sentexp", *words).wait() == 0
-    left, sweeps, ways = max(2, round(SHARE * KILLS / len(LAUNCHERS))), 0, {"SIGKILL": 0, "SIGTERM": 0, "cut": 0}
+    left, sweeps, ways = share_of(KILLS // len(LAUNCHERS), 2), 0, {"SIGKILL": 0, "SIGTERM": 0, "cut": 0}
     while left > 0:
         folder, code = tmp_path / f"killed{sweeps}", None
         while code != 0:
@@ -86,8 +87,7 @@ def test_random_kills_lose_no_run_and_change_no_number(launcher, sweep_words, fo
         assert_alike(table(folder), table(tmp_path / "undisturbed"))
         parent, children = recorded(folder)
         assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 13
-    with capsys.disabled():
-        print(f"\n{launcher}: {sweeps} sweeps of 12 runs, ended {ways}: no run lost, none twice, every metric equal")
+    soaked(sweeps, f"sweeps of 12 runs, {launcher}, ended {ways}", "no run lost, none twice, every metric equal")
 
 
 def _run(way, dice, fork, folder, cut, words):
@@ -108,11 +108,17 @@ def _run(way, dice, fork, folder, cut, words):
     return code
 
 
-def test_processes_at_one_store_and_folder_do_each_run_once(sweep_words, fork, tmp_path, console, capsys):
-    count = max(3, round(SHARE * PROCESSES))
+def test_processes_at_one_store_and_folder_do_each_run_once(sweep_words, fork, tmp_path, console, soaked):
+    count = share_of(PROCESSES, 3)
     folder, words = tmp_path / "crowd", [*sweep_words, *AXES]
     processes = [fork(folder, *words) for _ in range(count)]
-    assert [process.wait() for process in processes] == [0] * count, (folder / "console.txt").read_text()
+    until = time.monotonic() + 1800  # processes that wait for each other would do so for ever
+    for process in processes:
+        process.join(until - time.monotonic())
+    codes = [process.poll() for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * count, (folder / "console.txt").read_text()
     console(folder)
     _, children = recorded(folder)
     assert [run.info.status for run in children] == ["FINISHED"] * 12
@@ -120,11 +126,10 @@ def test_processes_at_one_store_and_folder_do_each_run_once(sweep_words, fork, t
     for run in children:
         steps = [point.step for point in client.get_metric_history(run.info.run_id, "validation/loss")]
         assert len(set(steps)) == len(steps), "trained twice"
-    with capsys.disabled():
-        print(f"\n{count} processes at one sweep of 12 runs: each run once")
+    soaked(count, "processes at one sweep of 12 runs", "each run once")
 
 
-def test_a_clock_that_jumps_changes_no_number(sweep_words, fork, tmp_path, console):
+def test_a_clock_that_jumps_changes_no_number(sweep_words, fork, tmp_path, console, soaked):
     program = tmp_path / "clock.py"
     program.write_text(CLOCK)
     words = [*sweep_words[2:], "peft.r=2,4", *AXES[2:]]
@@ -133,34 +138,79 @@ def test_a_clock_that_jumps_changes_no_number(sweep_words, fork, tmp_path, conso
     assert_alike(table(tmp_path / "jumping"), table(tmp_path / "steady"))
     assert fork(tmp_path / "jumping", "-m", "sentexp", *words).wait() == 0
     assert "2 finished before" in console(tmp_path / "jumping")
+    soaked(1, "sweep while the clock jumps", "the numbers of a steady clock")
+
+
+class Disk:
+    """A disk of its own: a file with a file system that turns read-only, whatever is open, at a fault.
+
+    Args:
+        image: the file.
+        folder: where it is mounted.
+    """
+
+    def __init__(self, image: Path, folder: Path) -> None:
+        self.image, self.folder = image, folder
+
+    def mount(self) -> None:
+        """Mount it."""
+        _do("mount", "-o", "loop", self.image, self.folder)
+
+    def fail(self) -> None:
+        """Report a fault of the file system, which turns it read-only."""
+        device = Path(_do("findmnt", "--noheadings", "--output", "SOURCE", self.folder).strip()).name
+        Path(f"/sys/fs/ext4/{device}/trigger_fs_error").write_text("1")
+        with pytest.raises(OSError, match="Read-only"):
+            (self.folder / "probe").touch()
+
+    def repair(self) -> None:
+        """Check the file system and mount it again."""
+        _do("umount", self.folder)
+        subprocess.run(["e2fsck", "-fy", self.image], capture_output=True, check=False)
+        self.mount()
+
+
+def _do(*words):
+    return subprocess.run(words, capture_output=True, check=True, text=True).stdout
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """Return a disk of its own."""
-    folder = tmp_path / "disk"
+    """Return a disk of 64 MiB."""
+    made = Disk(tmp_path / "disk.img", tmp_path / "disk")
+    made.folder.mkdir()
+    try:
+        _do("truncate", "--size=64M", made.image)
+        _do("mkfs.ext4", "-q", "-e", "remount-ro", made.image)
+        made.mount()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs mkfs.ext4 and the right to mount a file")
+    yield made
+    subprocess.run(["umount", "--lazy", made.folder], check=True)
+
+
+def test_a_disk_that_turns_read_only_costs_a_sentence_and_no_run(
+    sweep_words, command_environment, tmp_path, disk, console, soaked
+):
+    words, folder = [*sweep_words, "peft.r=2,4", "trainer.max_epochs=12", *AXES[2:]], disk.folder / "run"
+    said = tmp_path / "console.txt"
     folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
-    if subprocess.run(words, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
+    def start():
+        return warm.Process(words, folder, command_environment, said, said)
 
-def test_a_disk_that_turns_read_only_costs_a_sentence_and_no_run(sweep_words, fork, tmp_path, disk, console):
-    words = [*sweep_words, "peft.r=2,4", "trainer.max_epochs=12", *AXES[2:]]
-    process = fork(disk / "run", *words)
-    while not list(disk.glob("run/outputs/*/last.ckpt")):
-        assert process.poll() is None, console(disk / "run")
+    process = start()
+    while not list(folder.glob("outputs/*/last.ckpt")):
+        assert process.poll() is None, said.read_text()
         time.sleep(0.02)
-    with (disk / "run" / "console.txt").open("a"):  # a file that is written to keeps the disk writable
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=False)
-    code = process.wait()
-    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-    assert code in (0, 1), console(disk / "run")
-    assert fork(disk / "run", *words).wait() == 0, console(disk / "run")
-    parent, children = recorded(disk / "run")
+    disk.fail()
+    assert process.wait() == 1, said.read_text()
+    assert "Read-only file system" in console(tmp_path)
+    disk.repair()
+    assert start().wait() == 0, said.read_text()
+    parent, children = recorded(folder)
     assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 3
+    soaked(1, "disk that turns read-only", "a sentence; resumed")
 
 
 @pytest.fixture
@@ -188,7 +238,7 @@ def away(tmp_path, command_environment, free_port):
     end()
 
 
-def test_a_server_of_mlflow_that_is_away_costs_a_sentence_and_no_run(sweep_words, fork, tmp_path, away, console):
+def test_an_mlflow_server_that_is_away_costs_a_sentence_and_no_run(sweep_words, fork, tmp_path, away, console, soaked):
     uri, begin, end = away
     begin()
     words = [*sweep_words, "peft.r=2,4", "trainer.max_epochs=12", f"tracking.uri={uri}", *AXES[2:]]
@@ -198,19 +248,21 @@ def test_a_server_of_mlflow_that_is_away_costs_a_sentence_and_no_run(sweep_words
         time.sleep(0.02)
     end()
     assert process.wait() == 1, console(tmp_path / "run")
+    assert uri in console(tmp_path / "run")
     begin()
     assert fork(tmp_path / "run", *words).wait() == 0, console(tmp_path / "run")
     parent, children = recorded(tmp_path / "run", uri)
     assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 3
+    soaked(1, "MLflow server that stops and comes back", "a sentence; resumed")
 
 
-def test_damaged_files_cost_a_sentence_and_no_run(sweep_words, fork, tmp_path, command_environment, console, capsys):
+def test_damaged_files_cost_a_sentence_and_no_run(sweep_words, fork, tmp_path, command_environment, console, soaked):
     dice, damaged = random.Random(f"{SEED} damage"), []
     cache = tmp_path / "cache"
     command_environment["SENTEXP_CACHE"] = str(cache)
     words = [*sweep_words, "peft.r=2,4", "trainer.max_epochs=6", *AXES[2:], "model=tiny"]
     assert fork(tmp_path / "whole", *words).wait() == 0
-    for number in range(max(3, round(SHARE * 30))):
+    for number in range(share_of(30, 3)):
         folder = tmp_path / f"damaged{number}"
         process = fork(folder, *words)
         while not list(folder.glob("outputs/*/last.ckpt")) and process.poll() is None:
@@ -226,9 +278,10 @@ def test_damaged_files_cost_a_sentence_and_no_run(sweep_words, fork, tmp_path, c
             assert file.name in text or str(file.parent.name) in text, text
             shutil.rmtree(file.parent)
             assert fork(folder, *words).wait() == 0, (file, console(folder))
+        console(folder)
         assert_alike(table(folder), table(tmp_path / "whole"))
-    with capsys.disabled():
-        print(f"\ndamaged between two starts, each time with the numbers of whole files: {', '.join(damaged)}")
+    kinds = ", ".join(sorted(set(damaged)))
+    soaked(len(damaged), f"files damaged between two starts ({kinds})", "the numbers of whole files")
 
 
 def _damage(file: Path, dice: random.Random) -> None:

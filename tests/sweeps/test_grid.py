@@ -1,6 +1,8 @@
 """A sweep: one MLflow run above its runs, identities, what is skipped, gone on with and tried again, failures alone."""
 
+import errno
 import json
+import os
 import re
 import shlex
 import sys
@@ -553,3 +555,15 @@ def test_a_run_that_differs_in_values_alone_is_composed_as_hydra_would(words, co
             assert sum(found is None for found in counts) == composed
     assert seen[0] == seen[1]
     assert len({str(config) for config in seen[0]}) == len(seen[0])
+
+
+@pytest.mark.parametrize("launcher", ["fused", "sequential"])
+def test_a_sweep_whose_folder_turns_read_only_ends_with_a_sentence(launcher, sentexp, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(SweepFolder, "write", refuse)
+    code, _, said = sentexp("--multirun", "peft.r=2,4", f"hydra/launcher={launcher}")
+    assert code == 1
+    assert "sentexp: the current folder cannot be used (Read-only file system)" in said
+    assert "Traceback" not in said

@@ -1,4 +1,6 @@
-"""Launching: ends that come back by the launcher, and Ray clusters that are running."""
+"""Launching: ends that come back by the launcher or could not be recorded, and Ray clusters that are running."""
+
+import math
 
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
@@ -16,6 +18,16 @@ def test_ends_on_machines_without_the_folder_come_by_the_launcher(tmp_path, conf
     launch.note([job], [returned], folder)
     assert folder.outcomes()[0].objective == 0.5
     assert "1/1 | a | validation/accuracy 0.5000, 2 s" in capsys.readouterr().out
+
+
+def test_an_end_that_a_full_disk_had_no_room_for_is_a_failure(tmp_path, config, capsys):
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.begin(1, "validation/accuracy", None)
+    returned = JobReturn()
+    returned._return_value = math.nan  # the command line has printed a sentence
+    launch.note([launch.Job(number=0, overrides=[], config=config("sweep.name=a"))], [returned], folder)
+    assert (folder.outcomes()[0].name, folder.outcomes()[0].state) == ("a", State.failed)
+    assert folder.outcomes()[0].error == "its end could not be recorded"
 
 
 def test_a_ray_cluster_that_runs_is_given_the_store_and_asked_for_no_memory(monkeypatch):

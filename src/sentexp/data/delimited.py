@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 BLOCK = 1 << 24
 """Bytes that are read at one time; no row may be longer."""
 LONGEST_FIELD = (1 << 31) - 1
+FORMULA = r"^[=+@-][A-Za-z]+\(|^=|^[+@-][^|]*\|.*!"
+"""What a spreadsheet takes for a formula, as a pattern that RE2 and Python read alike."""
 
 
 @dataclass(kw_only=True, slots=True)

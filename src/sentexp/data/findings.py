@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sentexp.data.delimited import FORMULA
 from sentexp.data.near_duplicates import near_pairs
 from sentexp.data.splits import NAMES, Examples, firsts
 from sentexp.data.targets import as_numbers
@@ -22,7 +23,7 @@ SIGNS = {
     "bidirectional control character": "[\u202a-\u202e\u2066-\u2069]",
     "piece of HTML": r"(?i)<br ?/?>|</?(p|div|span|a|b|i|em|strong|u|li|ul)( [^>]*)?>|&(amp|lt|gt|quot|nbsp|#[0-9]+);",
     "written-out escape such as \\u2019": r"\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}",
-    "spreadsheet formula": r"^[=+@-][A-Za-z]+\(|^=|^[+@-][^|]*\|.*!",
+    "spreadsheet formula": FORMULA,
 }
 """What makes a text suspicious, as patterns that RE2 and Python read alike."""
 GROUPED = "group also in train"

@@ -6,6 +6,7 @@ kill costs the chunk that it was at.
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sentexp.config import PredictConfig, TargetKind
-from sentexp.data.delimited import TextFormat
+from sentexp.data.delimited import FORMULA, TextFormat
 from sentexp.errors import require
 from sentexp.inference.answers import answers, output_columns, what_is_missing
 from sentexp.inference.progress import Meter, tell
@@ -109,7 +110,7 @@ def _predict_table(finished: Finished, config: PredictConfig, source: Source) ->
         if output.rows:
             tell(f"Resuming after row {output.rows:,}, where an earlier start of the same command has stopped.")
         chunks = source.chunks(column, config.chunk_rows, pair)
-        _score_all(chunks, output, config, meter, lambda: _scorer(finished, config))
+        formulas = _score_all(chunks, output, config, meter, lambda: _scorer(finished, config))
         seconds = meter.seconds
         output.finish()
     finally:
@@ -117,6 +118,9 @@ def _predict_table(finished: Finished, config: PredictConfig, source: Source) ->
     if output.empty:
         whose = "1 row has no text: its" if output.empty == 1 else f"{output.empty:,} rows have no text: their"
         tell(f"{whose} {what_is_missing(finished.trained)} empty.")
+    if formulas and form in ("csv", "tsv") and config.output != STANDARD:
+        begin = "1 text begins" if formulas == 1 else f"{formulas:,} texts begin"
+        tell(f"{begin} as a formula does: import {config.output} into a spreadsheet as text.")
     where = "on standard output" if config.output == STANDARD else f"in {config.output}"
     speed = f"; {meter.rows:,} took {seconds:.1f} s, {meter.rows / seconds:,.1f} rows/s" if meter.rows else ""
     are = "1 row is" if output.rows == 1 else f"{output.rows:,} rows are"
@@ -125,9 +129,10 @@ def _predict_table(finished: Finished, config: PredictConfig, source: Source) ->
 
 def _score_all(
     chunks: Iterator[Chunk], output: Output, config: PredictConfig, meter: Meter, scorer_of: Callable[[], Scorer]
-) -> None:
-    """Score and write every row that is not in the output yet."""
+) -> int:
+    """Score and write every row that is not in the output yet; return how many texts look like formulas."""
     scorer: Scorer | None = None
+    formula, found = re.compile(FORMULA), 0
     written = output.rows  # by an earlier start
     with meter:
         for chunk in chunks:
@@ -138,8 +143,10 @@ def _score_all(
                 scorer = scorer_of()
                 meter.begin()
             rest, written = chunk.after(written), 0
+            found += sum(text is not None and formula.match(text) is not None for text in rest.texts)
             output.write(rest, score_chunk(scorer, rest, config.calibrated, meter.advance))
             trim_memory()
+    return found
 
 
 def score_chunk(

@@ -1,6 +1,11 @@
 """Why a run failed, in one sentence."""
 
+import errno
+
 from sentexp.errors import UserError
+
+BROKEN = (errno.EROFS, errno.EIO)
+"""What a disk that fails answers, for files that are open as well, whose names such an error lacks."""
 
 
 def explain_failure(error: Exception, output_dir: str) -> str | None:
@@ -17,4 +22,6 @@ def explain_failure(error: Exception, output_dir: str) -> str | None:
             f"{error.filename} cannot be used ({error.strerror}): SENTEXP_CACHE names the folder of the cache, "
             "output_dir that of the runs."
         )
+    if isinstance(error, OSError) and error.errno in BROKEN:
+        return f"{output_dir} cannot be used ({error.strerror}): repair its disk; the same command then resumes."
     return None

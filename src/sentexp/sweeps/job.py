@@ -56,12 +56,12 @@ def do_job(config: Config, folder: SweepFolder, number: int, policy: PruningPoli
                 outcome = _pruned(outcome.name, pruned)
             except Exception as error:
                 explained = explain_failure(error, config.output_dir)
-                print(explained or traceback.format_exc())
                 if explained is None:
                     traceback.print_exc()
                 sentence = explained or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
                 complain(f"{outcome.name}: {sentence}")
                 outcome = replace(outcome, state=State.failed, error=sentence)
+                print(explained or traceback.format_exc())  # last: the log may be on the disk that failed
     return outcome
 
 

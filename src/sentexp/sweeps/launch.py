@@ -176,6 +176,9 @@ def note(jobs: list[Job], results: Sequence[JobReturn], folder: "SweepFolder") -
             reason = explain_failure(outcome, job.config.output_dir) or f"{type(outcome).__name__}: {outcome}"
             complain(f"{job.config.sweep.name}: {reason}")
             outcome = Outcome(name=str(job.config.sweep.name), state=State.failed, identity=job.identity, error=reason)
+        elif not isinstance(outcome, Outcome):  # this process has printed why
+            error = "its end could not be recorded"
+            outcome = Outcome(name=str(job.config.sweep.name), state=State.failed, identity=job.identity, error=error)
         report(outcome, job.config, folder, job.number)
 
 
