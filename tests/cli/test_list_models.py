@@ -15,7 +15,8 @@ def test_every_option_is_listed_the_smallest_first(capsys):
     output, _, architectures = said.partition("* is chosen")
     cells_of = [line.split() for line in architectures.splitlines()]
     for cells in (
-        ["mpnet", "encoder", *["yes"] * 2],
+        ["deberta-v2", "encoder", *["yes"] * 2],
+        ["mpnet", "encoder", *["yes"] * 4],
         ["roberta", "encoder", *["yes"] * 4],
         ["modernbert", "encoder", *["yes"] * 3],
         ["qwen3", "decoder", *["yes"] * 6],
