@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import lightning as L  # noqa: N812 (the library's own abbreviation)
 import pytest
 import torch
 from kills import Killed, killed_at
@@ -113,6 +114,24 @@ def test_a_killed_run_ends_with_the_same_numbers(setting, kills, config, tmp_pat
             if "seconds" not in name and "memory" not in name:
                 assert resumed.metrics[name] == value, f"killed in micro-batch {kill}: {name}"
         assert curve(resumed.folder) == curve(whole.folder), f"killed in micro-batch {kill}"
+
+
+def test_a_kill_while_a_state_is_written_leaves_the_one_before(config, monkeypatch):
+    words = ("peft.r=2", "trainer.save_steps=1", "trainer.max_epochs=2")
+    whole, save, files = train(config(*words, "sweep.rerun=true")), L.Trainer.save_checkpoint, []
+
+    def cut(self, file, *given, **options):
+        if len(files) == 3:
+            Path(file).write_bytes(b"half")
+            raise Killed
+        files.append(file)
+        save(self, file, *given, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(L.Trainer, "save_checkpoint", cut)
+        train(config(*words, "sweep.rerun=true"))
+    assert train(config(*words)).metrics["test/loss"] == whole.metrics["test/loss"]
+    assert not [file.name for file in whole.folder.iterdir() if file.name.startswith(("last", "best"))]
 
 
 def test_the_seconds_of_a_training_that_goes_on_hold_those_before_the_kill(config, monkeypatch):

@@ -1,17 +1,31 @@
-"""Files that are whole or absent: written under another name first."""
+"""Files that are whole or absent: written under another name first, and on the disk before they get their own."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
+def unfinished_name(path: Path) -> Path:
+    """Return the name that a file has until it is whole."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def put_in_place(path: Path) -> None:
+    """Give a file that was written under its unfinished name its own, as the disk has it: a power cut loses neither."""
+    unfinished = unfinished_name(path)
+    with unfinished.open("r+b") as written:
+        os.fsync(written.fileno())
+    unfinished.replace(path)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give the name of an unfinished file beside this one, which it replaces at the end; an error removes it."""
-    unfinished = path.with_name(f"{path.name}.partial")
+    unfinished = unfinished_name(path)
     try:
         yield unfinished
-        unfinished.replace(path)
+        put_in_place(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise

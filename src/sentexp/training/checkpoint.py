@@ -15,7 +15,7 @@ from sentexp.distributed import processes
 from sentexp.distributed.strategies import ShardedStrategy
 from sentexp.errors import UserError
 from sentexp.models.adapters import load_trainable_state, trainable_state
-from sentexp.system.atomic_write import replacing
+from sentexp.system.atomic_write import put_in_place, replacing, unfinished_name
 from sentexp.system.package_files import sha256_of
 from sentexp.training.module import ClassifierModule
 from sentexp.training.preemption import Preempted, is_asked_to_stop
@@ -110,7 +110,9 @@ class Checkpoints(L.Callback):
 
     def _save_state(self, trainer: L.Trainer) -> None:
         self.before_save()
-        trainer.save_checkpoint(self.last_file)
+        trainer.save_checkpoint(unfinished_name(self.last_file))
+        if processes.is_main():  # which has written it
+            put_in_place(self.last_file)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the best checkpoint."""
@@ -164,8 +166,9 @@ class ResumableEarlyStopping(EarlyStopping):
 @processes.main_process_writes
 def remove_checkpoints(folder: Path) -> None:
     """Delete the checkpoints of a run: it is finished and recorded, or starts anew with other batches."""
-    for name in (BEST, LAST):
-        (folder / name).unlink(missing_ok=True)
+    for file in (folder / BEST, folder / LAST):
+        file.unlink(missing_ok=True)
+        unfinished_name(file).unlink(missing_ok=True)
 
 
 def _validation_follows(trainer: L.Trainer) -> bool:
