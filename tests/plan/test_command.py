@@ -110,6 +110,10 @@ def test_states_are_those_of_the_runs(config, store, monkeypatch, capsys):
     assert "same run as" in runs[4].note
     rerun = plan([config("peft.r=4", "sweep.rerun=true", *recorded)])
     assert rerun[0].standing.value == "to do"
+    (file,) = Path(interrupted.output_dir).glob("*/last.ckpt")
+    file.write_bytes(file.read_bytes()[:-100])
+    (damaged,) = plan([interrupted])
+    assert (damaged.standing.value, "last.ckpt cannot be read" in damaged.note) == ("cannot start", True)
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sentexp.config import Config, TrainerConfig, flatten, task_name
 from sentexp.errors import UserError
 from sentexp.models.adapters import ParameterAudit
@@ -21,7 +19,7 @@ from sentexp.run.resolve import resolve_config
 from sentexp.run.result import Result, find_result, lacks_baselines
 from sentexp.system.memory import GIB, free_memory_gib
 from sentexp.tracking.run_dir import is_locked, read_state
-from sentexp.training.checkpoint import LAST
+from sentexp.training.checkpoint import LAST, read_checkpoint
 
 
 class Standing(StrEnum):
@@ -137,11 +135,9 @@ def _look(config: Config, earlier: list[Planned]) -> Planned:
 
 
 def _last_step(folder: Path) -> int:
-    """Return the optimizer step of the checkpoint in a folder; 0 without one that can be read."""
-    try:
-        return int(torch.load(folder / LAST, map_location="meta", weights_only=True)["global_step"])
-    except Exception:  # whatever a reader makes of a damaged file
-        return 0
+    """Return the optimizer step of the checkpoint in a folder; 0 without one."""
+    file = folder / LAST
+    return int(read_checkpoint(file)["global_step"]) if file.is_file() else 0
 
 
 def _costs(spec: RunSpec, step: int, fits: dict[str, Any]) -> Costs:

@@ -5,15 +5,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load_file, save_file
 
 from sentexp.config.metric_names import is_better_higher
 from sentexp.distributed import processes
 from sentexp.distributed.strategies import ShardedStrategy
-from sentexp.errors import UserError
+from sentexp.errors import UserError, first_line
 from sentexp.models.adapters import load_trainable_state, trainable_state
 from sentexp.system.atomic_write import put_in_place, replacing, unfinished_name
 from sentexp.system.package_files import sha256_of
@@ -161,6 +163,26 @@ class ResumableEarlyStopping(EarlyStopping):
         """Stop at once if the patience had run out before the kill."""
         del pl_module
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds, its tensors without their numbers.
+
+    Its check sums are compared: torch does not compare them, and a run would continue from wrong numbers.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        with ZipFile(file) as archive:
+            wrong = archive.testzip()
+        reason = wrong and f"{wrong} in it is damaged"
+        state: dict[str, Any] = torch.load(file, map_location="meta", weights_only=True)
+    except Exception as error:  # whatever a reader makes of a damaged file
+        reason = first_line(error)
+    if reason:
+        raise UserError(f"{file} cannot be read ({reason}): delete it, and the run starts from its beginning.")
+    return state
 
 
 @processes.main_process_writes

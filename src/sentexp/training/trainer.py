@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
-from zipfile import ZipFile
 
 import lightning as L  # noqa: N812 (the library's own abbreviation)
 import torch
@@ -21,10 +20,10 @@ from sentexp.data.batch import Batch
 from sentexp.data.datamodule import DataModule
 from sentexp.distributed import processes
 from sentexp.distributed.strategies import ReplicatedStrategy, ShardedStrategy, SingleStrategy
-from sentexp.errors import OutOfMemory, UserError, first_line
+from sentexp.errors import OutOfMemory, first_line
 from sentexp.system.memory import is_out_of_memory
 from sentexp.system.stopwatch import TIMES
-from sentexp.training.checkpoint import Checkpoints, ResumableEarlyStopping
+from sentexp.training.checkpoint import Checkpoints, ResumableEarlyStopping, read_checkpoint
 from sentexp.training.module import ClassifierModule
 from sentexp.training.progress_bar import ProgressBar
 
@@ -206,21 +205,10 @@ def _numbered(device: torch.device) -> torch.device:
 
 @processes.main_process_only
 def _readable(checkpoint: Path) -> Path | None:
-    """Return a checkpoint if it is there; a damaged one is refused before the training starts from it.
-
-    Its check sums are compared: torch does not, and would continue from wrong numbers.
-    """
+    """Return a checkpoint if it is there; a damaged one is refused before the training starts from it."""
     if not checkpoint.is_file():
         return None
-    try:
-        with ZipFile(checkpoint) as archive:
-            wrong = archive.testzip()
-        reason = wrong and f"{wrong} in it is damaged"
-        torch.load(checkpoint, map_location="meta", weights_only=True)
-    except Exception as error:  # whatever a reader makes of a damaged file
-        reason = first_line(error)
-    if reason:
-        raise UserError(f"{checkpoint} cannot be read ({reason}): delete it, and the run starts from its beginning.")
+    read_checkpoint(checkpoint)
     return checkpoint
 
 
