@@ -12,7 +12,10 @@ def unfinished_name(path: Path) -> Path:
 
 
 def put_in_place(path: Path) -> None:
-    """Give a file that was written under its unfinished name its own, as the disk has it: a power cut loses neither."""
+    """Give a file that was written under its unfinished name its own name.
+
+    The disk has all of it by then, so that a power cut leaves this file or the one before, and no half of either.
+    """
     unfinished = unfinished_name(path)
     with unfinished.open("r+b") as written:
         os.fsync(written.fileno())

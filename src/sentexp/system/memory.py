@@ -69,7 +69,7 @@ def limit_kernel_caches() -> None:
     """Let oneDNN keep few kernels, if the process has not begun with it: by itself it keeps 1,024, one for each shape.
 
     Rows without padding have another shape in every batch, so these would grow to gigabytes, and are hardly ever found
-    again. One batch makes about thirty.
+    again. One batch needs about thirty.
     """
     for variable in KERNEL_CACHES:
         os.environ.setdefault(variable, "64")

@@ -18,6 +18,7 @@ When which path is used (`padding_free.PaddingFreeModel`):
       sliding window                                                               `llama`
     - the same of encoders of `encoder.LAYERS`                                     `encoder`
     - any other                                                                    transformers' layers
+      (MPNet's pad the rows again: its attention cannot be replaced)
     else                                                                           padded rows, transformers' layers
 
 The modules, from below: `ops` (norm, rotary embeddings, gated units), `dropout`, `grid_attention` (on the CPU),

@@ -160,7 +160,9 @@ class PaddingFreeModel:
 
 def _padded_again(backbone: Any, packed: Packed) -> Tensor:
     """Return the hidden states that are read, shape (read, hidden), of rows that are padded on the right."""
-    ids, positions = (part.index_select(0, packed.grid.flatten()).view_as(packed.grid) for part in packed[:2])
+    ids, positions = (
+        part.index_select(0, packed.grid.flatten()).view_as(packed.grid) for part in (packed.ids, packed.positions)
+    )
     mask = packed.bias[:, 0] == 0
     states: Tensor = backbone(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state
     return states.flatten(0, 1).index_select(0, packed.cells.index_select(0, packed.read))
