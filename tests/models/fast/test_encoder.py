@@ -123,9 +123,9 @@ def test_all_tokens_can_be_read(kind, build):
     layers, layout = encoder.EncoderLayers(base_of(build(kind).model).base_model), packed()
     with torch.no_grad():
         whole = layers(layout)
-        first = layers(layout._replace(read=layout.grid[:, 0]))
-    assert len(whole) == len(layout.ids)
-    agree({"states": first}, {"states": whole[layout.grid[:, 0]]})
+        assert len(whole) == len(layout.ids)
+        for read in (layout.grid[:, 0], layout.starts[1:].long() - 1):  # the first token of each row, and the last
+            agree({"states": layers(layout._replace(read=read))}, {"states": whole[read]})
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])
