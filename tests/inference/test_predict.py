@@ -203,7 +203,7 @@ def test_texts_that_a_spreadsheet_takes_for_formulas_are_counted(sentexp, tmp_pa
     for name, found in (("out.csv", True), ("out.jsonl", False)):
         code, _, errors = sentexp("input=in.csv", f"output={name}")
         assert code == 0, errors
-        assert ("2 texts begin as a formula does: import out.csv into a spreadsheet as text." in errors) is found
+        assert (f"2 texts begin as a formula does: import {name} into a spreadsheet as text." in errors) is found
 
 
 def test_other_encodings_and_delimiters(sentexp, tmp_path):
