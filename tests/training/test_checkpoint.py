@@ -14,7 +14,7 @@ from sentexp.models.adapters import trainable_state
 from sentexp.run import fitting
 from sentexp.run.train import train
 from sentexp.training import preemption
-from sentexp.training.checkpoint import Checkpoints
+from sentexp.training.checkpoint import Checkpoints, remove_checkpoints
 
 SETTINGS = {
     "epoch ends": ["trainer.max_epochs=3", "trainer.save_steps=1"],
@@ -131,7 +131,13 @@ def test_a_kill_while_a_state_is_written_leaves_the_one_before(config, monkeypat
         patch.setattr(L.Trainer, "save_checkpoint", cut)
         train(config(*words, "sweep.rerun=true"))
     assert train(config(*words)).metrics["test/loss"] == whole.metrics["test/loss"]
-    assert not [file.name for file in whole.folder.iterdir() if file.name.startswith(("last", "best"))]
+
+
+def test_nothing_is_left_of_checkpoints_whole_or_not(tmp_path):
+    for name in ("last.ckpt", "last.ckpt.partial", "best.safetensors", "best.safetensors.partial", "result.json"):
+        (tmp_path / name).touch()
+    remove_checkpoints(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_the_seconds_of_a_training_that_goes_on_hold_those_before_the_kill(config, monkeypatch):
