@@ -154,12 +154,17 @@ def test_a_failure_in_mid_way_leaves_no_file_under_its_name(tokenizer, tmp_path,
     assert files(tmp_path, "partial") == []
 
 
-def test_a_damaged_file_is_made_again(tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed"])
+def test_a_damaged_file_is_made_again(damage, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
     first = tokenize(rows("a film", "b"), tokenizer, prompt("{text}"), 50, 512, progress=False).ids([0, 1])
     (file,) = files(tmp_path, "arrow")
-    file.write_bytes(file.read_bytes()[:200])
+    content = file.read_bytes()
+    place = content.index(b"".join(token.to_bytes(4, "little") for token in first[0]))
+    changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    file.write_bytes({"empty": b"", "cut": content[:200], "changed": changed}[damage])
     assert tokenize(rows("a film", "b"), tokenizer, prompt("{text}"), 50, 512, progress=False).ids([0, 1]) == first
+    assert file.read_bytes() == content
 
 
 PROCESS = """

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from sentexp.config import Attention, HeadOnly, ModelConfig, PackageModel, Precision, from_conf, load_config
 from sentexp.errors import UserError
+from sentexp.models import pretrained
 from sentexp.models.architecture import read_config, require_own_tokenizer
 from sentexp.models.loading import Loading, load_classifier, load_tokenizer
 from sentexp.models.pretrained import Backbone, locate_backbone
@@ -41,6 +42,26 @@ def test_a_random_model_is_the_same_every_time(tiny, tmp_path, monkeypatch):
     assert again.folder != tiny.folder
     weights, other = load_file(tiny.folder / "model.safetensors"), load_file(again.folder / "model.safetensors")
     assert all(torch.equal(weights[name], other[name]) for name in weights)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "checksums.json"])
+def test_a_model_whose_bytes_have_changed_is_made_again(name, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
+    file = locate_backbone(load_config("model=tiny").model).folder / name
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    monkeypatch.setattr(pretrained, "_unchanged", set())  # as in another process
+    locate_backbone(load_config("model=tiny").model)
+    assert file.read_bytes() == whole
+
+
+def test_a_model_that_is_whole_is_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
+    folder = locate_backbone(load_config("model=tiny").model).folder
+    before = folder.stat().st_ino
+    monkeypatch.setattr(pretrained, "_unchanged", set())
+    assert locate_backbone(load_config("model=tiny").model).folder.stat().st_ino == before
 
 
 def test_a_half_built_folder_never_appears(tmp_path, monkeypatch):

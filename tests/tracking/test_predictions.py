@@ -1,5 +1,7 @@
 """Predictions kept per row: written in blocks, read back as they were, texts by their numbers."""
 
+from contextlib import suppress
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,3 +85,17 @@ def test_another_file_is_refused(tmp_path, content):
         file.write_bytes(content)
     with pytest.raises(UserError, match="holds no predictions of sentexp"):
         read_predictions(file)
+
+
+def test_bytes_that_have_changed_are_noticed(written):
+    file, said = written
+    content = file.read_bytes()
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    for place in range(4, len(content) - footer, 5):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with suppress(UserError):
+            assert np.array_equal(read_predictions(file).probabilities, said)
+        with suppress(UserError):
+            assert read_rows(file, range(50)).column("text").to_pylist() == table(50).column("text").to_pylist()
+    file.write_bytes(content)
+    assert np.array_equal(read_predictions(file).probabilities, said)

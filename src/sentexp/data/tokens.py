@@ -16,6 +16,7 @@ from sentexp.data.text_hash import Numbers, split_digest
 from sentexp.data.text_parts import PAIR
 from sentexp.errors import require
 from sentexp.system.atomic_write import replacing
+from sentexp.system.checksums import append_checksum, without_checksum
 from sentexp.system.package_files import cache_dir
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 8192
-FORMAT = "4"  # of the files in the cache
+FORMAT = "5"  # of the files in the cache
 
 WORTH_SHARING = 2
 """Tokens that all rows must begin with, at least, to be computed apart from them."""
@@ -208,6 +209,7 @@ def tokenize(
             if _read(file) is None:
                 with replacing(file) as unfinished:
                     _write(unfinished, rows, tokenizer, prompt, (limit, frame), progress)
+                    append_checksum(unfinished)
         tokens = _read(file)
     assert tokens is not None
     require(int(tokens.lengths.min()) > 0, "A text has no tokens: remove the row, or give task.template some words.")
@@ -219,9 +221,11 @@ def _read(file: Path) -> TokenRows | None:
     import pyarrow as pa
 
     try:
-        return TokenRows(pa.ipc.open_file(pa.memory_map(str(file))).read_all())
-    except (FileNotFoundError, pa.ArrowInvalid, KeyError):
+        content = pa.memory_map(str(file)).read_buffer()
+    except FileNotFoundError:
         return None
+    arrow = without_checksum(memoryview(content))
+    return None if arrow is None else TokenRows(pa.ipc.open_file(pa.py_buffer(arrow)).read_all())
 
 
 def _write(

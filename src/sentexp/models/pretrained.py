@@ -18,6 +18,7 @@ import torch
 from sentexp.config import ModelConfig, PackageFile, PackageModel, RandomWeights
 from sentexp.errors import UserError, require
 from sentexp.system.archives import unpack
+from sentexp.system.checksums import is_unchanged, write_checksums
 from sentexp.system.hub import is_local, local_path, snapshot
 from sentexp.system.package_files import cache_dir, locate, sha256_of
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SAMPLE = 1 << 20
+
+_unchanged: set[Path] = set()
+"""Folders in the cache whose bytes this process has compared."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -141,19 +145,24 @@ def _byte_tokenizer() -> "PreTrainedTokenizerBase":
 
 
 def _build_once(name: str, build: Callable[[Path], None]) -> Path:
-    """Build a folder in the cache unless it is there; it appears under its name only when it is whole."""
+    """Build a folder in the cache unless it is there, as it was; it appears under its name only when it is whole."""
     from filelock import FileLock
 
     target = cache_dir() / "models" / name
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target in _unchanged:
+        return target
     with FileLock(f"{target}.lock"):
-        if not target.is_dir():
+        if not is_unchanged(target):
             unfinished = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=target.parent))
             try:
                 build(unfinished)
+                write_checksums(unfinished)
+                shutil.rmtree(target, ignore_errors=True)
                 unfinished.replace(target)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
+    _unchanged.add(target)
     return target
 
 

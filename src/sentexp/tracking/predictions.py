@@ -1,8 +1,8 @@
 """The predictions of a run for every row of a split, kept as Parquet: written in blocks, read column by column."""
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from sentexp.system.atomic_write import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
 
 FOLDER = "predictions"
 BLOCK = 1 << 16
@@ -83,7 +84,8 @@ def write_predictions(
             more = {name: values[block] for name, values in (extras or {}).items()}
             table = _block(rows.slice(start, BLOCK), labels, ids[block], probabilities[block], more, thresholds)
             if writer is None:
-                writer = opened.enter_context(pq.ParquetWriter(unfinished, table.schema, compression="zstd"))
+                to_file = pq.ParquetWriter(unfinished, table.schema, compression="zstd", write_page_checksum=True)
+                writer = opened.enter_context(to_file)
             writer.write_table(table)
 
 
@@ -166,19 +168,13 @@ def read_predictions(file: Path) -> Predictions:
     Raises:
         UserError: the file is not one of these.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        opened = pq.ParquetFile(file)
+    with _opened(file) as opened:
         facts = json.loads(opened.schema_arrow.metadata[b"sentexp"])
         labels, thresholds = facts["labels"], facts.get("thresholds")
         slices = [name for name in opened.schema_arrow.names if name.startswith(SLICE)]
         columns = [f"{PROBABILITY}{label}" for label in labels]
         said = ["predicted"] if kind_of(labels, thresholds) is TargetKind.scores else columns
         table = opened.read(["id", "label", *said, *slices])
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} holds no predictions of sentexp ({first_line(error)}).") from error
     probabilities = [table.column(name).to_numpy() for name in said]
     return Predictions(
         ids=table.column("id").to_numpy(),
@@ -206,23 +202,41 @@ def _targets(column: "pa.ChunkedArray", labels: list[str], thresholds: object) -
 
 
 def read_rows(file: Path, numbers: Sequence[int]) -> "pa.Table":
-    """Return all columns of some rows, by their numbers in the file and in that order."""
+    """Return all columns of some rows, by their numbers in the file and in that order.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    import pyarrow as pa
+
+    wanted = np.asarray(numbers, np.int64)
+    parts, start = [], 0
+    order: list[Array] = []
+    with _opened(file) as opened:
+        schema = opened.schema_arrow
+        for group in range(opened.num_row_groups):
+            rows = opened.metadata.row_group(group).num_rows
+            here = np.flatnonzero((wanted >= start) & (wanted < start + rows))
+            if len(here):
+                parts.append(opened.read_row_group(group).take(pa.array(wanted[here] - start)))
+                order.append(here)
+            start += rows
+    if not parts:
+        return schema.empty_table()
+    return pa.concat_tables(parts).take(pa.array(np.argsort(np.concatenate(order))))
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator["ParquetFile"]:
+    """Open a file of predictions, whose checksums are compared as it is read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    opened, wanted = pq.ParquetFile(file), np.asarray(numbers, np.int64)
-    parts, start = [], 0
-    order: list[Array] = []
-    for group in range(opened.num_row_groups):
-        rows = opened.metadata.row_group(group).num_rows
-        here = np.flatnonzero((wanted >= start) & (wanted < start + rows))
-        if len(here):
-            parts.append(opened.read_row_group(group).take(pa.array(wanted[here] - start)))
-            order.append(here)
-        start += rows
-    if not parts:
-        return opened.schema_arrow.empty_table()
-    return pa.concat_tables(parts).take(pa.array(np.argsort(np.concatenate(order))))
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            yield opened
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} holds no predictions of sentexp ({first_line(error)}).") from error
 
 
 def length_buckets() -> list[str]:

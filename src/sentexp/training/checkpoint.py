@@ -168,7 +168,7 @@ class ResumableEarlyStopping(EarlyStopping):
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """Return what a checkpoint holds, its tensors without their numbers.
 
-    Its check sums are compared: torch does not compare them, and a run would continue from wrong numbers.
+    Its checksums are compared: torch does not compare them, and a run would continue from wrong numbers.
 
     Raises:
         UserError: it is damaged.
