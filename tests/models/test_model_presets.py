@@ -19,6 +19,7 @@ from sentexp.models.encoders import ENCODERS
 from sentexp.models.pretrained import locate_backbone
 from sentexp.run.build import build_model
 from sentexp.run.inputs import prepare_inputs, resolve_inputs
+from sentexp.system.checksums import CHECKSUMS
 from sentexp.system.package_files import sha256_of
 
 ARCHITECTURES = {
@@ -122,7 +123,7 @@ def test_safetensors_in_an_archive_of_pieces_are_unpacked_once(package, tmp_path
     monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path / "cache"))
     backbone = locate_backbone(from_conf(ModelConfig, name="small", package=held))
     assert backbone.revision == named.sha256
-    assert {file.name for file in backbone.folder.iterdir()} == {"model.safetensors", *named.beside}
+    assert {file.name for file in backbone.folder.iterdir()} == {"model.safetensors", CHECKSUMS, *named.beside}
     archive.unlink()
     assert locate_backbone(from_conf(ModelConfig, name="small", package=held)).folder == backbone.folder
 
