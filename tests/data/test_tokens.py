@@ -155,7 +155,7 @@ def test_a_failure_in_mid_way_leaves_no_file_under_its_name(tokenizer, tmp_path,
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "changed"])
-def test_a_damaged_file_is_made_again(damage, tokenizer, tmp_path, monkeypatch):
+def test_a_damaged_file_is_made_again(damage, tokenizer, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
     first = tokenize(rows("a film", "b"), tokenizer, prompt("{text}"), 50, 512, progress=False).ids([0, 1])
     (file,) = files(tmp_path, "arrow")
@@ -165,6 +165,7 @@ def test_a_damaged_file_is_made_again(damage, tokenizer, tmp_path, monkeypatch):
     file.write_bytes({"empty": b"", "cut": content[:200], "changed": changed}[damage])
     assert tokenize(rows("a film", "b"), tokenizer, prompt("{text}"), 50, 512, progress=False).ids([0, 1]) == first
     assert file.read_bytes() == content
+    assert capsys.readouterr().out == f"{file} is damaged: it is made again.\n"
 
 
 PROCESS = """

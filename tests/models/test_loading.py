@@ -45,7 +45,7 @@ def test_a_random_model_is_the_same_every_time(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "checksums.json"])
-def test_a_model_whose_bytes_have_changed_is_made_again(name, tiny, tmp_path, monkeypatch):
+def test_a_model_whose_bytes_have_changed_is_made_again(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
     file = locate_backbone(load_config("model=tiny").model).folder / name
     whole = file.read_bytes()
@@ -54,14 +54,22 @@ def test_a_model_whose_bytes_have_changed_is_made_again(name, tiny, tmp_path, mo
     monkeypatch.setattr(pretrained, "_unchanged", set())  # as in another process
     locate_backbone(load_config("model=tiny").model)
     assert file.read_bytes() == whole
+    assert capsys.readouterr().out == f"{file.parent} is damaged, or of an earlier release: it is made again.\n"
 
 
-def test_a_model_that_is_whole_is_not_made_again(tmp_path, monkeypatch):
+def test_a_model_that_is_whole_is_not_made_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
     folder = locate_backbone(load_config("model=tiny").model).folder
     before = folder.stat().st_ino
     monkeypatch.setattr(pretrained, "_unchanged", set())
     assert locate_backbone(load_config("model=tiny").model).folder.stat().st_ino == before
+    assert capsys.readouterr().out == ""
+
+
+def test_a_model_is_made_again_when_its_folder_is_deleted_while_a_process_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("SENTEXP_CACHE", str(tmp_path))
+    shutil.rmtree(locate_backbone(load_config("model=tiny").model).folder)
+    assert (locate_backbone(load_config("model=tiny").model).folder / "model.safetensors").is_file()
 
 
 def test_a_half_built_folder_never_appears(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from sentexp.config import ModelConfig, PackageFile, PackageModel, RandomWeights
 from sentexp.errors import UserError, require
 from sentexp.system.archives import unpack
 from sentexp.system.checksums import is_unchanged, write_checksums
+from sentexp.system.console import say
 from sentexp.system.hub import is_local, local_path, snapshot
 from sentexp.system.package_files import cache_dir, locate, sha256_of
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 SAMPLE = 1 << 20
 
 _unchanged: set[Path] = set()
-"""Folders in the cache whose bytes this process has compared."""
+"""Folders in the cache that this process has made, or whose bytes it has compared."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -145,15 +146,17 @@ def _byte_tokenizer() -> "PreTrainedTokenizerBase":
 
 
 def _build_once(name: str, build: Callable[[Path], None]) -> Path:
-    """Build a folder in the cache unless it is there, as it was; it appears under its name only when it is whole."""
+    """Build a folder in the cache unless it is there, unchanged; it appears under its name only when it is whole."""
     from filelock import FileLock
 
     target = cache_dir() / "models" / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target in _unchanged:
+    if target in _unchanged and target.is_dir():
         return target
     with FileLock(f"{target}.lock"):
         if not is_unchanged(target):
+            if target.is_dir():
+                say(f"{target} is damaged, or of an earlier release: it is made again.", target)
             unfinished = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=target.parent))
             try:
                 build(unfinished)

@@ -84,8 +84,9 @@ def write_predictions(
             more = {name: values[block] for name, values in (extras or {}).items()}
             table = _block(rows.slice(start, BLOCK), labels, ids[block], probabilities[block], more, thresholds)
             if writer is None:
-                to_file = pq.ParquetWriter(unfinished, table.schema, compression="zstd", write_page_checksum=True)
-                writer = opened.enter_context(to_file)
+                writer = opened.enter_context(
+                    pq.ParquetWriter(unfinished, table.schema, compression="zstd", write_page_checksum=True)
+                )
             writer.write_table(table)
 
 
