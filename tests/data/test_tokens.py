@@ -165,7 +165,7 @@ def test_a_damaged_file_is_made_again(damage, tokenizer, tmp_path, monkeypatch, 
     file.write_bytes({"empty": b"", "cut": content[:200], "changed": changed}[damage])
     assert tokenize(rows("a film", "b"), tokenizer, prompt("{text}"), 50, 512, progress=False).ids([0, 1]) == first
     assert file.read_bytes() == content
-    assert capsys.readouterr().out == f"{file} is damaged: it is made again.\n"
+    assert capsys.readouterr().err == f"{file} is damaged: it is made again.\n"
 
 
 PROCESS = """

@@ -17,7 +17,7 @@ from sentexp.data.text_parts import PAIR
 from sentexp.errors import require
 from sentexp.system.atomic_write import replacing
 from sentexp.system.checksums import append_checksum, without_checksum
-from sentexp.system.console import say
+from sentexp.system.console import tell
 from sentexp.system.package_files import cache_dir
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def tokenize(
         with FileLock(file.with_suffix(".lock")):
             if _read(file) is None:
                 if file.is_file():
-                    say(f"{file} is damaged: it is made again.", file)
+                    tell(f"{file} is damaged: it is made again.")
                 with replacing(file) as unfinished:
                     _write(unfinished, rows, tokenizer, prompt, (limit, frame), progress)
                     append_checksum(unfinished)

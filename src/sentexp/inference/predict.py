@@ -21,14 +21,14 @@ from sentexp.config import PredictConfig, TargetKind
 from sentexp.data.delimited import FORMULA, TextFormat
 from sentexp.errors import require
 from sentexp.inference.answers import answers, output_columns, what_is_missing
-from sentexp.inference.progress import Meter, tell
+from sentexp.inference.progress import Meter
 from sentexp.inference.readers import PIECE, STANDARD, format_of, input_files, open_source
 from sentexp.inference.row_formats import Chunk
 from sentexp.inference.run_lookup import Finished, chosen_run
 from sentexp.inference.scorer import Scorer
 from sentexp.inference.source import Source
 from sentexp.inference.writers import Output, Predictions, open_output
-from sentexp.system.console import OUT
+from sentexp.system.console import OUT, tell
 from sentexp.system.memory import trim_memory
 from sentexp.tracking.identity import digest_of
 

@@ -7,15 +7,11 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-from rich.text import Text
+
+from sentexp.system.console import tell
 
 LINE_EVERY = 30.0
 """Seconds between two lines in a log."""
-
-
-def tell(sentence: str) -> None:
-    """Print a sentence beside standard output, which may hold the rows."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(sentence))
 
 
 class Meter:

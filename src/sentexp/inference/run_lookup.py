@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from sentexp.config import ChosenRun, TrackingBackend, TrackingConfig
 from sentexp.config.metric_names import LOWER_IS_BETTER
 from sentexp.errors import UserError, require
-from sentexp.inference.progress import tell
 from sentexp.inference.recent_runs import LISTED, ended_runs, identity_of, list_recent
 from sentexp.models.saved import FACTS, FOLDERS, Trained, read_trained, require_no_pickle
-from sentexp.system.console import waiting
+from sentexp.system.console import tell, waiting
 from sentexp.system.json_files import read_json
 from sentexp.tracking.queries import find_sweeps, is_run, runs_beginning, runs_named, runs_of_sweep
 from sentexp.tracking.run_dir import RESULT, STATE

@@ -19,7 +19,7 @@ from sentexp.config import ModelConfig, PackageFile, PackageModel, RandomWeights
 from sentexp.errors import UserError, require
 from sentexp.system.archives import unpack
 from sentexp.system.checksums import is_unchanged, write_checksums
-from sentexp.system.console import say
+from sentexp.system.console import tell
 from sentexp.system.hub import is_local, local_path, snapshot
 from sentexp.system.package_files import cache_dir, locate, sha256_of
 
@@ -156,7 +156,7 @@ def _build_once(name: str, build: Callable[[Path], None]) -> Path:
     with FileLock(f"{target}.lock"):
         if not is_unchanged(target):
             if target.is_dir():
-                say(f"{target} is damaged, or of an earlier release: it is made again.", target)
+                tell(f"{target} is damaged, or of an earlier release: it is made again.")
             unfinished = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=target.parent))
             try:
                 build(unfinished)

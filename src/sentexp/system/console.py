@@ -29,6 +29,11 @@ def say(sentence: str, *links: str | Path) -> None:
     OUT.print(text)
 
 
+def tell(sentence: str) -> None:
+    """Print a sentence beside standard output, which may hold the rows of a prediction."""
+    ASIDE.print(Text(sentence))
+
+
 def hint(sentence: str) -> None:
     """Say on a terminal what comes next, where that takes a while and may print."""
     if ASIDE.is_terminal and not OUT.quiet:
