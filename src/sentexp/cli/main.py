@@ -11,7 +11,6 @@ import sys
 import traceback
 from contextlib import suppress
 from itertools import takewhile
-from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from sentexp.cli.commands import COMMANDS, Command
@@ -20,6 +19,7 @@ from sentexp.cli.help import help_of, help_text
 from sentexp.config import ChosenRun, CompareConfig, Config, UiConfig, conf_dir, register_schemas
 from sentexp.distributed import processes
 from sentexp.errors import UserError, complain
+from sentexp.system.signals import raise_on_signal
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -81,7 +81,7 @@ def main() -> None:
     several = bool({"--multirun", "-m"} & set(sys.argv[1:]))
     sys.argv[1:] = [_as_text(word, several) for word in _options_first(sys.argv[1:])]
     _check_options()
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    raise_on_signal(signal.SIGTERM, Terminated)
     try:
         exit_code = _compose_and_run(command, [] if text is None else [text])
         if verbose:
@@ -290,8 +290,3 @@ def _typed(config: "DictConfig") -> Config | CompareConfig | ChosenRun | UiConfi
         raise UserError(explain_misfit(error)) from error
     assert isinstance(typed, Config | CompareConfig | ChosenRun | UiConfig)
     return typed
-
-
-def _on_sigterm(signum: int, frame: FrameType | None) -> None:
-    del signum, frame
-    raise Terminated

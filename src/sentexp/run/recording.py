@@ -24,6 +24,7 @@ from sentexp.run.result import Result
 from sentexp.run.summary import TestSummary
 from sentexp.system.console import say
 from sentexp.system.device import describe
+from sentexp.system.signals import defer_signals
 from sentexp.system.stopwatch import TIMES
 from sentexp.tracking.identity import digest_of, settings
 from sentexp.tracking.predictions import FOLDER as PREDICTIONS
@@ -32,7 +33,6 @@ from sentexp.tracking.provenance import command, git_state, library_versions, ma
 from sentexp.tracking.queries import PRUNED
 from sentexp.tracking.run_dir import RESULT, RunDir
 from sentexp.tracking.run_logger import RunLogger, open_run_logger
-from sentexp.tracking.signals import defer_signals
 from sentexp.tracking.store import PARENT, find_run
 from sentexp.training.evaluation import Evaluation
 from sentexp.training.pruning import Pruned

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from types import FrameType
 
 from sentexp.errors import complain
 from sentexp.sweeps.group import Task, Tell, Work, do_work
 from sentexp.sweeps.sweep_dir import ATTEMPTS
+from sentexp.system.signals import raise_on_signal
 
 PATIENCE = 60
 """Seconds for what a run saves when it is interrupted."""
@@ -170,7 +170,7 @@ def serve_groups(pipe: Connection) -> None:
 def _live(pipe: Connection, serve: Serve) -> None:
     """Be a worker: deaf to the keyboard's interrupt, which the process that has begun the sweep passes on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
+    raise_on_signal(signal.SIGTERM, Stopped, once=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         serve(pipe)
@@ -178,12 +178,6 @@ def _live(pipe: Connection, serve: Serve) -> None:
         return
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _stop(signum: int, frame: FrameType | None) -> None:
-    del signum, frame
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Stopped
 
 
 def _end_with_parent() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentexp.errors import UserError
+from sentexp.system.signals import defer_signals
 from sentexp.tracking.provenance import mask_uri
-from sentexp.tracking.signals import defer_signals
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,13 +1,17 @@
-"""A transaction ends before an interrupt does, and leaves the store free."""
+"""A transaction ends before an interrupt does, and leaves the store free; no interrupt is lost in a destructor."""
 
+import os
 import signal
+import sys
 import threading
+import time
+import weakref
 
 import pytest
 
 from sentexp.config import TrackingBackend, TrackingConfig, from_conf
+from sentexp.system.signals import defer_signals, raise_on_signal
 from sentexp.tracking.run_logger import open_run_logger
-from sentexp.tracking.signals import defer_signals
 
 
 class Ended(BaseException):
@@ -65,6 +69,43 @@ def test_within_another_a_first_signal_waits_for_the_outer_end_and_a_second_for_
         done.append("after the second")
     assert "after the second" not in done
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Watched:
+    """An object that a weak reference can point to."""
+
+
+def _lose(number):
+    """Get a signal in the callback of a weak reference, out of which nothing is raised."""
+    watched = Watched()
+    reference = weakref.ref(watched, lambda _: os.kill(os.getpid(), number))
+    del watched
+    assert reference() is None
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Ended)])
+def test_a_signal_whose_exception_python_drops_comes_again(handlers, number, raised, once, monkeypatch, capsys):
+    others = []
+    monkeypatch.setattr(sys, "unraisablehook", others.append)
+    raise_on_signal(signal.SIGTERM, Ended, once=once)
+    with pytest.raises(raised):
+        _lose(number)
+        time.sleep(30)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN or not (once and raised is Ended)
+    assert (others, capsys.readouterr().err) == ([], "")
+
+
+def test_other_exceptions_that_python_drops_are_shown_as_before(handlers, monkeypatch):
+    others = []
+    monkeypatch.setattr(sys, "unraisablehook", others.append)
+    raise_on_signal(signal.SIGTERM, Ended)
+    raise_on_signal(signal.SIGTERM, Ended)
+    watched = Watched()
+    reference = weakref.ref(watched, lambda _: 1 / 0)
+    del watched
+    assert reference() is None
+    assert [dropped.exc_type for dropped in others] == [ZeroDivisionError]
 
 
 def test_without_a_signal_nothing_is_left(handlers):
