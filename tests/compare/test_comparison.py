@@ -39,6 +39,14 @@ def test_runs_of_the_same_name_are_named_by_what_differs(record, comparing):
     assert len(set(names)) == 3
 
 
+def test_runs_of_several_sweeps_over_seeds_are_named_by_keys_that_others_leave_alone(record, comparing):
+    """A key with the value that earlier releases computed by is no setting of a run, and names it all the same."""
+    kept = [record("seed=1", seed=1, **{"task.r_drop": 0.0}), record("seed=2", seed=2)]
+    others = [record(f"seed={seed}", 2.0, seed=seed, **{"task.r_drop": 0.5}) for seed in (1, 2)]
+    found = load(comparing(runs=[*kept, *others]))
+    assert [(one.name, len(one.runs)) for one in found.configurations] == [("r_drop=0", 2), ("r_drop=0.5", 2)]
+
+
 def test_rows_in_another_order_are_put_in_the_same(record, comparing, file_of):
     ids = [record("a", 1.0, **{"peft.r": 4}), record("b", 1.0, **{"peft.r": 8})]
     file = file_of(ids[1])

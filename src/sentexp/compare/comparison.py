@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sentexp.compare.run_selection import SHORTEST_ID, Selection, select, settings_of
 from sentexp.config import CompareConfig, TargetKind, kind_of
 from sentexp.errors import UserError, listed, require
+from sentexp.tracking.identity import LATER
 from sentexp.tracking.predictions import Predictions, file_name, read_predictions
 from sentexp.tracking.run_names import run_names
 from sentexp.tracking.store import Store, read_artifact
@@ -234,8 +235,8 @@ def _together(scored: list[Scored]) -> list[Configuration]:
         for members in groups.values()
     ]
     if len({configuration.name for configuration in named}) < len(named):
-        shared = set.intersection(*(set(one.runs[0].settings) for one in named))
-        words = [[f"{key}={one.runs[0].settings[key]}" for key in sorted(shared)] for one in named]
+        settings = [{key: str(value) for key, value in LATER.items()} | one.runs[0].settings for one in named]
+        words = [[f"{key}={one[key]}" for key in sorted(set.intersection(*map(set, settings)))] for one in settings]
         names = run_names(words)
         unique = len(set(names)) == len(names)
         for configuration, name in zip(named, names, strict=True):
