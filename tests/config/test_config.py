@@ -53,6 +53,7 @@ from sentexp.errors import UserError
         (["model=tiny", "model.random.hidden_size=30"], r"model.random.hidden_size=30 must be an even multiple"),
         (["model=tiny", "model.random.num_key_value_heads=3"], r"num_key_value_heads=3 must divide"),
         (["task.template=sentence"], r"task.template='sentence' must hold \{text\} exactly once"),
+        (["task.template='{text} on {day}'"], r"holds \{day\}, which has no meaning there: use \{text\} and"),
         (["optim.lr=-1"], r"optim.lr=-1.0 must be above 0"),
         (["optim.head_lr=0"], r"optim.head_lr=0.0 must be above 0"),
         (["optim.betas=[0.9]"], r"optim.betas=\[0.9\] must be two numbers"),

@@ -115,6 +115,7 @@ class SequenceClassification(TaskConfig):
         )
         if self.template != AUTO:
             _require_text_slot("task.template", self.template)
+            _require_placeholders("task.template", self.template, "text", "text_pair")
 
 
 @dataclass(kw_only=True, slots=True)
