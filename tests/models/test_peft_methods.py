@@ -17,6 +17,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from rounding import drift, rounding
 from safetensors.torch import load_file
 from storages import STORAGES
+from tiers import exhaustive_but
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from sentexp.config import PeftMethod, Quantization, load_config
@@ -39,15 +40,14 @@ from sentexp.training.adalora import RankAllocation
 CLASSES = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 WORDS = METHODS_OF_PEFT | LORA
 ALWAYS = ("adalora", "vera", "eva", "prefix_tuning")
-"""Methods that are always tried: others are slow tests."""
+"""Methods that are tried every time: the others are exhaustive tests."""
 EPS = 1e-2
 STEPS = 5
 ONE_BATCH = ["trainer.batch_size=32", f"trainer.max_epochs={STEPS}", "optim.schedule=constant", "optim.warmup_steps=0"]
 PLAIN = [*ONE_BATCH, "optim.lr=1e-2", f"optim.eps={EPS}", "trainer.gradient_clip_val=null", "baseline=false"]
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{message}") for message in (*HARMLESS, "Sparse invariant checks")]
-some = [pytest.param(name, marks=[] if name in ALWAYS else [pytest.mark.slow]) for name in WORDS if name != "bitfit"]
-methods = pytest.mark.parametrize("name", some)
+methods = pytest.mark.parametrize("name", exhaustive_but([name for name in WORDS if name != "bitfit"], *ALWAYS))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -145,7 +145,7 @@ def said(result):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in WORDS if name != "bitfit"])
+@methods
 def test_a_plan_knows_its_parameters(name, config):
     words = plus(WORDS[name])
     outlined = outline_model(resolve_inputs(resolve_config(config(*words))))[1]
@@ -404,7 +404,7 @@ def read_again(result, texts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in WORDS if name != "bitfit"])
+@methods
 @pytest.mark.parametrize("setting", ["trainer.precision=bf16", "task=causal_lm"])
 def test_a_run_says_the_same_when_it_is_read_again(name, setting, config):
     template = ["task.template=completion"] if "causal" in setting else []
@@ -423,7 +423,7 @@ NOT_OVER_CONV1D = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in WORDS if name not in NOT_OVER_CONV1D + LLAMAS])
+@pytest.mark.parametrize("name", exhaustive_but(sorted({*WORDS} - {*NOT_OVER_CONV1D, *LLAMAS}), *ALWAYS))
 def test_gpt2_trains(name, gpt2, config):
     result = train_config(config(*plus(WORDS[name]), f"model.path={gpt2}", *PLAIN))
     texts = built(config)[0].examples.test["text"].to_pylist()

@@ -18,7 +18,7 @@ from sentexp.sweeps.grid import GridSweeper
 
 pytestmark = pytest.mark.slow
 
-CASES = share_of(1000, 500)
+CASES = share_of(1000)
 ODD = [
     "", "null", "true", "false", "0", "1", "-1", "2", "8", "1e-4", "0.5", "1e400", "nan", "-inf", "007", "1_000",
     "x", "X y", "auto", "all", "none", "best", "latest", "[]", "[a]", "[1,2]", "[[a],b]", "{}", "{a: 1}",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import warm
 from mlflow import MlflowClient
+from tiers import exhaustive_but
 
 from sentexp.config import load_config
 from sentexp.run.train import train
@@ -38,7 +39,9 @@ def result(folder):
     ("words", "page", "accuracy", "trained"),
     [
         # 0.83 in bf16, 0.82 in fp32, one standard error is 0.013; rank 16 over 210 layers, a head of 2 x 576
-        pytest.param([], "docs/getting-started/quickstart.md", 0.78, "4,885,632", id="default"),
+        pytest.param(
+            [], "docs/getting-started/quickstart.md", 0.78, "4,885,632", marks=pytest.mark.exhaustive, id="default"
+        ),
         # 0.87 in bf16; rank 16 over 36 layers, a head of 768 x 769 + 2 x 769
         pytest.param(["experiment=one_minute"], "README.md", 0.83, "1,919,234", id="make run"),
     ],
@@ -57,6 +60,7 @@ def test_what_the_docs_show_first_learns(command_environment, tmp_path, words, p
     assert f"outputs/{folder.name}" in (ROOT / page).read_text()  # the identity that it shows
 
 
+@pytest.mark.exhaustive
 def test_a_language_model_that_learned_to_answer_beats_its_base(sentexp, tmp_path):
     output = sentexp(
         tmp_path, "task=causal_lm", "data.train_subset=300", "data.validation_subset=40", "data.test_fraction=0.04"
@@ -69,10 +73,11 @@ def test_a_language_model_that_learned_to_answer_beats_its_base(sentexp, tmp_pat
 
 
 QUICK = ("data.train_subset=48", "data.validation_subset=16", "data.test_fraction=0.004", "data.max_length=48")
+METHODS = ("none", "head", "full", "lora", "qlora", "dora", "ia3")
 QUICKER = ("data.train_subset=12", "trainer.batch_size=4", "data.validation_subset=8", "data.test_fraction=0.002")
 
 
-@pytest.mark.parametrize("method", ["none", "head", "full", "lora", "qlora", "dora", "ia3"])
+@pytest.mark.parametrize("method", exhaustive_but(METHODS, "lora", "qlora"))
 @pytest.mark.parametrize("task", ["seq_cls", "causal_lm"])
 def test_every_way_of_training_runs_on_the_real_backbone(method, task, tmp_path):
     if (method, task) == ("head", "causal_lm"):

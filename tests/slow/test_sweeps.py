@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from tiers import exhaustive_but
 from whole_sweeps import EPS, RATE, assert_alike, recorded, table
 
 pytestmark = pytest.mark.slow
@@ -191,7 +192,7 @@ def test_launchers_give_the_table_of_the_launcher_in_this_process(words, start, 
 @pytest.mark.parametrize(
     ("launcher", "is_worker", "said"),
     [
-        ("joblib", "loky", "starting the remaining runs again"),
+        pytest.param("joblib", "loky", "starting the remaining runs again", marks=pytest.mark.exhaustive),
         ("workers", "spawn_main", "A worker process ended by signal 9: 2 of its runs are started again"),
     ],
 )
@@ -216,7 +217,7 @@ def test_a_worker_that_is_killed_costs_no_run(words, fork, tmp_path, launcher, i
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", exhaustive_but([signal.SIGINT, signal.SIGTERM, signal.SIGKILL], signal.SIGTERM))
 def test_workers_end_with_the_sweep_and_resume_with_it(words, start, fork, tmp_path, number):
     import psutil
 

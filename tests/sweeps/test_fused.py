@@ -175,7 +175,7 @@ def test_every_run_of_recorded_steps_is_what_it_is_alone(sentexp, tmp_path, toge
         (["peft.r=4,8", "optim.lr=5e-3,1e-2", "peft.dropout=0,0.2"], 8),
         (["seed=1,2,3", "optim.head_lr=5e-3,1e-2"], 6),
         # At the rate of the others so large an alpha makes losses jump, and rounding grows from step to step.
-        (
+        pytest.param(
             [
                 "peft.r=2,4",
                 "peft.alpha=4,16",
@@ -184,12 +184,17 @@ def test_every_run_of_recorded_steps_is_what_it_is_alone(sentexp, tmp_path, toge
                 "optim.lr=1e-3",
             ],
             8,
+            marks=pytest.mark.exhaustive,
         ),
-        (["peft.target_modules=all-linear,[q_proj,v_proj]", "optim.weight_decay=0,0.1", "trainer.batch_size=8,5"], 8),
+        pytest.param(
+            ["peft.target_modules=all-linear,[q_proj,v_proj]", "optim.weight_decay=0,0.1", "trainer.batch_size=8,5"],
+            8,
+            marks=pytest.mark.exhaustive,
+        ),
         (["data.train_subset=10,20,32", "trainer.gradient_clip_val=0.1,1"], 6),
         (["task=causal_lm", "task.label_words=[bad,great]", "peft.r=4,8", "peft.dropout=0,0.3"], 4),
         (["peft=qlora", "peft.r=4,8"], 2),
-        (["peft=lora,dora", "peft.r=4,8", "peft.dropout=0,0.2"], 8),
+        pytest.param(["peft=lora,dora", "peft.r=4,8", "peft.dropout=0,0.2"], 8, marks=pytest.mark.exhaustive),
     ],
 )
 def test_every_run_of_many_steps_is_what_it_is_alone(sentexp, tmp_path, passes, axes, count):
