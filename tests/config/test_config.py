@@ -59,6 +59,10 @@ from sentexp.errors import UserError
         (["optim.betas=[0.9]"], r"optim.betas=\[0.9\] must be two numbers"),
         (["optim.warmup_ratio=1"], r"optim.warmup_ratio=1.0 must be"),
         (["optim.warmup_steps=-1"], r"optim.warmup_steps=-1 must be at least 0"),
+        (
+            ["peft=full", "trainer.compile=true"],
+            r"compiles layers that train LoRA, QLoRA or DoRA, and peft=full",
+        ),
         (["trainer.batch_size=0"], r"trainer.batch_size=0 must be at least 1"),
         (["trainer.max_steps=0"], r"trainer.max_steps=0 must be at least 1"),
         (["trainer.eval_steps=1.5"], r"trainer.eval_steps=1.5 must be a number of steps"),

@@ -301,6 +301,11 @@ def test_albert_has_no_layers_to_compute_again(tuned):
         tuned("albert", "trainer.gradient_checkpointing=true")
 
 
+def test_layers_of_an_encoder_are_not_compiled(tuned):
+    with pytest.raises(UserError, match=r"^trainer.compile=true compiles layers of .* is a bert: leave it false\.$"):
+        tuned("bert", "trainer.compile=true")
+
+
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
 def test_a_run_of_a_sweep_trains_as_it_does_alone(kind, pretrained, config, tmp_path):
     def trained(folder, *words):

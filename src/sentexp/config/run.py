@@ -68,6 +68,11 @@ class Config:
         self._check_recipes()
         check_devices(self.trainer, self.optim.name, self.peft, self.task)
         require(
+            not self.trainer.compile or isinstance(self.peft, Lora | Untuned),
+            "trainer.compile=true compiles layers that train LoRA, QLoRA or DoRA, and peft="
+            f"{method_name(self.peft)} is none of them: leave it false.",
+        )
+        require(
             not self.trainer.compile or self.peft.quantization is not Quantization.hqq4,
             "trainer.compile=true cannot compile HQQ's layers: leave it false, or use another peft.quantization.",
         )

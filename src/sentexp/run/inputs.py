@@ -27,6 +27,7 @@ from sentexp.errors import require
 from sentexp.models.architecture import max_positions, model_type, require_own_tokenizer, require_supported
 from sentexp.models.checkpoint_labels import head_rows
 from sentexp.models.fast.padding_free import packer_for
+from sentexp.models.fast.support import ARCHITECTURES
 from sentexp.models.loading import load_tokenizer
 from sentexp.models.pretrained import Backbone, locate_backbone
 from sentexp.models.quantized import require_installed
@@ -127,12 +128,17 @@ def choose_arithmetic(spec: RunSpec) -> tuple[torch.device, Precision, bool]:
     """Return where and in which precision a run computes, and whether its steps are recorded as CUDA graphs.
 
     Raises:
-        UserError: a device, a precision or CUDA graphs that cannot be had here.
+        UserError: a device, a precision, CUDA graphs or compiled layers that cannot be had here.
     """
-    trainer = spec.config.trainer
+    trainer, architecture = spec.config.trainer, model_type(spec.backbone)
+    require(
+        not trainer.compile or architecture in ARCHITECTURES,
+        f"trainer.compile=true compiles layers of {', '.join(ARCHITECTURES)}, and "
+        f"{spec.config.model.given_as} is a {architecture}: leave it false.",
+    )
     device = choose_device(trainer.accelerator)
     precision = choose_precision(trainer.precision, device)
-    return device, precision, uses_cuda_graphs(spec.config, device, model_type(spec.backbone))
+    return device, precision, uses_cuda_graphs(spec.config, device, architecture)
 
 
 def prepare_inputs(spec: RunSpec, near: bool = False, show: bool = True) -> RunInputs:
