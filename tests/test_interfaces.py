@@ -264,7 +264,7 @@ def test_transformers_has_layers_of_llama_in_the_parts_that_are_taken_out_of_the
     assert layer.mlp.config.hidden_act == "silu", used
     cosine, sine = backbone.rotary_emb(torch.zeros(1, 3, 16, device="meta"), torch.zeros(1, 3, device="meta"))
     assert cosine.shape == sine.shape == (1, 3, 8), used
-    assert supports(backbone, 3), used
+    assert supports(backbone), used
 
 
 def test_transformers_tells_what_a_model_is_made_of(tiny):

@@ -113,6 +113,20 @@ def test_few_test_rows_are_told_until_they_are_many(costs):
     assert "the mean of finished runs" in advice.few_test_rows(costs(), Outlook(accuracy=0.9, seen=True))
 
 
+def test_a_test_split_that_is_carved_can_grow(costs, tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text("text,label\n" + "".join(f"film {number} is good,{number % 2}\n" for number in range(200)))
+    words = ["data=csv", f"data.path={file}", "data.splits.validation=auto", "data.splits.test=auto"]
+    carved = costs(*words, "data.test_fraction=0.1")
+    carved.work.test.rows[0] = 10_000
+    assert re.search(r"about 11,771 rows: data\.test_fraction=0\.12\.$", advice.few_test_rows(carved, ASSUMED))
+    carved.work.test.rows[0] = 2_000  # it would take more than half of the rows
+    assert advice.few_test_rows(carved, ASSUMED).endswith("about 11,771 rows.")
+    given = costs()
+    given.work.test.rows[0] = 10_000
+    assert advice.few_test_rows(given, ASSUMED).endswith("about 11,771 rows.")
+
+
 def test_a_part_of_the_validation_rows_is_reported(costs):
     assert advice.few_validation_rows(costs(), ASSUMED) is None  # all there are
     assert "data.validation_subset=null takes all 8" in advice.few_validation_rows(

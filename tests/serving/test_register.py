@@ -84,6 +84,15 @@ def test_what_has_the_alias_is_not_registered_again(place, good, ask, capsys):
     assert len(open_store(place[1]).client.search_model_versions("name='twice'")) == 1
 
 
+def test_runs_that_differ_in_their_seed_alone_are_compared_with_each_other(place, good, ask, capsys):
+    other = train(load_config(*place[0], "trainer.max_epochs=6", "seed=2"))
+    ask(good, "seeds", metric="loss")
+    ask(other, "seeds", metric="loss", force=True)
+    values = [f"{result.metrics['best/loss']:.4f}" for result in (other, good)]
+    assert values[0] != values[1]
+    assert f"loss on the same 60 validation rows: {values[0]} against {values[1]} of" in capsys.readouterr().out
+
+
 def test_equal_runs_are_not_told_apart(place, good, ask):
     twin = train(load_config(*place[0], "trainer.max_epochs=6", "trainer.log_every_n_steps=7", "seed=1"))
     ask(good, "equal")

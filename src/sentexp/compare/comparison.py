@@ -105,8 +105,12 @@ class Comparison:
         )
 
 
-def load(config: CompareConfig) -> Comparison:
-    """Find the runs, read their predictions, and group those that differ only in their seed.
+def load(config: CompareConfig, group: bool = True) -> Comparison:
+    """Find the runs, and read their predictions.
+
+    Args:
+        config: which runs, and on which split.
+        group: make one configuration of the runs that differ only in their seed.
 
     Raises:
         UserError: there is nothing to compare, runs were tested on different rows, or these rows tell nothing.
@@ -130,7 +134,7 @@ def load(config: CompareConfig) -> Comparison:
         ids=first.ids,
         targets=first.targets,
         slices=first.slices,
-        configurations=_together([run for run in scored if run is not None]),
+        configurations=_configurations([run for run in scored if run is not None], group),
         parent_id=None if selection.parent is None else selection.parent.info.run_id,
         store=selection.store,
         notes=[selection.left_out] if selection.left_out else [],
@@ -224,11 +228,11 @@ def _order(reference: Predictions, other: Predictions) -> NDArray[Any] | None:
     return order if np.array_equal(reference.targets, other.targets[order]) else None
 
 
-def _together(scored: list[Scored]) -> list[Configuration]:
-    """Return the runs by configuration: those that differ in nothing but their seed are one."""
+def _configurations(scored: list[Scored], group: bool) -> list[Configuration]:
+    """Return the runs by configuration, each with a name of its own."""
     groups: dict[str, list[Scored]] = {}
     for one in scored:
-        groups.setdefault(json.dumps(one.settings, sort_keys=True), []).append(one)
+        groups.setdefault(json.dumps(one.settings, sort_keys=True) if group else one.run_id, []).append(one)
     several = any(len(members) > 1 for members in groups.values())
     named = [
         Configuration(name=_without_seed(members[0].name) if several else members[0].name, runs=members)

@@ -27,7 +27,8 @@ MOST_SLICES = 100
 class Examples:
     """The three splits as tables (see `Source`), and what they were drawn from.
 
-    `available` counts rows before subsets; `removed` the training rows that `data.deduplicate` took away.
+    `available` counts rows before subsets; `removed` the training rows that `data.deduplicate` took away; `carved`
+    names the splits that the source lacks, which are parts of its train split.
     """
 
     train: "pa.Table"
@@ -36,6 +37,7 @@ class Examples:
     labels: list[str]
     available: dict[str, int]
     removed: int = 0
+    carved: list[str] = field(default_factory=list)
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     stripped: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -127,6 +129,7 @@ def load_examples(
         labels=source.labels,
         available=available,
         removed=removed,
+        carved=missing,
         left_out=source.left_out,
         stripped=source.stripped,
         notes=source.notes,

@@ -7,7 +7,7 @@ from statistics import fmean
 import numpy as np
 
 from sentexp.compare.sample_size import detectable, rows_needed, standard_error
-from sentexp.config import Lora, Precision, Quantization, TableData, TargetKind
+from sentexp.config import Lora, Precision, Quantization, TargetKind
 from sentexp.data.audit import NOTED_CUT
 from sentexp.plan.run_states import Costs, Planned
 from sentexp.system.console import duration
@@ -179,10 +179,8 @@ def few_test_rows(run: Costs, expected: Outlook) -> str | None:
 
 def _more_test_rows(run: Costs, rows: int, needed: float) -> str:
     """Return how the test split can grow where it is carved; a test split of the source is what it is."""
-    data = run.spec.config.data
-    carved = isinstance(data, TableData) and (data.splits.test is None or data.distribution() is not None)
-    fraction = data.test_fraction * needed / rows
-    if not carved or fraction > MOST_TEST_FRACTION:
+    fraction = run.spec.config.data.test_fraction * needed / rows
+    if "test" not in run.spec.examples.carved or fraction > MOST_TEST_FRACTION:
         return ""
     return f": data.test_fraction={fraction:.2f}"
 

@@ -110,7 +110,7 @@ def _judge(config: RegisterConfig, store: Store, run: "Run", champion: Any) -> G
         confidence=config.confidence,
     )
     try:
-        comparison = load(wanted)
+        comparison = load(wanted, group=False)
         metric = comparison.kind.headline if config.metric == AUTO else config.metric
         metrics_of(comparison, metric)
     except UserError as error:

@@ -106,7 +106,7 @@ class PaddingFreeModel:
         backbone = base_of(self.model).base_model
         longest = packed.prefix + packed.grid.shape[1]
         if self._is_supported is None:
-            self._is_supported = not is_sharded(self.model) and supports(backbone, longest)
+            self._is_supported = not is_sharded(self.model) and supports(backbone)
         window = getattr(backbone.config, "sliding_window", None)
         return self._is_supported and (window is None or longest <= window)
 

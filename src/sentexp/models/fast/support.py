@@ -25,15 +25,14 @@ PACKED = ("HQQLinear", "Linear4bit", "PackedLinear")
 LINEAR = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 
 
-def supports(backbone: Any, longest: int) -> bool:
-    """Tell whether the fast layers compute what a backbone's own do, for rows of so many tokens at most."""
+def supports(backbone: Any) -> bool:
+    """Tell whether the fast layers compute what a backbone's own do, for rows within its sliding window."""
     if backbone.config.model_type in encoder.LAYERS:
         decodes = getattr(backbone.config, "is_decoder", False)
         return not decodes and all(map(_is_supported_encoder_layer, encoder.layers_of(backbone)))
     layers = getattr(backbone, "layers", None)
     config = backbone.config
-    window = getattr(config, "sliding_window", None)
-    if not layers or getattr(config, "attention_dropout", None) or (window is not None and longest > window):
+    if not layers or getattr(config, "attention_dropout", None):
         return False
     if any(hasattr(module, "modules_to_save") for module in backbone.modules()):  # it trains, beside the adapter
         return False
