@@ -1,6 +1,6 @@
 """The memory of a long training: with as many kernels as oneDNN keeps by itself, and with as many as sentexp lets it.
 
-    python benchmarks/training_memory.py                                    # the tiny model, 10,000 steps: twenty minutes
+    python benchmarks/training_memory.py                                    # the tiny model, 10,000 steps: 20 minutes
     python benchmarks/training_memory.py --model smollm2_135m --steps 100   # the default's shapes
 
 Rows without padding have another shape in each batch, and oneDNN compiles and keeps a kernel for each. Both arms are
