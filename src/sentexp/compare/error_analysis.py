@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sentexp.compare import significance
 from sentexp.compare.comparison import Comparison, Configuration
 from sentexp.compare.confident_learning import doubted_rows
+from sentexp.compare.leaderboard import metrics_of
 from sentexp.compare.metric_sums import AREA, measured
 from sentexp.config import TargetKind, check_measure
 from sentexp.data.text_parts import shown
@@ -36,10 +37,11 @@ def head_to_head(
     """
     check_measure(metric)
     _require_classes(comparison, "head_to_head")
+    metrics_of(comparison, metric)
     first, second = comparison.find("a", a), comparison.find("b", b)
     both = [_mean_probabilities(one) for one in (first, second)]
     right = np.stack([each.argmax(1) == comparison.targets for each in both])
-    runs = [measured(comparison.targets, each) for each in both]
+    runs = [measured(comparison.targets, each, [metric]) for each in both]
     values = [run.whole()[metric] for run in runs]
     counts = {
         "a": first.name,
