@@ -65,6 +65,14 @@ def test_two_runs_are_set_against_each_other(sentexp, record, metric):
     assert f"predict run={second[:8]} tracking.uri=" in proposed
 
 
+def test_brackets_in_names_are_no_markup(sentexp, record):
+    first, second = record("m=[q_proj]", 0.4, **{"peft.r": 1}), record("m=[/k]", 2.0, **{"peft.r": 2})
+    code, output, errors = sentexp(f"runs=[{first[:8]},{second[:8]}]", f"base={first[:8]}")
+    assert code == 0, errors
+    assert "to m=[q_proj]" in output
+    assert "only m=[/k] is right" in output
+
+
 @pytest.mark.parametrize(
     ("word", "named"),
     [
