@@ -55,6 +55,16 @@ def test_head_to_head_takes_the_metrics_of_ordered_classes(two):
         head_to_head(two, "a", "b", metric="rmse")
 
 
+@pytest.mark.parametrize("name", ["label", "p", "right"])
+def test_a_slice_of_the_name_of_a_column_is_told_from_it(two, name):
+    wanted = confident_errors(two, "a")
+    two.slices[name] = two.slices.pop("language")
+    found = confident_errors(two, "a")
+    assert found[["text", "label", "predicted", "p"]].equals(wanted[["text", "label", "predicted", "p"]])
+    assert found[f"slice.{name}"].tolist() == wanted["language"].tolist()
+    assert set(disagreements(two, "a", "b")["right"]) == {"a", "b"}
+
+
 def test_confident_errors_are_wrong_and_sorted(two):
     table = confident_errors(two, "a", most=5)
     assert len(table) == 5

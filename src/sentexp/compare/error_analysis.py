@@ -13,10 +13,13 @@ from sentexp.compare.metric_sums import AREA, measured
 from sentexp.config import TargetKind, check_measure
 from sentexp.data.text_parts import shown
 from sentexp.errors import require
-from sentexp.tracking.predictions import read_rows
+from sentexp.tracking.predictions import SLICE, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
+
+COLUMNS = ("text", "label", "id", "right", "predicted", "p", "error", "suggested", "wrong")
+"""Columns of these tables and of those of sets of labels: a slice of such a name is `slice.<name>`."""
 
 
 def head_to_head(
@@ -197,5 +200,6 @@ def texts_of(comparison: Comparison, numbers: NDArray[Any]) -> "pd.DataFrame":
     }
     table["id"] = comparison.ids[numbers].tolist()
     for column, (codes, values) in comparison.slices.items():
-        table[column] = [values[code] for code in codes[numbers]]
+        name = f"{SLICE}{column}" if column in COLUMNS else column
+        table[name] = [values[code] for code in codes[numbers]]
     return pd.DataFrame(table)

@@ -58,7 +58,9 @@ class Columns(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "Columns":
-        lengths = {len(one) if isinstance(one, list) else None for one in (self.text, self.text_pair) if one is not None}
+        lengths = {
+            len(one) if isinstance(one, list) else None for one in (self.text, self.text_pair) if one is not None
+        }
         if len(lengths) > 1:
             raise ValueError(f"must have as many values of {TEXT_PAIR} as of {TEXT}")
         return self
