@@ -57,7 +57,7 @@ def override(key: str, value: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return a text that may hold anything as hydra's grammar takes it: backslashes count double before a quote only."""
+    """Return a text as hydra's grammar takes it, whatever it holds: backslashes are doubled before quotes only."""
     escaped = re.sub(r"(\\*)'", r"\1\1\'", text)
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
