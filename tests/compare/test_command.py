@@ -52,16 +52,25 @@ def test_runs_are_looked_at_without_the_libraries_that_take_longest(words, drawn
     assert drawn == ("pandas" in loaded) == ("matplotlib" in loaded)
 
 
-def test_two_runs_are_set_against_each_other(sentexp, record):
+@pytest.mark.parametrize("metric", ["accuracy", "qwk"])
+def test_two_runs_are_set_against_each_other(sentexp, record, metric):
     first, second = record("a", 0.4, **{"peft.r": 1}), record("b", 2.0, **{"peft.r": 2})
-    code, output, errors = sentexp(f"runs=[{first[:8]},{second[:8]}]", "rows=3")
+    code, output, errors = sentexp(f"runs=[{first[:8]},{second[:8]}]", "rows=3", f"metric={metric}")
     assert code == 0, errors
     assert "a against b: both right" in output
     assert "McNemar's exact test p" in output
-    assert "permutation test of accuracy p" in output
+    assert f"permutation test of {metric} p" in output
     rows, _, proposed = output[output.index("only b is right") :].partition("Next, for instance:")
     assert 1 <= rows.count("film") <= 3
     assert f"predict run={second[:8]} tracking.uri=" in proposed
+
+
+def test_brackets_in_names_are_no_markup(sentexp, record):
+    first, second = record("m=[q_proj]", 0.4, **{"peft.r": 1}), record("m=[/k]", 2.0, **{"peft.r": 2})
+    code, output, errors = sentexp(f"runs=[{first[:8]},{second[:8]}]", f"base={first[:8]}")
+    assert code == 0, errors
+    assert "to m=[q_proj]" in output
+    assert "only m=[/k] is right" in output
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,14 @@ def test_runs_that_differ_in_their_seed_alone_are_one_configuration(sweep, compa
     assert "r=8 seed=2" in found.notes[0]
 
 
+def test_a_run_that_was_repeated_is_no_other_seed(record, comparing):
+    ids = [record("alone"), record("alone"), record("another", 2.0, **{"peft.r": 2})]
+    found = load(comparing(experiment_name="sentexp"))
+    assert [[run.run_id for run in one.runs] for one in found.configurations] == [[ids[1]], [ids[2]]]
+    assert found.notes == ["Runs were repeated with the same seed, and the last of each counts: alone."]
+    assert [len(one.runs) for one in load(comparing(runs=ids), group=False).configurations] == [1, 1, 1]
+
+
 def test_runs_of_the_same_name_are_named_by_what_differs(record, comparing):
     ids = [record("smollm-lora", skill, **{"peft.r": rank, "optim.lr": 0.1}) for skill, rank in ((1.0, 4), (2.0, 8))]
     assert [one.name for one in load(comparing(runs=ids)).configurations] == ["r=4", "r=8"]

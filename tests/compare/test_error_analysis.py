@@ -45,6 +45,26 @@ def test_head_to_head_counts_every_row_once(two):
     assert "permutation_p" not in head_to_head(two, "a", "b", metric="auroc_macro")
 
 
+def test_head_to_head_takes_the_metrics_of_ordered_classes(two):
+    found = head_to_head(two, "a", "b", metric="qwk", permutations=499)
+    first, second = right(two)
+    # with two balanced classes, kappa is about 1 - 2 * errors
+    assert found["difference"] == pytest.approx(2 * (first.mean() - second.mean()), abs=0.05)
+    assert found["permutation_p"] < 0.05
+    with pytest.raises(UserError, match="metric=rmse measures scores, and these runs predict classes"):
+        head_to_head(two, "a", "b", metric="rmse")
+
+
+@pytest.mark.parametrize("name", ["label", "p", "right"])
+def test_a_slice_of_the_name_of_a_column_is_told_from_it(two, name):
+    wanted = confident_errors(two, "a")
+    two.slices[name] = two.slices.pop("language")
+    found = confident_errors(two, "a")
+    assert found[["text", "label", "predicted", "p"]].equals(wanted[["text", "label", "predicted", "p"]])
+    assert found[f"slice.{name}"].tolist() == wanted["language"].tolist()
+    assert set(disagreements(two, "a", "b")["right"]) == {"a", "b"}
+
+
 def test_confident_errors_are_wrong_and_sorted(two):
     table = confident_errors(two, "a", most=5)
     assert len(table) == 5

@@ -24,6 +24,7 @@ def test_the_detectable_difference_is_the_inverse_of_the_rows():
     assert detectable(round(rows_needed(0.02, 0.15)), 0.15) == pytest.approx(0.02, abs=1e-4)
     assert detectable(3, 0.15) == 0.15
     assert detectable(1000, 0.15) > detectable(10_000, 0.15)
+    assert detectable(1000, 0.0) == 0.0
 
 
 def test_the_standard_error_is_that_of_the_binomial():

@@ -110,6 +110,7 @@ def test_few_test_rows_are_told_until_they_are_many(costs):
     assert "about 11,771 rows" in told
     run.work.test.rows[0] = 20_000
     assert advice.few_test_rows(run, ASSUMED) is None
+    assert advice.few_test_rows(costs(), Outlook(accuracy=1.0, seen=True)) is None
     assert "the mean of finished runs" in advice.few_test_rows(costs(), Outlook(accuracy=0.9, seen=True))
 
 
@@ -120,6 +121,9 @@ def test_a_test_split_that_is_carved_can_grow(costs, tmp_path):
     carved = costs(*words, "data.test_fraction=0.1")
     carved.work.test.rows[0] = 10_000
     assert re.search(r"about 11,771 rows: data\.test_fraction=0\.12\.$", advice.few_test_rows(carved, ASSUMED))
+    carved.spec.config.data.test_fraction = 0.001
+    assert advice.few_test_rows(carved, ASSUMED).endswith(": data.test_fraction=0.0012.")
+    carved.spec.config.data.test_fraction = 0.1
     carved.work.test.rows[0] = 2_000  # it would take more than half of the rows
     assert advice.few_test_rows(carved, ASSUMED).endswith("about 11,771 rows.")
     given = costs()

@@ -70,6 +70,12 @@ def test_a_single_text_parameters_and_csv_are_read():
     table, params = read_request(b'{"inputs": {"text": "x"}, "params": {"calibrated": true}}', JSON)
     assert (table["text"].tolist(), params) == (["x"], {"calibrated": True})
     assert read_request(b"n,text\n1,5\n", CSV)[0]["text"].tolist() == ["5"]
+    assert read_request(b"text\r\nNA\r\nnull\r\n", CSV)[0]["text"].tolist() == ["NA", "null"]
+
+
+def test_one_text_has_one_second_text():
+    with pytest.raises(Refused, match="as many values of text_pair as of text"):
+        read_request(b'{"inputs": {"text": "x", "text_pair": []}}', JSON, pairs=True)
 
 
 def body_of(parts, headers=(), most=100):

@@ -68,7 +68,22 @@ def test_a_password_is_never_proposed():
 
 
 @pytest.mark.parametrize(
-    "value", ["plain", "a b", "it's", "1e5", "null", "sqlite:////x/mlflow.db", "a=b", "a,b", "~/x", "12"]
+    "value",
+    [
+        "plain",
+        "a b",
+        "it's",
+        "1e5",
+        "null",
+        "sqlite:////x/mlflow.db",
+        "a=b",
+        "a,b",
+        "~/x",
+        "12",
+        r"a\b",
+        r"a\'b",
+        "a\\",
+    ],
 )
 def test_a_value_is_quoted_where_hydra_would_read_more_than_a_text(value):
     (word,) = shlex.split(shlex.join([override("name", value)]))

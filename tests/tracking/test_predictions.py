@@ -55,6 +55,13 @@ def test_what_was_written_is_read(written):
     assert list(file.parent.iterdir()) == [file]
 
 
+def test_a_slice_of_the_data_named_length_stays(tmp_path):
+    rows = table(2).append_column("slice.length", pa.array(["a tweet", "an essay"]))
+    write_predictions(rows, LABELS, np.full((2, 3), 1 / 3), tmp_path / "test.parquet")
+    codes, values = read_predictions(tmp_path / "test.parquet").slices["length"]
+    assert [values[code] for code in codes] == ["a tweet", "an essay"]
+
+
 def test_ids_tell_equal_texts_apart(written):
     ids = read_predictions(written[0]).ids.tolist()
     assert ids[:4] == ["0" * 16, "0" * 16 + "-2", "0" * 15 + "1", "0" * 15 + "1-2"]

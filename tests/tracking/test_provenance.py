@@ -20,6 +20,20 @@ def test_texts_without_a_password_stay(text):
     assert mask_uri(text) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("postgresql://me:secret@host/x", "postgresql://me:***@host/x"),
+        ("uri=postgresql://me:se@cret@host/x?sslmode=require", "uri=postgresql://me:***@host/x?sslmode=require"),
+        ("uri='mysql://me:sec%21ret@host/x'", "uri='mysql://me:***@host/x'"),
+        ("http://:secret@host:5000", "http://:***@host:5000"),
+        ("read http://[a@b", "read http://[a@b"),
+    ],
+)
+def test_a_password_is_masked_wherever_it_is(text, masked):
+    assert mask_uri(text) == masked
+
+
 def test_git_state_names_commit_and_changes(tmp_path, monkeypatch):
     import subprocess
 

@@ -20,6 +20,7 @@ from sentexp.config import ChosenRun, CompareConfig, Config, UiConfig, conf_dir,
 from sentexp.distributed import processes
 from sentexp.errors import UserError, complain
 from sentexp.system.signals import raise_on_signal
+from sentexp.tracking.next_steps import quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -158,25 +159,19 @@ def _as_text(word: str, several: bool = False) -> str:
     if key.startswith("peft.config."):
         return f"++{word}"  # keys of PEFT's own, which no file holds
     if key in TEMPLATES and "{" in value and value[0] not in "'\"[":
-        return f"{key}={_quoted(value)}"
+        return f"{key}={quoted(value)}"
     if key not in NAMING_RUNS or not value or value[0] in "'\"" or re.fullmatch(r"\w+\(.*\)", value):
         return word
     listed = key == "runs" and value[0] + value[-1] == "[]"
     names = value[1:-1] if listed else value
     split = _at_commas(names) if listed or several or key == "runs" else [names]
-    text = ",".join(name if name in ("null", "") or name[0] in "'\"" else _quoted(name) for name in split)
+    text = ",".join(name if name in ("null", "") or name[0] in "'\"" else quoted(name) for name in split)
     return f"{key}=[{text}]" if listed else f"{key}={text}"
 
 
 def _at_commas(text: str) -> list[str]:
     """Split a text at the commas that are in no brackets and no quotes."""
     return [name.strip() for name in re.findall(r"(?:'[^']*'|\"[^\"]*\"|\[[^]]*\]|\{[^}]*\}|[^,])+", text)] or [text]
-
-
-def _quoted(name: str) -> str:
-    """Return a name as hydra's grammar takes one that may hold anything."""
-    escaped = re.sub(r"(\\*)'", r"\1\1\'", name)
-    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 def _check_options() -> None:

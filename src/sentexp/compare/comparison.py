@@ -127,6 +127,11 @@ def load(config: CompareConfig, group: bool = True) -> Comparison:
         "are needed, and hundreds to see a difference of some points.",
     )
     _require_several(selection.title, split, first)
+    ranked = [run for run in scored if run is not None]
+    latest = _latest(ranked) if group else ranked
+    notes = [selection.left_out] if selection.left_out else []
+    if repeated := [run.name for run in ranked if run not in latest]:
+        notes.append(f"Runs were repeated with the same seed, and the last of each counts: {listed(repeated)}.")
     comparison = Comparison(
         title=selection.title,
         split=split,
@@ -134,10 +139,10 @@ def load(config: CompareConfig, group: bool = True) -> Comparison:
         ids=first.ids,
         targets=first.targets,
         slices=first.slices,
-        configurations=_configurations([run for run in scored if run is not None], group),
+        configurations=_configurations(latest, group),
         parent_id=None if selection.parent is None else selection.parent.info.run_id,
         store=selection.store,
-        notes=[selection.left_out] if selection.left_out else [],
+        notes=notes,
     )
     if split == "test":
         comparison.baselines = _baselines(selection, rows)
@@ -226,6 +231,12 @@ def _order(reference: Predictions, other: Predictions) -> NDArray[Any] | None:
         order = np.empty(len(ours), np.int64)
         order[ours] = theirs
     return order if np.array_equal(reference.targets, other.targets[order]) else None
+
+
+def _latest(scored: list[Scored]) -> list[Scored]:
+    """Return the runs without those that come again later: trained once more, they are no other seed."""
+    runs = {(json.dumps(one.settings, sort_keys=True), one.seed, one.tags.get("identity")): one for one in scored}
+    return list(runs.values())
 
 
 def _configurations(scored: list[Scored], group: bool) -> list[Configuration]:

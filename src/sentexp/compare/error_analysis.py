@@ -8,14 +8,18 @@ from numpy.typing import NDArray
 from sentexp.compare import significance
 from sentexp.compare.comparison import Comparison, Configuration
 from sentexp.compare.confident_learning import doubted_rows
+from sentexp.compare.leaderboard import metrics_of
 from sentexp.compare.metric_sums import AREA, measured
 from sentexp.config import TargetKind, check_measure
 from sentexp.data.text_parts import shown
 from sentexp.errors import require
-from sentexp.tracking.predictions import read_rows
+from sentexp.tracking.predictions import SLICE, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
+
+COLUMNS = ("text", "label", "id", "right", "predicted", "p", "error", "suggested", "wrong")
+"""Columns of these tables and of those of sets of labels: a slice of such a name is `slice.<name>`."""
 
 
 def head_to_head(
@@ -36,10 +40,11 @@ def head_to_head(
     """
     check_measure(metric)
     _require_classes(comparison, "head_to_head")
+    metrics_of(comparison, metric)
     first, second = comparison.find("a", a), comparison.find("b", b)
     both = [_mean_probabilities(one) for one in (first, second)]
     right = np.stack([each.argmax(1) == comparison.targets for each in both])
-    runs = [measured(comparison.targets, each) for each in both]
+    runs = [measured(comparison.targets, each, [metric]) for each in both]
     values = [run.whole()[metric] for run in runs]
     counts = {
         "a": first.name,
@@ -195,5 +200,6 @@ def texts_of(comparison: Comparison, numbers: NDArray[Any]) -> "pd.DataFrame":
     }
     table["id"] = comparison.ids[numbers].tolist()
     for column, (codes, values) in comparison.slices.items():
-        table[column] = [values[code] for code in codes[numbers]]
+        name = f"{SLICE}{column}" if column in COLUMNS else column
+        table[name] = [values[code] for code in codes[numbers]]
     return pd.DataFrame(table)

@@ -108,7 +108,7 @@ def _by_ids(store: Store, wanted: list[str], where: str) -> "list[Run]":
             "command of that run again, which resumes it.",
         )
         chosen.append(runs[0])
-    return chosen
+    return list({run.info.run_id: run for run in chosen}.values())
 
 
 def _search(store: Store, query: str, where: str) -> "list[Run]":

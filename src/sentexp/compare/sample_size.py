@@ -53,6 +53,6 @@ def detectable(rows: int, disagreement: float) -> float:
     """Return the smallest difference that so many rows show; `disagreement` itself where they show none."""
     from scipy.optimize import brentq
 
-    if rows_needed(disagreement, disagreement) >= rows:
+    if disagreement == 0 or rows_needed(disagreement, disagreement) >= rows:
         return disagreement
     return float(brentq(lambda difference: rows_needed(difference, disagreement) - rows, 1e-6, disagreement))

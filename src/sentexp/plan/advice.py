@@ -182,7 +182,7 @@ def _more_test_rows(run: Costs, rows: int, needed: float) -> str:
     fraction = run.spec.config.data.test_fraction * needed / rows
     if "test" not in run.spec.examples.carved or fraction > MOST_TEST_FRACTION:
         return ""
-    return f": data.test_fraction={fraction:.2f}"
+    return f": data.test_fraction={fraction:.2g}"
 
 
 def few_validation_rows(run: Costs, expected: Outlook) -> str | None:

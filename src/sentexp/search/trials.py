@@ -20,12 +20,12 @@ from sentexp.search.policies import judge_of
 from sentexp.search.report import print_front
 from sentexp.search.space import Space, Value
 from sentexp.search.study import build_sampler, call_storage, is_maximised, only_one_search, open_study, storage_url
-from sentexp.sweeps.launch import quoted
 from sentexp.sweeps.report import print_beginning
 from sentexp.sweeps.sweep_dir import Outcome, State, SweepFolder
 from sentexp.system.console import say
 from sentexp.tracking.client import SQLITE
 from sentexp.tracking.identity import digest_of
+from sentexp.tracking.next_steps import quoted
 
 if TYPE_CHECKING:
     from optuna import Study

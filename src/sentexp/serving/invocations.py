@@ -58,7 +58,9 @@ class Columns(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "Columns":
-        lengths = {isinstance(one, list) and len(one) for one in (self.text, self.text_pair) if one is not None}
+        lengths = {
+            len(one) if isinstance(one, list) else None for one in (self.text, self.text_pair) if one is not None
+        }
         if len(lengths) > 1:
             raise ValueError(f"must have as many values of {TEXT_PAIR} as of {TEXT}")
         return self
@@ -177,8 +179,8 @@ def read_request(body: bytes, content_type: str, pairs: bool = False) -> tuple["
         raise Refused(400, f"The request is empty: {EXAMPLES[pairs]}.")
     columns = (TEXT, TEXT_PAIR) if pairs else (TEXT,)
     if kind == CSV:
-        types: Any = dict.fromkeys(columns, object)
-        return _read_table("CSV", columns, lambda: pd.read_csv(io.BytesIO(body), dtype=types)), {}
+        words: Any = {"dtype": dict.fromkeys(columns, object), "keep_default_na": False, "na_values": [""]}
+        return _read_table("CSV", columns, lambda: pd.read_csv(io.BytesIO(body), **words)), {}
     if kind == PARQUET:
         return _read_table("Parquet", columns, lambda: pd.read_parquet(io.BytesIO(body))), {}
     try:

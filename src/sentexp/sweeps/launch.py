@@ -21,6 +21,7 @@ from sentexp.run.fusing import fuse
 from sentexp.sweeps.cluster import ClusterLauncher, require_processes, run_on_cluster
 from sentexp.sweeps.fused import FusedLauncher, run_fused, run_in_workers
 from sentexp.sweeps.gpus import gpus_for, gpus_to_take
+from sentexp.tracking.next_steps import quoted
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
@@ -234,9 +235,3 @@ def require_strategy(launcher: "Launcher", config: Config, overrides: Sequence[s
         f"{torchrun_command(overrides)}; the same --multirun without trainer={strategy.name} then gathers them in a "
         "sweep, and trains none of them again.",
     )
-
-
-def quoted(text: str) -> str:
-    """Return a text as hydra's override grammar takes it."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

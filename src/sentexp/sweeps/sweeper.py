@@ -32,10 +32,10 @@ from sentexp.sweeps.launch import (
     fit_to_cluster,
     launch,
     once_each,
-    quoted,
     require_strategy,
 )
 from sentexp.sweeps.plain_values import with_values
+from sentexp.tracking.next_steps import quoted
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher

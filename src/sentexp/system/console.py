@@ -11,8 +11,8 @@ from rich.spinner import Spinner
 from rich.style import Style
 from rich.text import Text
 
-OUT = Console(highlight=False, soft_wrap=True)
-ASIDE = Console(stderr=True, highlight=False, soft_wrap=True)
+OUT = Console(highlight=False, soft_wrap=True, markup=False)
+ASIDE = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 """Beside standard output, which another program may read."""
 _spinners: list[Live] = []
 FEW_MINUTES = 10

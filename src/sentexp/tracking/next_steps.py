@@ -53,8 +53,13 @@ def override(key: str, value: str) -> str:
     """Return an override as hydra's grammar takes it, quoted where it must be."""
     if re.fullmatch(r"[a-zA-Z_/][\w/:@.-]*", value) and value.lower() not in ("null", "true", "false", "inf", "nan"):
         return f"{key}={value}"
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    return f"{key}={quoted(value)}"
+
+
+def quoted(text: str) -> str:
+    """Return a text as hydra's grammar takes it, whatever it holds: backslashes are doubled before quotes only."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", text)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 def say_next(commands: Sequence[str]) -> None:

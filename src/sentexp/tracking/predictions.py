@@ -112,7 +112,8 @@ def _block(
     table |= {name: rows.column(name).cast(pa.string()) for name in rows.column_names if name.startswith(SLICE)}
     words = pc.count_substring_regex(texts, WORD).to_numpy()
     buckets = pa.array(np.searchsorted(LENGTHS, words), pa.int32())
-    table[f"{SLICE}length"] = pa.DictionaryArray.from_arrays(buckets, pa.array(length_buckets()))
+    lengths = pa.DictionaryArray.from_arrays(buckets, pa.array(length_buckets()))
+    table.setdefault(f"{SLICE}length", lengths)  # unless the data have such a column
     return pa.table(table).replace_schema_metadata({"sentexp": json.dumps(_facts(labels, thresholds))})
 
 

@@ -1,11 +1,11 @@
 """Provenance: the command, the commit and the libraries behind a run."""
 
 import importlib.metadata
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from urllib.parse import urlsplit, urlunsplit
 
 from sentexp import __version__
 
@@ -23,6 +23,9 @@ LIBRARIES = (
 )
 
 GIVEN_BY_A_SWEEP = ("sweep.name=", "sweep.parent=", "sweep.study=", "sweep.trial=")
+
+PASSWORD = re.compile(r"(://[^\s/?#:@]*):[^\s/?#]*@")
+"""User and password in a URI."""
 
 
 def command() -> str:
@@ -76,15 +79,8 @@ def library_versions() -> dict[str, str]:
 
 
 def mask_uri(text: str) -> str:
-    """Return a text with the password of a URI in it replaced by stars; other texts unchanged."""
-    key, equals, value = text.rpartition("=") if "://" in text.rpartition("=")[2] else ("", "", text)
-    if "://" not in value or "@" not in value:
-        return text
-    parts = urlsplit(value)
-    if parts.password is None:
-        return text
-    netloc = f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}"
-    return key + equals + urlunsplit(parts._replace(netloc=netloc))
+    """Return a text with the password of every URI in it replaced by stars; other texts unchanged."""
+    return PASSWORD.sub(r"\1:***@", text)
 
 
 def _git(*arguments: str) -> str | None:
