@@ -63,13 +63,13 @@ def test_an_experiment_holds_runs_and_no_sweeps_or_baselines(sweep, record, comp
 
 
 def test_runs_are_named_by_identity_its_beginning_or_their_name(record, comparing):
-    record("r=8", tags={"identity": "0123456789abcdef"})
-    record("r=4", tags={"identity": "0123ffffffffffff"})
-    assert names(select(comparing(runs=["0123456789abcdef", "0123f"]))) == ["r=8", "r=4"]
+    record("r=8", tags={"identity": "wxyz456789abcdef"})
+    record("r=4", tags={"identity": "wxyzffffffffffff"})
+    assert names(select(comparing(runs=["wxyz456789abcdef", "wxyzf"]))) == ["r=8", "r=4"]
     found = select(comparing(runs=["r=4"]))
     assert names(found) == ["r=4"]
     assert found.title == "1 run"
-    for short in ("0123", "012"):
+    for short in ("wxyz", "wxy"):
         with pytest.raises(UserError, match=f"runs={short} is (2 runs|not a run) in .*: give 4 letters or more of an"):
             select(comparing(runs=[short]))
 
