@@ -5,7 +5,6 @@ command resumes after a kill: the part that was being written is written again.
 """
 
 import csv
-import io
 import json
 import os
 import shutil
@@ -26,6 +25,8 @@ from sentexp.system.atomic_write import write_atomic
 if TYPE_CHECKING:
     import pyarrow as pa
 
+END = "\r\n"
+"""With this end of rows Python's writer of CSV quotes values that hold either sign; rows are written with the last."""
 Predictions = list[list[Any]]
 """For each row the columns of `sentexp.inference.answers`, null where there is no text."""
 
@@ -208,6 +209,14 @@ def _flush_to_disk(stream: IO[bytes]) -> None:
     os.fsync(stream.fileno())
 
 
+class _Written(list[str]):
+    """The rows that a writer of CSV has written."""
+
+    def write(self, row: str) -> None:
+        """Add a row."""
+        self.append(row)
+
+
 class TextRows:
     """Rows as bytes of CSV, TSV or JSON Lines, in UTF-8."""
 
@@ -237,11 +246,11 @@ class TextRows:
     def _lines(self, rows: list[list[Any]]) -> bytes:
         shown = [["" if value is None else _written(value) for value in row] for row in rows]
         if self.form == "csv":
-            stream = io.StringIO()
-            csv.writer(stream, delimiter=self.delimiter, lineterminator="\n").writerows(shown)
-            return stream.getvalue().encode()
+            written = _Written()
+            csv.writer(written, delimiter=self.delimiter, lineterminator=END).writerows(shown)
+            return "".join(f"{row.removesuffix(END)}\n" for row in written).encode()
         lines = [[str(value) for value in row] for row in shown]
-        broken = next((value for row in lines for value in row if any(sign in value for sign in "\t\n")), None)
+        broken = next((value for row in lines for value in row if any(sign in value for sign in "\t\r\n")), None)
         require(
             broken is None,
             f"A value holds a tab or a line break ({(broken or '')[:40]!r}), which TSV cannot write: name an output "
