@@ -111,3 +111,10 @@ def test_a_carriage_return_alone_ends_no_row(delimiter):
     assert written.endswith(f"plain{delimiter}a{delimiter}0.75{delimiter}0.25\n".encode())
     with pytest.raises(UserError, match="which TSV cannot write"):
         TextRows("tsv", ["text"], ADDED, "\t").encode(chunk(*texts), said(3))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_columns_of_one_name_are_refused_before_anything_is_scored(form, tmp_path):
+    with pytest.raises(UserError, match=r"has several columns x, .* write output=<file>.csv"):
+        FileOutput(tmp_path / f"out.{form}", form, ["text", "x", "x"], ADDED, ",", "t")
+    FileOutput(tmp_path / "out.csv", "csv", ["text", "x", "x"], ADDED, ",", "t").close()

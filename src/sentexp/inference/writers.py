@@ -46,6 +46,15 @@ class Output(ABC):
     def __init__(self, columns: Sequence[str], added: Sequence[str]) -> None:
         self.columns, self.added = list(columns), list(added)
 
+    def require_names(self, form: str) -> None:
+        """Refuse columns of one name where a form has one value for each name."""
+        twice = list(dict.fromkeys(name for name in self.columns if self.columns.count(name) > 1))
+        require(
+            not twice or form in ("csv", "tsv"),
+            f"The input has several columns {', '.join(twice)}, and {form} holds one of each name: rename all but one, "
+            "or write output=<file>.csv.",
+        )
+
     def count(self, predictions: Predictions) -> None:
         """Count rows that are written."""
         self.rows += len(predictions)
@@ -69,6 +78,7 @@ class StandardOutput(Output):
 
     def __init__(self, form: str, columns: Sequence[str], added: Sequence[str], delimiter: str) -> None:
         super().__init__(columns, added)
+        self.require_names(form)
         self.text = TextRows(form, columns, added, delimiter)
 
     def write(self, chunk: Chunk, predictions: Predictions) -> None:
@@ -114,6 +124,7 @@ class FileOutput(Output):
         schema: "pa.Schema | None" = None,
     ) -> None:
         super().__init__(columns, added)
+        self.require_names(form)
         self.file, self.form, self.task, self.schema = file, form, task, schema
         self.folder = file.with_name(f"{file.name}.partial")
         self.state = self.folder / "state.json"
