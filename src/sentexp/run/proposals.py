@@ -29,7 +29,7 @@ def _axis(config: Config) -> tuple[str, str]:
     if isinstance(config.peft, Untuned):
         return "peft", "none,lora"
     if isinstance(config.peft, Lora):
-        rank = max(2, config.peft.r)
+        rank = config.peft.r * 2 if config.peft.init == "orthogonal" else max(2, config.peft.r)  # all even
         return "peft.r", f"{rank // 2},{rank},{rank * 2}"
     rate = config.optim.lr
     return "optim.lr", ",".join(f"{value:.3g}" for value in (rate / 2, rate, rate * 2))
