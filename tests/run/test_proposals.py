@@ -83,3 +83,8 @@ def test_ranks_of_an_orthogonal_start_are_even(rank, proposed):
     assert values == f"{rank},{2 * rank},{4 * rank}"
     for value in values.split(","):
         load_config(*sweep[2:], f"{key}={value}")
+
+
+def test_a_learning_rate_is_scaled_once(proposed):
+    sweep = proposed("peft=head", "optim.lr=0.001", "optim.lr_scale=3")[2]
+    assert sweep[1:] == ["optim.lr=0.0015,0.003,0.006", "peft=head"]

@@ -19,7 +19,8 @@ def next_commands(result: "Result", config: Config) -> list[str]:
     words = given_words(in_sweep=False)
     if words is not None and config.trainer.strategy is Strategy.single:
         key, values = _axis(config)
-        others = [word for word in words if word.lstrip("+").partition("=")[0] not in (key, "sweep.rerun")]
+        replaced = {key, "sweep.rerun"} | ({"optim.lr_scale"} if key == "optim.lr" else set())  # it is in the rate
+        others = [word for word in words if word.lstrip("+").partition("=")[0] not in replaced]
         commands.append(sentexp_command("--multirun", f"{key}={values}", *others))
     return commands
 
