@@ -66,3 +66,8 @@ def test_classes_and_a_single_score_are_refused(table):
     file.write_text("text,label\n" + "".join(f"film {number},3\n" for number in range(40)))
     with pytest.raises(UserError, match=r"has one score in its train split"):
         load_examples(load_config(*words).data, kind=TargetKind.scores)
+
+
+@pytest.mark.parametrize("scores", [np.linspace(100, 101, 50), np.array([1000001.0, 1000002]), np.linspace(0, 1e-9, 7)])
+def test_scores_that_are_close_together_are_all_counted(scores):
+    assert sum(score_counts({"train": scores})["train"].values()) == len(scores)

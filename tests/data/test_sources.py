@@ -507,3 +507,9 @@ def test_several_files_are_one_table(tmp_path):
     assert texts(found.splits["train"]) == ["film 0", "film 1", "film 2"]
     with pytest.raises(UserError, match=r"data.path=.*/other-\*.csv matches no file"):
         own(f"{tmp_path}/other-*.csv")
+
+
+def test_a_folder_without_a_split_to_train_on_is_refused(tmp_path):
+    (tmp_path / "test.csv").write_text("text,label\ngood,pos\nbad,neg\n")
+    with pytest.raises(UserError, match=r"has no split for data.splits.train=auto \(found: test\): name the one to"):
+        own(tmp_path, "data.splits.train=auto")

@@ -7,6 +7,8 @@ import pytest
 from generated import LABELS, pairs
 from pyarrow import parquet
 
+from sentexp.config import load_config
+from sentexp.data.sources import load_source
 from sentexp.data.tables import TextFormat, read_table
 from sentexp.errors import UserError
 
@@ -252,3 +254,12 @@ def test_many_rows_are_read_in_order(tmp_path, monkeypatch):
 def test_names_for_a_file_that_has_a_header_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"data.columns names the columns of .*x.csv, whose first line does so already"):
         read(tmp_path / "x.csv", "label,text\n1,a\n", columns=["label", "text"])
+
+
+def test_columns_that_are_not_read_may_have_one_name(tmp_path):
+    (tmp_path / "x.csv").write_text("1,a,good,pos\n2,b,bad,neg\n")
+    words = ("data=csv", f"data.path={tmp_path / 'x.csv'}")
+    found = load_source(load_config(*words, "data.columns=[_,_,text,label]").data)
+    assert found.splits["train"].column("text").to_pylist() == ["good", "bad"]
+    with pytest.raises(UserError, match=r"data.text=text is the name of 2 columns of .*x.csv: rename all but one"):
+        load_source(load_config(*words, "data.columns=[_,text,text,label]").data)

@@ -1,12 +1,13 @@
 """The output of `predict` on disk: whole or not there, by one process at a time, gone on with where it was left."""
 
 import csv
+import io
 
 import pytest
 
 from sentexp.errors import UserError
 from sentexp.inference.row_formats import Chunk
-from sentexp.inference.writers import FileOutput
+from sentexp.inference.writers import FileOutput, TextRows
 
 ADDED = ["label", "probability_a", "probability_b"]
 
@@ -98,3 +99,22 @@ def test_a_part_that_was_not_counted_is_written_again(opened, tmp_path):
 
     assert parquet.read_table(tmp_path / "out.parquet").column("text").to_pylist() == ["one", "two"]
     assert [path.name for path in tmp_path.iterdir() if "lock" not in path.name] == ["out.parquet"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_a_carriage_return_alone_ends_no_row(delimiter):
+    texts = ["one\rtwo", "three\r", "plain"]
+    rows = TextRows("csv", ["text"], ADDED, delimiter)
+    written = rows.header() + rows.encode(chunk(*texts), said(3))
+    read = list(csv.reader(io.StringIO(written.decode(), newline=""), delimiter=delimiter))
+    assert [row[0] for row in read] == ["text", *texts]
+    assert written.endswith(f"plain{delimiter}a{delimiter}0.75{delimiter}0.25\n".encode())
+    with pytest.raises(UserError, match="which TSV cannot write"):
+        TextRows("tsv", ["text"], ADDED, "\t").encode(chunk(*texts), said(3))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_columns_of_one_name_are_refused_before_anything_is_scored(form, tmp_path):
+    with pytest.raises(UserError, match=r"has several columns x, .* write output=<file>.csv"):
+        FileOutput(tmp_path / f"out.{form}", form, ["text", "x", "x"], ADDED, ",", "t")
+    FileOutput(tmp_path / "out.csv", "csv", ["text", "x", "x"], ADDED, ",", "t").close()

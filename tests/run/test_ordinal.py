@@ -52,6 +52,7 @@ def test_an_export_says_what_the_run_says(kind, form, rated, base_words, exporte
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     card = (folder / "README.md").read_text()
     assert ("softplus" in card) == (form != "onnx")
+    assert ("import torch\n" in card) == (form != "onnx")
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft's own

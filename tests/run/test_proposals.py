@@ -74,3 +74,17 @@ def test_several_processes_and_python_propose_no_sweep(proposed):
 def test_without_hydra_no_words_are_known():
     assert not HydraConfig.initialized()
     assert given_words(in_sweep=False) is None
+
+
+@pytest.mark.parametrize("rank", [2, 6])
+def test_ranks_of_an_orthogonal_start_are_even(rank, proposed):
+    sweep = proposed("peft=lora", "peft.init=orthogonal", f"peft.r={rank}")[2]
+    key, values = sweep[1].split("=")
+    assert values == f"{rank},{2 * rank},{4 * rank}"
+    for value in values.split(","):
+        load_config(*sweep[2:], f"{key}={value}")
+
+
+def test_a_learning_rate_is_scaled_once(proposed):
+    sweep = proposed("peft=head", "optim.lr=0.001", "optim.lr_scale=3")[2]
+    assert sweep[1:] == ["optim.lr=0.0015,0.003,0.006", "peft=head"]

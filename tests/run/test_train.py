@@ -24,6 +24,8 @@ from sentexp.models.sequence_classifier import SequenceClassifier
 from sentexp.run import build, fitting, plotting, summary
 from sentexp.run import train as training
 from sentexp.run.audit import audit
+from sentexp.run.cache import clear_cache
+from sentexp.run.inputs import resolve_inputs, tokenize_splits
 from sentexp.run.plotting import PLOTS, plot_finished, plots_of
 from sentexp.run.train import train
 from sentexp.system.memory import KERNEL_CACHES
@@ -446,3 +448,15 @@ def test_a_finished_run_of_other_labels_is_not_the_result(config, tmp_path):
             run = (*run, "sweep.rerun=true")
         results.append(train(config(*run)).labels)
     assert results == [["negative", "positive"], ["bad", "good"]]
+
+
+def test_runs_of_a_sweep_share_no_tokens_that_are_too_long(config):
+    limits = []
+    for virtual in (1, 40):
+        words = ("sweep.name=a", "peft=prompt_tuning", f"peft.num_virtual_tokens={virtual}")
+        spec = resolve_inputs(config(*words, "data.max_length=2008", "task.template='Review: {text}'"))
+        limits.append((spec.positions, tokenize_splits(spec)["train"].limit))
+    clear_cache()
+    assert limits[0][0] - limits[1][0] == 39
+    assert all(limit <= positions for positions, limit in limits)
+    assert limits[0][1] > limits[1][0]

@@ -13,12 +13,14 @@ import yaml
 from mlflow import MlflowClient
 
 from sentexp.compare import command, comparison
-from sentexp.config import TargetKind
+from sentexp.config import TargetKind, load_config
 from sentexp.errors import UserError
 from sentexp.run import build, fitting
 from sentexp.run.plotting import PLOTS, plots_of
 from sentexp.sweeps import grid, sweeper
-from sentexp.sweeps.sweep_dir import SweepFolder
+from sentexp.sweeps.choosing import at_the_best, split_by_seed
+from sentexp.sweeps.launch import Job
+from sentexp.sweeps.sweep_dir import Outcome, State, SweepFolder
 from sentexp.tracking.store import PARENT
 
 pytestmark = pytest.mark.usefixtures("scripted")
@@ -567,3 +569,15 @@ def test_a_sweep_whose_folder_turns_read_only_ends_with_a_sentence(launcher, sen
     assert code == 1
     assert "sentexp: the current folder cannot be used (Read-only file system)" in said
     assert "Traceback" not in said
+
+
+def test_a_default_is_chosen_by_its_value(capsys):
+    words = [("task.label_smoothing=0", "seed=1"), ("task.label_smoothing=0.1", "seed=1")]
+    words += [(first, "seed=2") for first, _ in words]
+    choice = ("sweep.choose=task.label_smoothing", "sweep.choose_seeds=1")
+    jobs = [Job(number=n, overrides=[], config=load_config(*each, *choice)) for n, each in enumerate(words)]
+    first, later = split_by_seed(jobs)
+    ended = {job.number: Outcome(name="", state=State.finished, objective=0.5) for job in first}
+    kept = at_the_best(first, later, ended, "validation/accuracy")
+    assert [job.config.task.label_smoothing for job in kept] == [0.0]  # the smallest of equals
+    assert "task.label_smoothing is chosen on validation: 0.0 (1); 1 more runs" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from peft.optimizers import create_loraplus_optimizer
 from rounding import drift, rounding
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from sentexp.config import load_config
+from sentexp.config import Schedule, load_config
 from sentexp.errors import UserError
 from sentexp.models.adapters import HARMLESS, attach
 from sentexp.models.structure import find_head
@@ -283,3 +283,18 @@ def test_a_scale_is_taken_into_the_rate():
 def test_what_schedule_free_cannot_do_is_one_sentence(overrides, sentence):
     with pytest.raises(UserError, match=sentence):
         load_config("optim=schedule_free", *overrides)
+
+
+@pytest.mark.parametrize("schedule", [schedule.name for schedule in Schedule])
+def test_muon_goes_with_every_schedule(schedule):
+    network = model()
+    optim = load_config("optim=muon", "optim.lr=1e-2", "optim.warmup_ratio=0", f"optim.schedule={schedule}").optim
+    optimizer = build_optimizer(optim, network, network["score"], CPU)
+    other = build_optimizer(load_config("optim.lr=1e-2").optim, network, network["score"], CPU)
+    rates, others = build_schedule(optim, optimizer, 10), build_schedule(optim, other, 10)
+    for _ in range(10):
+        optimizer.step()
+        other.step()
+        rates.step()
+        others.step()
+        assert set(rates.get_last_lr()) == set(others.get_last_lr())

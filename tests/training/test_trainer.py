@@ -10,9 +10,11 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import sentexp.models.fast.llama
 from sentexp.config import load_config
+from sentexp.metrics.target import Scores
 from sentexp.models.sequence_classifier import SequenceClassifier
 from sentexp.run.train import train
 from sentexp.training.batch_plan import halve_micro_batch
+from sentexp.training.checkpoint import ResumableEarlyStopping
 from sentexp.training.module import ClassifierModule
 
 
@@ -182,3 +184,27 @@ def test_a_loss_that_is_no_number_ends_the_run(train):
             "trainer.gradient_clip_val=null",
             "trainer.max_epochs=5",
         )
+
+
+def test_a_metric_that_is_not_defined_yet_stops_nothing(tmp_path, words, monkeypatch):
+    rows = "".join(f"{'abcde'[number % 5] * 4} film {number},{number % 5 + 1}\n" for number in range(60))
+    (tmp_path / "stars.csv").write_text(f"text,label\n{rows}")
+    own = ["data=csv", f"data.path={tmp_path / 'stars.csv'}", "data.labels=null", "task.loss=regression"]
+    own += ["data.splits.validation=null", "data.splits.test=null", "data.validation_fraction=0.2"]
+    own += ["trainer.monitor=validation/pearson", "trainer.early_stopping_patience=2", "trainer.max_epochs=3"]
+    measure, found = Scores.measure, []
+
+    def undefined_at_first(self, *given):
+        found.append(measure(self, *given))
+        return {key: value for key, value in found[-1].items() if key != "pearson" or len(found) > 1}
+
+    monkeypatch.setattr(Scores, "measure", undefined_at_first)
+    assert len(evaluations(train(load_config(*words, *own)))) == 3
+
+
+@pytest.mark.parametrize("values", [[math.nan, 0.1, 0.2], [0.1, math.nan, 0.2]])
+def test_a_metric_that_is_no_number_counts_as_no_better(values):
+    stopping = ResumableEarlyStopping(monitor="validation/qwk", mode="max", patience=2)
+    assert [stopping._evaluate_stopping_criteria(torch.tensor(value))[0] for value in values] == [False] * 3
+    assert stopping._evaluate_stopping_criteria(torch.tensor(math.nan))[0] is False
+    assert stopping._evaluate_stopping_criteria(torch.tensor(math.nan))[0] is True

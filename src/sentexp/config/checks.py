@@ -116,10 +116,19 @@ def read_delimiter(key: str, value: str | None, otherwise: str = "") -> str | No
 
 
 def read_names(key: str, value: object, legal: str) -> list[str]:
-    """Return a list of names; a single name counts as a list of one."""
+    """Return a list of names, each once; a single name counts as a list of one."""
+    return list(dict.fromkeys(_names(key, value, legal)))
+
+
+def read_columns(key: str, value: object) -> list[str]:
+    """Return the names of all columns of a file, in their order; those that are not read may have one name."""
+    return _names(key, value, "a list of the names of all columns, in their order")
+
+
+def _names(key: str, value: object, legal: str) -> list[str]:
     names = [value] if isinstance(value, str) and value else value
     if isinstance(names, list) and all(isinstance(name, str) and name for name in names):
-        return list(dict.fromkeys(names))
+        return names
     raise UserError(f"{key}={value} must be {legal}.")
 
 

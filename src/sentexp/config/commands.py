@@ -13,8 +13,8 @@ from sentexp.config.checks import (
     check_ranges,
     given,
     number,
+    read_columns,
     read_delimiter,
-    read_names,
     seed_number,
 )
 from sentexp.config.data import DataConfig
@@ -180,7 +180,7 @@ class PredictConfig(ReadingRun):
         self.delimiter = read_delimiter("delimiter", self.delimiter)
         self.text = None if self.text is None else str(text_template("text", self.text))
         self.text_pair = None if self.text_pair is None else str(text_template("text_pair", self.text_pair))
-        self.columns = read_names("columns", self.columns, "a list of the names of all columns, in their order")
+        self.columns = read_columns("columns", self.columns)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -11,6 +11,7 @@ from sentexp.config.checks import (
     check_encoding,
     check_ranges,
     number,
+    read_columns,
     read_delimiter,
     read_names,
 )
@@ -172,7 +173,7 @@ class TableData(DataConfig):
         """Check columns and the reading of text files."""
         _ = self.text_template, self.pair_template
         self.slices = read_names("data.slices", self.slices, "a column or a list of columns such as [language,source]")
-        self.columns = read_names("data.columns", self.columns, "a list of the names of all columns, in their order")
+        self.columns = read_columns("data.columns", self.columns)
         self._check_label()
         check_encoding("data.encoding", self.encoding, ", and null detects it")
         self.delimiter = read_delimiter(

@@ -17,6 +17,8 @@ BINS = 10
 MOST_VALUES = 10
 """Different scores that are counted each by itself; more are counted in ranges."""
 RANGES = 5
+EXACT_DIGITS = 17
+"""Significant digits that tell any two numbers apart."""
 
 
 class ScoreEncoder(LabelEncoder):
@@ -72,9 +74,23 @@ def score_counts(scores: "dict[str, Numbers]") -> dict[str, dict[str, int]]:
     together = np.concatenate(list(scores.values()))
     values = np.unique(together)
     if len(values) <= MOST_VALUES:
-        return {split: {f"{value:g}": int((mine == value).sum()) for value in values} for split, mine in scores.items()}
+        names = _told_apart(values, 6)
+        return {
+            split: {name: int((mine == value).sum()) for name, value in zip(names, values, strict=True)}
+            for split, mine in scores.items()
+        }
     edges = np.linspace(values[0], values[-1], RANGES + 1)
-    names = [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)]
+    names = [f"{low} to {high}" for low, high in itertools.pairwise(_told_apart(edges, 3))]
     return {
         split: dict(zip(names, np.histogram(mine, edges)[0].tolist(), strict=True)) for split, mine in scores.items()
     }
+
+
+def _told_apart(values: Numbers, digits: int) -> list[str]:
+    """Return different numbers as texts of the fewest digits, so many at least, that differ too."""
+    found: list[str] = []
+    for count in range(digits, EXACT_DIGITS + 1):
+        found = [f"{value:.{count}g}" for value in values]
+        if len(set(found)) == len(values):
+            break
+    return found

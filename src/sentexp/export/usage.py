@@ -13,7 +13,7 @@ from sentexp.models.saved import Trained
 
 USAGES = {
     "pipeline": """\
-    from transformers import pipeline
+{imports}    from transformers import pipeline
 
     classify = pipeline("text-classification", model=".", top_k=None)
     {assign}classify([{item}], truncation={cut}{raw})
@@ -83,6 +83,7 @@ def usage(trained: Trained, form: str, folder: Path) -> str:
     )
     joined = EXAMPLE + (trained.prompt.between + EXAMPLE_PAIR if pairs else "")
     text = USAGES[kind].format(
+        imports="    import torch\n" if trained.loss is HeadLoss.ordinal else "",
         assign="" if trained.loss is HeadLoss.cross_entropy else "outputs = ",
         raw=', function_to_apply="none"' if trained.loss in (HeadLoss.ordinal, HeadLoss.regression) else "",
         then=_then(trained),

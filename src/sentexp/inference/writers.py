@@ -5,7 +5,6 @@ command resumes after a kill: the part that was being written is written again.
 """
 
 import csv
-import io
 import json
 import os
 import shutil
@@ -26,6 +25,8 @@ from sentexp.system.atomic_write import write_atomic
 if TYPE_CHECKING:
     import pyarrow as pa
 
+END = "\r\n"
+"""With this end of rows Python's writer of CSV quotes values that hold either sign; rows are written with the last."""
 Predictions = list[list[Any]]
 """For each row the columns of `sentexp.inference.answers`, null where there is no text."""
 
@@ -44,6 +45,15 @@ class Output(ABC):
 
     def __init__(self, columns: Sequence[str], added: Sequence[str]) -> None:
         self.columns, self.added = list(columns), list(added)
+
+    def require_names(self, form: str) -> None:
+        """Refuse columns of one name where a form has one value for each name."""
+        twice = list(dict.fromkeys(name for name in self.columns if self.columns.count(name) > 1))
+        require(
+            not twice or form in ("csv", "tsv"),
+            f"The input has several columns {', '.join(twice)}, and {form} holds one of each name: rename all but one, "
+            "or write output=<file>.csv.",
+        )
 
     def count(self, predictions: Predictions) -> None:
         """Count rows that are written."""
@@ -68,6 +78,7 @@ class StandardOutput(Output):
 
     def __init__(self, form: str, columns: Sequence[str], added: Sequence[str], delimiter: str) -> None:
         super().__init__(columns, added)
+        self.require_names(form)
         self.text = TextRows(form, columns, added, delimiter)
 
     def write(self, chunk: Chunk, predictions: Predictions) -> None:
@@ -113,6 +124,7 @@ class FileOutput(Output):
         schema: "pa.Schema | None" = None,
     ) -> None:
         super().__init__(columns, added)
+        self.require_names(form)
         self.file, self.form, self.task, self.schema = file, form, task, schema
         self.folder = file.with_name(f"{file.name}.partial")
         self.state = self.folder / "state.json"
@@ -208,6 +220,14 @@ def _flush_to_disk(stream: IO[bytes]) -> None:
     os.fsync(stream.fileno())
 
 
+class _Written(list[str]):
+    """The rows that a writer of CSV has written."""
+
+    def write(self, row: str) -> None:
+        """Add a row."""
+        self.append(row)
+
+
 class TextRows:
     """Rows as bytes of CSV, TSV or JSON Lines, in UTF-8."""
 
@@ -237,11 +257,11 @@ class TextRows:
     def _lines(self, rows: list[list[Any]]) -> bytes:
         shown = [["" if value is None else _written(value) for value in row] for row in rows]
         if self.form == "csv":
-            stream = io.StringIO()
-            csv.writer(stream, delimiter=self.delimiter, lineterminator="\n").writerows(shown)
-            return stream.getvalue().encode()
+            written = _Written()
+            csv.writer(written, delimiter=self.delimiter, lineterminator=END).writerows(shown)
+            return "".join(f"{row.removesuffix(END)}\n" for row in written).encode()
         lines = [[str(value) for value in row] for row in shown]
-        broken = next((value for row in lines for value in row if any(sign in value for sign in "\t\n")), None)
+        broken = next((value for row in lines for value in row if any(sign in value for sign in "\t\r\n")), None)
         require(
             broken is None,
             f"A value holds a tab or a line break ({(broken or '')[:40]!r}), which TSV cannot write: name an output "

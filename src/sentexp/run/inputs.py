@@ -280,4 +280,4 @@ def _backbone(config: Config) -> tuple[Backbone, "PreTrainedTokenizerBase", int]
 
 
 def _token_key(spec: RunSpec) -> list[Any]:
-    return [spec.digest, spec.backbone.revision, spec.prompt.to_dict(), spec.config.data.max_length]
+    return [spec.digest, spec.backbone.revision, spec.prompt.to_dict(), spec.config.data.max_length, spec.positions]

@@ -19,7 +19,8 @@ def next_commands(result: "Result", config: Config) -> list[str]:
     words = given_words(in_sweep=False)
     if words is not None and config.trainer.strategy is Strategy.single:
         key, values = _axis(config)
-        others = [word for word in words if word.lstrip("+").partition("=")[0] not in (key, "sweep.rerun")]
+        replaced = {key, "sweep.rerun"} | ({"optim.lr_scale"} if key == "optim.lr" else set())  # it is in the rate
+        others = [word for word in words if word.lstrip("+").partition("=")[0] not in replaced]
         commands.append(sentexp_command("--multirun", f"{key}={values}", *others))
     return commands
 
@@ -29,7 +30,7 @@ def _axis(config: Config) -> tuple[str, str]:
     if isinstance(config.peft, Untuned):
         return "peft", "none,lora"
     if isinstance(config.peft, Lora):
-        rank = max(2, config.peft.r)
+        rank = config.peft.r * 2 if config.peft.init == "orthogonal" else max(2, config.peft.r)  # all even
         return "peft.r", f"{rank // 2},{rank},{rank * 2}"
     rate = config.optim.lr
     return "optim.lr", ",".join(f"{value:.3g}" for value in (rate / 2, rate, rate * 2))

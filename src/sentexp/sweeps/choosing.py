@@ -9,7 +9,7 @@ from sentexp.compare.settings import by_value
 from sentexp.config.metric_names import is_better_higher
 from sentexp.errors import require
 from sentexp.system.console import say
-from sentexp.tracking.identity import settings
+from sentexp.tracking.identity import LATER, settings
 
 if TYPE_CHECKING:
     from sentexp.sweeps.launch import Job
@@ -81,7 +81,8 @@ def _groups(jobs: "Sequence[Job]") -> dict[str, Values]:
     groups: dict[str, Values] = {}
     for job in jobs:
         known = settings(job.config)
-        value = str(known.pop(str(job.config.sweep.choose), None))
+        key = str(job.config.sweep.choose)
+        value = str(known.pop(key, LATER.get(key)))
         del known["seed"]
         groups.setdefault(json.dumps(known, sort_keys=True, default=str), {}).setdefault(value, []).append(job)
     return groups

@@ -157,7 +157,26 @@ class Checkpoints(L.Callback):
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Early stopping that a run resumed after its last evaluation remembers."""
+    """Early stopping that a run resumed after its last evaluation remembers.
+
+    NaN counts as a value that is not better; an evaluation without the metric does not count. Correlations and kappas
+    are not defined where all answers are the same, as they may be at the beginning.
+
+    Args:
+        monitor: the metric.
+        mode: `max` or `min`.
+        patience: evaluations without a better value.
+    """
+
+    def __init__(self, monitor: str, mode: str, patience: int) -> None:
+        super().__init__(
+            monitor=monitor,
+            mode=mode,
+            patience=patience,
+            strict=False,
+            check_finite=False,
+            check_on_train_epoch_end=False,  # after each evaluation, so that the state saved there knows of it
+        )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop at once if the patience had run out before the kill."""

@@ -18,7 +18,8 @@ class JointOptimizer(Optimizer):
 
     def __init__(self, *parts: Optimizer) -> None:
         self.parts = parts
-        super().__init__([group for part in parts for group in part.param_groups], {})
+        rate = {"lr": parts[0].defaults["lr"]}  # which a polynomial schedule asks for
+        super().__init__([group for part in parts for group in part.param_groups], rate)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step all of them; return what the closure does, which finds the gradients."""

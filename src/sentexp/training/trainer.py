@@ -113,7 +113,6 @@ def build_trainer(
                 monitor=config.monitor,
                 mode="max" if is_better_higher(config.monitor) else "min",
                 patience=config.early_stopping_patience,
-                check_on_train_epoch_end=False,  # after each evaluation, so that the state saved there knows of it
             )
         )
     if config.progress_bar:

@@ -59,6 +59,11 @@ def load_source(data: DataConfig, kind: TargetKind = TargetKind.classes) -> Sour
             raw = RawSplits(splits={"train": rated_texts(data)})
         case _:
             raise TypeError(f"no source reads {type(data).__name__}")
+    require(
+        "train" in raw.splits,
+        f"data.path={data.path} has no split for data.splits.train=auto (found: {', '.join(raw.splits) or 'none'}): "
+        "name the one to train on with data.splits.train=<name>.",
+    )
     encoder, notes = _encoder(data, kind, raw)
     source = Source(splits={}, labels=encoder.classes, notes=raw.notes + notes)
     for name, table in raw.splits.items():
