@@ -309,6 +309,7 @@ main()
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_the_start_is_one_sentence(number, monkeypatch, capsys):
     monkeypatch.setattr("sentexp.cli.main.register_schemas", lambda: signal.raise_signal(number))
