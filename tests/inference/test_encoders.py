@@ -208,16 +208,15 @@ def test_a_card_does_not_say_that_an_untuned_classifier_was_trained(
 
 
 GRAPHS = ("bert", "modernbert")
+"""Encoders whose graph `make slow` tries: the others are exhaustive tests."""
 FORMATS = [
     *((kind, "peft", "lora") for kind in ENCODERS),
     *((kind, "merged", "lora") for kind in ENCODERS),
     ("bert", "merged", "head"),
     ("distilbert", "merged", "full"),
-    *(pytest.param(kind, "onnx", "lora", marks=(ONNX, pytest.mark.slow)) for kind in ENCODERS if kind in GRAPHS),
     *(
-        pytest.param(kind, "onnx", "lora", marks=(ONNX, pytest.mark.exhaustive))
+        pytest.param(kind, "onnx", "lora", marks=(ONNX, pytest.mark.slow if kind in GRAPHS else pytest.mark.exhaustive))
         for kind in ENCODERS
-        if kind not in GRAPHS
     ),
 ]
 

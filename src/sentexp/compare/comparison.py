@@ -130,7 +130,8 @@ def load(config: CompareConfig, group: bool = True) -> Comparison:
     ranked = [run for run in scored if run is not None]
     latest = _latest(ranked) if group else ranked
     notes = [selection.left_out] if selection.left_out else []
-    if repeated := [run.name for run in ranked if run not in latest]:
+    kept = {run.run_id for run in latest}
+    if repeated := [run.name for run in ranked if run.run_id not in kept]:
         notes.append(f"Runs were repeated with the same seed, and the last of each counts: {listed(repeated)}.")
     comparison = Comparison(
         title=selection.title,
