@@ -115,6 +115,6 @@ def test_a_carriage_return_alone_ends_no_row(delimiter):
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_columns_of_one_name_are_refused_before_anything_is_scored(form, tmp_path):
-    with pytest.raises(UserError, match=r"has several columns x, .* write output=<file>.csv"):
+    with pytest.raises(UserError, match=r"has several columns named x, .* write output=<file>.csv"):
         FileOutput(tmp_path / f"out.{form}", form, ["text", "x", "x"], ADDED, ",", "t")
     FileOutput(tmp_path / "out.csv", "csv", ["text", "x", "x"], ADDED, ",", "t").close()

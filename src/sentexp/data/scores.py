@@ -74,20 +74,20 @@ def score_counts(scores: "dict[str, Numbers]") -> dict[str, dict[str, int]]:
     together = np.concatenate(list(scores.values()))
     values = np.unique(together)
     if len(values) <= MOST_VALUES:
-        names = _told_apart(values, 6)
+        names = _distinct(values, 6)
         return {
             split: {name: int((mine == value).sum()) for name, value in zip(names, values, strict=True)}
             for split, mine in scores.items()
         }
     edges = np.linspace(values[0], values[-1], RANGES + 1)
-    names = [f"{low} to {high}" for low, high in itertools.pairwise(_told_apart(edges, 3))]
+    names = [f"{low} to {high}" for low, high in itertools.pairwise(_distinct(edges, 3))]
     return {
         split: dict(zip(names, np.histogram(mine, edges)[0].tolist(), strict=True)) for split, mine in scores.items()
     }
 
 
-def _told_apart(values: Numbers, digits: int) -> list[str]:
-    """Return different numbers as texts of the fewest digits, so many at least, that differ too."""
+def _distinct(values: Numbers, digits: int) -> list[str]:
+    """Return numbers as texts that differ where they do, with so many significant digits or as few more as it takes."""
     found: list[str] = []
     for count in range(digits, EXACT_DIGITS + 1):
         found = [f"{value:.{count}g}" for value in values]

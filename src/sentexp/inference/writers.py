@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 END = "\r\n"
-"""With this end of rows Python's writer of CSV quotes values that hold either sign; rows are written with the last."""
+"""What Python's CSV writer ends rows with, as it quotes values that hold either sign; files get the second alone."""
 Predictions = list[list[Any]]
 """For each row the columns of `sentexp.inference.answers`, null where there is no text."""
 
@@ -51,8 +51,8 @@ class Output(ABC):
         twice = list(dict.fromkeys(name for name in self.columns if self.columns.count(name) > 1))
         require(
             not twice or form in ("csv", "tsv"),
-            f"The input has several columns {', '.join(twice)}, and {form} holds one of each name: rename all but one, "
-            "or write output=<file>.csv.",
+            f"The input has several columns named {', '.join(twice)}, and {form} holds one of each name: rename all "
+            "but one, or write output=<file>.csv.",
         )
 
     def count(self, predictions: Predictions) -> None:
